@@ -1,0 +1,56 @@
+# qlab: `make run` runs the whole workbook, `make test` all tests. Both make the environment first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH)
+
+.PHONY: run test lab lint environment lock embedded-model doctor clean help
+
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+run: $(READY) ## run the whole workbook on the embedded model; prints the results table and where the report lies
+	$(BIN)/qlab run
+
+test: $(READY) ## all tests
+	$(BIN)/python -m pytest
+
+lab: $(READY) ## read the lessons in JupyterLab
+	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
+
+lint: $(READY) ## style and types
+	$(BIN)/ruff format --check qlab tests data
+	$(BIN)/ruff check qlab tests data notebooks
+	$(BIN)/mypy
+
+doctor: $(READY) ## what works on this machine
+	$(BIN)/qlab doctor
+
+embedded-model: $(READY) ## train data/embedded anew (hours on two cores; interrupted, it goes on)
+	$(BIN)/python data/embedded/train.py
+
+environment: $(READY) ## only the environment
+
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null 2>&1 && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo "qlab needs Python 3.11 (auto-gptq has wheels for 3.8 to 3.11 only), and '$(PYTHON)' is not one."; \
+	  echo "Install it: 'apt install python3.11 python3.11-venv', 'brew install python@3.11', 'uv python install 3.11' or"; \
+	  echo "'conda env create -f environment.yml'. Then 'make run', or 'make run PYTHON=/path/to/python3.11'."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip==26.3 setuptools==84.2.1 wheel==0.48.0
+	@# torch first and by itself: pip then keeps to this release, whose wheel needs no CUDA packages on a CPU machine's index
+	$(BIN)/pip install --quiet $$(grep '^torch==' requirements.lock)
+	$(BIN)/pip install --quiet -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/pip check
+	@touch $(READY)
+
+lock: ## write requirements.lock from pyproject.toml's pins
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet $$(sed -n 's/^ *"\([a-z0-9-]*==[^"]*\)",.*/\1/p' pyproject.toml)
+	{ sed -n '/^#/p' requirements.lock; build/lock/bin/pip freeze | sed 's/+cpu//' | grep -v -E '^(pip|setuptools|wheel)=='; } > build/requirements.lock
+	mv build/requirements.lock requirements.lock
+
+clean: ## remove environment and results
+	rm -rf $(VENV) build

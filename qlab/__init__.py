@@ -1,0 +1,24 @@
+"""qlab: learn, check and carry out the quantization of large language models."""
+
+import os
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+EMBEDDED = DATA / "embedded"
+
+# qlab's users keep their data in house: every library that counts its users is told not to, before any is imported.
+# A value that the user has set stays.
+for _variable, _value in {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "DISABLE_TELEMETRY": "1",
+    "ANONYMIZED_TELEMETRY": "False",
+    "BNB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",  # papermill forks after tokenizers have started threads
+}.items():
+    os.environ.setdefault(_variable, _value)

@@ -1,0 +1,130 @@
+"""The environment check: what is installed, what works on this machine, and the command that mends what does not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from qlab.deploy.commands import runtimes
+from qlab.errors import UserError
+
+MEND = "rm -rf .venv && make environment"
+REMEDIES = {
+    "memory": "a larger machine",
+    "embedded model": "git checkout data/embedded",
+    "Python": "install Python 3.11, then make environment",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: `state` is OK, missing or broken; `mend` the command that helps."""
+
+    subject: str
+    state: str
+    detail: str
+    mend: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at Python, the machine, the embedded model, each library (imported for real) and each runtime."""
+    checks = [
+        ("Python", check_python),
+        ("device", check_device),
+        ("memory", check_memory),
+        ("CPU", check_cpu),
+        ("embedded model", check_embedded),
+    ]
+    findings = [_finding(name, check) for name, check in checks]
+    libraries = (
+        "torch",
+        "transformers",
+        "bitsandbytes",
+        "jupyterlab",
+        "ipywidgets",
+        "seaborn",
+        "papermill",
+        "gguf",
+        "xllamacpp",
+        "lm-eval",
+    )
+    findings += [_finding(name, partial(check_library, name)) for name in libraries]
+    findings += [_finding("autoawq", check_autoawq), _finding("auto-gptq", check_autogptq)]
+    for runtime in runtimes():
+        state = "OK" if runtime.present else "missing"
+        detail = f"serves {', '.join(runtime.formats)}"
+        findings.append(Finding(f"runtime {runtime.name}", state, detail, "" if runtime.present else runtime.install))
+    return findings
+
+
+def check_python() -> str:
+    if sys.version_info[:2] != (3, 11):
+        raise UserError(f"{platform.python_version()}; auto-gptq has wheels up to 3.11 only")
+    return platform.python_version()
+
+
+def check_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"CUDA: {torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
+    return "CPU only (every lesson runs; a GPU makes it faster)"
+
+
+def check_memory() -> str:
+    import psutil
+
+    memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(Path.cwd()))
+    if memory.total < 6e9:
+        raise UserError(f"{memory.total / 1e9:.0f} GB of RAM; the workbook wants 6")
+    return f"{memory.total / 1e9:.0f} GB of RAM, {memory.available / 1e9:.0f} free; {disk.free / 1e9:.0f} GB of disk free"
+
+
+def check_cpu() -> str:
+    listing = Path("/proc/cpuinfo")
+    flags = set(listing.read_text().split()) if listing.exists() else set()
+    features = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16") if name in flags]
+    return f"{os.cpu_count()} cores; {', '.join(features) or 'features unknown'}"
+
+
+def check_embedded() -> str:
+    from qlab.model import locate
+
+    return f"whole, {locate('embedded').fingerprint}"
+
+
+def check_library(name: str) -> str:
+    import_module({"lm-eval": "lm_eval"}.get(name, name))
+    return version(name)
+
+
+def check_autoawq() -> str:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import awq  # noqa: F401
+    return version("autoawq")
+
+
+def check_autogptq() -> str:
+    from qlab.peers.autogptq import revived
+
+    with revived():
+        return f"{version('auto-gptq')}, through qlab's shim"
+
+
+def _finding(subject: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject, "OK", check())
+    except (PackageNotFoundError, ModuleNotFoundError) as error:
+        return Finding(subject, "missing", str(error), REMEDIES.get(subject, MEND))
+    except Exception as error:  # whatever a broken library raises, the report goes on
+        return Finding(subject, "broken", f"{type(error).__name__}: {error}".splitlines()[0], REMEDIES.get(subject, MEND))

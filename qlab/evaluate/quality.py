@@ -1,0 +1,94 @@
+"""Token perplexity of a model, and its distance from a reference on the same windows.
+
+Perplexity follows the usual protocol: consecutive, non-overlapping windows, each token but a window's first predicted
+from those before it in the window. On small models it drowns in noise and can even improve while the model moves
+away from the original, so methods are judged by KL(reference ‖ model), token by token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qlab.errors import UserError
+from qlab.progress import progress
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures over `tokens` predicted tokens in windows of `window`; standard errors are over windows.
+
+    `perplexity` and `stderr` in the same unit; `kl` in nats a token; `top1` the share of tokens on which model and
+    reference agree on the likeliest next token. The last four are None without a reference; `loss_increase` is the mean
+    negative log-likelihood less the reference's, paired by window, which is far less noisy than either.
+    """
+
+    perplexity: float
+    stderr: float
+    tokens: int
+    window: int
+    kl: float | None = None
+    kl_stderr: float | None = None
+    top1: float | None = None
+    loss_increase: float | None = None
+    loss_increase_stderr: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.inference_mode()
+def measure_quality(model: nn.Module, windows: Tensor, reference: nn.Module | None = None, label: str = "evaluating") -> Quality:
+    """Run the windows, int64 [windows, length], through `model`, and through `reference` where one is given.
+
+    Raises:
+        UserError: fewer than two windows, windows of fewer than two tokens, or the two models' vocabularies differ.
+    """
+    if windows.shape[0] < 2:
+        raise UserError("one window has no standard error: give a longer text, shorter windows or more of them")
+    if windows.shape[1] < 2:
+        raise UserError("a window needs at least two tokens: one to predict from and one to predict")
+    rows = []
+    for window in progress(windows.split(1), label, leave=False):
+        logits = next_token_logits(model, window)
+        target = window[0, 1:].to(logits.device)
+        row = {"loss": float(nn.functional.cross_entropy(logits, target))}
+        if reference is not None:
+            expected = next_token_logits(reference, window).to(logits.device)
+            if expected.shape != logits.shape:
+                raise UserError(
+                    f"the reference predicts {expected.shape[1]} tokens, the model {logits.shape[1]}: they are not of one family"
+                )
+            log_p, log_q = expected.log_softmax(-1), logits.log_softmax(-1)
+            row["reference"] = float(nn.functional.nll_loss(log_p, target))
+            row["kl"] = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+            row["top1"] = float((expected.argmax(-1) == logits.argmax(-1)).float().mean())
+        rows.append(row)
+    columns = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
+    loss, loss_error = mean_and_error(columns["loss"])
+    result: dict[str, Any] = {
+        "perplexity": math.exp(loss),
+        "stderr": math.exp(loss) * loss_error,  # first order: d exp(x) = exp(x) dx
+        "tokens": windows.shape[0] * (windows.shape[1] - 1),
+        "window": windows.shape[1],
+    }
+    if reference is not None:
+        result["kl"], result["kl_stderr"] = mean_and_error(columns["kl"])
+        result["top1"] = float(columns["top1"].mean())
+        result["loss_increase"], result["loss_increase_stderr"] = mean_and_error(columns["loss"] - columns["reference"])
+    return Quality(**result)
+
+
+def next_token_logits(model: nn.Module, window: Tensor) -> Tensor:
+    """Logits for positions 1 … of one window, int64 [1, length] → float32 [length − 1, vocabulary]."""
+    device = next(model.parameters()).device
+    return model(input_ids=window.to(device), use_cache=False).logits[0, :-1].float()
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean of a vector and the standard error of it."""
+    return float(values.mean()), float(values.std() / math.sqrt(len(values)))

@@ -1,0 +1,76 @@
+"""What several lessons do: quantize each decoder layer in several ways and compare the errors; pick channels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qlab.methods.awq import output_error
+from qlab.methods.gptq import gptq
+from qlab.methods.rtn import rtn
+from qlab.model import decoder_layers
+from qlab.progress import progress
+from qlab.statistics import Statistics
+
+Rounding = Callable[[Tensor, Statistics], Tensor]
+"""A way to quantize: weight [out, in] and statistics of its inputs → the weights that come back, float32 [out, in]."""
+
+
+def layer_errors(model: PreTrainedModel, statistics: Mapping[str, Statistics], ways: Mapping[str, Rounding]) -> pd.DataFrame:
+    """Relative squared output error of each layer under each way: a tidy table with columns layer, way, error."""
+    rows = []
+    for name, layer in progress(list(decoder_layers(model).items()), "layers", leave=False):
+        weight, seen = layer.weight.data, statistics[name]
+        for way, rounding in ways.items():
+            rows.append({"layer": short_name(name), "way": way, "error": output_error(rounding(weight, seen), weight, seen.hessian)})
+    return pd.DataFrame(rows)
+
+
+def group_size_table(weight: Tensor, sizes: Iterable[int], bits: Iterable[int]) -> pd.DataFrame:
+    """Stored bits a weight and relative squared error of RTN for every group size and width; columns group, bits, …"""
+    rows = []
+    for size, width in itertools.product(sizes, bits):
+        quantized = rtn(weight, width, size)
+        error = float((quantized.dequantize() - weight).square().sum() / weight.float().square().sum())
+        rows.append({"group": size, "bits": width, "bits/weight": quantized.bits_per_weight, "relative error": error})
+    return pd.DataFrame(rows)
+
+
+def damping_curves(
+    layers: Mapping[str, nn.Linear], statistics: Mapping[str, Statistics], dampings: Sequence[float]
+) -> dict[str, list[tuple[float, float]]]:
+    """(damping, relative output error) of GPTQ at 4 bits for each layer, by its short name."""
+    curves = {}
+    for name, layer in layers.items():
+        weight, hessian = layer.weight.data, statistics[name].hessian
+        errors = [output_error(gptq(weight, hessian, 4, damping=damping).dequantize(), weight, hessian) for damping in dampings]
+        curves[short_name(name)] = list(zip(dampings, errors, strict=True))
+    return curves
+
+
+def mean_errors(table: pd.DataFrame) -> dict[str, float]:
+    """Geometric mean over the layers of each way's error, ways in the table's order."""
+    logs = np.log(table["error"].clip(lower=1e-12))
+    return {way: float(np.exp(logs[table["way"] == way].mean())) for way in table["way"].unique()}
+
+
+def top_channels(magnitude: Tensor, share: float) -> Tensor:
+    """The `share` of channels with the largest mean |x|: int64 indices, at least one."""
+    return magnitude.topk(max(1, round(share * len(magnitude)))).indices
+
+
+def random_channels(magnitude: Tensor, share: float, seed: int = 0) -> Tensor:
+    """As many channels, drawn at random: the negative control."""
+    return torch.randperm(len(magnitude), generator=torch.Generator().manual_seed(seed))[: max(1, round(share * len(magnitude)))]
+
+
+def short_name(name: str) -> str:
+    """model.layers.3.mlp.down_proj → 3.down_proj."""
+    parts = name.split(".")
+    return f"{parts[parts.index('layers') + 1]}.{parts[-1]}"

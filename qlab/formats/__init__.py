@@ -1,0 +1,1 @@
+"""How quantized tensors lie on disk for a runtime: AWQ, GPTQ, GGUF, bitsandbytes."""

@@ -1,0 +1,103 @@
+"""What every lesson starts from: the model, its tokenizer, calibration and evaluation windows, the original as reference."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qlab.artifact import Artifact, make_artifact
+from qlab.errors import UserError
+from qlab.evaluate.quality import Quality, measure_quality
+from qlab.model import Source, decoder_layers, load, load_tokenizer, locate
+from qlab.recipes import Recipe
+from qlab.record import record
+from qlab.statistics import Statistics, collect
+from qlab.text import load_text, windows
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The subject of a lesson and the texts to judge it by; windows are int64 [windows, length]."""
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    reference: PreTrainedModel
+    calibration: Tensor
+    evaluation: Tensor
+    work: str
+
+    def artifact(self, recipe: Recipe) -> Artifact:
+        """The artifact of `recipe`, made now or taken from an earlier run with the same inputs; its cost is recorded."""
+        made = make_artifact(recipe, self.source, self.calibration, self.work)
+        cost = {"seconds": made.seconds, "peak_bytes": made.peak_bytes, "disk_bytes": made.disk_bytes}
+        record(f"cost/{recipe.name}", cost)
+        return made
+
+    def evaluate(self, name: str, model: PreTrainedModel | Artifact) -> Quality:
+        """Quality of a model or artifact against the original; recorded as `quality/name`."""
+        candidate = load(model.source, self.dtype, self.device) if isinstance(model, Artifact) else model
+        quality = measure_quality(candidate, self.evaluation, self.reference, label=name)
+        record(f"quality/{name}", quality.as_dict())
+        return quality
+
+    def statistics(self) -> dict[str, Statistics]:
+        """Statistics of every decoder layer's inputs over the calibration windows, by layer name."""
+        return collect(self.reference, decoder_layers(self.reference), self.calibration)
+
+    def with_weights(self, change: Callable[[str, Tensor], Tensor]) -> PreTrainedModel:
+        """A copy of the original with `change(layer name, weight)` in place of each decoder linear layer's weight."""
+        model = copy.deepcopy(self.reference)
+        for name, layer in decoder_layers(model).items():
+            layer.weight.data = change(name, layer.weight.data).to(layer.weight.dtype)
+        return model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.reference.dtype
+
+    @property
+    def device(self) -> str:
+        return str(self.reference.device)
+
+
+def open_lesson(
+    model: str, calibration_text: str, calibration_windows: int, calibration_length: int,
+    evaluation_text: str, evaluation_windows: int, evaluation_length: int, work: str, device: str = "cpu",
+) -> Lesson:  # fmt: skip
+    """Open `model` and cut both texts into windows, no longer than the model's context.
+
+    Raises:
+        UserError: a model, text or size that cannot be used, before any work is done.
+    """
+    quiet()
+    torch.manual_seed(0)
+    source = locate(model)
+    limit = source.config.get("max_position_embeddings", evaluation_length)
+    for name, length in (("calibration_length", calibration_length), ("evaluation_length", evaluation_length)):
+        if not 2 <= length <= limit:
+            raise UserError(f"{name} is {length}: expected 2 to {limit}, the longest context of {source.name}")
+    tokenizer = load_tokenizer(source)
+    calibration = windows(load_text(calibration_text), tokenizer, calibration_length, calibration_windows)
+    evaluation = windows(load_text(evaluation_text), tokenizer, evaluation_length, evaluation_windows)
+    # FP32 arithmetic: the same figures whether or not a machine has fast half precision.
+    reference = load(source, torch.float32, device)
+    record("model", {"name": source.name, "fingerprint": source.fingerprint, "parameters": reference.num_parameters()})
+    return Lesson(source, tokenizer, reference, calibration, evaluation, work)
+
+
+def quiet() -> None:
+    """Keep loading bars and advisory messages of libraries out of a lesson; errors still come through."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)

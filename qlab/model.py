@@ -1,0 +1,188 @@
+"""Models: a Hugging Face folder, a hub id, an artifact, or `embedded`, opened for measuring.
+
+`locate` turns a name into a folder and checks that it can be trusted; `load` makes a transformers model of it. AWQ and
+GPTQ checkpoints are unpacked into plain weights, GGUF files dequantized: quality is then measured by the same
+arithmetic for every format, on any machine. How fast a runtime serves them is another question (qlab.evaluate.speed).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from qlab import EMBEDDED
+from qlab.errors import UserError
+from qlab.formats.dense import dense_state
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # no pickles, no Python
+WHOLE = 256 << 20  # a weight file up to this many bytes is in the fingerprint whole; of a larger one, so many samples
+SAMPLES, SAMPLE_BYTES = 1024, 65536
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model found and checked: the name it was asked by, its folder, and a hash of what it holds."""
+
+    name: str
+    path: Path
+    fingerprint: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json; empty for a GGUF folder, which carries its configuration in the file."""
+        file = self.path / "config.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+
+def locate(name: str) -> Source:
+    """Find the model that `name` means and check its files, without loading it.
+
+    Raises:
+        UserError: no such folder or hub id, no network, no weights, pickled weights, or a damaged file.
+    """
+    if name == "embedded":
+        folder, shown = EMBEDDED, name
+    elif name and Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser().resolve()
+        shown = folder.name
+    elif HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
+        folder, shown = download(name), name
+    else:
+        raise UserError(
+            f"no model {name!r}: expected 'embedded', a folder with config.json and *.safetensors, or a hub id such as Qwen/Qwen2.5-0.5B"
+        )
+    weights = check_weights(folder)
+    return Source(shown, folder, fingerprint(folder, weights))
+
+
+def download(hub_id: str) -> Path:
+    """The local snapshot of a hub model: from the cache where it is complete, else fetched, safetensors only."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"the hub has no model {hub_id!r} that you may read, and there is no such folder; "
+            "check the spelling, or log in with 'hf auth login'"
+        ) from error
+    except Exception as error:  # the client raises many kinds when the network is away; all mean the same here
+        raise UserError(
+            f"could not fetch {hub_id!r} from the hub ({type(error).__name__}), and it is not in the local cache; "
+            "there is no folder of that name either. Without a network, give a folder: --model /path/to/model"
+        ) from error
+
+
+def check_weights(folder: Path) -> list[Path]:
+    """The weight files of a model folder, each whole.
+
+    Raises:
+        UserError: none, pickled ones only, or one that is damaged.
+    """
+    if gguf := sorted(folder.glob("*.gguf")):
+        return gguf
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder.name}/ has no config.json: it is not a Hugging Face model folder")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        hint = f" ({pickled[0]} is a pickle, which can run code: convert it to safetensors first)" if pickled else ""
+        raise UserError(f"{folder.name}/ has no weights: expected *.safetensors{hint}")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        named = set(json.loads(index.read_text())["weight_map"].values())
+        if missing := sorted(named - {file.name for file in weights}):
+            raise UserError(f"{folder.name}/ lacks {len(missing)} of {len(named)} weight files: {missing[0]} …; download it again")
+    for file in weights:
+        try:
+            with safe_open(file, "pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{folder.name}/{file.name} is damaged ({error}); download or copy it again") from error
+    return weights
+
+
+def fingerprint(folder: Path, weights: list[Path]) -> str:
+    """A hash of configuration, tokenizer and weights; of files over 256 MiB only samples, so that a 70B takes seconds, not minutes."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
+        if (folder / name).exists():
+            digest.update((folder / name).read_bytes())
+    for file in weights:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            if size <= WHOLE:
+                digest.update(stream.read())
+                continue
+            for sample in range(SAMPLES):
+                stream.seek(max(0, size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+                digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def load(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PreTrainedModel:
+    """The model of a folder or artifact, in evaluation mode, its weights in `dtype` on `device`.
+
+    bitsandbytes checkpoints stay in four bits and compute in `dtype`; all others become plain weights.
+
+    Raises:
+        UserError: a format qlab does not read, or an architecture transformers does not know.
+    """
+    if gguf := sorted(source.path.glob("*.gguf")):
+        model = AutoModelForCausalLM.from_pretrained(source.path, gguf_file=gguf[0].name, dtype=dtype)
+        return model.eval().to(device)
+    quantization = source.config.get("quantization_config")
+    try:
+        if quantization is None or quantization.get("quant_method") == "bitsandbytes":
+            model = AutoModelForCausalLM.from_pretrained(
+                source.path, dtype=dtype, device_map=device, trust_remote_code=False, use_safetensors=True
+            )
+        else:
+            config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+            del config.quantization_config
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            fill(model, dense_state(source.path, quantization))
+    except (ValueError, KeyError) as error:
+        raise UserError(f"transformers cannot open {source.name}: {error}") from error
+    return model.eval().to(device)
+
+
+def fill(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
+    """Put every weight of `state` into `model`, and insist that none is left over or missing but a tied head.
+
+    Raises:
+        UserError: names that do not match.
+    """
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    model.tie_weights()
+    # AutoGPTQ gives every layer a bias, of zeros where the model has none.
+    unexpected = [name for name in unexpected if not (name.endswith(".bias") and not state[name].any())]
+    absent = [name for name in missing if not (name == "lm_head.weight" and model.config.tie_word_embeddings)]
+    if absent or unexpected:
+        raise UserError(f"the checkpoint does not fit its configuration: missing {absent[:3]}, unexpected {unexpected[:3]}")
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with the model: tokenizer.json to the letter, where transformers would bring its own rules for a family."""
+    if (source.path / "tokenizer.json").exists():
+        return PreTrainedTokenizerFast.from_pretrained(source.path)
+    if gguf := sorted(source.path.glob("*.gguf")):
+        return AutoTokenizer.from_pretrained(source.path, gguf_file=gguf[0].name)
+    return AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
+
+
+def decoder_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The linear layers inside the decoder blocks, by name: what quantizers quantize. Embedding and head are not among them."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".layers." in f".{name}."}

@@ -1,0 +1,118 @@
+"""AutoGPTQ 0.7.1, the reference GPTQ library (unmaintained; its successor is GPTQModel), made to work once more.
+
+transformers, huggingface_hub and peft have moved since its last release, and it insists on CUDA. What it misses is put
+back, and what it takes for granted is mended, inside one context that undoes itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from qlab.errors import UserError
+from qlab.model import Source, load, load_tokenizer
+from qlab.peers.patching import patched
+
+
+@contextmanager
+def revived() -> Iterator[Any]:
+    """auto_gptq, importable and usable: on CUDA where there is a GPU, else on the CPU."""
+    import huggingface_hub
+    import peft.mapping
+    import peft.peft_model
+    import transformers.initialization
+    import transformers.modeling_utils
+    import transformers.utils.hub as hub
+    from transformers.initialization import no_init_weights
+
+    restored: list[tuple[Any, str, Any]] = [
+        (transformers.modeling_utils, "no_init_weights", no_init_weights),
+        (peft.peft_model, "PEFT_TYPE_TO_MODEL_MAPPING", peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING),
+        *((hub, name, getattr(huggingface_hub, name)) for name in ("CommitOperationAdd", "create_commit", "create_repo")),
+    ]
+    with ExitStack() as stack:
+        stack.enter_context(patched(*restored))
+        import auto_gptq
+        import auto_gptq.modeling._base as base
+
+        if not torch.cuda.is_available():
+            device = torch.device("cpu")
+            stack.enter_context(patched((base, "CUDA_0", device), (torch.cuda, "synchronize", lambda device=None: None)))
+        yield auto_gptq
+
+
+def quantize(source: Source, windows: Tensor, out: Path, group_size: int, symmetric: bool, act_order: bool) -> None:
+    """Quantize to 4 bits with AutoGPTQ and save to `out`; calibration windows int64 [windows, length].
+
+    Raises:
+        UserError: a model type that AutoGPTQ has no class for.
+    """
+    with revived() as auto_gptq:
+        from auto_gptq.modeling.auto import GPTQ_CAUSAL_LM_MODEL_MAP
+
+        model_type = source.config["model_type"]
+        if model_type not in GPTQ_CAUSAL_LM_MODEL_MAP:
+            raise UserError(f"AutoGPTQ does not know the model type {model_type!r}")
+        config = auto_gptq.BaseQuantizeConfig(
+            bits=4, group_size=group_size, sym=symmetric, desc_act=act_order, damp_percent=0.01, model_name_or_path=source.name
+        )
+        inner = load(source, device="cuda:0" if torch.cuda.is_available() else "cpu")
+        model = GPTQ_CAUSAL_LM_MODEL_MAP[model_type](inner, False, config)
+        examples = [{"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in windows]
+        with tuple_outputs(inner):
+            model.quantize(examples)
+        inner.half()  # what stays unquantized is stored as it came: in FP16
+        model.save_quantized(str(out), use_safetensors=True)
+        load_tokenizer(source).save_pretrained(out)
+    # It names its file after the recipe, which transformers does not look for.
+    (written,) = out.glob("*.safetensors")
+    written.rename(out / "model.safetensors")
+    (out / "config.json").write_text(json.dumps(source.config | {"quantization_config": quantization_entry(out)}, indent=2) + "\n")
+
+
+def quantization_entry(out: Path) -> dict[str, Any]:
+    """`quantization_config` for config.json, from the file that AutoGPTQ writes beside the weights."""
+    written = json.loads((out / "quantize_config.json").read_text())
+    keys = ("bits", "group_size", "desc_act", "sym", "damp_percent")
+    return {"quant_method": "gptq", "checkpoint_format": "gptq"} | {key: written[key] for key in keys}
+
+
+@contextmanager
+def tuple_outputs(model: nn.Module) -> Iterator[None]:
+    """Decoder blocks answer with a tuple, as they did when AutoGPTQ was written (it takes [0] of the answer)."""
+    blocks = model.get_submodule("model.layers")
+    assert isinstance(blocks, nn.ModuleList)
+    hooks = [block.register_forward_hook(lambda _, __, output: output if isinstance(output, tuple) else (output,)) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[PreTrainedModel]:
+    """The checkpoint in AutoGPTQ's own layers, for measuring its speed; plain PyTorch where no GPU is."""
+    from safetensors.torch import load_file
+
+    description = json.loads((folder / "config.json").read_text())
+    quantization = description["quantization_config"]
+    with revived():
+        from auto_gptq.modeling._utils import make_quant
+
+        config = AutoConfig.from_pretrained(folder)
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16 if torch.cuda.is_available() else torch.float32)
+        state = load_file(folder / "model.safetensors")
+        names = [name.removesuffix(".qweight") for name in state if name.endswith(".qweight")]
+        make_quant(model, names, quantization["bits"], quantization["group_size"], desc_act=quantization["desc_act"], use_cuda_fp16=False)
+        model.load_state_dict(state, strict=False)
+        model.tie_weights()
+        yield model.eval().to("cuda:0" if torch.cuda.is_available() else "cpu")

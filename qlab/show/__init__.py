@@ -1,0 +1,1 @@
+"""Showing: figures, tables and controls over results that have been computed."""

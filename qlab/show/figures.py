@@ -1,0 +1,108 @@
+"""Figures, drawn with seaborn from plain results. Each returns a matplotlib figure and displays nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+ACCENT, MUTED = "#1f6f8b", "#b0b7bd"
+
+
+def new_axes(title: str, x: str, y: str, size: tuple[float, float] = (8, 4)) -> tuple[Figure, Axes]:
+    """A figure that pyplot does not keep, so that it is shown only where a cell shows it."""
+    sns.set_theme(style="whitegrid", context="notebook")
+    figure, axes = plt.subplots(figsize=size, layout="constrained", dpi=110)
+    plt.close(figure)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def bars(
+    values: Mapping[str, float], title: str, label: str, errors: Mapping[str, float] | None = None, highlight: str = "", log: bool = False
+) -> Figure:
+    """Horizontal bars, one a name, the value written at its end."""
+    figure, axes = new_axes(title, label, "", (8, 0.9 + 0.42 * len(values)))
+    names = list(values)
+    colours = [ACCENT if not highlight or name == highlight else MUTED for name in names]
+    spread = [errors[name] for name in names] if errors else None
+    axes.barh(names, list(values.values()), xerr=spread, color=colours, error_kw={"elinewidth": 1})
+    axes.invert_yaxis()
+    if log:
+        axes.set_xscale("log")
+    for position, name in enumerate(names):
+        text = f" {values[name]:.3g}" if abs(values[name]) < 1000 else f" {values[name]:,.0f}"
+        axes.annotate(text, (values[name] + (spread[position] if spread else 0), position), va="center", fontsize=9)
+    axes.margins(x=0.14)
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def grouped_bars(table: pd.DataFrame, x: str, y: str, hue: str, title: str, label: str, log: bool = False) -> Figure:
+    """Vertical bars of a tidy table, coloured by `hue`."""
+    figure, axes = new_axes(title, "", label, (9.5, 4.2))
+    sns.barplot(table, x=x, y=y, hue=hue, ax=axes, palette="viridis", errorbar=None)
+    if log:
+        axes.set_yscale("log")
+    axes.tick_params(axis="x", rotation=60 if table[x].nunique() > 8 else 0, labelsize=8)
+    axes.legend(title=None, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.06), ncols=4, frameon=False, borderaxespad=0)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=26)
+    axes.set_xlabel("")
+    return figure
+
+
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str, log_x: bool = False) -> Figure:
+    """One line a name through its (x, y) points."""
+    figure, axes = new_axes(title, x, y)
+    for (name, points), colour in zip(series.items(), sns.color_palette("viridis", len(series)), strict=True):
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=colour)
+    if log_x:
+        axes.set_xscale("log")
+    if len(series) > 1:
+        axes.legend(fontsize=9)
+    return figure
+
+
+def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: str, log_y: bool = False) -> Figure:
+    """Named points, each written beside its mark; the Pareto front (less of both is better) drawn through."""
+    figure, axes = new_axes(title, x, y, (8, 4.6))
+    front, best = [], float("inf")
+    for name in sorted(points, key=lambda name: points[name]):
+        if points[name][1] < best:
+            best = points[name][1]
+            front.append(points[name])
+    axes.step(*zip(*front, strict=True), where="post", color=MUTED, linestyle="--", zorder=1)
+    for name, (px, py) in points.items():
+        axes.scatter(px, py, color=ACCENT, zorder=2)
+        axes.annotate(name, (px, py), textcoords="offset points", xytext=(6, 5), fontsize=9)
+    if log_y:
+        axes.set_yscale("log")
+    axes.margins(x=0.18, y=0.12)
+    return figure
+
+
+def histogram(values: Sequence[float], levels: Mapping[str, Sequence[float]], title: str, x: str) -> Figure:
+    """How `values` are distributed, with each named set of levels as a row of marks below."""
+    figure, axes = new_axes(title, x, "density")
+    sns.histplot(x=list(values), stat="density", bins=80, color=MUTED, ax=axes, edgecolor=None)
+    for row, ((name, marks), colour) in enumerate(zip(levels.items(), sns.color_palette("viridis", len(levels)), strict=True)):
+        height = -0.06 * (row + 1) * axes.get_ylim()[1]
+        axes.plot(marks, [height] * len(marks), "|", color=colour, markersize=14, markeredgewidth=2, label=name)
+    axes.legend(fontsize=9)
+    axes.set_ylabel("density")
+    return figure
+
+
+def heatmap(table: pd.DataFrame, title: str, label: str) -> Figure:
+    """A matrix of numbers as colours, each written in its field."""
+    figure, axes = new_axes(title, "", "", (8.5, 0.8 + 0.36 * len(table)))
+    sns.heatmap(table, ax=axes, cmap="viridis", annot=True, fmt=".2g", cbar_kws={"label": label}, annot_kws={"fontsize": 8})
+    axes.tick_params(axis="both", labelsize=8, rotation=0)
+    axes.set(xlabel=table.columns.name, ylabel=table.index.name)
+    return figure

@@ -1,0 +1,19 @@
+"""The end of a lesson: the guide's claims it met, and what this run's measurements make of each."""
+
+from __future__ import annotations
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from qlab.claims import judge
+from qlab.record import recorded
+from qlab.show.tables import styled
+
+
+def recap(lesson: str) -> Styler:
+    """The claims of `lesson` judged by what has been recorded in this notebook."""
+    rows = [
+        {"claim": v.claim["statement"], "guide": v.claim["figure"] or "", "verdict": v.verdict, "measured, or why not": v.measured}
+        for v in judge(recorded(), lesson)
+    ]
+    return styled(pd.DataFrame(rows)).hide(axis="index").set_properties(**{"text-align": "left", "max-width": "26em"})

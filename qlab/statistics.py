@@ -1,0 +1,60 @@
+"""Statistics of a linear layer's inputs over the calibration text: all that a method may know of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Statistics:
+    """Of one layer's inputs x [tokens, in]: `hessian` = XᵀX float32 [in, in], the sum of |x| [in], the tokens seen."""
+
+    hessian: Tensor
+    absolute_sum: Tensor
+    tokens: int = 0
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Mean |x| of each input channel: float32 [in]."""
+        return self.absolute_sum / max(1, self.tokens)
+
+    @property
+    def mean_square(self) -> Tensor:
+        """Mean x² of each input channel: float32 [in]; llama.cpp calls this the importance matrix."""
+        return self.hessian.diagonal() / max(1, self.tokens)
+
+    def add(self, inputs: Tensor) -> None:
+        """Take in activations [..., in]."""
+        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        self.hessian += rows.T @ rows
+        self.absolute_sum += rows.abs().sum(0)
+        self.tokens += len(rows)
+
+
+@contextmanager
+def observed(layers: dict[str, nn.Linear]) -> Iterator[dict[str, Statistics]]:
+    """Within the context, every forward pass adds the inputs of `layers` to the statistics that are yielded, by name."""
+    found, hooks = {}, []
+    for name, layer in layers.items():
+        size, device = layer.in_features, layer.weight.device
+        found[name] = Statistics(torch.zeros(size, size, device=device), torch.zeros(size, device=device))
+        hooks.append(layer.register_forward_pre_hook(lambda _, inputs, of=found[name]: of.add(inputs[0])))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def collect(model: nn.Module, layers: dict[str, nn.Linear], windows: Tensor) -> dict[str, Statistics]:
+    """Run the calibration windows, int64 [windows, length], through `model` and return the statistics of `layers`."""
+    with observed(layers) as statistics:
+        for window in windows.split(1):
+            model(input_ids=window.to(next(model.parameters()).device), use_cache=False, logits_to_keep=1)
+    return statistics

@@ -1,0 +1,45 @@
+"""A tiny random model that every test may use, and where the trial material lies if it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlab import EMBEDDED, ROOT
+from qlab.model import Source, load_tokenizer, locate
+
+SHARED = ROOT.parent / "shared"
+
+
+def tiny_folder(folder: Path, seed: int = 0) -> Path:
+    """A random two-layer Llama with the embedded model's tokenizer, saved as users' models are."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).half().save_pretrained(folder)
+    load_tokenizer(locate(str(EMBEDDED))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return locate(str(tiny_folder(tmp_path_factory.mktemp("models") / "tiny")))
+
+
+@pytest.fixture(scope="session")
+def calibration() -> torch.Tensor:
+    return torch.randint(1, 4096, (8, 64), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def second_model() -> Path:
+    folder = SHARED / "models" / "wiki-qwen2-14m"
+    if not folder.exists():
+        pytest.skip("the trial model wiki-qwen2-14m is not beside this repository")
+    return folder

@@ -1,0 +1,71 @@
+"""Perplexity and KL against independent computations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from qlab.errors import UserError
+from qlab.evaluate.quality import measure_quality
+from qlab.model import Source, load, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def windows() -> torch.Tensor:
+    return torch.randint(1, 4096, (5, 48), generator=torch.Generator().manual_seed(0))
+
+
+def test_perplexity_is_transformers_own_loss(tiny: Source, windows: torch.Tensor) -> None:
+    model = load(tiny)
+    losses = [model(input_ids=window[None], labels=window[None]).loss.item() for window in windows]
+    quality = measure_quality(model, windows)
+    assert quality.perplexity == pytest.approx(math.exp(sum(losses) / 5), rel=1e-5)
+    assert quality.tokens == 5 * 47
+    spread = torch.tensor(losses).std().item() / math.sqrt(5)
+    assert quality.stderr == pytest.approx(quality.perplexity * spread, rel=1e-3)
+
+
+def test_perplexity_is_lm_evals(windows: torch.Tensor) -> None:
+    """lm-eval's rolling log-likelihood of one window's text, by its own code, on the embedded model."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from qlab.model import locate
+    from qlab.text import python_reference
+
+    source = locate("embedded")
+    model, tokenizer = load(source), load_tokenizer(source)
+    text = python_reference()[:1200]
+    ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
+    assert ids.shape[1] < 512
+    judge = HFLM(pretrained=model, tokenizer=tokenizer, max_length=1024, device="cpu")
+    (total,) = judge.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
+    # It also predicts the first token, from a prefix token, which the window protocol does not.
+    with torch.inference_mode():
+        first = model(input_ids=torch.tensor([[judge.prefix_token_id]])).logits[0, -1].log_softmax(-1)[ids[0, 0]].item()
+    assert measure_quality(model, ids.expand(2, -1)).perplexity == pytest.approx(math.exp(-(total - first) / (ids.shape[1] - 1)), rel=1e-4)
+
+
+def test_a_model_is_at_distance_zero_from_itself_and_not_from_another(tiny: Source, windows: torch.Tensor) -> None:
+    model, other = load(tiny), load(tiny)
+    same = measure_quality(model, windows, model)
+    assert same.kl == pytest.approx(0, abs=1e-7)
+    assert same.top1 == 1
+    assert same.loss_increase == 0
+    for parameter in other.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    moved = measure_quality(other, windows, model)
+    assert moved.kl > 1e-4
+    assert moved.top1 < 1
+    logits, expected = (m(input_ids=windows[:1]).logits[0, :-1].log_softmax(-1) for m in (other, model))
+    direct = torch.nn.functional.kl_div(logits, expected, log_target=True, reduction="batchmean").item()
+    assert measure_quality(other, windows[:1].expand(2, -1), model).kl == pytest.approx(direct, rel=1e-4)
+
+
+def test_what_cannot_be_measured_is_refused(tiny: Source) -> None:
+    with pytest.raises(UserError, match="at least two tokens"):
+        measure_quality(load(tiny), torch.ones(3, 1, dtype=torch.int64))
+    with pytest.raises(UserError, match="no standard error"):
+        measure_quality(load(tiny), torch.ones(1, 3, dtype=torch.int64))

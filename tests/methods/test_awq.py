@@ -1,0 +1,54 @@
+"""AWQ's loss and search."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qlab.methods.awq import channel_scale, output_error, protect_channels, scaled_rtn, sweep_exponents
+from qlab.methods.rtn import rtn
+
+
+@pytest.fixture
+def layer() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(512, 128, generator=generator)
+    inputs[:, 7] *= 30  # one channel as large models have them
+    return torch.randn(64, 128, generator=generator), inputs
+
+
+def test_the_loss_from_the_hessian_is_the_loss_on_the_tokens(layer: tuple[torch.Tensor, torch.Tensor]) -> None:
+    weight, inputs = layer
+    approximation = rtn(weight, 3, 128).dequantize()
+    direct = ((inputs @ (approximation - weight).T).square().sum() / (inputs @ weight.T).square().sum()).item()
+    assert output_error(approximation, weight, inputs.T @ inputs) == pytest.approx(direct, rel=1e-4)
+
+
+def test_an_outlier_channel_moves_the_best_exponent_off_zero(layer: tuple[torch.Tensor, torch.Tensor]) -> None:
+    weight, inputs = layer
+    points = sweep_exponents(weight, inputs.abs().mean(0), inputs.T @ inputs, 3)
+    best = min(points, key=lambda point: point[1])
+    assert points[0][1] == pytest.approx(output_error(rtn(weight, 3).dequantize(), weight, inputs.T @ inputs))
+    assert best[0] > 0.1
+    assert best[1] < 0.6 * points[0][1]
+
+
+def test_protecting_the_outlier_helps_and_another_channel_does_not(layer: tuple[torch.Tensor, torch.Tensor]) -> None:
+    weight, inputs = layer
+    hessian = inputs.T @ inputs
+    plain, outlier, other = (
+        output_error(protect_channels(weight, torch.tensor(c, dtype=torch.int64), 3), weight, hessian) for c in ([], [7], [8])
+    )
+    assert outlier < 0.4 * plain
+    assert other > 0.95 * plain
+
+
+def test_a_scale_of_one_is_plain_rounding(layer: tuple[torch.Tensor, torch.Tensor]) -> None:
+    weight, _ = layer
+    assert torch.equal(scaled_rtn(weight, torch.ones(128), 4), rtn(weight, 4).dequantize())
+
+
+def test_scales_survive_dead_channels() -> None:
+    scale = channel_scale(torch.tensor([0.0, 1.0, 2.0]), 0.5)
+    assert scale.isfinite().all()
+    assert (scale > 0).all()

@@ -1,0 +1,26 @@
+"""The notebooks in git: clean, short, parameterized."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+
+from qlab.workbook import NOTEBOOKS, lesson_names
+
+
+@pytest.mark.parametrize("lesson", lesson_names())
+def test_a_notebook_is_clean_and_its_cells_short(lesson: str) -> None:
+    notebook = nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert max(len(cell.source.splitlines()) for cell in code) <= 15
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    text = "\n".join(cell.source for cell in notebook.cells)
+    assert "explore(" in text
+    assert "<details><summary>Solution" in text
+    assert f'recap("{lesson}")' in text
+
+
+def test_there_are_seven() -> None:
+    assert [name[3:] for name in lesson_names()] == ["principles", "awq", "gptq", "gguf", "nf4", "deployment", "benchmarks"]

@@ -1,0 +1,201 @@
+"""All seven lessons, executed as a user executes them: what they recorded, what the report shows, and that nothing leaves the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlab import ROOT
+from qlab.claims import FAILS, HOLDS, load_claims
+from qlab.workbook import lesson_names
+
+SMALLER = {
+    "evaluation_windows": 6, "evaluation_length": 256, "calibration_windows": 8, "calibration_length": 128,
+    "generated_tokens": 4, "prompt_tokens": 32, "repetitions": 1, "answer_tokens": 8,
+}  # fmt: skip
+
+
+@dataclass
+class Run:
+    out: Path
+    results: dict[str, Any]
+    printed: str
+    leaks: str
+    command: list[str]
+    environment: dict[str, str]
+
+
+def execute(model: str, folder: Path) -> Run:
+    out, log = folder / "report", folder / "audit.log"
+    log.touch()
+    given = [word for name, value in {**SMALLER, "work": str(folder / "work")}.items() for word in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "qlab", "run", "--model", model, "--out", str(out), *given]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "audit"), "QLAB_AUDIT_LOG": str(log)}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    return Run(out, json.loads((out / "results.json").read_text()), printed, log.read_text(), command, environment)
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return execute("embedded", tmp_path_factory.mktemp("embedded"))
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory, second_model: Path) -> Run:
+    return execute(str(second_model), tmp_path_factory.mktemp("second"))
+
+
+@pytest.fixture(params=["embedded", "second"])
+def run(request: pytest.FixtureRequest) -> Run:
+    return request.getfixturevalue(request.param)
+
+
+def kl(run: Run, name: str) -> float:
+    return run.results["results"][f"quality/{name}"]["kl"]
+
+
+def test_fewer_bits_are_farther(run: Run) -> None:
+    ladder = [kl(run, name) for name in ("rtn-int8", "rtn-int4", "rtn-int3", "rtn-int2")]
+    assert ladder == sorted(ladder)
+    assert all(4 * near < far for near, far in pairwise(ladder))
+    losses = [run.results["results"][f"quality/rtn-int{bits}"] for bits in (8, 3, 2)]
+    gaps = [(b["loss_increase"] - a["loss_increase"], b["loss_increase_stderr"]) for a, b in pairwise(losses)]
+    assert all(gap > 2 * error for gap, error in gaps)  # beyond noise, in perplexity too
+    assert kl(run, "int4-floor") > 2 * kl(run, "rtn-int4")
+
+
+def test_negative_controls_come_out_negative(run: Run) -> None:
+    results = run.results["results"]
+    gptq = results["gptq/layer-errors"]
+    assert gptq["no compensation"] == pytest.approx(gptq["RTN"], rel=1e-6)
+    assert gptq["GPTQ"] < 0.8 * gptq["RTN"]
+    protection = results["awq/protection"]
+    top, random = (protection["RTN, 3 bits"] - protection[f"{which} 1 % kept"] for which in ("top", "random"))
+    assert top > max(0, random)
+    assert results["nf4/layer-errors"]["NF4"] < results["nf4/layer-errors"]["uniform levels (control)"]
+    superblock = results["gguf/layer-errors"]
+    assert superblock["Q6_K"] < superblock["Q4_K: 8 scales a superblock"] < superblock["control: one scale a superblock"]
+
+
+def test_methods_keep_their_order(run: Run) -> None:
+    assert kl(run, "autogptq-w4g128") < kl(run, "rtn-w4g128")
+    assert kl(run, "gptq-w4g128-actorder") < kl(run, "rtn-w4g128")
+    assert kl(run, "gguf-f16") == pytest.approx(0, abs=1e-6)
+    assert kl(run, "gguf-q8_0") < 0.1 * kl(run, "gguf-q4_k_m")
+    assert kl(run, "nf4-double") < kl(run, "fp4")
+
+
+def test_the_servers_and_libraries_really_ran(run: Run) -> None:
+    results = run.results["results"]
+    assert results["gguf/llama.cpp"]["same tokens"]
+    assert results["deploy/llama.cpp"]["tokens"] >= 1
+    assert results["deploy/stopped"]
+    assert results["nf4/difference-to-bitsandbytes"] < 1e-6
+    for name in ("autoawq-w4g128", "autogptq-w4g128", "nf4-double", "gguf-q4_k_m"):
+        assert results[f"cost/{name}"]["seconds"] > 0
+    rows = {row["name"]: row for row in results["benchmarks"]}
+    assert {row["speed"]["runtime"] for row in rows.values()} == {
+        "transformers",
+        "AutoAWQ",
+        "AutoGPTQ",
+        "llama.cpp",
+        "transformers + bitsandbytes",
+    }
+    sizes = [rows[name]["disk_bytes"] for name in ("GGUF Q4_K_M", "GGUF Q8_0", "FP16 original")]
+    assert sizes == sorted(sizes)
+    assert all(row["speed"]["generation"] > 0 and row["held_bytes"] > 0 for row in rows.values())
+    assert all(cell for row in results["table"]["rows"] for cell in row)
+    assert {len(row) for row in results["table"]["rows"]} == {len(results["table"]["columns"])}
+
+
+def test_every_claim_is_in_the_ledger(run: Run) -> None:
+    ledger = {entry["id"]: entry for entry in run.results["claims"]}
+    assert set(ledger) == {claim["id"] for claim in load_claims()}
+    assert all(entry["measured"] for entry in ledger.values())
+    assert ledger["gptq-error-compensation"]["verdict"] == HOLDS
+    assert ledger["loss-int8"]["verdict"] == HOLDS
+    assert ledger["four-4090-hold-70b-fp16"]["verdict"] == FAILS
+
+
+def test_the_report_is_whole_and_clean(run: Run) -> None:
+    index = (run.out / "index.html").read_text()
+    assert index.count('src="data:image/png') >= 12
+    provenance = run.results["provenance"]
+    assert provenance["model"]["fingerprint"] in index
+    for lesson in lesson_names():
+        page = (run.out / f"{lesson}.html").read_text()
+        assert run.results["lessons"][lesson]["state"] == "done"
+        visible = re.sub(r"<style.*?</style>|<script.*?</script>|data:image/png;base64,[^\"]*", "", page, flags=re.S)
+        assert not re.search(r"Warning|Traceback", visible), lesson
+        assert not re.search(r'(src|href)="https?://(?!arxiv)', visible), lesson
+    home = str(Path.home())
+    for page in [*run.out.glob("*.html"), run.out / "results.json"]:
+        text = page.read_text()
+        for private in (str(ROOT), str(run.out.parent), f"{home}/"):
+            assert private not in text.replace("data:image", ""), (page.name, private)
+
+
+def test_nothing_left_the_machine(run: Run) -> None:
+    assert run.leaks == ""
+
+
+def test_the_watch_itself_catches(tmp_path: Path, embedded: Run) -> None:
+    log = tmp_path / "log"
+    environment = embedded.environment | {"QLAB_AUDIT_LOG": str(log)}
+    done = subprocess.run(
+        [sys.executable, "-c", "import socket; socket.create_connection(('192.0.2.1', 80))"], env=environment, capture_output=True
+    )
+    assert done.returncode != 0
+    assert "192.0.2.1" in log.read_text()
+
+
+def test_the_terminal_shows_table_and_report(run: Run) -> None:
+    assert "Results" in run.printed
+    assert "GGUF Q4_K_M" in run.printed
+    assert "index.html" in run.printed
+    assert "Warning" not in run.printed
+    assert "WARNING" not in run.printed
+
+
+def test_a_second_run_takes_what_is_done(embedded: Run) -> None:
+    started = time.monotonic()
+    done = subprocess.run(embedded.command, env=embedded.environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lessons = json.loads((embedded.out / "results.json").read_text())["lessons"]
+    assert all(lesson["earlier"] for lesson in lessons.values())
+    assert time.monotonic() - started < 60
+
+
+def test_the_two_models_differ_in_every_figure(embedded: Run, second: Run) -> None:
+    a, b = embedded.results["results"], second.results["results"]
+    assert a["model"]["fingerprint"] != b["model"]["fingerprint"]
+    names = [name for name in a if name.startswith("quality/")]
+    assert len(names) >= 12
+    assert all(a[name]["perplexity"] != b[name]["perplexity"] for name in names)
+
+
+def test_bare_papermill_runs_a_lesson_from_anywhere(tmp_path: Path) -> None:
+    given = [
+        word
+        for name, value in {"evaluation_windows": 2, "evaluation_length": 64, "calibration_windows": 2, "calibration_length": 64}.items()
+        for word in ("-p", name, str(value))
+    ]
+    papermill = shutil.which("papermill", path=str(Path(sys.executable).parent))
+    assert papermill
+    command = [papermill, str(ROOT / "notebooks" / "05_nf4.ipynb"), "out.ipynb", *given, "-p", "work", str(tmp_path / "work")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "nf4/layer-errors" in (tmp_path / "out.ipynb").read_text()

@@ -1,0 +1,143 @@
+"""The command line as its users type it: errors are one message, exit codes tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qlab.cli import call, joined
+from qlab.model import Source
+from tests.conftest import tiny_folder
+
+
+def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    assert call(arguments) == 2
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+    return " ".join((printed.err + printed.out).split())
+
+
+def test_papermills_way_of_giving_parameters() -> None:
+    assert joined(["run", "-p", "bits", "4", "03"]) == ["run", "-p", "bits=4", "03"]
+    assert joined(["-p", "bits=4", "-p", "text", "a b"]) == ["-p", "bits=4", "-p", "text=a b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "-p", "bitz", "4"], "no lesson to run has a parameter 'bitz': expected one of"),
+        (["run", "-p", "evaluation_windows", "four"], "parameter evaluation_windows is 'four': expected a whole number, such as"),
+        (["run", "--model", "/nowhere"], "no model '/nowhere': expected 'embedded', a folder"),
+        (["run", "08"], "no lesson '08': expected one of 01_principles"),
+        (["run", "--modle", "x"], "No such option"),
+        (["evaluate", "embedded", "--text", "absent.txt"], "no text 'absent.txt'"),
+    ],
+)
+def test_wrong_input_is_one_message_and_nothing_is_written(
+    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = [] if arguments[0] != "run" else ["--out", str(tmp_path / "report")]
+    assert message in failing([*arguments, *out], capfd)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_damaged_model_stops_before_any_lesson(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_folder(tmp_path / "damaged")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert "damaged/model.safetensors is damaged" in failing(["run", "--model", str(folder), "--out", str(tmp_path / "r")], capfd)
+    file.unlink()
+    assert "has no weights" in failing(["run", "--model", str(folder), "--out", str(tmp_path / "r")], capfd)
+    assert not (tmp_path / "r").exists()
+
+
+def test_evaluate_gives_one_json_object_on_the_last_line(tiny: Source, capfd: pytest.CaptureFixture[str]) -> None:
+    assert call(["evaluate", str(tiny.path), "--window", "64", "--tokens", "256", "--reference", str(tiny.path), "--json"]) == 0
+    figures = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert {"perplexity", "stderr", "tokens", "window", "kl", "kl_stderr", "top1"} <= set(figures)
+    assert figures["kl"] == pytest.approx(0, abs=1e-6)
+    assert figures["tokens"] == 4 * 63
+
+
+def test_help_and_version_say_something(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["run", "--help"], ["evaluate", "--help"], ["--version"]):
+        assert call(arguments) == 0
+    assert "papermill" in capfd.readouterr().out
+    assert call(["lessons"]) == 0
+    assert "-p evaluation_windows" in capfd.readouterr().out
+
+
+def test_doctor_finds_this_environment_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    assert call(["doctor"]) == 0
+    printed = capfd.readouterr().out
+    assert "broken" not in printed
+    for name in ("autoawq", "auto-gptq", "bitsandbytes", "xllamacpp", "runtime vLLM"):
+        assert name in printed
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing_to_trust(tiny: Source, tmp_path: Path) -> None:
+    """Every file is limited to 100 kB, which writing sees as it sees a full disk."""
+    limit = (100_000, 100_000)
+
+    def prepare() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    out = tmp_path / "report"
+    command = [
+        sys.executable,
+        "-m",
+        "qlab",
+        "run",
+        "04",
+        "--model",
+        str(tiny.path),
+        "--out",
+        str(out),
+        "-p",
+        "work",
+        str(tmp_path / "work"),
+    ]
+    small = [
+        "-p",
+        "evaluation_windows",
+        "2",
+        "-p",
+        "evaluation_length",
+        "32",
+        "-p",
+        "calibration_windows",
+        "2",
+        "-p",
+        "calibration_length",
+        "32",
+    ]
+    done = subprocess.run([*command, *small], preexec_fn=prepare, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "File too large" in done.stdout + done.stderr or "cannot write" in done.stdout + done.stderr
+    assert not list(out.glob("notebooks/*.json"))
+    assert not list((tmp_path / "work").rglob("*.gguf"))
+
+
+def test_ctrl_c_in_the_middle(tiny: Source, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    command = [sys.executable, "-m", "qlab", "run", "01", "--model", str(tiny.path), "--out", str(out), "-p", "evaluation_windows", "2000"]
+    process = subprocess.Popen([*command, "-p", "evaluation_length", "32"], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not list(out.glob("tmp*")) and time.monotonic() < end:
+        time.sleep(0.2)
+    time.sleep(8)
+    os.killpg(process.pid, signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in " ".join(printed.split())
+    assert "Traceback" not in printed
+    assert [path for path in out.rglob("*") if path.is_file()] == []

@@ -1,0 +1,69 @@
+"""Isolated processes: results, failures, memory of their own, and no orphans."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from qlab.errors import UserError
+from qlab.process import peak_bytes, run_isolated
+
+
+def hold(megabytes: int) -> int:
+    return len(bytearray(os.urandom(1 << 20) * megabytes)) >> 20
+
+
+def fail_with(message: str, user: bool) -> None:
+    print("a line of its log")
+    raise UserError(message) if user else ValueError(message)
+
+
+def die() -> None:
+    os._exit(7)
+
+
+def sleep_long() -> None:
+    time.sleep(600)
+
+
+def test_a_result_comes_back_with_its_own_peak() -> None:
+    ballast = bytearray(os.urandom(1 << 20) * 400)  # the parent's memory must not show in the child's peak
+    small, large = run_isolated(hold, 1), run_isolated(hold, 150)
+    assert (small.value, large.value) == (1, 150)
+    assert small.peak_bytes < peak_bytes() - len(ballast) // 2
+    assert large.peak_bytes - small.peak_bytes > 140e6
+
+
+def test_failures_say_what_happened() -> None:
+    with pytest.raises(UserError, match=r"^use a divisor$"):
+        run_isolated(fail_with, "use a divisor", True)
+    with pytest.raises(RuntimeError, match=r"fail_with failed: ValueError: broken\n(.|\n)*a line of its log"):
+        run_isolated(fail_with, "broken", False)
+    with pytest.raises(RuntimeError, match="exit code 7"):
+        run_isolated(die)
+
+
+def test_the_child_dies_with_its_parent() -> None:
+    code = "from tests.test_process import *; run_isolated(sleep_long)"
+    parent = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n    {code}"])
+    try:
+        children = wait_for(lambda: [c for c in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(c.cmdline())], 60)
+        time.sleep(3)  # let it reach the function
+    finally:
+        parent.kill()
+        parent.wait()
+    assert wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), 30)
+
+
+def wait_for(condition, seconds):  # type: ignore[no-untyped-def]
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("did not happen in time")

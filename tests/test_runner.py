@@ -1,0 +1,53 @@
+"""The runner on small notebooks of its own: failure, dependence, resumption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from qlab import workbook
+from qlab.model import Source
+from qlab.workbook import DONE, FAILED, SKIPPED, run_lessons
+
+
+@pytest.fixture
+def lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Source) -> dict[str, dict[str, Any]]:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    body = "from qlab.record import record\nrecord('value', number * 2)"
+    for name, source in {"01_fine": body, "02_awq": "raise ValueError('no luck')", "07_benchmarks": body}.items():
+        parameters = new_code_cell("model = ''  # m\nnumber = 1  # n")
+        parameters.metadata["tags"] = ["parameters"]
+        notebook = new_notebook(cells=[parameters, new_code_cell(source)])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    monkeypatch.setattr(workbook, "NOTEBOOKS", folder)
+    return {name: {"model": str(tiny.path), "number": 21} for name in ("01_fine", "02_awq", "07_benchmarks")}
+
+
+def test_a_failure_is_reported_and_what_needs_it_is_not_run(lessons: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    fine, failed, skipped = run_lessons(lessons, tmp_path / "out", False, lambda *news: seen.append(news))
+    assert (fine.state, fine.records) == (DONE, {"value": 42})
+    assert (failed.state, failed.error) == (FAILED, "ValueError: no luck")
+    assert failed.cell == 3  # the parameters, the injected ones, then this
+    assert (skipped.state, skipped.error) == (SKIPPED, "needs 02_awq, which did not finish")
+    assert ("01_fine", 3, 3) in seen
+
+
+def test_only_what_changed_is_done_again(lessons: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    def run(fresh: bool = False) -> list[bool]:
+        return [outcome.earlier for outcome in run_lessons(chosen, tmp_path / "out", fresh, lambda *_: None)]
+
+    chosen = {name: lessons[name] for name in ("01_fine", "07_benchmarks")}
+    assert run() == [False, False]
+    assert run() == [True, True]
+    chosen["01_fine"]["number"] = 4
+    assert run() == [False, True]
+    assert run(fresh=True) == [False, False]
+    (tmp_path / "out" / "notebooks" / "01_fine.json").unlink()  # as after an interruption
+    assert run() == [False, True]
