@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,29 +18,44 @@ from torch import Tensor
 
 from qlab.evaluate.memory import disk_bytes
 from qlab.model import Source, locate
-from qlab.process import run_isolated
-from qlab.recipes import Recipe, describe
+from qlab.process import peak_bytes, run_isolated
+from qlab.recipes import Recipe, WalkedRecipe, describe
+from qlab.walk import Walk
 
 MANIFEST = "qlab.json"
+COST = "qlab-cost.json"  # apart from the manifest: the same inputs make the same bytes everywhere else
 LIBRARIES = ("torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A checkpoint at `path`; `manifest` says what it was made from, by what, and what that took."""
+    """A checkpoint at `path`; `manifest` says what it was made from, by what, and what was found; `cost` what that took."""
 
     path: Path
     manifest: dict[str, Any]
+    cost: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> Artifact | None:
+        """The finished artifact at `path`, if there is one."""
+        if not (path / MANIFEST).exists() or not (path / COST).exists():
+            return None
+        return cls(path, json.loads((path / MANIFEST).read_text()), json.loads((path / COST).read_text()))
 
     @property
     def seconds(self) -> float:
         """Seconds that quantizing took when the artifact was made."""
-        return self.manifest["seconds"]
+        return self.cost["seconds"]
 
     @property
     def peak_bytes(self) -> int:
         """Peak memory of the process that made it."""
-        return self.manifest["peak_bytes"]
+        return self.cost["peak_bytes"]
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Relative squared error of each quantized layer's output on the calibration text; empty where the method has no such thing."""
+        return self.manifest["errors"]
 
     @property
     def disk_bytes(self) -> int:
@@ -47,6 +64,17 @@ class Artifact:
     @property
     def source(self) -> Source:
         return locate(str(self.path))
+
+
+def inputs_of(recipe: Recipe, source: Source, windows: Tensor, device: str) -> dict[str, Any]:
+    """All that an artifact's bytes depend on."""
+    return {
+        "model": source.fingerprint,
+        "recipe": describe(recipe),
+        "calibration": {"sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16], "windows": list(windows.shape)},
+        "versions": {name: version(name) for name in LIBRARIES},
+        "device": device,
+    }
 
 
 def make_artifact(recipe: Recipe, source: Source, windows: Tensor, work: str) -> Artifact:
@@ -58,25 +86,60 @@ def make_artifact(recipe: Recipe, source: Source, windows: Tensor, work: str) ->
         UserError: what the recipe cannot do with this model.
         OSError: the disk is full or not writable; nothing is left behind.
     """
-    inputs = {
-        "model": source.fingerprint,
-        "recipe": describe(recipe),
-        "calibration": {"sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16], "windows": list(windows.shape)},
-        "versions": {name: version(name) for name in LIBRARIES},
-        "device": "cuda" if torch.cuda.is_available() else "cpu",  # the libraries compute in half precision on one, FP32 on the other
-    }
+    # The libraries compute in half precision on a GPU wherever there is one, and in FP32 on the CPU.
+    inputs = inputs_of(recipe, source, windows, "cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(work) / f"{source.path.name}-{source.fingerprint[:8]}" / recipe.name
-    if (folder / MANIFEST).exists():
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["inputs"] == inputs:
-            return Artifact(folder, manifest)
+    known = Artifact.open(folder)
+    if known and known.manifest["inputs"] == inputs:
+        return known
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{recipe.name}-") as unfinished:
         out = Path(unfinished) / recipe.name
         out.mkdir()
         outcome = run_isolated(recipe.quantize, source, windows, out)
-        manifest = {"inputs": inputs, "seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes}
-        (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        out.rename(folder)
-    return Artifact(folder, manifest)
+        return finish(out, folder, inputs, outcome.value, {"seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes})
+
+
+def finish(out: Path, folder: Path, inputs: dict[str, Any], details: dict[str, Any], cost: dict[str, Any]) -> Artifact:
+    """Write manifest and cost into the complete folder `out` and put it in its place at once."""
+    manifest = {"inputs": inputs, "errors": {}, "notes": {}} | details
+    (out / COST).write_text(json.dumps(cost, indent=2) + "\n")
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    out.rename(folder)
+    return Artifact(folder, manifest, cost)
+
+
+def quantize_model(
+    source: Source, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int = 8, device: str = "cpu"
+) -> list[Artifact]:
+    """Quantize by all `recipes` in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
+
+    Raises:
+        UserError: a model or layer that a recipe cannot take.
+        OSError: the disk is full or not writable; what is finished is kept for the next call, and no artifact is half there.
+    """
+    wanted = {recipe.name: inputs_of(recipe, source, windows, device) for recipe in recipes}
+    known = {name: Artifact.open(out / name) for name in wanted}
+    missing = [recipe for recipe in recipes if (found := known[recipe.name]) is None or found.manifest["inputs"] != wanted[recipe.name]]
+    key = hashlib.sha256(json.dumps([wanted[recipe.name] for recipe in missing], sort_keys=True).encode()).hexdigest()[:12]
+    work = out / f".walk-{key}"
+    if missing:
+        work.mkdir(parents=True, exist_ok=True)
+        walk = Walk(source, missing, windows, work, batch, device)
+        journal = walk.run()
+        for recipe in missing:
+            started, folder = time.perf_counter(), work / "finished" / recipe.name
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            recipe.assemble(source, walk.parts(recipe), folder)
+            seconds = journal.seconds[recipe.name] + time.perf_counter() - started
+            finish(
+                folder,
+                out / recipe.name,
+                wanted[recipe.name],
+                journal.details(recipe.name),
+                {"seconds": seconds, "peak_bytes": peak_bytes()},
+            )
+        shutil.rmtree(work)
+    return [artifact for name in wanted if (artifact := Artifact.open(out / name))]

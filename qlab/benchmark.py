@@ -11,15 +11,19 @@ from qlab.evaluate.quality import Quality
 from qlab.evaluate.runtime import RuntimeFigures, measure_runtime
 from qlab.evaluate.speed import Speed
 from qlab.lesson import Lesson
+from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
 from qlab.process import run_isolated
-from qlab.recipes import GGUF, AutoAWQ, AutoGPTQ, BitsAndBytes, Recipe
+from qlab.recipes import Recipe, parse
 
 SUBJECTS: dict[str, Recipe | None] = {
     "FP16 original": None,
+    "AWQ": parse("awq-w4g128"),
     "AWQ (AutoAWQ)": AutoAWQ(),
+    "GPTQ": parse("gptq-w4g128"),
     "GPTQ (AutoGPTQ)": AutoGPTQ(),
-    "GGUF Q8_0": GGUF("q8_0"),
-    "GGUF Q4_K_M": GGUF("q4_k_m"),
+    "GGUF Q8_0": parse("q8_0"),
+    "GGUF Q4_K_M": parse("q4_k_m"),
+    "NF4": parse("nf4"),
     "NF4 (bitsandbytes)": BitsAndBytes(),
 }
 

@@ -31,8 +31,8 @@ class Statistics:
     def add(self, inputs: Tensor) -> None:
         """Take in activations [..., in]."""
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        self.hessian += rows.T @ rows
-        self.absolute_sum += rows.abs().sum(0)
+        self.hessian.addmm_(rows.T, rows)
+        self.absolute_sum += rows.norm(p=1, dim=0)  # no copy of the activations, as abs() would make
         self.tokens += len(rows)
 
 

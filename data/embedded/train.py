@@ -136,7 +136,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the finished model")
     parser.add_argument("--state", type=Path, default=Path("build/embedded"), help="folder of the interrupted state")
-    parser.add_argument("--tokens", type=int, default=8_000_000, help="training tokens (a million takes 15 minutes on two cores without AMX, 4 seconds on an H200)")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=8_000_000,
+        help="training tokens (a million takes 15 minutes on two cores without AMX, 4 seconds on an H200)",
+    )
     parser.add_argument("--window", type=int, default=512, help="tokens a training window")
     parser.add_argument("--batch", type=int, default=16, help="windows a step")
     parser.add_argument("--micro-batch", type=int, default=4, help="windows at a time; four keep the logits in a few tens of MB")

@@ -1,24 +1,66 @@
-"""The AWQ checkpoint format, GEMM version, as AutoAWQ writes it and vLLM and TGI read it.
+"""The AWQ checkpoint format, GEMM version, as AutoAWQ writes it and vLLM, TGI and gptqmodel read it.
 
 qweight int32 [in, out/8], qzeros int32 [in/g, out/8], scales fp16 [in/g, out]; nibble i of a word holds column
-[0, 2, 4, 6, 1, 3, 5, 7][i] of its eight; w = (q − z)·s, the zero point stored as it is.
+[0, 2, 4, 6, 1, 3, 5, 7][i] of its eight; w = (q − z)·s, the zero point stored as it is
+(awq.modules.linear.gemm.WQLinear_GEMM).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
-from qlab.formats.packing import unpack_words
+from qlab.errors import UserError
+from qlab.formats.packing import pack_words, unpack_words
 from qlab.methods.grid import GroupedIntegers
 
+BITS = 4
+PER_WORD = 8
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def pack(tensor: GroupedIntegers) -> dict[str, Tensor]:
+    """One layer's stored tensors: qweight, qzeros, scales.
+
+    Raises:
+        UserError: not 4 bits, scattered groups, or a shape that the format cannot hold.
+    """
+    rows, columns = tensor.codes.shape
+    groups = tensor.scales.shape[1]
+    if tensor.bits != BITS:
+        raise UserError(f"an AWQ checkpoint holds codes of 4 bits, not {tensor.bits}: quantize to 4 bits, or write GPTQ")
+    if tensor.group_of is not None:
+        raise UserError("an AWQ checkpoint holds groups of consecutive columns only: quantize without activation order, or write GPTQ")
+    if rows % PER_WORD:
+        raise UserError(f"a layer of {rows} outputs does not fill AWQ's words of {PER_WORD}: leave it unquantized")
+    if columns % groups:
+        raise UserError(f"{columns} inputs cannot be cut into {groups} equal groups: choose a group size that divides {columns}")
+    return {
+        "qweight": pack_words(tensor.codes.T, BITS, ORDER),
+        "qzeros": pack_words(tensor.zeros.T, BITS, ORDER),
+        "scales": tensor.scales.T.half().contiguous(),
+    }
 
 
 def unpack(tensors: dict[str, Tensor]) -> GroupedIntegers:
     """Read one layer's stored tensors (qweight, qzeros, scales)."""
     return GroupedIntegers(
-        codes=unpack_words(tensors["qweight"], ORDER).T.contiguous(),
+        codes=unpack_words(tensors["qweight"], BITS, ORDER).T.contiguous(),
         scales=tensors["scales"].float().T.contiguous(),
-        zeros=unpack_words(tensors["qzeros"], ORDER).T.short().contiguous(),
-        bits=4,
+        zeros=unpack_words(tensors["qzeros"], BITS, ORDER).T.short().contiguous(),
+        bits=BITS,
     )
+
+
+def quantization_config(group_size: int, skipped: Sequence[str] = ()) -> dict[str, Any]:
+    """`quantization_config` of config.json; `skipped` names the linear layers left unquantized, such as "lm_head"."""
+    return {
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": BITS,
+        "group_size": group_size,
+        "zero_point": True,
+        "modules_to_not_convert": list(skipped) or None,
+    }

@@ -1,24 +1,95 @@
-"""The GPTQ checkpoint format (v1 and v2), as AutoGPTQ writes it and vLLM and TGI read it.
+"""The GPTQ checkpoint format, versions 1 and 2, as AutoGPTQ and gptqmodel write it and vLLM and TGI read it.
 
-qweight int32 [in/8, out], qzeros int32 [in/g, out/8], scales fp16 [in/g, out], g_idx int32 [in]. Version 1 stores the
-zero point less one, version 2 as it is.
+qweight int32 [in·b/32, out], the bits in order along `in`; qzeros int32 [in/g, out·b/32]; scales fp16 [in/g, out]; g_idx
+int32 [in], the group of each column (auto_gptq.nn_modules.qlinear). w = (q − z)·s. Version 1 stores z − 1, version 2 z.
+
+A zero point of 0 in version 1: AutoGPTQ 0.7.1 ORs the −1 over all higher zero points of its word, and reads a stored field
+of all ones as z = 2^b (it adds 1 and does not mask), as does vLLM's exllama kernel; gptqmodel adds 1 to all fields of a word
+at once, so that all ones carry into the neighbour. No stored value means 0 to all of them. `pack` therefore never stores
+all ones: it moves such a group up by one code where there is room, which is exact, and refuses where there is not.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from qlab.formats.packing import unpack_words
-from qlab.methods.grid import GroupedIntegers
+from qlab.errors import UserError
+from qlab.formats.packing import WORD, pack_words, period, unpack_words
+from qlab.methods.grid import GroupedIntegers, column_groups
+
+VERSIONS = {1: "gptq", 2: "gptq_v2"}  # config.json's name for each, `checkpoint_format`
+STORED_LESS = {1: 1, 2: 0}  # what each takes from a zero point before storing it
 
 
-def unpack(tensors: dict[str, Tensor], version: int = 1) -> GroupedIntegers:
-    """Read one layer's stored tensors (qweight, qzeros, scales, g_idx)."""
-    stored = unpack_words(tensors["qzeros"]).T.short()
-    return GroupedIntegers(
-        codes=unpack_words(tensors["qweight"].T.contiguous()).contiguous(),
-        scales=tensors["scales"].float().T.contiguous(),
-        zeros=((stored + 1) % 16 if version == 1 else stored).contiguous(),
-        bits=4,
-        group_of=tensors["g_idx"].long(),
-    )
+def pack(tensor: GroupedIntegers, version: int = 1) -> dict[str, Tensor]:
+    """One layer's stored tensors: qweight, qzeros, scales, g_idx.
+
+    Raises:
+        UserError: a width, version or shape that the format cannot hold, or a zero point of 0 that version 1 cannot.
+    """
+    rows, columns = tensor.codes.shape
+    groups = tensor.scales.shape[1]
+    period(tensor.bits)
+    if version not in VERSIONS:
+        raise UserError(f"there is no version {version} of the GPTQ format: choose 1 or 2")
+    # Readers allocate in // 32 · bits words, whatever the width.
+    if rows % WORD or columns % WORD:
+        raise UserError(f"a layer of {columns} inputs and {rows} outputs: GPTQ's words need multiples of {WORD}; leave it unquantized")
+    if tensor.group_of is None and columns % groups:
+        raise UserError(f"{columns} inputs cannot be cut into {groups} equal groups: choose a group size that divides {columns}")
+    group_of = (column_groups(columns, groups) if tensor.group_of is None else tensor.group_of).to(tensor.codes.device)
+    codes, zeros = (tensor.codes, tensor.zeros) if version == 2 else without_zero(tensor, group_of)
+    return {
+        "qweight": pack_words(codes, tensor.bits).T.contiguous(),
+        "qzeros": pack_words((zeros - STORED_LESS[version]).T, tensor.bits),
+        "scales": tensor.scales.T.half().contiguous(),
+        "g_idx": group_of.int(),
+    }
+
+
+def without_zero(tensor: GroupedIntegers, group_of: Tensor) -> tuple[Tensor, Tensor]:
+    """The same weights with every zero point at least 1: codes uint8 [out, in], zeros int16 [out, groups].
+
+    Raises:
+        UserError: a group with zero point 0 uses its highest code, and so cannot move up.
+    """
+    raised = tensor.zeros == 0
+    if not raised.any():
+        return tensor.codes, tensor.zeros
+    moved = raised[:, group_of]
+    if (tensor.codes[moved] == 2**tensor.bits - 1).any():
+        raise UserError(
+            "a group of weights of one sign has the zero point 0, which version 1 of the GPTQ format cannot hold: "
+            "write version 2 (checkpoint_format gptq_v2), or quantize symmetrically"
+        )
+    return tensor.codes + moved.to(tensor.codes.dtype), tensor.zeros + raised.to(tensor.zeros.dtype)
+
+
+def unpack(tensors: dict[str, Tensor], version: int = 1, bits: int = 4) -> GroupedIntegers:
+    """Read one layer's stored tensors (qweight, qzeros, scales and, where groups are scattered, g_idx).
+
+    Version 1 adds 1 to each zero point, without masking: all ones read as 2^bits, as AutoGPTQ reads them.
+    """
+    codes = unpack_words(tensors["qweight"].T, bits)
+    scales = tensors["scales"].float().T.contiguous()
+    group_of = tensors["g_idx"].long() if "g_idx" in tensors else None
+    if group_of is not None and torch.equal(group_of, column_groups(codes.shape[1], scales.shape[1]).to(group_of.device)):
+        group_of = None
+    zeros = unpack_words(tensors["qzeros"], bits).T.short() + STORED_LESS[version]
+    return GroupedIntegers(codes, scales, zeros.contiguous(), bits, group_of)
+
+
+def quantization_config(bits: int, group_size: int, symmetric: bool, act_order: bool, version: int = 1) -> dict[str, Any]:
+    """`quantization_config` of config.json. `act_order` (desc_act) must be true where groups are scattered: without it,
+    kernels such as vLLM's Marlin take them for consecutive and never look at g_idx."""
+    return {
+        "quant_method": "gptq",
+        "checkpoint_format": VERSIONS[version],
+        "bits": bits,
+        "group_size": group_size,
+        "sym": symmetric,
+        "desc_act": act_order,
+    }

@@ -9,7 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qlab.methods.grid import GroupedIntegers, column_groups, fit_grid, grouped, round_to_grid
+from qlab.errors import UserError
+from qlab.methods.grid import GroupedIntegers, fit_grid, grouped, round_to_grid, search_grid
+from qlab.methods.rtn import rtn
+
+BLOCK = 128  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2)
+DAMPINGS = 4  # the damping is raised tenfold this many times before GPTQ gives up on a Hessian
+ORDERS = ("given", "static", "group", "scattered")
 
 
 def gptq(
@@ -18,44 +24,119 @@ def gptq(
     bits: int,
     group_size: int = 128,
     symmetric: bool = False,
-    act_order: bool = False,
+    order: str = "given",
+    search: bool = False,
     damping: float = 0.01,
     compensate: bool = True,
 ) -> GroupedIntegers:
     """Quantize `weight` [out, in] against H = XᵀX `hessian` [in, in].
 
-    `act_order` takes columns by falling diagonal of H, on grids fixed beforehand from the original groups (static
-    groups), so that no g_idx is needed. `compensate=False` is the negative control: the same walk, errors thrown away.
+    `order` of the columns: "given"; "static", by falling diagonal of H on grids fixed beforehand from the original groups;
+    "group", groups by falling importance and the columns within each likewise, so that a grid is still fitted to what its
+    group has become (GPTQModel calls it group-aware); "scattered", by falling diagonal with groups of whatever columns
+    follow each other, which needs a g_idx (AutoGPTQ's desc_act). All but the last cost nothing at inference.
+
+    `search` looks for each grid in the metric that GPTQ itself minimises, instead of covering its group.
+    `compensate=False` is the negative control: the same walk, errors thrown away.
+    A Hessian that cannot be factored at any damping falls back to RTN, and the result's `note` says so.
+
+    Raises:
+        UserError: an unknown order, or a group size that does not divide the row.
     """
-    weight, hessian = weight.float().clone(), hessian.float().clone()
+    return compensated(weight, hessian, bits, group_size, symmetric, order, search, damping, compensate)[0]
+
+
+def compensated(
+    weight: Tensor, hessian: Tensor, bits: int, group_size: int, symmetric: bool, order: str, search: bool,
+    damping: float = 0.01, compensate: bool = True,
+) -> tuple[GroupedIntegers, Tensor]:  # fmt: skip
+    """As `gptq`, and the weights float32 [out, in] as they stood, errors of others spread over them, when they were rounded."""
+    if order not in ORDERS:
+        raise UserError(f"no column order {order!r}: expected one of {', '.join(ORDERS)}")
     columns = weight.shape[1]
     size = columns if group_size == -1 else group_size
-    scale, zero = fit_grid(grouped(weight, group_size), bits, symmetric)
-    group_of = column_groups(columns, columns // size)
-
+    grouped(weight, group_size)  # raises where the group size does not divide
     dead = hessian.diagonal() == 0  # channels that no token ever used: any code serves, zero is cheapest
-    hessian.diagonal()[dead] = 1
-    weight[:, dead] = 0
-    hessian.diagonal().add_(damping * hessian.diagonal().mean())  # λ in section 3.3, step 3
-    order = torch.argsort(hessian.diagonal(), descending=True) if act_order else torch.arange(columns, device=weight.device)
+    weight = weight.float().masked_fill(dead, 0)
+    places = column_order(hessian.diagonal(), size, order)
+    factor, note = inverse_factor(hessian, places, damping)
+    if factor is None:
+        return rtn(weight, bits, group_size, symmetric, note=note), weight
 
-    # U in the paper: upper Cholesky factor of H⁻¹; row j holds what column j's elimination does to the later ones.
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order])), upper=True)
-    work = weight[:, order]
-    codes = torch.empty_like(work)
-    for first in range(0, columns, 128):  # B = 128: lazy batch updates, section 3.3 step 2
-        last = min(first + 128, columns)
-        errors = torch.zeros_like(work[:, first:last])
+    importance = factor.diagonal().pow(-2)  # column j costs error² / U_jj² (the paper's equation 2)
+    work = weight.T[places].contiguous()  # [in, out]: a column of W is a contiguous row
+    codes = torch.empty_like(work, dtype=torch.uint8)
+    scale, zero = (torch.empty(columns // size, weight.shape[0], device=weight.device) for _ in range(2))
+    natural = order in ("static", "group")  # groups are those of the original columns
+    group_of = places // size if natural else torch.arange(columns, device=weight.device) // size
+    fixed = order == "static" or not compensate
+    if fixed:
+        source, weights = (weight, importance[torch.argsort(places)]) if natural else (work.T, importance)
+        members = grouped(source, group_size)
+        fitted = search_grid(members, bits, symmetric, weights.view(-1, size)) if search else fit_grid(members, bits, symmetric)
+        scale[:], zero[:] = (part.T for part in fitted)
+    names = group_of.tolist()
+    pivots = factor.diagonal().tolist()
+    for first in range(0, columns, BLOCK):
+        last = min(first + BLOCK, columns)
+        errors = torch.zeros_like(work[first:last])
         for j in range(first, last):
-            group = group_of[order[j]]
-            if not act_order and compensate and j % size == 0:  # the grid of a group sees the errors spread so far
-                scale[:, group], zero[:, group] = fit_grid(work[:, j : j + size], bits, symmetric)
-            codes[:, j] = round_to_grid(work[:, j, None], scale[:, group], zero[:, group], bits)[:, 0]
+            group = names[j]
+            if not fixed and j % size == 0:  # the grid of a group sees the errors spread so far
+                end = j + size
+                if end > last:  # it reaches beyond the block: bring the columns there up to date first
+                    current = work[j:end].clone()
+                    current[last - j :] -= factor[first:j, last:end].T @ errors[: j - first]
+                else:
+                    current = work[j:end]
+                members = current.T.unsqueeze(1)
+                grid = search_grid(members, bits, symmetric, importance[j:end][None]) if search else fit_grid(members, bits, symmetric)
+                scale[group], zero[group] = (part[:, 0] for part in grid)
+            rounded = round_to_grid(work[j, :, None], scale[group], zero[group], bits)[:, 0]
+            codes[j] = rounded.to(torch.uint8)
             if compensate:
-                rounded = (codes[:, j] - zero[:, group]) * scale[:, group]
-                errors[:, j - first] = (work[:, j] - rounded) / factor[j, j]
-                work[:, j:last] -= errors[:, j - first, None] * factor[j, j:last]
-        work[:, last:] -= errors @ factor[first:last, last:]
-    restored = torch.empty_like(codes)
-    restored[:, order] = codes
-    return GroupedIntegers(restored.to(torch.uint8), scale, zero.to(torch.int16), bits)
+                error = (work[j] - (rounded - zero[group]) * scale[group]) / pivots[j]
+                errors[j - first] = error
+                work[j + 1 : last].addr_(factor[j, j + 1 : last], error, alpha=-1)
+        if compensate and last < columns:
+            work[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1)
+    back = torch.argsort(places)
+    quantized = GroupedIntegers(
+        codes[back].T.contiguous(), scale.T.contiguous(), zero.T.to(torch.int16).contiguous(), bits,
+        group_of[back] if order == "scattered" else None, note,
+    )  # fmt: skip
+    return quantized, work[back].T.contiguous()
+
+
+def column_order(diagonal: Tensor, size: int, order: str) -> Tensor:
+    """The column at each place of the walk, int64 [in], from the diagonal of H."""
+    columns = len(diagonal)
+    if order == "given":
+        return torch.arange(columns, device=diagonal.device)
+    if order in ("static", "scattered"):
+        return torch.argsort(diagonal, descending=True, stable=True)
+    groups = diagonal.view(-1, size)
+    leading = torch.argsort(groups.amax(-1), descending=True, stable=True)
+    within = torch.argsort(groups[leading], dim=-1, descending=True, stable=True)
+    return (leading[:, None] * size + within).flatten()
+
+
+def inverse_factor(hessian: Tensor, places: Tensor, damping: float) -> tuple[Tensor | None, str]:
+    """U, the upper Cholesky factor of H⁻¹ with rows and columns in the order `places`, and a note.
+
+    Row j of U holds what eliminating column j does to the later ones. λ = `damping` · mean diagonal is added first (section
+    3.3, step 3), and raised tenfold where H is still not positive definite. None, with a note, where nothing helped.
+    """
+    for attempt in range(DAMPINGS):
+        raised = damping * 10**attempt
+        matrix = hessian.float()[places][:, places]  # gathered anew each time: a matrix kept for later is memory lost now
+        diagonal = matrix.diagonal()
+        diagonal.add_(raised * diagonal.mean()).masked_fill_(diagonal == 0, 1)
+        matrix, failed = torch.linalg.cholesky_ex(matrix)
+        if failed or not torch.isfinite(matrix.diagonal()).all():
+            continue
+        matrix = torch.cholesky_inverse(matrix)
+        matrix, failed = torch.linalg.cholesky_ex(matrix, upper=True)
+        if not failed and torch.isfinite(matrix.diagonal()).all():
+            return matrix, "" if attempt == 0 else f"damping raised to {raised:g}"
+    return None, f"RTN instead of GPTQ: the Hessian cannot be factored even with damping {raised:g}"

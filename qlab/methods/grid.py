@@ -21,7 +21,7 @@ class GroupedIntegers:
     """A quantized tensor: `codes` uint8 [out, in], `scales` float32 and `zeros` int16, both [out, groups].
 
     `group_of` int64 [in] names each input column's group where activation ordering scattered them (GPTQ's g_idx);
-    None means consecutive columns.
+    None means consecutive columns. `note` says what did not go as asked, and is empty where all did.
     """
 
     codes: Tensor
@@ -29,6 +29,7 @@ class GroupedIntegers:
     zeros: Tensor
     bits: int
     group_of: Tensor | None = None
+    note: str = ""
 
     def dequantize(self) -> Tensor:
         """The weights that these codes stand for: float32 [out, in]."""
@@ -64,8 +65,8 @@ def grouped(weight: Tensor, group_size: int) -> Tensor:
 def fit_grid(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Scale and zero point that just cover each group: [..., group_size] → two tensors [...].
 
-    Symmetric: zero point 2^(bits−1), scale from the largest magnitude. Asymmetric: from minimum to maximum, both
-    widened to include zero, so that a weight of zero stays zero.
+    Symmetric: zero point 2^(bits−1), scale from the largest magnitude. Asymmetric: from minimum to maximum, both widened
+    to include zero, so that a weight of zero stays zero; the zero point is at least 1, which the GPTQ format can store.
     """
     levels = 2**bits - 1
     if symmetric:
@@ -73,9 +74,10 @@ def fit_grid(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor
         scale = 2 * reach / levels
         zero = torch.full_like(scale, 2 ** (bits - 1))
     else:
-        low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+        high = groups.amax(-1).clamp(min=0)
+        low = torch.minimum(groups.amin(-1), -high / (levels - 1))
         scale = (high - low) / levels
-        zero = torch.round(-low / scale.where(scale > 0, torch.ones_like(scale))).clamp(0, levels)
+        zero = torch.round(-low / scale.where(scale > 0, torch.ones_like(scale))).clamp(1, levels)
     # A group of zeros has no extent: any scale serves, and 1 keeps the division finite.
     scale = scale.where(scale > 0, torch.ones_like(scale))
     return scale.half().float().clamp(min=6e-8), zero
@@ -84,3 +86,37 @@ def fit_grid(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor
 def round_to_grid(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     """Nearest codes, 0 … 2^bits − 1, of weights [..., group_size] on the grids [...]."""
     return torch.clamp(torch.round(groups / scale.unsqueeze(-1)) + zero.unsqueeze(-1), 0, 2**bits - 1)
+
+
+def search_grid(groups: Tensor, bits: int, symmetric: bool, importance: Tensor, steps: int = 16) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of least Σ importance · error² for each group: [out, groups, group_size] → two [out, groups].
+
+    `importance` [groups, group_size] weighs the input columns. Each trial shrinks the covering range a little, moves the
+    zero point by one at most, rounds, and takes the least-squares scale for the codes so found. Unweighted search can hurt:
+    it gives up the few large weights that large activations meet.
+    """
+    parts = [  # as many rows at a time as stay in the processor's cache
+        _search_rows(part, bits, symmetric, importance, steps) for part in groups.split(max(1, (1 << 18) // groups[0].numel()))
+    ]
+    return torch.cat([scale for scale, _ in parts]), torch.cat([zero for _, zero in parts])
+
+
+def _search_rows(groups: Tensor, bits: int, symmetric: bool, importance: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    cover, middle = fit_grid(groups, bits, symmetric)
+    best_scale, best_zero = cover.clone(), middle.clone()
+    codes = round_to_grid(groups, cover, middle, bits)
+    best_error = (importance * ((codes - middle[..., None]) * cover[..., None] - groups).square()).sum(-1)
+    narrowest = {2: 0.4, 3: 0.6}.get(bits, 0.75)  # the fewer levels, the more clipping pays
+    weighted = importance * groups
+    for step in range(steps + 1):
+        shrunk = cover * (1 + (narrowest - 1) * step / steps)
+        for shift in (0,) if symmetric else (-1, 0, 1):
+            zero = (middle + shift).clamp(1, 2**bits - 1)
+            whole = round_to_grid(groups, shrunk, zero, bits) - zero[..., None]
+            cross, square = (weighted * whole).sum(-1), (importance * whole * whole).sum(-1)
+            scale = torch.where(square > 0, cross / square.clamp(min=1e-30), shrunk).half().float().clamp(min=6e-8)
+            error = (importance * (whole * scale[..., None] - groups).square()).sum(-1)
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+    return best_scale, best_zero

@@ -5,16 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qlab.methods.grid import GroupedIntegers, fit_grid, grouped, round_to_grid
+from qlab.methods.grid import GroupedIntegers, fit_grid, grouped, round_to_grid, search_grid
 
 
-def rtn(weight: Tensor, bits: int, group_size: int = 128, symmetric: bool = False) -> GroupedIntegers:
+def rtn(
+    weight: Tensor, bits: int, group_size: int = 128, symmetric: bool = False, importance: Tensor | None = None, note: str = ""
+) -> GroupedIntegers:
     """Quantize `weight` [out, in] to `bits` (2–8) in groups along its rows.
+
+    `importance` [in], such as the mean square of each input channel, has the grids searched for the least weighted error;
+    without it they just cover their groups.
 
     Raises:
         UserError: the group size does not divide the row length.
     """
     groups = grouped(weight.float(), group_size)
-    scale, zero = fit_grid(groups, bits, symmetric)
+    if importance is None:
+        scale, zero = fit_grid(groups, bits, symmetric)
+    else:
+        scale, zero = search_grid(groups, bits, symmetric, importance.view(groups.shape[1:]))
     codes = round_to_grid(groups, scale, zero, bits)
-    return GroupedIntegers(codes.to(torch.uint8).view(weight.shape), scale, zero.to(torch.int16), bits)
+    return GroupedIntegers(codes.to(torch.uint8).view(weight.shape), scale, zero.to(torch.int16), bits, note=note)

@@ -1,49 +1,246 @@
-"""AWQ and GPTQ checkpoints, read back as the libraries that wrote them meant them."""
+"""AWQ and GPTQ checkpoints: packed as the libraries pack, read back as they meant them, run in their own layers."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from qlab.errors import UserError
 from qlab.formats import awq, gptq
-from qlab.peers.autogptq import revived
+from qlab.formats.dense import dense_state, unpacker
+from qlab.formats.packing import WIDTHS, pack_words, period, unpack_words
+from qlab.methods.grid import GroupedIntegers
+from qlab.methods.rtn import rtn
+from qlab.model import Source, decoder_layers, load, locate
+from qlab.peers import autoawq, autogptq
+from tests.formats.checkpoints import dense_model, logits, quantized, scattered
 
 
-def codes(rows: int, columns: int, seed: int) -> torch.Tensor:
-    return torch.randint(0, 16, (rows, columns), generator=torch.Generator().manual_seed(seed))
+def codes(rows: int, columns: int, seed: int, bits: int = 4) -> torch.Tensor:
+    return torch.randint(0, 2**bits, (rows, columns), generator=torch.Generator().manual_seed(seed))
 
 
-def test_awq_unpacks_what_autoawq_packed() -> None:
+def random_tensor(rows: int, columns: int, groups: int, bits: int, seed: int = 0, lowest_zero: int = 1) -> GroupedIntegers:
+    zeros = codes(rows, groups, seed, bits).clamp(min=lowest_zero).short()
+    scales = (torch.rand(rows, groups, generator=torch.Generator().manual_seed(seed)) * 0.01 + 0.001).half().float()
+    return GroupedIntegers(codes(rows, columns, seed + 1, bits).to(torch.uint8), scales, zeros, bits)
+
+
+# Words
+
+
+@given(bits=st.sampled_from(WIDTHS), rows=st.integers(1, 5), periods=st.integers(1, 7), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_codes_come_back_from_words(bits: int, rows: int, periods: int, seed: int) -> None:
+    wanted = codes(rows, periods * period(bits), seed, bits).to(torch.uint8)
+    words = pack_words(wanted, bits)
+    assert words.dtype == torch.int32
+    assert words.shape == (rows, wanted.shape[1] * bits // 32)
+    assert torch.equal(unpack_words(words, bits), wanted)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_words_are_one_stream_of_bits(bits: int) -> None:
+    """Against arithmetic of another kind: Python's integers have no words."""
+    wanted = codes(1, 64, 3, bits)
+    stream = sum(code << (bits * place) for place, code in enumerate(wanted[0].tolist()))
+    words = [stream >> (32 * i) & 0xFFFFFFFF for i in range(64 * bits // 32)]
+    assert [word & 0xFFFFFFFF for word in pack_words(wanted, bits)[0].tolist()] == words
+
+
+def test_what_does_not_fit_into_words_is_refused() -> None:
+    with pytest.raises(UserError, match="multiple of 32"):
+        pack_words(codes(2, 40, 0, 3), 3)
+    with pytest.raises(UserError, match="codes of 5 bits"):
+        pack_words(codes(2, 40, 0), 5)
+    with pytest.raises(UserError, match="0 to 15 do not fit into 3 bits"):
+        pack_words(torch.arange(32)[None] % 16, 3)
+
+
+# AWQ
+
+
+@pytest.mark.parametrize(("rows", "columns", "size"), [(32, 256, 64), (96, 128, 128), (64, 96, 32)])
+def test_awq_is_packed_as_autoawq_packs(rows: int, columns: int, size: int) -> None:
     from awq.modules.linear.gemm import WQLinear_GEMM
 
-    out_features, in_features, size = 32, 256, 64
-    scales = torch.rand(in_features // size, out_features).half() * 0.01 + 0.001
-    zeros, wanted = codes(in_features // size, out_features, 0), codes(out_features, in_features, 1)
-    linear = torch.nn.Linear(in_features, out_features, bias=False).half()
-    spread = lambda values: values.T.repeat_interleave(size, dim=1)  # noqa: E731
-    linear.weight.data = (wanted - spread(zeros)) * spread(scales)
-    packed = WQLinear_GEMM.from_linear(linear, 4, size, scales=scales, zeros=zeros)
-    ours = awq.unpack({"qweight": packed.qweight, "qzeros": packed.qzeros, "scales": packed.scales})
-    assert torch.equal(ours.codes.long(), wanted)
-    assert torch.equal(ours.zeros.long(), zeros.T)
-    assert torch.allclose(ours.dequantize(), linear.weight.float(), atol=1e-4)
+    tensor = random_tensor(rows, columns, columns // size, 4, lowest_zero=0)
+    linear = torch.nn.Linear(columns, rows, bias=False)
+    linear.weight.data = tensor.dequantize()
+    theirs = WQLinear_GEMM.from_linear(linear, 4, size, scales=tensor.scales.T.contiguous(), zeros=tensor.zeros.T)
+    ours = awq.pack(tensor)
+    for name, stored in ours.items():
+        wanted = getattr(theirs, name)
+        assert stored.dtype == wanted.dtype, name
+        assert torch.equal(stored, wanted), name
 
 
-def test_gptq_unpacks_what_autogptq_packed_with_scattered_groups() -> None:
-    out_features, in_features, size = 32, 256, 64
-    with revived():
+@given(words=st.integers(1, 5), groups=st.integers(1, 4), size=st.integers(1, 33), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_awq_comes_back(words: int, groups: int, size: int, seed: int) -> None:
+    tensor = random_tensor(8 * words, groups * size, groups, 4, seed, lowest_zero=0)
+    same(awq.unpack(awq.pack(tensor)), tensor)
+
+
+def same(ours: GroupedIntegers, wanted: GroupedIntegers) -> None:
+    for name in ("codes", "scales", "zeros"):
+        got, expected = getattr(ours, name), getattr(wanted, name)
+        assert got.dtype == expected.dtype, name
+        assert got.is_contiguous(), name
+        assert torch.equal(got, expected), name
+    assert ours.bits == wanted.bits
+    assert torch.equal(ours.dequantize(), wanted.dequantize())
+
+
+def test_awq_refuses_what_it_cannot_hold() -> None:
+    with pytest.raises(UserError, match="4 bits, not 3"):
+        awq.pack(random_tensor(32, 64, 2, 3))
+    with pytest.raises(UserError, match="12 outputs"):
+        awq.pack(random_tensor(12, 64, 2, 4))
+    with pytest.raises(UserError, match="64 inputs cannot be cut into 3"):
+        awq.pack(random_tensor(32, 64, 3, 4))
+    with pytest.raises(UserError, match="consecutive columns only"):
+        awq.pack(scattered(random_tensor(32, 64, 2, 4)))
+
+
+# GPTQ
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("size", [64, -1])
+@pytest.mark.parametrize("scatter", [False, True])
+def test_gptq_is_packed_as_autogptq_packs(bits: int, size: int, scatter: bool) -> None:
+    rows, columns = 64, 192
+    groups = 1 if size == -1 else columns // size
+    tensor = random_tensor(rows, columns, groups, bits)
+    if scatter:
+        tensor = scattered(tensor)
+    with autogptq.revived():
         from auto_gptq.nn_modules.qlinear.qlinear_cuda import QuantLinear
 
-        scales = torch.rand(out_features, in_features // size) * 0.01 + 0.001
-        zeros, wanted = codes(out_features, in_features // size, 0).clamp(min=1), codes(out_features, in_features, 1)
-        groups = torch.randperm(in_features, generator=torch.Generator().manual_seed(2)) // size
-        linear = torch.nn.Linear(in_features, out_features, bias=False)
-        linear.weight.data = (wanted - zeros[:, groups]) * scales[:, groups]
-        layer = QuantLinear(4, size, in_features, out_features, bias=False)
-        layer.pack(linear, scales, zeros, g_idx=groups.int())
-    stored = {"qweight": layer.qweight, "qzeros": layer.qzeros, "scales": layer.scales, "g_idx": layer.g_idx}
-    ours = gptq.unpack(stored)
-    assert torch.equal(ours.codes.long(), wanted)
-    assert torch.equal(ours.zeros.long(), zeros)
-    assert torch.allclose(ours.dequantize(), linear.weight, atol=1e-3)
-    second = dict(stored, qzeros=stored["qzeros"] + 0x11111111)
-    assert torch.equal(gptq.unpack(second, version=2).zeros, ours.zeros)
+        linear = torch.nn.Linear(columns, rows, bias=False)
+        linear.weight.data = tensor.dequantize()
+        layer = QuantLinear(bits, size, columns, rows, bias=False)
+        layer.pack(linear, tensor.scales, tensor.zeros.float(), g_idx=None if tensor.group_of is None else tensor.group_of.int())
+    theirs = {name: getattr(layer, name) for name in ("qweight", "qzeros", "scales", "g_idx")}
+    ours = gptq.pack(tensor)
+    assert list(ours) == list(theirs)
+    for name in ("qweight", "qzeros", "g_idx"):
+        assert ours[name].dtype == theirs[name].dtype, name
+        assert torch.equal(ours[name], theirs[name]), name
+    assert torch.equal(ours["scales"], theirs["scales"].half())
+    assert torch.equal(gptq.unpack(theirs, bits=bits).dequantize(), tensor.dequantize())
+    inputs = torch.randn(3, columns, generator=torch.Generator().manual_seed(0))
+    for name, stored in ours.items():
+        setattr(layer, name, stored.float() if name == "scales" else stored)
+    assert torch.allclose(layer(inputs), inputs @ tensor.dequantize().T, atol=1e-4)
+
+
+@given(
+    bits=st.sampled_from(WIDTHS), version=st.sampled_from([1, 2]), rows=st.integers(1, 3), groups=st.integers(1, 4),
+    size=st.integers(1, 5), scatter=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=80, deadline=None)
+def test_gptq_comes_back(bits: int, version: int, rows: int, groups: int, size: int, scatter: bool, seed: int) -> None:
+    tensor = random_tensor(32 * rows, groups * size * 32, groups, bits, seed, lowest_zero=1 if version == 1 else 0)
+    if scatter:
+        tensor = scattered(tensor, seed)
+    stored = gptq.pack(tensor, version)
+    same(gptq.unpack(stored, version, bits), tensor)
+    if not scatter:
+        stored.pop("g_idx")  # some writers leave out what is trivial
+        same(gptq.unpack(stored, version, bits), tensor)
+
+
+def test_the_versions_differ_by_one_in_the_zero_points() -> None:
+    tensor = random_tensor(32, 64, 2, 4)
+    first, second = gptq.pack(tensor, 1), gptq.pack(tensor, 2)
+    assert torch.equal(first["qzeros"] + 0x11111111, second["qzeros"])  # as gptqmodel turns one into the other
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_version_1_moves_groups_with_zero_point_0_where_there_is_room(bits: int) -> None:
+    """A group of zeros is such a group: rtn gives it codes and zero point 0."""
+    weight = torch.randn(32, 128, generator=torch.Generator().manual_seed(0)) * 0.02
+    weight[3, 32:64] = 0
+    tensor = rtn(weight, bits, group_size=32)
+    assert tensor.zeros[3, 1] == 0
+    stored = gptq.pack(tensor)
+    back = gptq.unpack(stored, bits=bits)
+    assert back.zeros.min() == 1
+    assert torch.equal(back.dequantize(), tensor.dequantize())
+    assert torch.equal(gptq.unpack(gptq.pack(tensor, 2), 2, bits).zeros, tensor.zeros)
+
+
+def test_gptq_refuses_what_it_cannot_hold() -> None:
+    full = random_tensor(32, 64, 2, 4)
+    full.zeros[5, 1], full.codes[5, 40] = 0, 15
+    with pytest.raises(UserError, match="has the zero point 0"):
+        gptq.pack(full)
+    gptq.pack(full, 2)
+    with pytest.raises(UserError, match="48 inputs and 32 outputs"):
+        gptq.pack(random_tensor(32, 48, 2, 4))
+    with pytest.raises(UserError, match="5 bits"):
+        gptq.pack(random_tensor(32, 64, 2, 5))
+    with pytest.raises(UserError, match="no version 3"):
+        gptq.pack(random_tensor(32, 64, 2, 4), 3)
+    with pytest.raises(UserError, match="64 inputs cannot be cut into 3"):
+        gptq.pack(random_tensor(32, 64, 3, 4))
+
+
+# Whole checkpoints
+
+
+@pytest.mark.parametrize("size", [64, -1])
+def test_our_awq_checkpoint_runs_in_autoawq(tiny: Source, tmp_path: Path, size: int) -> None:
+    quantize = lambda weight: rtn(weight, 4, size)  # noqa: E731
+    folder = quantized(tiny, tmp_path / "awq", awq.quantization_config(size, ["lm_head"]), quantize, awq.pack)
+    expected = logits(dense_model(tiny, quantize))
+    with autoawq.running(folder) as model:
+        assert torch.allclose(logits(model), expected, atol=5e-3)  # it computes in FP16
+    assert torch.allclose(logits(load(locate(str(folder)))), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("act_order", [False, True])
+def test_our_gptq_checkpoint_runs_in_autogptq(tiny: Source, tmp_path: Path, bits: int, act_order: bool) -> None:
+    def quantize(weight: torch.Tensor) -> GroupedIntegers:
+        tensor = rtn(weight, bits, 64, symmetric=not act_order)
+        return scattered(tensor) if act_order else tensor
+
+    entry = gptq.quantization_config(bits, 64, symmetric=not act_order, act_order=act_order)
+    folder = quantized(tiny, tmp_path / "gptq", entry, quantize, gptq.pack)
+    expected = logits(dense_model(tiny, quantize))
+    with autogptq.running(folder) as model:
+        assert torch.allclose(logits(model), expected, atol=1e-4)
+    assert torch.allclose(logits(load(locate(str(folder)))), expected, atol=1e-5)
+
+
+def test_version_2_is_read_as_version_2(tiny: Source, tmp_path: Path) -> None:
+    quantize = lambda weight: rtn(weight, 3, 32)  # noqa: E731
+    entry = gptq.quantization_config(3, 32, symmetric=False, act_order=False, version=2)
+    folder = quantized(tiny, tmp_path / "v2", entry, quantize, lambda tensor: gptq.pack(tensor, 2))
+    state = dense_state(folder, entry)
+    for name, layer in decoder_layers(dense_model(tiny, quantize)).items():
+        assert torch.equal(state[f"{name}.weight"], layer.weight)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"quant_method": "awq", "bits": 3}, "3 bits; qlab reads awq checkpoints of 4 bits"),
+        ({"quant_method": "gptq", "bits": 5}, "gptq checkpoints of 2, 3, 4, 8 bits"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "not awq gemv"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "not gptq marlin"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "not bitsandbytes"),
+        ({"quant_method": "quip"}, "not quip"),
+    ],
+)
+def test_other_checkpoints_are_refused(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        unpacker(entry)

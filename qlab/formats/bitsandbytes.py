@@ -1,0 +1,109 @@
+"""NF4 and FP4 checkpoints as transformers saves them through bitsandbytes (bitsandbytes.functional.QuantState.as_dict).
+
+A layer's weight uint8 [n/2, 1] holds two codes a byte, the first in the high nibble. Beside it, under names that begin with
+the weight's: absmax, quant_map float32 [16] and, doubly quantized, nested_absmax and nested_quant_map float32 [256];
+quant_state.bitsandbytes__nf4 (or fp4) is a JSON text in uint8 with all that is no tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from qlab.errors import UserError
+from qlab.methods.nf4 import BLOCK, KINDS, SUPERBLOCK, NestedAbsmax, NormalFloat, dynamic_map, nearest
+
+STATE = "weight.quant_state.bitsandbytes__"
+
+
+def pack(tensor: NormalFloat) -> dict[str, Tensor]:
+    """One layer's stored tensors: weight, weight.absmax, weight.quant_map, …
+
+    Raises:
+        UserError: levels that bitsandbytes does not know.
+    """
+    if tensor.kind not in KINDS:
+        raise UserError(f"bitsandbytes stores the levels of {' and '.join(KINDS)} only: quantize without levels of your own")
+    nested = tensor.nested
+    stored = {
+        "weight": pack_pairs(tensor.codes, tensor.levels),
+        "weight.absmax": tensor.absmax if nested is None else nested.codes,
+        "weight.quant_map": tensor.levels,
+    }
+    if nested is not None:
+        stored["weight.nested_absmax"] = nested.absmax
+        stored["weight.nested_quant_map"] = dynamic_map().to(tensor.codes.device)
+    stored[STATE + tensor.kind] = torch.tensor(list(state_text(tensor).encode()), dtype=torch.uint8)
+    return stored
+
+
+def pack_pairs(codes: Tensor, levels: Tensor) -> Tensor:
+    """Codes uint8 [n] into bytes uint8 [⌈n/2⌉, 1]; an odd one's partner is the code of zero, as in bitsandbytes."""
+    if len(codes) % 2:
+        zero = int(nearest(torch.zeros(1, device=levels.device), levels))
+        codes = pad(codes, (0, 1), value=zero)
+    return (codes[::2] << 4 | codes[1::2])[:, None]
+
+
+def state_text(tensor: NormalFloat) -> str:
+    """The JSON that bitsandbytes writes, its keys in its order."""
+    state: dict[str, Any] = {
+        "quant_type": tensor.kind,
+        "blocksize": BLOCK,
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": tensor.shape,
+    }
+    if tensor.nested is not None:
+        state |= {"nested_blocksize": SUPERBLOCK, "nested_dtype": "float32", "nested_offset": tensor.nested.offset.item()}
+    return json.dumps(state)
+
+
+def unpack(tensors: dict[str, Tensor]) -> NormalFloat:
+    """Read one layer's stored tensors, named as `pack` names them.
+
+    Raises:
+        UserError: no state among them, or blocks of another size than qlab's.
+    """
+    kind = next((kind for kind in KINDS if STATE + kind in tensors), None)
+    if kind is None:
+        raise UserError(f"no {STATE}nf4 (or fp4) among {', '.join(sorted(tensors))}: expected a layer saved through bitsandbytes in 4 bits")
+    state = json.loads(bytes(tensors[STATE + kind].tolist()))
+    if state["blocksize"] != BLOCK or state.get("nested_blocksize", SUPERBLOCK) != SUPERBLOCK:
+        raise UserError(f"the layer has blocks of {state['blocksize']} weights; qlab reads those of {BLOCK}, bitsandbytes' default")
+    rows, columns = state["shape"]
+    pairs = tensors["weight"].flatten()
+    codes = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten()[: rows * columns]
+    nested = None
+    absmax = tensors["weight.absmax"]
+    if "nested_offset" in state:
+        nested = NestedAbsmax(absmax, tensors["weight.nested_absmax"], torch.tensor(state["nested_offset"], device=absmax.device))
+        absmax = nested.dequantize()
+    return NormalFloat((rows, columns), codes, absmax, tensors["weight.quant_map"], nested, kind, getattr(torch, state["dtype"]))
+
+
+def quantization_config(kind: str, double: bool, compute: str = "float32", skipped: Sequence[str] = ()) -> dict[str, Any]:
+    """`quantization_config` of config.json, as BitsAndBytesConfig writes it.
+
+    `compute` is the dtype that runtimes multiply in; `skipped` names the linear layers left unquantized, where empty means
+    transformers' own choice: the head.
+    """
+    return {
+        "_load_in_4bit": True,
+        "_load_in_8bit": False,
+        "bnb_4bit_compute_dtype": compute,
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": kind,
+        "bnb_4bit_use_double_quant": double,
+        "llm_int8_enable_fp32_cpu_offload": False,
+        "llm_int8_has_fp16_weight": False,
+        "llm_int8_skip_modules": list(skipped) or None,
+        "llm_int8_threshold": 6.0,
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "quant_method": "bitsandbytes",
+    }

@@ -1,0 +1,55 @@
+"""The block formats of llama.cpp by their numbers (ggml-common.h, block_q4_K and its kin)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a format cuts and counts: blocks of `block` weights, in sub-blocks of `size`, codes of `bits`.
+
+    `affine` grids have a minimum and codes from 0; the others have codes about zero. Sub-blocks' scales are integers of at
+    most `units` in magnitude; 0 means that a block has one scale. `bytes` is what a block takes on disk.
+
+    `spread` is how much of the mean square x̄² enters the weight of an error, importance · √(spread · x̄² + x²) (ggml-quants.c,
+    quantize_row_*_impl); None leaves importance alone.
+    """
+
+    block: int
+    size: int
+    bits: int
+    affine: bool
+    units: int
+    bytes: int
+    spread: float | None
+
+    @property
+    def levels(self) -> int:
+        """The largest code."""
+        return int(2**self.bits - 1)
+
+    @property
+    def middle(self) -> int:
+        """The code that stands for zero."""
+        return 0 if self.affine else int(2 ** (self.bits - 1))
+
+    @property
+    def trials(self) -> tuple[float, ...]:
+        """The numbers of steps over which the search stretches a block's range: about the plain one, more to the coarse side."""
+        if self.affine:
+            return tuple(self.levels + 0.3 * i for i in range(-5, 5))
+        return tuple(self.middle + 0.5 * i for i in range(-4, 3))
+
+
+KINDS = {
+    "Q8_0": Kind(32, 32, 8, False, 0, 34, None),
+    "Q5_1": Kind(32, 32, 5, True, 0, 24, 1),
+    "Q5_0": Kind(32, 32, 5, False, 0, 22, 1),
+    "Q4_0": Kind(32, 32, 4, False, 0, 18, 1),
+    "Q6_K": Kind(256, 16, 6, False, 128, 210, None),
+    "Q5_K": Kind(256, 32, 5, True, 63, 176, 2),
+    "Q4_K": Kind(256, 32, 4, True, 63, 144, 2),
+    "Q3_K": Kind(256, 16, 3, False, 32, 110, 2),
+    "Q2_K": Kind(256, 16, 2, True, 15, 84, 1),
+}

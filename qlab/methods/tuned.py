@@ -1,0 +1,96 @@
+"""Tuning a quantized block against the block it came from, by gradient.
+
+After AutoRound (Cheng et al. 2023) and EfficientQAT (Chen et al. 2024).
+
+GPTQ answers for one layer at a time. Here codes, scales, biases and norms of a whole block move together until its output,
+on the inputs that the quantized blocks before it produce, comes closest to what the original block made of the original
+inputs. What is stored has the same form and the same bits as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qlab.methods.grid import GroupedIntegers, column_groups
+
+Run = Callable[[dict[str, Tensor], Tensor], Tensor]
+"""(parameters by name, inputs [windows, length, hidden]) → the block's output with these parameters."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates: of the codes in steps of the grid, of scales relative to themselves, of what stays unquantized likewise."""
+
+    codes: float = 0.02
+    scales: float = 2e-3
+    rest: float = 2e-3
+
+
+class SoftIntegers:
+    """A quantized tensor whose codes and scales can move: `latent` [out, in] rounds to the codes, gradients pass straight through."""
+
+    def __init__(self, start: GroupedIntegers, rounded: Tensor | None = None) -> None:
+        self.start = start
+        self.groups = column_groups(start.codes.shape[1], start.scales.shape[1]).to(start.codes.device)
+        codes = start.codes.float()
+        if rounded is not None:  # what GPTQ rounded to these codes, as far as rounding can have moved it
+            exact = rounded / start.scales[:, self.groups] + start.zeros[:, self.groups]
+            codes = codes + (exact - codes).clamp(-0.45, 0.45)
+        self.latent = codes.requires_grad_()
+        self.log_scale = torch.zeros_like(start.scales).requires_grad_()
+
+    def codes(self) -> Tensor:
+        return self.latent.detach().round().clamp(0, 2**self.start.bits - 1)
+
+    def weight(self) -> Tensor:
+        """The weights [out, in] at present, with gradients to `latent` and `log_scale`."""
+        inside = self.latent.clamp(-0.49, 2**self.start.bits - 0.51)
+        codes = inside + (inside.round() - inside).detach()
+        scale = self.start.scales * self.log_scale.exp()
+        scale = scale + (scale.half().float() - scale).detach()
+        return (codes - self.start.zeros[:, self.groups]) * scale[:, self.groups]
+
+    def finish(self) -> GroupedIntegers:
+        scale = (self.start.scales * self.log_scale.detach().exp()).half().float().clamp(min=6e-8)
+        return GroupedIntegers(self.codes().to(torch.uint8), scale, self.start.zeros, self.start.bits, note=self.start.note)
+
+
+def tune(
+    run: Run,
+    quantized: dict[str, SoftIntegers],
+    rest: dict[str, Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    steps: int,
+    rates: Rates,
+) -> float:
+    """Move `quantized` and `rest` in place for up to `steps` batches (inputs, wanted outputs); the last batch's loss.
+
+    The loss is the squared error of the output, each token's divided by the mean square of what is wanted there: the
+    norm that reads it divides by the same.
+    """
+    for tensor in rest.values():
+        tensor.requires_grad_()
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [soft.latent for soft in quantized.values()], "lr": rates.codes},
+            {"params": [soft.log_scale for soft in quantized.values()], "lr": rates.scales},
+            {"params": list(rest.values()), "lr": rates.rest},
+        ],
+        betas=(0.9, 0.95),
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / steps))
+    loss = torch.zeros(())
+    for _, (inputs, wanted) in zip(range(steps), batches):
+        output = run({f"{name}.weight": soft.weight() for name, soft in quantized.items()} | rest, inputs)
+        loss = ((output - wanted).square().mean(-1) / wanted.square().mean(-1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    for tensor in rest.values():
+        tensor.requires_grad_(False)
+    return float(loss)

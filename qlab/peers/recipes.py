@@ -1,0 +1,65 @@
+"""The peers' recipes: other libraries' methods and their options, frozen, behind the same call as qlab's own (qlab.recipes)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from qlab.model import Source
+from qlab.recipes import Details
+
+
+@dataclass(frozen=True)
+class AutoAWQ:
+    """The guide's AWQ recipe, by the AutoAWQ library: 4 bits, zero points, GEMM layout."""
+
+    group_size: int = 128
+
+    @property
+    def name(self) -> str:
+        return f"autoawq-w4g{self.group_size}"
+
+    def quantize(self, source: Source, windows: Tensor, out: Path) -> Details:
+        from qlab.peers import autoawq
+
+        autoawq.quantize(source, windows, out, self.group_size)
+        return {}
+
+
+@dataclass(frozen=True)
+class AutoGPTQ:
+    """GPTQ by the AutoGPTQ library. The default serves everywhere; the guide's asks for `symmetric=False, act_order=True`."""
+
+    group_size: int = 128
+    symmetric: bool = True
+    act_order: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"autogptq-w4g{self.group_size}{'' if self.symmetric else '-asym'}{'-actorder' if self.act_order else ''}"
+
+    def quantize(self, source: Source, windows: Tensor, out: Path) -> Details:
+        from qlab.peers import autogptq
+
+        autogptq.quantize(source, windows, out, self.group_size, self.symmetric, self.act_order)
+        return {}
+
+
+@dataclass(frozen=True)
+class BitsAndBytes:
+    """4-bit NormalFloat (or FP4, its control) by bitsandbytes; blocks of 64, absmax quantized again when doubled."""
+
+    kind: str = "nf4"
+    double_quantization: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"bitsandbytes-{self.kind}{'-double' if self.double_quantization else ''}"
+
+    def quantize(self, source: Source, windows: Tensor, out: Path) -> Details:
+        from qlab.peers import bitsandbytes
+
+        bitsandbytes.quantize(source, out, self.kind, self.double_quantization)
+        return {}

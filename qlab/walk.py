@@ -1,0 +1,197 @@
+"""The walk: one pass over a checkpoint's decoder blocks, a block in memory at a time, feeding any number of recipes.
+
+Everything that must outlive a block lies on disk: the activations between blocks, the encoded tensors, a journal of what
+is done. So memory does not grow with the number of blocks nor with the calibration text, and a walk that was killed goes
+on from its last finished block and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qlab.block import Activations, Block, InputGroup, Skeleton, input_groups
+from qlab.model import Source
+from qlab.progress import counter
+from qlab.statistics import Statistics
+
+ORIGINAL = "original"  # the stream of activations of the unquantized model
+
+
+@dataclass
+class Quantized:
+    """What a recipe made of a block: tensors as its format stores them, each layer's relative output error, and remarks."""
+
+    stored: dict[str, Tensor]
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a recipe may know of a block's data: statistics by layer, its inputs, and the original block's outputs."""
+
+    statistics: dict[str, Statistics]
+    inputs: Activations
+    targets: Activations
+
+    def random_batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """(inputs, targets) of `size` windows at a time, without end: each pass over the windows in another order, the same every run."""
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            for chosen in torch.randperm(self.inputs.shape[0], generator=generator).split(size):
+                yield self.inputs.pick(chosen).to(device), self.targets.pick(chosen).to(device)
+
+
+class Method(Protocol):
+    """A recipe as the walk sees it. `data`: whether it wants activations; `sequential`: those behind the blocks it has quantized."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def data(self) -> bool: ...
+    @property
+    def sequential(self) -> bool: ...
+
+    def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
+        """Quantize the block, which it may change; a sequential one leaves the quantized weights in it."""
+
+    def keep(self, source: Source, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """A tensor outside the blocks as the format stores it."""
+
+    def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
+        """Make the checkpoint in the folder `out` of the parts, in their order."""
+
+
+@dataclass
+class Journal:
+    """What a walk has finished, written anew after each block; a rerun believes nothing else."""
+
+    path: Path
+    blocks: int = 0
+    kept: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path) -> Journal:
+        """The journal at `path`, or a new one."""
+        return cls(path, **json.loads(path.read_text())) if path.exists() else cls(path)
+
+    def save(self) -> None:
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps({name: value for name, value in vars(self).items() if name != "path"}))
+        new.replace(self.path)
+
+    def details(self, recipe: str) -> dict[str, Any]:
+        """What was found out about a recipe's layers, for its manifest."""
+        return {"errors": self.errors.get(recipe, {}), "notes": self.notes.get(recipe, {})}
+
+    def add(self, recipe: str, block: Block, found: Quantized, seconds: float) -> None:
+        self.seconds[recipe] = self.seconds.get(recipe, 0) + seconds
+        self.errors.setdefault(recipe, {}).update({block.prefix + name: error for name, error in found.errors.items()})
+        self.notes.setdefault(recipe, {}).update({block.prefix + name: note for name, note in found.notes.items() if note})
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A walk over `source` with its recipes; `work` holds its state, and `batch` calibration windows are computed at a time."""
+
+    source: Source
+    methods: Sequence[Method]
+    windows: Tensor
+    work: Path
+    batch: int = 8
+    device: str = "cpu"
+
+    def run(self) -> Journal:
+        """Quantize all blocks, or those that an earlier run left undone; the encoded parts lie in `work` then."""
+        skeleton = Skeleton(self.source, self.device)
+        for method in self.methods:
+            (self.work / method.name).mkdir(parents=True, exist_ok=True)
+        journal = Journal.open(self.work / "journal.json")
+        if not journal.kept:
+            self._keep_rest(skeleton, journal)
+        arguments = skeleton.arguments(self.windows.shape[1])
+        groups = None
+        with counter(len(skeleton) * len(self.methods), journal.blocks * len(self.methods), "quantizing") as count:
+            for index in range(journal.blocks, len(skeleton)):
+                block = Block(index, skeleton.fill(index), arguments[index])
+                block.groups = groups = self._groups(block, groups)
+                self._quantize(skeleton, block, journal, count)
+                skeleton.release(index)
+                journal.blocks = index + 1
+                journal.save()
+                for old in self.work.glob(f"*-{index}.bin"):  # the inputs of a finished block
+                    old.unlink()
+        return journal
+
+    def parts(self, method: Method) -> list[Path]:
+        """The encoded parts of a recipe, in the model's order."""
+        return sorted((self.work / method.name).glob("part-*.safetensors"))
+
+    def _groups(self, block: Block, known: list[InputGroup] | None) -> list[InputGroup]:
+        if known and all(name in dict(block.module.named_modules()) for group in known for name in group.layers):
+            return known
+        hidden = torch.randn(1, self.windows.shape[1], self._hidden(), generator=torch.Generator().manual_seed(0))
+        return input_groups(block, hidden.to(self.device))
+
+    def _hidden(self) -> int:
+        return self.source.config["hidden_size"]
+
+    def _stream(self, name: str, index: int) -> Activations:
+        return Activations(self.work / f"{name}-{index}.bin", (*self.windows.shape, self._hidden()))
+
+    def _keep_rest(self, skeleton: Skeleton, journal: Journal) -> None:
+        """Embedding, final norm and head, and the activations that the first block reads."""
+        for method in self.methods:
+            kept: dict[str, Tensor] = {}
+            for name in skeleton.rest():
+                kept |= method.keep(self.source, name, skeleton.checkpoint.read(name))
+            self._write(method, 0, kept)
+        if any(method.data for method in self.methods):
+            skeleton.embed(self.windows, self._stream(ORIGINAL, 0))
+        journal.kept = True
+        journal.save()
+
+    def _quantize(self, skeleton: Skeleton, block: Block, journal: Journal, count: Any) -> None:
+        index = block.index
+        source, after = self._stream(ORIGINAL, index), self._stream(ORIGINAL, index + 1)
+        shared, started = None, time.perf_counter()
+        if any(method.data for method in self.methods):
+            shared = Calibration(block.observe(source, self.batch, after), source, after)
+        spent = time.perf_counter() - started
+        whole = True  # the block still holds the original weights
+        for method in sorted(self.methods, key=lambda method: method.sequential):
+            started = time.perf_counter()
+            if not whole:
+                skeleton.fill(index)
+            calibration = shared if method.data else None
+            own = self._stream(method.name, index)
+            if method.sequential and own.path.exists():
+                shared = None  # its memory is wanted, and the recipes that used it are done
+                calibration = Calibration(block.observe(own, self.batch), own, after)
+            elif method.sequential:
+                own = source  # nothing is quantized before the first block
+            found = method.quantize_block(self.source, block, calibration)
+            if method.sequential:
+                self._stream(method.name, index + 1).write(block.outputs(own, self.batch))
+            self._write(method, index + 1, found.stored)
+            journal.add(method.name, block, found, time.perf_counter() - started + (spent if method.data else 0))
+            whole = False
+            count(f"{method.name}, block {index}", found.errors)
+
+    def _write(self, method: Method, number: int, tensors: dict[str, Tensor]) -> None:
+        ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        part = self.work / method.name / f"part-{number:04}.safetensors"
+        save_file(ready, part.with_suffix(".new"))
+        part.with_suffix(".new").replace(part)
