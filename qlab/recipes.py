@@ -112,7 +112,9 @@ class Integers(Walked):
                     weight, magnitude, mean_square, self.bits, self.group_size, self.symmetric
                 )
                 statistics = fold_scales(block, statistics, scale)
-            rounded: Iterable[tuple[str, tuple[GroupedIntegers, Tensor]]] = ((name, self._round(block.layer(name).weight, statistics[name])) for name in block.layers)
+            rounded: Iterable[tuple[str, tuple[GroupedIntegers, Tensor]]] = (
+                pair for group in block.groups for pair in self._round(block, group.layers, statistics[group.layers[0]])
+            )
             if self.method == "tuned":
                 rounded = self._tune(block, calibration, dict(rounded))
             found = Quantized({})
@@ -128,13 +130,20 @@ class Integers(Walked):
                 found.stored |= self.keep(source, block.prefix + name, tensor)
         return found
 
-    def _round(self, weight: Tensor, seen: Statistics) -> tuple[GroupedIntegers, Tensor]:
-        """The layer quantized, and what its error is held against; for tuning, what GPTQ rounded."""
+    def _round(self, block: Block, names: list[str], seen: Statistics) -> Iterator[tuple[str, tuple[GroupedIntegers, Tensor]]]:
+        """Layers of one input, quantized as one matrix, each with what its error is held against; for tuning, what GPTQ rounded."""
+        weights = [block.layer(name).weight for name in names]
+        stacked = torch.cat(weights) if len(weights) > 1 else weights[0]
         if self.method in ("rtn", "awq"):
             importance = seen.mean_square if self.search else None
-            return rtn(weight, self.bits, self.group_size, self.symmetric, importance), weight
-        layer, exact = compensated(weight, seen.hessian, self.bits, self.group_size, self.symmetric, self.order, self.search)
-        return layer, exact if self.method == "tuned" else weight
+            whole = rtn(stacked, self.bits, self.group_size, self.symmetric, importance)
+        else:
+            whole, exact = compensated(stacked, seen.hessian, self.bits, self.group_size, self.symmetric, self.order, self.search)
+            if self.method == "tuned":
+                weights = list(exact.split([len(weight) for weight in weights]))
+            del exact
+        del stacked
+        yield from zip(names, zip(whole.rows([len(weight) for weight in weights]), weights))
 
     @torch.enable_grad()
     def _tune(self, block: Block, calibration: Calibration, layers: Rounded) -> Iterator[tuple[str, tuple[GroupedIntegers, Tensor]]]:

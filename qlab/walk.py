@@ -153,11 +153,9 @@ class Walk:
 
     def _keep_rest(self, skeleton: Skeleton, journal: Journal) -> None:
         """Embedding, final norm and head, and the activations that the first block reads."""
-        for method in self.methods:
-            kept: dict[str, Tensor] = {}
-            for name in skeleton.rest():
-                kept |= method.keep(self.source, name, skeleton.checkpoint.read(name))
-            self._write(method, 0, kept)
+        for number, name in enumerate(skeleton.rest()):
+            for method in self.methods:  # each in a part of its own: embedding and head are never both in memory
+                self._write(method, f"0000-{number:03}", method.keep(self.source, name, skeleton.checkpoint.read(name)))
         if any(method.data for method in self.methods):
             skeleton.embed(self.windows, self._stream(ORIGINAL, 0))
         journal.kept = True
@@ -175,23 +173,25 @@ class Walk:
             started = time.perf_counter()
             if not whole:
                 skeleton.fill(index)
-            calibration = shared if method.data else None
+            calibration = None  # before new statistics are made: their memory is wanted
             own = self._stream(method.name, index)
             if method.sequential and own.path.exists():
-                shared = None  # its memory is wanted, and the recipes that used it are done
+                shared = None
                 calibration = Calibration(block.observe(own, self.batch), own, after)
-            elif method.sequential:
-                own = source  # nothing is quantized before the first block
+            else:
+                calibration, own = shared if method.data else None, source  # nothing is quantized before the first block
             found = method.quantize_block(self.source, block, calibration)
             if method.sequential:
                 self._stream(method.name, index + 1).write(block.outputs(own, self.batch))
-            self._write(method, index + 1, found.stored)
+            self._write(method, f"{index + 1:04}", found.stored)
             journal.add(method.name, block, found, time.perf_counter() - started + (spent if method.data else 0))
             whole = False
             count(f"{method.name}, block {index}", found.errors)
 
-    def _write(self, method: Method, number: int, tensors: dict[str, Tensor]) -> None:
+    def _write(self, method: Method, number: str, tensors: dict[str, Tensor]) -> None:
+        if not tensors:
+            return
         ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        part = self.work / method.name / f"part-{number:04}.safetensors"
+        part = self.work / method.name / f"part-{number}.safetensors"
         save_file(ready, part.with_suffix(".new"))
         part.with_suffix(".new").replace(part)

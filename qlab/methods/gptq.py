@@ -105,7 +105,7 @@ def compensated(
         codes[back].T.contiguous(), scale.T.contiguous(), zero.T.to(torch.int16).contiguous(), bits,
         group_of[back] if order == "scattered" else None, note,
     )  # fmt: skip
-    return quantized, work[back].T.contiguous()
+    return quantized, work[back].T
 
 
 def column_order(diagonal: Tensor, size: int, order: str) -> Tensor:

@@ -6,7 +6,8 @@ point and the scale of the group that the weight belongs to. Groups run along th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,10 +34,16 @@ class GroupedIntegers:
 
     def dequantize(self) -> Tensor:
         """The weights that these codes stand for: float32 [out, in]."""
-        groups = (column_groups(self.codes.shape[1], self.scales.shape[1]) if self.group_of is None else self.group_of).to(
-            self.codes.device
-        )
-        return (self.codes.float() - self.zeros[:, groups]) * self.scales[:, groups]
+        if self.group_of is not None:
+            groups = self.group_of.to(self.codes.device)
+            return (self.codes.float() - self.zeros[:, groups]) * self.scales[:, groups]
+        weights = self.codes.float().view(*self.scales.shape, -1)
+        return weights.sub_(self.zeros[..., None]).mul_(self.scales[..., None]).view(self.codes.shape)
+
+    def rows(self, sizes: Sequence[int]) -> list[GroupedIntegers]:
+        """Cut into tensors of so many rows each."""
+        parts = zip(self.codes.split(sizes), self.scales.split(sizes), self.zeros.split(sizes))
+        return [replace(self, codes=codes, scales=scales, zeros=zeros) for codes, scales, zeros in parts]
 
     @property
     def bits_per_weight(self) -> float:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qlab.methods.grid import GroupedIntegers, column_groups
+from qlab.methods.grid import GroupedIntegers
 
 Run = Callable[[dict[str, Tensor], Tensor], Tensor]
 """(parameters by name, inputs [windows, length, hidden]) → the block's output with these parameters."""
@@ -35,15 +35,15 @@ class SoftIntegers:
 
     def __init__(self, start: GroupedIntegers, rounded: Tensor | None = None) -> None:
         self.start = start
-        self.groups = column_groups(start.codes.shape[1], start.scales.shape[1]).to(start.codes.device)
         codes = start.codes.float()
         if rounded is not None:  # what GPTQ rounded to these codes, as far as rounding can have moved it
-            exact = rounded / start.scales[:, self.groups] + start.zeros[:, self.groups]
-            codes = codes + (exact - codes).clamp(-0.45, 0.45)
+            exact = (rounded.reshape(*start.scales.shape, -1) / start.scales[..., None]).add_(start.zeros[..., None]).view_as(codes)
+            codes = codes + exact.sub_(codes).clamp_(-0.45, 0.45)
         self.latent = codes.requires_grad_()
         self.log_scale = torch.zeros_like(start.scales).requires_grad_()
 
     def codes(self) -> Tensor:
+        """At present: float32 [out, in]."""
         return self.latent.detach().round().clamp(0, 2**self.start.bits - 1)
 
     def weight(self) -> Tensor:
@@ -52,7 +52,7 @@ class SoftIntegers:
         codes = inside + (inside.round() - inside).detach()
         scale = self.start.scales * self.log_scale.exp()
         scale = scale + (scale.half().float() - scale).detach()
-        return (codes - self.start.zeros[:, self.groups]) * scale[:, self.groups]
+        return ((codes.view(*scale.shape, -1) - self.start.zeros[..., None]) * scale[..., None]).view_as(codes)
 
     def finish(self) -> GroupedIntegers:
         scale = (self.start.scales * self.log_scale.detach().exp()).half().float().clamp(min=6e-8)
@@ -81,6 +81,7 @@ def tune(
             {"params": list(rest.values()), "lr": rates.rest},
         ],
         betas=(0.9, 0.95),
+        fused=True,  # in place: no temporaries the size of the block
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / steps))
     loss = torch.zeros(())
