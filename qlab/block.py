@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlab.checkpoint import Checkpoint
 from qlab.errors import UserError
-from qlab.model import Source
+from qlab.model import Source, weight_files
 from qlab.statistics import Statistics, observed
 
 PREFIX = "model.layers"
@@ -249,14 +249,3 @@ def input_groups(block: Block, hidden: Tensor) -> list[InputGroup]:
     for hook in hooks:
         hook.remove()
     return [group for _, group in seen]
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model: those of the index where there is one."""
-    import json
-
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    single = folder / "model.safetensors"
-    return [single] if single.exists() else sorted(folder.glob("*.safetensors"))

@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from qlab.block import PREFIX, weight_files
+from qlab.block import PREFIX
 from qlab.checkpoint import Checkpoint
 from qlab.errors import UserError
-from qlab.model import Source
+from qlab.model import Source, weight_files
 from qlab.process import peak_bytes
-from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
+from qlab.recipes import GGUF, NF4, TUNED_WINDOWS, Integers, WalkedRecipe
 
 __all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
 
@@ -55,7 +55,7 @@ class Budget:
     def text(self) -> str:
         """The prediction, for people."""
         return (
-            f"memory {gigabytes(self.total)}: {gigabytes(self.start)} the process itself, {gigabytes(self.block)} one of {self.blocks} blocks, "
+            f"memory {gigabytes(self.total)}: {gigabytes(self.start)} the process, {gigabytes(self.block)} one of {self.blocks} blocks, "
             f"{gigabytes(self.statistics)} statistics, {gigabytes(self.recipe)} the hungriest recipe at work, "
             f"{gigabytes(self.activations)} activations of {self.batch} windows at a time\n"
             f"disk {gigabytes(self.disk)} while it works; about {self.seconds / 60:.1f} minutes"
@@ -133,7 +133,7 @@ def duration(groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: 
         if recipe.sequential:
             total += observe + forward + sum(3.0 * width**3 + 2.0 * width**2 * out for width, out in groups)
         if isinstance(recipe, Integers) and recipe.method == "tuned":
-            total += recipe.steps * (3.0 * forward * 4 / windows[0] + sum(100.0 * width * out for width, out in groups))
+            total += recipe.steps * (3.0 * forward * TUNED_WINDOWS / windows[0] + sum(100.0 * width * out for width, out in groups))
     size = 1024
     matrix = torch.randn(size, size, device=device)
     rates = []

@@ -174,19 +174,19 @@ def awq_memory(results: Results) -> tuple[bool, str]:
 
 
 def on_the_fly(results: Results) -> tuple[bool, str]:
-    seconds = results["cost/nf4-double"]["seconds"]
+    seconds = results["cost/nf4"]["seconds"]
     return True, f"{seconds:.1f} s to load, quantize and save, without calibration text"
 
 
 def alike(results: Results) -> tuple[bool, str]:
     """Read as: the likeliest next token is the original's, in 95 % of cases, for every 4-bit library."""
-    shares = {name: results[f"quality/{name}"]["top1"] for name in ("autoawq-w4g128", "autogptq-w4g128", "gguf-q4_k_m", "nf4-double")}
+    shares = {name: results[f"quality/{name}"]["top1"] for name in ("autoawq-w4g128", "autogptq-w4g128", "q4_k_m", "nf4")}
     return min(shares.values()) >= 0.95, "same likeliest token: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
 
 
 def ranking(results: Results) -> tuple[bool, str]:
     """AWQ best, NF4 last."""
-    kl = {name: results[f"quality/{name}"]["kl"] for name in ("autoawq-w4g128", "autogptq-w4g128", "gguf-q4_k_m", "nf4-double")}
+    kl = {name: results[f"quality/{name}"]["kl"] for name in ("autoawq-w4g128", "autogptq-w4g128", "q4_k_m", "nf4")}
     order = sorted(kl, key=kl.get)  # type: ignore[arg-type]
     return order[0].startswith("autoawq") and order[-1].startswith("nf4"), "from nearest to farthest: " + ", ".join(
         f"{n} {kl[n]:.5f}" for n in order
@@ -234,7 +234,7 @@ TESTS: dict[str, Callable[[Results], tuple[bool, str]]] = {
     "gptq-error-compensation": below("gptq/layer-errors", "GPTQ", "no compensation"),
     "gptq-act-order-better": below("gptq/layer-errors", "GPTQ, act-order", "GPTQ"),
     "gptq-asymmetric-better": below("gptq/layer-errors", "GPTQ", "GPTQ, symmetric"),
-    "loss-q4-k-m": loss_within("gguf-q4_k_m", 1, 2),
+    "loss-q4-k-m": loss_within("q4_k_m", 1, 2),
     "approach-gguf": below("gguf/layer-errors", "Q4_K: 8 scales a superblock", "control: one scale a superblock"),
     "approach-nf4": below("nf4/layer-errors", "NF4", "uniform levels (control)"),
     "time-nf4": on_the_fly,

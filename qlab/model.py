@@ -41,7 +41,7 @@ class Source:
     def config(self) -> dict[str, Any]:
         """config.json; empty for a GGUF folder, which carries its configuration in the file."""
         file = self.path / "config.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return read_json(file) if file.exists() else {}
 
 
 def locate(name: str) -> Source:
@@ -94,16 +94,13 @@ def check_weights(folder: Path) -> list[Path]:
         return gguf
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder.name}/ has no config.json: it is not a Hugging Face model folder")
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = weight_files(folder)
     if not weights:
         pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
         hint = f" ({pickled[0]} is a pickle, which can run code: convert it to safetensors first)" if pickled else ""
         raise UserError(f"{folder.name}/ has no weights: expected *.safetensors{hint}")
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        named = set(json.loads(index.read_text())["weight_map"].values())
-        if missing := sorted(named - {file.name for file in weights}):
-            raise UserError(f"{folder.name}/ lacks {len(missing)} of {len(named)} weight files: {missing[0]} …; download it again")
+    if missing := [file.name for file in weights if not file.is_file()]:
+        raise UserError(f"{folder.name}/ lacks {len(missing)} of {len(weights)} weight files: {missing[0]} …; download it again")
     for file in weights:
         try:
             with safe_open(file, "pt") as opened:
@@ -111,6 +108,33 @@ def check_weights(folder: Path) -> list[Path]:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{folder.name}/{file.name} is damaged ({error}); download or copy it again") from error
     return weights
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model: those that the index names, or model.safetensors, or all there are.
+
+    Raises:
+        UserError: the index cannot be read.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.exists():
+        return [folder / Path(name).name for name in sorted(set(read_json(index)["weight_map"].values()))]  # nothing outside the folder
+    return [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file.parent.name}/{file.name} is not JSON ({error}); download or copy it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file.parent.name}/{file.name} holds no JSON object; download or copy it again")
+    return found
 
 
 def fingerprint(folder: Path, weights: list[Path]) -> str:
@@ -132,10 +156,10 @@ def fingerprint(folder: Path, weights: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def load(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PreTrainedModel:
+def load(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False) -> PreTrainedModel:
     """The model of a folder or artifact, in evaluation mode, its weights in `dtype` on `device`.
 
-    bitsandbytes checkpoints stay in four bits and compute in `dtype`; all others become plain weights.
+    Quantized checkpoints become plain weights, unless `native`: a bitsandbytes one then stays in four bits, as its runtime keeps it.
 
     Raises:
         UserError: a format qlab does not read, or an architecture transformers does not know.
@@ -145,7 +169,7 @@ def load(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu"
         return model.eval().to(device)
     quantization = source.config.get("quantization_config")
     try:
-        if quantization is None or quantization.get("quant_method") == "bitsandbytes":
+        if quantization is None or (native and quantization.get("quant_method") == "bitsandbytes"):
             model = AutoModelForCausalLM.from_pretrained(
                 source.path, dtype=dtype, device_map=device, trust_remote_code=False, use_safetensors=True
             )

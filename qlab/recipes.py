@@ -33,6 +33,7 @@ from qlab.model import Source
 from qlab.statistics import Statistics
 from qlab.walk import Calibration, Method, Quantized, Walk
 
+TUNED_WINDOWS = 2  # windows a step of tuning; four took twice as long and were no better
 Details = dict[str, Any]
 """What quantizing found out, for the manifest: errors by layer, remarks."""
 Rounded = dict[str, tuple[GroupedIntegers, Tensor]]
@@ -150,7 +151,7 @@ class Integers(Walked):
         soft = {name: SoftIntegers(*layers.pop(name)) for name in block.layers}
         names = [name for name, _ in block.module.named_parameters() if name.removesuffix(".weight") not in soft]
         rest = {name: block.module.get_parameter(name).detach().clone() for name in names}
-        tune(block.functional, soft, rest, calibration.random_batches(4, block.device), self.steps, Rates())
+        tune(block.functional, soft, rest, calibration.random_batches(TUNED_WINDOWS, block.device), self.steps, Rates())
         for name, tensor in rest.items():
             block.module.get_parameter(name).data.copy_(tensor.half().float())  # as it will be stored
         for name, layer in soft.items():

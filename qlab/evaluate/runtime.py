@@ -51,4 +51,4 @@ def measure_runtime(folder: Path, prompt_tokens: int, generated_tokens: int, rep
 def native(source: Source) -> PreTrainedModel:
     """The model in transformers: FP16 on a GPU, FP32 on a CPU, where half precision is emulated on most."""
     on_gpu = torch.cuda.is_available()
-    return load(source, torch.float16 if on_gpu else torch.float32, "cuda" if on_gpu else "cpu")
+    return load(source, torch.float16 if on_gpu else torch.float32, "cuda" if on_gpu else "cpu", native=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,18 @@ class Rates:
     codes: float = 0.02
     scales: float = 2e-3
     rest: float = 2e-3
+
+
+class Round(torch.autograd.Function):
+    """Rounding whose gradient passes straight through (Bengio et al. 2013)."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        return values.round()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
 
 
 class SoftIntegers:
@@ -48,8 +61,7 @@ class SoftIntegers:
 
     def weight(self) -> Tensor:
         """The weights [out, in] at present, with gradients to `latent` and `log_scale`."""
-        inside = self.latent.clamp(-0.49, 2**self.start.bits - 0.51)
-        codes = inside + (inside.round() - inside).detach()
+        codes = Round.apply(self.latent.clamp(-0.49, 2**self.start.bits - 0.51))
         scale = self.start.scales * self.log_scale.exp()
         scale = scale + (scale.half().float() - scale).detach()
         return ((codes.view(*scale.shape, -1) - self.start.zeros[..., None]) * scale[..., None]).view_as(codes)
@@ -94,4 +106,4 @@ def tune(
         schedule.step()
     for tensor in rest.values():
         tensor.requires_grad_(False)
-    return float(loss)
+    return float(loss.detach())
