@@ -136,8 +136,7 @@ class Integers(Walked):
         weights = [block.layer(name).weight for name in names]
         stacked = torch.cat(weights) if len(weights) > 1 else weights[0]
         if self.method in ("rtn", "awq"):
-            importance = seen.mean_square if self.search else None
-            whole = rtn(stacked, self.bits, self.group_size, self.symmetric, importance)
+            whole = rtn(stacked, self.bits, self.group_size, self.symmetric, seen.hessian if self.search else None)
         else:
             whole, exact = compensated(stacked, seen.hessian, self.bits, self.group_size, self.symmetric, self.order, self.search)
             if self.method == "tuned":

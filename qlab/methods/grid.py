@@ -95,35 +95,45 @@ def round_to_grid(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Ten
     return torch.clamp(torch.round(groups / scale.unsqueeze(-1)) + zero.unsqueeze(-1), 0, 2**bits - 1)
 
 
-def search_grid(groups: Tensor, bits: int, symmetric: bool, importance: Tensor, steps: int = 16) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of least Σ importance · error² for each group: [out, groups, group_size] → two [out, groups].
+def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, steps: int = 16) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of least error for each group: [out, groups, group_size] → two [out, groups].
 
-    `importance` [groups, group_size] weighs the input columns. Each trial shrinks the covering range a little, moves the
-    zero point by one at most, rounds, and takes the least-squares scale for the codes so found. Unweighted search can hurt:
-    it gives up the few large weights that large activations meet.
+    The error is measured by `metric`: weights of the columns [groups, group_size], or blocks of H [groups, group_size,
+    group_size], which know that errors of correlated columns add up. (Clipping errors do, all pointing to zero; AWQ's scale
+    search needs no more than weights.) Each trial shrinks the covering range a little, moves the zero point by one at most,
+    rounds, and takes the least-squares scale for the codes so found.
     """
-    parts = [  # as many rows at a time as stay in the processor's cache
-        _search_rows(part, bits, symmetric, importance, steps) for part in groups.split(max(1, (1 << 18) // groups[0].numel()))
-    ]
+    # As many rows at a time as stay in the processor's cache.
+    parts = [_search_rows(part, bits, symmetric, metric, steps) for part in groups.split(max(1, (1 << 18) // groups[0].numel()))]
     return torch.cat([scale for scale, _ in parts]), torch.cat([zero for _, zero in parts])
 
 
-def _search_rows(groups: Tensor, bits: int, symmetric: bool, importance: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def weighted(values: Tensor) -> Tensor:
+        return metric * values if metric.ndim == 2 else torch.einsum("rgi,gij->rgj", values, metric)
+
+    def cost(error: Tensor) -> Tensor:
+        return (weighted(error) * error).sum(-1)
+
     cover, middle = fit_grid(groups, bits, symmetric)
     best_scale, best_zero = cover.clone(), middle.clone()
-    codes = round_to_grid(groups, cover, middle, bits)
-    best_error = (importance * ((codes - middle[..., None]) * cover[..., None] - groups).square()).sum(-1)
+    best_error = cost((round_to_grid(groups, cover, middle, bits) - middle[..., None]) * cover[..., None] - groups)
     narrowest = {2: 0.4, 3: 0.6}.get(bits, 0.75)  # the fewer levels, the more clipping pays
-    weighted = importance * groups
+    target = weighted(groups)
     for step in range(steps + 1):
         shrunk = cover * (1 + (narrowest - 1) * step / steps)
         for shift in (0,) if symmetric else (-1, 0, 1):
             zero = (middle + shift).clamp(1, 2**bits - 1)
             whole = round_to_grid(groups, shrunk, zero, bits) - zero[..., None]
-            cross, square = (weighted * whole).sum(-1), (importance * whole * whole).sum(-1)
-            scale = torch.where(square > 0, cross / square.clamp(min=1e-30), shrunk).half().float().clamp(min=6e-8)
-            error = (importance * (whole * scale[..., None] - groups).square()).sum(-1)
+            cross, square = (target * whole).sum(-1), cost(whole)
+            scale = torch.where(cross > 0, cross / square.clamp(min=1e-30), shrunk).half().float().clamp(min=6e-8)
+            error = cost(whole * scale[..., None] - groups)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
     return best_scale, best_zero
+
+
+def diagonal_blocks(hessian: Tensor, size: int) -> Tensor:
+    """The blocks on the diagonal of H [in, in], one a group: [groups, size, size]."""
+    return torch.stack([hessian[first : first + size, first : first + size] for first in range(0, len(hessian), size)])

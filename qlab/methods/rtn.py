@@ -5,24 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qlab.methods.grid import GroupedIntegers, fit_grid, grouped, round_to_grid, search_grid
+from qlab.methods.grid import GroupedIntegers, diagonal_blocks, fit_grid, grouped, round_to_grid, search_grid
 
 
 def rtn(
-    weight: Tensor, bits: int, group_size: int = 128, symmetric: bool = False, importance: Tensor | None = None, note: str = ""
+    weight: Tensor, bits: int, group_size: int = 128, symmetric: bool = False, hessian: Tensor | None = None, note: str = ""
 ) -> GroupedIntegers:
     """Quantize `weight` [out, in] to `bits` (2–8) in groups along its rows.
 
-    `importance` [in], such as the mean square of each input channel, has the grids searched for the least weighted error;
-    without it they just cover their groups.
+    With H = XᵀX, `hessian` [in, in], each grid is searched for the least error of the output; without, it covers its group.
 
     Raises:
         UserError: the group size does not divide the row length.
     """
     groups = grouped(weight.float(), group_size)
-    if importance is None:
+    if hessian is None:
         scale, zero = fit_grid(groups, bits, symmetric)
     else:
-        scale, zero = search_grid(groups, bits, symmetric, importance.view(groups.shape[1:]))
+        scale, zero = search_grid(groups, bits, symmetric, diagonal_blocks(hessian, groups.shape[-1]))
     codes = round_to_grid(groups, scale, zero, bits)
     return GroupedIntegers(codes.to(torch.uint8).view(weight.shape), scale, zero.to(torch.int16), bits, note=note)

@@ -1,7 +1,9 @@
 """AutoAWQ 0.2.9, the reference AWQ library (deprecated 2025-05; its successor is llm-compressor).
 
-It quantizes under transformers 5 unchanged. Its loader wants Intel's IPEX on a CPU and takes Triton's presence for a
-GPU's; both are told otherwise while a checkpoint is run here, which leaves its plain PyTorch path.
+It quantizes under transformers 5, but not rightly on a CPU: before it tries scales on a layer it keeps the weights by
+`.cpu()`, which there is no copy, and so its first trial stays in the weights for good (`weights_really_kept` mends that;
+on the embedded model the difference is one between a working model and noise). Its loader wants Intel's IPEX on a CPU and
+takes Triton's presence for a GPU's; both are told otherwise while a checkpoint is run here, which leaves its plain PyTorch path.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.errors import UserError
 from qlab.model import Source, load_tokenizer
@@ -38,6 +41,14 @@ def quantize(source: Source, windows: Tensor, out: Path, group_size: int) -> Non
         str(source.path), safetensors=True, device_map=None, trust_remote_code=False, torch_dtype=dtype
     )
     tokenizer = load_tokenizer(source)
+    with weights_really_kept():
+        _quantize(model, tokenizer, windows, group_size)
+    model.model.half()  # what stays unquantized is stored as it came: in FP16
+    model.save_quantized(str(out), safetensors=True)
+    tokenizer.save_pretrained(out)
+
+
+def _quantize(model: Any, tokenizer: PreTrainedTokenizerBase, windows: Tensor, group_size: int) -> None:
     # It tokenizes texts itself and drops those longer than max_calib_seq_len, so it gets token lists, one a window.
     model.quantize(
         tokenizer,
@@ -46,9 +57,22 @@ def quantize(source: Source, windows: Tensor, out: Path, group_size: int) -> Non
         max_calib_samples=len(windows),
         max_calib_seq_len=windows.shape[1],
     )
-    model.model.half()  # what stays unquantized is stored as it came: in FP16
-    model.save_quantized(str(out), safetensors=True)
-    tokenizer.save_pretrained(out)
+
+
+@contextmanager
+def weights_really_kept() -> Iterator[None]:
+    """Within the context, the scale search of AutoAWQ puts back the weights that it found, on a CPU too."""
+    from awq.quantize.quantizer import AwqQuantizer
+
+    search = AwqQuantizer._compute_best_scale
+
+    def kept(self: Any, x: Tensor, w_mean: Tensor, x_mean: Tensor, module: nn.Module, *rest: Any) -> Tensor:
+        state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        with patched((module, "state_dict", lambda: state)):
+            return search(self, x, w_mean, x_mean, module, *rest)
+
+    with patched((AwqQuantizer, "_compute_best_scale", kept)):
+        yield
 
 
 @contextmanager

@@ -12,7 +12,7 @@ _ABSENT = object()
 @contextmanager
 def patched(*changes: tuple[Any, str, Any]) -> Iterator[None]:
     """Set each (object, attribute, value); afterwards put back what was there, or remove what was not."""
-    before = [(target, name, getattr(target, name, _ABSENT)) for target, name, _ in changes]
+    before = [(target, name, vars(target).get(name, _ABSENT)) for target, name, _ in changes]  # its own, not its class's
     try:
         for target, name, value in changes:
             setattr(target, name, value)

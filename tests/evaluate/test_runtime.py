@@ -12,8 +12,9 @@ from qlab.evaluate.memory import disk_bytes
 from qlab.evaluate.runtime import measure_runtime
 from qlab.evaluate.speed import rate
 from qlab.model import Source
+from qlab.peers.recipes import BitsAndBytes
 from qlab.process import run_isolated
-from qlab.recipes import GGUF, BitsAndBytes, Recipe
+from qlab.recipes import GGUF, Recipe
 
 
 def test_rate_leaves_out_the_warm_up() -> None:

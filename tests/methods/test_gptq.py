@@ -23,8 +23,11 @@ def test_compensation_beats_rounding_and_without_it_is_rounding(layer: tuple[tor
     control = gptq(weight, hessian, 4, compensate=False)
     assert torch.equal(control.codes, rtn(weight, 4, 128).codes)
     plain = output_error(control.dequantize(), weight, hessian)
-    for options in ({}, {"act_order": True}):
-        assert output_error(gptq(weight, hessian, 4, **options).dequantize(), weight, hessian) < 0.7 * plain
+    for order in ("given", "static", "group", "scattered"):
+        for search in (False, True):
+            quantized = gptq(weight, hessian, 4, order=order, search=search)
+            assert output_error(quantized.dequantize(), weight, hessian) < 0.7 * plain, (order, search)
+            assert (quantized.group_of is not None) == (order == "scattered")
     symmetric = output_error(rtn(weight, 4, 128, symmetric=True).dequantize(), weight, hessian)
     assert output_error(gptq(weight, hessian, 4, symmetric=True).dequantize(), weight, hessian) < 0.7 * symmetric
 
@@ -50,3 +53,19 @@ def test_dead_channels_do_no_harm(layer: tuple[torch.Tensor, torch.Tensor]) -> N
     hessian = hessian.clone()
     hessian[3], hessian[:, 3] = 0, 0
     assert gptq(weight, hessian, 4).dequantize().isfinite().all()
+
+
+def test_a_hessian_of_no_use_is_rounded_to_nearest_and_said_aloud(layer: tuple[torch.Tensor, torch.Tensor]) -> None:
+    weight, hessian = layer
+    raised = gptq(weight, hessian - 0.05 * hessian.diagonal().mean() * torch.eye(256), 4)
+    assert "damping raised" in raised.note
+    given_up = gptq(weight, -hessian, 4)
+    assert "RTN instead of GPTQ" in given_up.note
+    assert torch.equal(given_up.codes, rtn(weight, 4).codes)
+
+
+def test_layers_of_one_input_may_be_quantized_as_one_matrix(layer: tuple[torch.Tensor, torch.Tensor]) -> None:
+    weight, hessian = layer
+    whole = gptq(weight, hessian, 4, order="group", search=True).rows([12, 20])
+    apart = [gptq(part, hessian, 4, order="group", search=True) for part in weight.split([12, 20])]
+    assert all((a.codes == b.codes).float().mean() > 0.99 for a, b in zip(whole, apart))

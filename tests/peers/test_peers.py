@@ -12,7 +12,8 @@ from qlab.evaluate.quality import measure_quality
 from qlab.model import Source, load
 from qlab.peers import autoawq, autogptq
 from qlab.peers.patching import patched
-from qlab.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes, Recipe
+from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
+from qlab.recipes import Recipe
 
 RECIPES = [AutoAWQ(), AutoGPTQ(), AutoGPTQ(symmetric=False, act_order=True), BitsAndBytes(), BitsAndBytes(double_quantization=False)]
 

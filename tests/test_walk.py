@@ -1,0 +1,145 @@
+"""The walk: several formats from one pass, and the same bytes however often it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlab import budget
+from qlab.artifact import Artifact, quantize_model
+from qlab.block import Block, Skeleton, input_groups
+from qlab.errors import UserError
+from qlab.evaluate.quality import measure_quality
+from qlab.folding import fold_scales
+from qlab.methods.awq import best_scale
+from qlab.model import Source, load
+from qlab.recipes import parse
+from qlab.walk import Activations
+
+RECIPES = [
+    "rtn-w4g64",
+    "awq-w4g64",
+    "gptq-w4g64",
+    "gptq-w4g64-asym-actorder",
+    "awq-gptq-w4g64",
+    "tuned-w4g64-steps4",
+    "gptq-w3g64",
+    "nf4",
+    "q4_k_m",
+]
+
+
+@pytest.fixture(scope="module")
+def artifacts(tiny: Source, calibration: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    out = tmp_path_factory.mktemp("walked")
+    made = quantize_model(tiny, [parse(name) for name in RECIPES], calibration, out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(RECIPES)  # and nothing of the walk is left
+    return {artifact.path.name: artifact for artifact in made}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_walk_makes_every_format(name: str, artifacts: dict[str, Artifact], tiny: Source) -> None:
+    windows = torch.randint(1, 4096, (2, 64), generator=torch.Generator().manual_seed(3))
+    quality = measure_quality(load(artifacts[name].source), windows, load(tiny))
+    assert 1e-8 < quality.kl < 0.05
+    assert parse(name).name == name
+    assert set(artifacts[name].manifest["inputs"]) == {"model", "recipe", "calibration", "versions", "device"}
+    assert len(artifacts[name].errors) == 14
+
+
+def test_the_skeleton_computes_what_the_model_computes(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+    skeleton, model = Skeleton(tiny, "cpu"), load(tiny)
+    hidden = Activations(tmp_path / "hidden", (8, 64, 256))
+    skeleton.embed(calibration, hidden)
+    arguments = skeleton.arguments(64)
+    with torch.no_grad():
+        expected = model(calibration, output_hidden_states=True).hidden_states
+    assert torch.equal(hidden.pick(torch.arange(8)), expected[0])
+    block = Block(0, skeleton.fill(0), arguments[0])
+    assert torch.allclose(torch.cat(list(block.outputs(hidden, 3))), expected[1], atol=1e-5)
+
+
+def test_folding_changes_weights_and_not_the_function(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+    skeleton = Skeleton(tiny, "cpu")
+    hidden = Activations(tmp_path / "hidden", (8, 64, 256))
+    skeleton.embed(calibration, hidden)
+    block = Block(0, skeleton.fill(0), skeleton.arguments(64)[0])
+    block.groups = input_groups(block, hidden.pick(torch.arange(1)))
+    assert [group.norm for group in block.groups] == ["input_layernorm", None, "post_attention_layernorm", None]
+    before = torch.cat(list(block.outputs(hidden, 4)))
+    statistics = block.observe(hidden, 4)
+    with torch.no_grad():
+        scaled = fold_scales(block, statistics, lambda weight, magnitude, square: best_scale(weight, magnitude.square(), square, 3, 64))
+    assert torch.allclose(torch.cat(list(block.outputs(hidden, 4))), before, atol=1e-4)
+    seen = block.observe(hidden, 4)
+    for name in block.layers:
+        assert torch.allclose(seen[name].hessian, scaled[name].hessian, rtol=1e-2, atol=1e-2 * float(seen[name].hessian.abs().max()))
+
+
+def command(model: Path, out: Path) -> list[str]:
+    recipes = [word for name in ("awq-w4g64", "gptq-w4g64", "q4_k_m") for word in ("--recipe", name)]
+    size = ["--calibration", "python-reference", "--windows", "64", "--length", "64"]
+    return [sys.executable, "-m", "qlab", "quantize", "--model", str(model), *recipes, "--out", str(out), *size]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "qlab-cost.json"
+    }
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tiny: Source, tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    subprocess.run(command(tiny.path, tmp_path / "calm"), check=True, capture_output=True, env=environment)
+    whole = time.monotonic() - started
+    chance = random.Random(0)
+    for _ in range(4):  # `make bench-quantize` kills ten times
+        process = subprocess.Popen(
+            command(tiny.path, tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        time.sleep(whole * chance.uniform(0.5, 0.95))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for manifest in (tmp_path / "killed").glob("*/qlab.json"):
+            assert json.loads(manifest.read_text())  # whatever is there is whole
+    subprocess.run(command(tiny.path, tmp_path / "killed"), check=True, capture_output=True, env=environment)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
+
+
+def test_what_cannot_be_done_is_said_and_leaves_nothing(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no recipe 'awq-w9g128'"):
+        parse("awq-w9g128")
+    with pytest.raises(UserError, match="cannot be cut into groups of 96"):
+        quantize_model(tiny, [parse("awq-w4g96")], calibration, tmp_path)
+    assert not list(tmp_path.glob("[!.]*"))
+    with pytest.raises(UserError, match="more than the"):
+        budget.predict(tiny, [parse("gptq-w4g64")], (8, 64), budget.parse_bytes("10MB"))
+    with pytest.raises(UserError, match="is no size"):
+        budget.parse_bytes("lots")
+    assert budget.parse_bytes("8GiB") == 8 * 2**30
+    assert budget.parse_bytes("500 MB") == 500e6
+
+
+def test_weights_that_are_not_finite_are_named(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from qlab.model import locate
+
+    folder = shutil.copytree(tiny.path, tmp_path / "broken")
+    state = load_file(folder / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN"):
+        quantize_model(locate(str(folder)), [parse("gptq-w4g64")], calibration, tmp_path / "out")
