@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH)
 
-.PHONY: run test lab lint environment lock embedded-model doctor clean help
+.PHONY: run test lab lint bench-quantize environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -23,6 +23,9 @@ lint: $(READY) ## style and types
 	$(BIN)/ruff format --check qlab tests data
 	$(BIN)/ruff check qlab tests data notebooks
 	$(BIN)/mypy
+
+bench-quantize: $(READY) ## qlab's recipes against the libraries: quality, time, memory, resume (a quarter of an hour)
+	$(BIN)/python -m tests.bench.quantize
 
 doctor: $(READY) ## what works on this machine
 	$(BIN)/qlab doctor

@@ -143,3 +143,15 @@ def test_weights_that_are_not_finite_are_named(tiny: Source, calibration: torch.
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN"):
         quantize_model(locate(str(folder)), [parse("gptq-w4g64")], calibration, tmp_path / "out")
+
+
+def test_a_dry_run_predicts_and_does_nothing(tiny: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from qlab.cli import call
+
+    words = ["quantize", "--model", str(tiny.path), "--recipe", "tuned-w4g64", "--recipe", "nf4", "--out", str(tmp_path / "out")]
+    assert call([*words, "--windows", "4", "--length", "32", "--calibration", "python-reference", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "one of 2 blocks" in printed
+    assert "GB while it works" in printed
+    assert not (tmp_path / "out").exists()
+    assert call([*words[:-4], "--recipe", "q9_k", "--out", str(tmp_path / "out")]) == 2

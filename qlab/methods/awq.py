@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qlab.methods.grid import rows_at_once
 from qlab.methods.rtn import rtn
 
 STEPS = 20  # exponents tried between 0 and 1, as in the paper's code
@@ -59,7 +60,7 @@ def best_scale(weight: Tensor, magnitude: Tensor, mean_square: Tensor, bits: int
     """
     scales = [channel_scale(magnitude, step / STEPS) for step in range(STEPS + 1)]
     errors = torch.zeros(STEPS + 1, dtype=torch.float64)
-    for part in weight.split(max(1, (1 << 18) // weight.shape[1])):  # as many rows as stay in the processor's cache
+    for part in weight.split(rows_at_once(weight)):
         for step, scale in enumerate(scales):
             error = scaled_rtn(part, scale, bits, group_size, symmetric).sub_(part)
             errors[step] += float((error.square_().sum(0) * mean_square).sum())

@@ -95,6 +95,11 @@ def round_to_grid(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Ten
     return torch.clamp(torch.round(groups / scale.unsqueeze(-1)) + zero.unsqueeze(-1), 0, 2**bits - 1)
 
 
+def rows_at_once(matrix: Tensor) -> int:
+    """Rows to compute with at a time: on a CPU as many as stay in its cache, on a GPU enough to keep it busy."""
+    return max(1, (1 << 18 if matrix.device.type == "cpu" else 1 << 25) // matrix[0].numel())
+
+
 def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, steps: int = 16) -> tuple[Tensor, Tensor]:
     """Scale and zero point of least error for each group: [out, groups, group_size] → two [out, groups].
 
@@ -103,8 +108,7 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, step
     search needs no more than weights.) Each trial shrinks the covering range a little, moves the zero point by one at most,
     rounds, and takes the least-squares scale for the codes so found.
     """
-    # As many rows at a time as stay in the processor's cache.
-    parts = [_search_rows(part, bits, symmetric, metric, steps) for part in groups.split(max(1, (1 << 18) // groups[0].numel()))]
+    parts = [_search_rows(part, bits, symmetric, metric, steps) for part in groups.split(rows_at_once(groups))]
     return torch.cat([scale for scale, _ in parts]), torch.cat([zero for _, zero in parts])
 
 

@@ -92,8 +92,10 @@ def test_negative_controls_come_out_negative(run: Run) -> None:
 
 
 def test_methods_keep_their_order(run: Run) -> None:
-    assert kl(run, "autogptq-w4g128") < kl(run, "rtn-w4g128")
-    assert kl(run, "gptq-w4g128-asym-actorder") < kl(run, "rtn-w4g128")
+    assert kl(run, "gptq-w4g128") < kl(run, "autogptq-w4g128")
+    assert kl(run, "gptq-w4g128-asym-actorder") < min(kl(run, "autogptq-w4g128-asym-actorder"), kl(run, "rtn-w4g128"))
+    assert kl(run, "awq-w4g128") < kl(run, "rtn-w4g128")
+    assert kl(run, "q4_k_m") < kl(run, "q4_k_m-plain")  # weighted by what the channels carry
     assert kl(run, "f16") == pytest.approx(0, abs=1e-6)
     assert kl(run, "q8_0") < 0.1 * kl(run, "q4_k_m")
     assert kl(run, "nf4") < kl(run, "fp4-single")
@@ -105,6 +107,7 @@ def test_the_servers_and_libraries_really_ran(run: Run) -> None:
     assert results["deploy/llama.cpp"]["tokens"] >= 1
     assert results["deploy/stopped"]
     assert results["nf4/difference-to-bitsandbytes"] < 1e-6
+    assert results["nf4/same-bytes"]
     for name in ("autoawq-w4g128", "autogptq-w4g128", "nf4", "q4_k_m"):
         assert results[f"cost/{name}"]["seconds"] > 0
     rows = {row["name"]: row for row in results["benchmarks"]}

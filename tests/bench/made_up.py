@@ -1,0 +1,48 @@
+"""A made-up checkpoint: random weights in the shape of a Llama, as large and as deep as asked for, written a block at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from qlab import EMBEDDED
+
+
+def make_checkpoint(folder: Path, layers: int, hidden: int, mlp: int, heads: int, kv_heads: int) -> Path:
+    """Write it to `folder`, FP16, a shard a block; the embedded model's tokenizer and vocabulary."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    shards: dict[str, str] = {}
+
+    def save(file: str, shapes: dict[str, tuple[int, ...]]) -> None:
+        tensors = {
+            name: torch.ones(shape).half() if len(shape) == 1 else (0.02 * torch.randn(shape, generator=generator)).half()
+            for name, shape in shapes.items()
+        }
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        shards.update(dict.fromkeys(shapes, file))
+
+    save("model-embedding.safetensors", {"model.embed_tokens.weight": (4096, hidden), "model.norm.weight": (hidden,)})
+    narrow = hidden // heads * kv_heads
+    for index in range(layers):
+        parts = {
+            "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (narrow, hidden), "self_attn.v_proj": (narrow, hidden),
+            "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp),
+            "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
+        }  # fmt: skip
+        save(f"model-{index:03}.safetensors", {f"model.layers.{index}.{name}.weight": shape for name, shape in parts.items()})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": mlp,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": 4096,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
+        "torch_dtype": "float16", "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(EMBEDDED / name, folder / name)
+    return folder

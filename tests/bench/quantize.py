@@ -1,0 +1,140 @@
+"""qlab's recipes against the libraries that they replace, in one run on one machine (`make bench-quantize`).
+
+Prints quality (KL divergence to FP16 on held-out text), seconds, memory, the ratios that the project is judged by, and the
+floor: one forward pass over the calibration text. Nothing here is a test: machines are noisy, and a ratio is read by people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from qlab.artifact import Artifact, make_artifact, quantize_model
+from qlab.evaluate.quality import Quality, measure_quality
+from qlab.lesson import quiet
+from qlab.model import Source, load, load_tokenizer, locate
+from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
+from qlab.process import run_isolated
+from qlab.recipes import Recipe, parse
+from qlab.text import load_text, windows
+from tests.bench.made_up import make_checkpoint
+
+OWN = [
+    "rtn-w4g128",
+    "awq-w4g128",
+    "gptq-w4g128-inorder-cover",
+    "gptq-w4g128",
+    "gptq-w4g128-asym-actorder",
+    "awq-gptq-w4g128",
+    "nf4",
+    "q4_k_m",
+]
+LIBRARIES: list[Recipe] = [AutoAWQ(), AutoGPTQ(), AutoGPTQ(symmetric=False, act_order=True), BitsAndBytes()]
+
+
+def quality_and_time(options: argparse.Namespace, work: str) -> None:
+    source = locate(options.model)
+    tokenizer, original = load_tokenizer(source), load(source)
+    calibration = windows(load_text(options.calibration), tokenizer, 256, 64)
+    more = windows(load_text(options.calibration), tokenizer, 256, options.tuning_windows)
+    held_out = windows(load_text(options.text), tokenizer, 512, 40)
+    original(calibration[:8], use_cache=False)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for part in calibration.split(8):
+            original(part, use_cache=False)
+    floor = time.perf_counter() - started
+    print(f"{source.name}: {calibration.numel()} calibration tokens; one forward pass over them, the floor: {floor:.1f} s")
+    found: dict[str, tuple[Artifact, Quality]] = {}
+    jobs = [(recipe, calibration) for recipe in [*LIBRARIES, *map(parse, OWN)]] + [(parse("tuned-w4g128"), more)]
+    for recipe, text in jobs:
+        made = make_artifact(recipe, source, text, work)
+        found[recipe.name] = made, measure_quality(load(made.source), held_out, original)
+        q = found[recipe.name][1]
+        print(
+            f"{recipe.name:32} {made.seconds:7.1f} s {made.seconds / floor:6.1f} floors {made.peak_bytes / 1e9:5.2f} GB  KL {q.kl:.5f} ± {q.kl_stderr:.5f}"
+            f"  same top token {q.top1:.1%}  perplexity {q.perplexity:.2f}",
+            flush=True,
+        )
+
+    def ratio(first: str, second: str) -> str:
+        (a, qa), (b, qb) = found[first], found[second]
+        return f"{first} against {second}: KL {(qa.kl or 0) / (qb.kl or 1):.2f}×, {b.seconds / a.seconds:.1f}× as fast"
+
+    print(ratio("awq-w4g128", "autoawq-w4g128"))
+    print(ratio("gptq-w4g128-inorder-cover", "autogptq-w4g128"))
+    print(ratio("gptq-w4g128-asym-actorder", "autogptq-w4g128-asym-actorder"))
+    print(ratio("tuned-w4g128", "autogptq-w4g128-asym-actorder"))
+    print(f"tuned-w4g128 took {found['tuned-w4g128'][0].seconds / found['autoawq-w4g128'][0].seconds:.2f} of AutoAWQ's time")
+    four = ["awq-w4g128", "gptq-w4g128", "nf4", "q4_k_m"]
+    together = run_isolated(four_at_once, source, calibration, Path(work) / "four", four).seconds
+    slowest = max(four, key=lambda name: found[name][0].seconds)
+    print(f"four formats from one walk: {together:.1f} s, {together / found[slowest][0].seconds:.2f}× {slowest} alone")
+
+
+def four_at_once(source: Source, calibration: torch.Tensor, out: Path, names: list[str]) -> None:
+    """One walk for all the names."""
+    quantize_model(source, [parse(name) for name in names], calibration, out)
+
+
+def memory(work: Path) -> None:
+    """Peak memory of a walk over 8 and over 32 equal blocks, as predicted and as measured, by the command line."""
+    peaks = []
+    for layers in (8, 32):
+        model = make_checkpoint(work / f"made-up-{layers}", layers, hidden=2048, mlp=5632, heads=16, kv_heads=4)
+        command = [sys.executable, "-m", "qlab", "quantize", "--model", str(model), "--out", str(work / f"out-{layers}")]
+        command += ["--recipe", "gptq-w4g128", "--windows", "4", "--length", "256", "--max-memory", "2GB"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        peaks.append(float(printed.split("peak memory ")[1].split(" GB")[0]))
+        size = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e9
+        print(f"{layers} blocks, {size:.2f} GB of weights, limit 2 GB: {printed.strip().splitlines()[-1]}", flush=True)
+    print(f"32 blocks against 8: {peaks[1] / peaks[0]:.3f}× the memory")
+
+
+def resume(work: Path, kills: int) -> None:
+    """Kill a walk at random moments and compare its bytes with those of a calm one."""
+    command = [sys.executable, "-m", "qlab", "quantize", "--windows", "64", "--length", "256"]
+    command += [word for name in ("awq-w4g128", "gptq-w4g128", "nf4", "q4_k_m") for word in ("--recipe", name)]
+    started = time.perf_counter()
+    subprocess.run([*command, "--out", str(work / "calm")], check=True, capture_output=True)
+    whole, chance = time.perf_counter() - started, random.Random(0)
+    for _ in range(kills):
+        process = subprocess.Popen([*command, "--out", str(work / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.2, 0.9) * whole)
+        process.kill()
+        process.wait()
+    subprocess.run([*command, "--out", str(work / "killed")], check=True, capture_output=True)
+    files = [path.relative_to(work / "calm") for path in (work / "calm").rglob("*") if path.is_file() and path.name != "qlab-cost.json"]
+    same = [(work / "calm" / file).read_bytes() == (work / "killed" / file).read_bytes() for file in files]
+    print(f"killed {kills} times at random moments: {sum(same)} of {len(same)} files equal an undisturbed run's")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--calibration", default="docstrings")
+    parser.add_argument("--text", default="python-reference", help="held-out text to judge by")
+    parser.add_argument(
+        "--tuning-windows", type=int, default=512, help="calibration windows of the tuned recipe; all others get 64 of 256 tokens"
+    )
+    parser.add_argument("--parts", nargs="+", choices=["quality", "memory", "resume"], default=["quality", "memory", "resume"])
+    options = parser.parse_args()
+    quiet()
+    with tempfile.TemporaryDirectory(prefix="qlab-bench-") as work:
+        if "quality" in options.parts:
+            quality_and_time(options, work)
+        if "memory" in options.parts:
+            memory(Path(work))
+        if "resume" in options.parts:
+            resume(Path(work), kills=10)
+
+
+if __name__ == "__main__":
+    main()
