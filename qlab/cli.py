@@ -126,7 +126,7 @@ def quantize(
     dry_run: Annotated[bool, typer.Option(help="Only print what memory, disk and time it would take.")] = False,
 ) -> None:
     """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
-    from qlab import budget
+    import qlab.budget as budget
     from qlab.artifact import quantize_model
     from qlab.lesson import quiet
     from qlab.model import load_tokenizer, locate

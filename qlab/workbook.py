@@ -70,7 +70,9 @@ class WatchedEngine(NBClientEngine):
         nb_man.cell_complete = told
         # Kernels are spoken to through files in a private folder, not ports: nobody else on the machine can reach them.
         over_files = Config({"KernelManager": {"transport": "ipc", "ip": f"{private_folder()}/kernel"}})
-        super().execute_managed_notebook(nb_man, kernel_name, config=over_files, **arguments)
+        # An interrupted kernel logs a traceback of its own message loop; a cell's errors come back by another way.
+        quiet = ["--log-level=50"]
+        super().execute_managed_notebook(nb_man, kernel_name, config=over_files, extra_arguments=quiet, **arguments)
 
 
 @cache

@@ -31,8 +31,8 @@ def make_checkpoint(folder: Path, layers: int, hidden: int, mlp: int, heads: int
     for index in range(layers):
         parts = {
             "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (narrow, hidden), "self_attn.v_proj": (narrow, hidden),
-            "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp),
-            "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
+            "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden),
+            "mlp.down_proj": (hidden, mlp), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
         }  # fmt: skip
         save(f"model-{index:03}.safetensors", {f"model.layers.{index}.{name}.weight": shape for name, shape in parts.items()})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))

@@ -59,8 +59,8 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
         found[recipe.name] = made, measure_quality(load(made.source), held_out, original)
         q = found[recipe.name][1]
         print(
-            f"{recipe.name:32} {made.seconds:7.1f} s {made.seconds / floor:6.1f} floors {made.peak_bytes / 1e9:5.2f} GB  KL {q.kl:.5f} ± {q.kl_stderr:.5f}"
-            f"  same top token {q.top1:.1%}  perplexity {q.perplexity:.2f}",
+            f"{recipe.name:32} {made.seconds:7.1f} s {made.seconds / floor:6.1f} floors {made.peak_bytes / 1e9:5.2f} GB"
+            f"  KL {q.kl:.5f} ± {q.kl_stderr:.5f}  same top token {q.top1:.1%}  perplexity {q.perplexity:.2f}",
             flush=True,
         )
 
