@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qlab import ROOT
 from qlab.cli import call, joined
 from qlab.model import Source
 from tests.conftest import tiny_folder
@@ -139,5 +140,5 @@ def test_ctrl_c_in_the_middle(tiny: Source, tmp_path: Path) -> None:
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on from there" in " ".join(printed.split())
-    assert "Traceback" not in printed
+    assert str(ROOT / "qlab") not in printed  # no traceback of ours; an interrupted kernel sometimes prints one of its own
     assert [path for path in out.rglob("*") if path.is_file()] == []
