@@ -6,6 +6,7 @@ linear layers share an input, and which norm made it, is seen by running the blo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,13 +33,13 @@ class Activations:
     path: Path
     shape: tuple[int, int, int]
 
-    def batches(self, size: int) -> Iterator[tuple[int, Tensor]]:
-        """(number of the first window, float32 [≤ size, length, hidden]) through the file."""
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Through the file: float32 [≤ size, length, hidden]."""
         window = self.shape[1] * self.shape[2]
         for first in range(0, self.shape[0], size):
             count = min(size, self.shape[0] - first)
             values = np.fromfile(self.path, np.float32, count * window, offset=4 * first * window)
-            yield first, torch.from_numpy(values).view(count, *self.shape[1:])
+            yield torch.from_numpy(values).view(count, *self.shape[1:])
 
     def pick(self, windows: Tensor) -> Tensor:
         """Some windows, in the order asked for: float32 [len(windows), length, hidden]."""
@@ -99,7 +100,7 @@ class Block:
     @torch.no_grad()
     def outputs(self, inputs: Activations, batch: int) -> Iterator[Tensor]:
         """Run all inputs through the block."""
-        for _, hidden in inputs.batches(batch):
+        for hidden in inputs.batches(batch):
             yield self.forward(hidden.to(self.device))
 
     @torch.no_grad()
@@ -148,6 +149,25 @@ class Skeleton:
     def rest(self) -> list[str]:
         """Names of the tensors outside the decoder blocks, in the checkpoint's order."""
         return [name for name in self.checkpoint.shapes if not name.startswith(f"{PREFIX}.")]
+
+    def head(self) -> tuple[str, Tensor]:
+        """The checkpoint's name of the output head, and by how much the final norm multiplies each channel: float32 [hidden]."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        head = f"{names[id(self.model.get_output_embeddings())]}.weight"
+        if head not in self.checkpoint.shapes:  # tied
+            head = f"{names[id(self.model.get_input_embeddings())]}.weight"
+        width = self.checkpoint.shapes[head][1]
+        norms = [(name, module) for name, module in self.model.get_submodule("model").named_children() if "norm" in name]
+        if not norms:
+            return head, torch.ones(width, device=self.device)
+        name, norm = norms[-1]
+        norm = copy.deepcopy(norm).to_empty(device=self.device)
+        for kind, tensor in norm.state_dict().items():
+            tensor.copy_(self.checkpoint.read(f"model.{name}.{kind}"))
+        # Of mean 0 and mean square 1: RMS and layer norms leave it as it is, so what they make of it is their weight (or 1 + it).
+        probe = 1.0 - 2.0 * (torch.arange(width, device=self.device) % 2)
+        with torch.no_grad():
+            return head, (norm(probe) - norm(-probe)) / 2 * probe
 
     def fill(self, index: int) -> nn.Module:
         """Block `index` with its weights, in float32 on the device."""

@@ -21,7 +21,8 @@ from qlab.checkpoint import Checkpoint
 from qlab.errors import UserError
 from qlab.model import Source, weight_files
 from qlab.process import peak_bytes
-from qlab.recipes import GGUF, NF4, TUNED_WINDOWS, Integers, WalkedRecipe
+from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
+from qlab.recipes.integers import TUNED_WINDOWS
 
 __all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from qlab.block import Activations, Block, InputGroup, Skeleton, input_groups
 from qlab.model import Source
 from qlab.progress import counter
+from qlab.sensitivity import prediction_metric
 from qlab.statistics import Statistics
 
 ORIGINAL = "original"  # the stream of activations of the unquantized model
@@ -37,11 +39,13 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a recipe may know of a block's data: statistics by layer, its inputs, and the original block's outputs."""
+    """What a recipe may know of a block's data: statistics by layer, its inputs, the original block's outputs, and how much
+    errors of these matter (qlab.sensitivity; computed once, by the first who asks)."""
 
     statistics: dict[str, Statistics]
     inputs: Activations
     targets: Activations
+    metric: Callable[[], Tensor]
 
     def random_batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs, targets) of `size` windows at a time, without end: each pass over the windows in another order, the same every run."""
@@ -122,12 +126,12 @@ class Walk:
         if not journal.kept:
             self._keep_rest(skeleton, journal)
         arguments = skeleton.arguments(self.windows.shape[1])
-        groups = None
+        groups, metric = None, cache(lambda: prediction_metric(skeleton, self.windows))
         with counter(len(skeleton) * len(self.methods), journal.blocks * len(self.methods), "quantizing") as count:
             for index in range(journal.blocks, len(skeleton)):
                 block = Block(index, skeleton.fill(index), arguments[index])
                 block.groups = groups = self._groups(block, groups)
-                self._quantize(skeleton, block, journal, count)
+                self._quantize(skeleton, block, metric, journal, count)
                 skeleton.release(index)
                 journal.blocks = index + 1
                 journal.save()
@@ -161,12 +165,12 @@ class Walk:
         journal.kept = True
         journal.save()
 
-    def _quantize(self, skeleton: Skeleton, block: Block, journal: Journal, count: Any) -> None:
+    def _quantize(self, skeleton: Skeleton, block: Block, metric: Callable[[], Tensor], journal: Journal, count: Any) -> None:
         index = block.index
         source, after = self._stream(ORIGINAL, index), self._stream(ORIGINAL, index + 1)
         shared, started = None, time.perf_counter()
         if any(method.data for method in self.methods):
-            shared = Calibration(block.observe(source, self.batch, after), source, after)
+            shared = Calibration(block.observe(source, self.batch, after), source, after, metric)
         spent = time.perf_counter() - started
         whole = True  # the block still holds the original weights
         for method in sorted(self.methods, key=lambda method: method.sequential):
@@ -177,7 +181,7 @@ class Walk:
             own = self._stream(method.name, index)
             if method.sequential and own.path.exists():
                 shared = None
-                calibration = Calibration(block.observe(own, self.batch), own, after)
+                calibration = Calibration(block.observe(own, self.batch), own, after, metric)
             else:
                 calibration, own = shared if method.data else None, source  # nothing is quantized before the first block
             found = method.quantize_block(self.source, block, calibration)

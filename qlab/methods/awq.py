@@ -55,8 +55,7 @@ def best_scale(weight: Tensor, magnitude: Tensor, mean_square: Tensor, bits: int
     """The scale [in] of least error, for all layers that read the same input: their weights one above another.
 
     The error is Σ_j E[x_j²]·‖E_j‖², the diagonal of trace(E·H·Eᵀ): rounding errors of different channels have no common
-    sign, so what lies off the diagonal averages out. That costs no matrix product, and on both models of this workbook's
-    tests it chose scales as good as the whole trace did (KL 0.0344 against 0.0349 and 0.0062 against 0.0063).
+    sign, so what lies off the diagonal averages out, and no matrix product is needed.
     """
     scales = [channel_scale(magnitude, step / STEPS) for step in range(STEPS + 1)]
     errors = torch.zeros(STEPS + 1, dtype=torch.float64)

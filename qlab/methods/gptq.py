@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from qlab.errors import UserError
-from qlab.methods.grid import GroupedIntegers, fit_grid, grouped, round_to_grid, search_grid
+from qlab.methods.grid import GroupedIntegers, fit_grid, grouped, round_to_grid
+from qlab.methods.grid_search import search_grid
 from qlab.methods.rtn import rtn
 
 BLOCK = 128  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2)

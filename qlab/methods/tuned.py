@@ -10,7 +10,6 @@ inputs. What is stored has the same form and the same bits as before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,13 +21,8 @@ Run = Callable[[dict[str, Tensor], Tensor], Tensor]
 """(parameters by name, inputs [windows, length, hidden]) → the block's output with these parameters."""
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Learning rates: of the codes in steps of the grid, of scales relative to themselves, of what stays unquantized likewise."""
-
-    codes: float = 0.02
-    scales: float = 2e-3
-    rest: float = 2e-3
+# Learning rates: of the codes in steps of the grid, of scales relative to themselves, of what stays unquantized likewise.
+CODES, SCALES, REST = 0.01, 2e-3, 2e-3
 
 
 class Round(torch.autograd.Function):
@@ -46,13 +40,12 @@ class Round(torch.autograd.Function):
 class SoftIntegers:
     """A quantized tensor whose codes and scales can move: `latent` [out, in] rounds to the codes, gradients pass straight through."""
 
-    def __init__(self, start: GroupedIntegers, rounded: Tensor | None = None) -> None:
+    def __init__(self, start: GroupedIntegers, rounded: Tensor) -> None:
+        """`rounded` [out, in]: the weights that became these codes."""
         self.start = start
         codes = start.codes.float()
-        if rounded is not None:  # what GPTQ rounded to these codes, as far as rounding can have moved it
-            exact = (rounded.reshape(*start.scales.shape, -1) / start.scales[..., None]).add_(start.zeros[..., None]).view_as(codes)
-            codes = codes + exact.sub_(codes).clamp_(-0.45, 0.45)
-        self.latent = codes.requires_grad_()
+        exact = (rounded.reshape(*start.scales.shape, -1) / start.scales[..., None]).add_(start.zeros[..., None]).view_as(codes)
+        self.latent = (codes + exact.sub_(codes).clamp_(-0.45, 0.45)).requires_grad_()  # as far as rounding can have moved it
         self.log_scale = torch.zeros_like(start.scales).requires_grad_()
 
     def codes(self) -> Tensor:
@@ -77,33 +70,33 @@ def tune(
     rest: dict[str, Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     steps: int,
-    rates: Rates,
-) -> float:
-    """Move `quantized` and `rest` in place for up to `steps` batches (inputs, wanted outputs); the last batch's loss.
+    metric: Tensor,
+) -> None:
+    """Move `quantized` and `rest` in place for up to `steps` batches (inputs, wanted outputs).
 
-    The loss is the squared error of the output, each token's divided by the mean square of what is wanted there: the
-    norm that reads it divides by the same.
+    The loss is the squared error e of the output, each token's divided by the mean square of what is wanted there, since the
+    norm that reads it divides by the same; half of it as it is, half measured by `metric` M [hidden, hidden], eᵀ·M·e, which
+    says how far e moves the model's predictions (qlab.sensitivity).
     """
     for tensor in rest.values():
         tensor.requires_grad_()
     optimizer = torch.optim.Adam(
         [
-            {"params": [soft.latent for soft in quantized.values()], "lr": rates.codes},
-            {"params": [soft.log_scale for soft in quantized.values()], "lr": rates.scales},
-            {"params": list(rest.values()), "lr": rates.rest},
+            {"params": [soft.latent for soft in quantized.values()], "lr": CODES},
+            {"params": [soft.log_scale for soft in quantized.values()], "lr": SCALES},
+            {"params": list(rest.values()), "lr": REST},
         ],
         betas=(0.9, 0.95),
         fused=True,  # in place: no temporaries the size of the block
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / steps))
-    loss = torch.zeros(())
     for _, (inputs, wanted) in zip(range(steps), batches):
         output = run({f"{name}.weight": soft.weight() for name, soft in quantized.items()} | rest, inputs)
-        loss = ((output - wanted).square().mean(-1) / wanted.square().mean(-1)).mean()
+        error = output - wanted
+        loss = ((error + error @ metric) * error / 2).mean(-1).div(wanted.square().mean(-1)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     for tensor in rest.values():
         tensor.requires_grad_(False)
-    return float(loss.detach())

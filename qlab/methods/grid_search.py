@@ -1,0 +1,95 @@
+"""Grids chosen by the error of a layer's output instead of by the range of its weights.
+
+Two steps, each with the codes' rounding in view: `search_grid` tries ranges and zero points a group at a time; then, the
+codes fixed, `refit_scales` solves for all scales of a row at once, so that the errors of its groups cancel each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from qlab.methods.grid import GroupedIntegers, fit_grid, round_to_grid, rows_at_once
+
+REFIT_ROWS = 512  # rows whose scales are solved for at a time: enough for a matrix product to be worth its name
+
+
+def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, steps: int = 16) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of least error for each group: [out, groups, group_size] → two [out, groups].
+
+    The error is measured by `metric`: weights of the columns [groups, group_size], or blocks of H [groups, group_size,
+    group_size], which know that errors of correlated columns add up. (Clipping errors do, all pointing to zero; AWQ's scale
+    search needs no more than weights.) Each trial shrinks the covering range a little, moves the zero point by one at most,
+    rounds, and takes the least-squares scale for the codes so found.
+    """
+    parts = [_search_rows(part, bits, symmetric, metric, steps) for part in groups.split(rows_at_once(groups))]
+    return torch.cat([scale for scale, _ in parts]), torch.cat([zero for _, zero in parts])
+
+
+def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def weighted(values: Tensor) -> Tensor:
+        return metric * values if metric.ndim == 2 else torch.einsum("rgi,gij->rgj", values, metric)
+
+    def cost(error: Tensor) -> Tensor:
+        return (weighted(error) * error).sum(-1)
+
+    cover, middle = fit_grid(groups, bits, symmetric)
+    best_scale, best_zero = cover.clone(), middle.clone()
+    best_error = cost((round_to_grid(groups, cover, middle, bits) - middle[..., None]) * cover[..., None] - groups)
+    narrowest = {2: 0.4, 3: 0.6}.get(bits, 0.75)  # the fewer levels, the more clipping pays
+    target = weighted(groups)
+    for step in range(steps + 1):
+        shrunk = cover * (1 + (narrowest - 1) * step / steps)
+        for shift in (0,) if symmetric else (-1, 0, 1):
+            zero = (middle + shift).clamp(1, 2**bits - 1)
+            whole = round_to_grid(groups, shrunk, zero, bits) - zero[..., None]
+            cross, square = (target * whole).sum(-1), cost(whole)
+            scale = torch.where(cross > 0, cross / square.clamp(min=1e-30), shrunk).half().float().clamp(min=6e-8)
+            error = cost(whole * scale[..., None] - groups)
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+    return best_scale, best_zero
+
+
+def diagonal_blocks(hessian: Tensor, size: int) -> Tensor:
+    """The blocks on the diagonal of H [in, in], one a group: [groups, size, size]."""
+    return torch.stack([hessian[first : first + size, first : first + size] for first in range(0, len(hessian), size)])
+
+
+def refit_scales(layer: GroupedIntegers, weight: Tensor, hessian: Tensor, damping: float = 0.01) -> GroupedIntegers:
+    """The same codes with the scales of least output error: least squares in the metric of the whole H [in, in].
+
+    A row is w ≈ Σ_g s_g·c_g with c_g = (q − z) of group g and zero elsewhere; trace(E·H·Eᵀ) is quadratic in its scales, so
+    the best solve A·s = b with A_gh = c_gᵀ·H·c_h, b_g = c_gᵀ·H·w. Where the inputs of different groups are correlated, the
+    groups' errors then cancel. `damping` holds each scale to what it was, in parts of A_gg. A row that would not gain keeps
+    its scales. Consecutive groups only.
+    """
+    scales = [
+        _refit_rows(codes, zeros, scales, rows.float(), hessian, damping)
+        for codes, zeros, scales, rows in zip(*(t.split(REFIT_ROWS) for t in (layer.codes, layer.zeros, layer.scales, weight)))
+    ]
+    return replace(layer, scales=torch.cat(scales))
+
+
+def _refit_rows(codes: Tensor, zeros: Tensor, scales: Tensor, weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
+    rows, groups = scales.shape
+    size = codes.shape[1] // groups
+    whole = codes.float().view(rows, groups, size) - zeros[..., None]  # c_g
+    target = (weight @ hessian).view(rows, groups, size)
+    wanted = (target * whole).sum(-1)  # b
+    matrix = torch.empty(rows, groups, groups, device=weight.device)  # A
+    for group in range(groups):
+        seen = whole[:, group] @ hessian[group * size : (group + 1) * size]
+        matrix[:, group] = (seen.view(rows, groups, size) * whole).sum(-1)
+    pull = damping * matrix.diagonal(dim1=1, dim2=2) + 1e-20
+    found = torch.linalg.solve(matrix + torch.diag_embed(pull), wanted + pull * scales)
+    # Far from where it was, a scale has left the range that its codes were rounded for.
+    found = torch.where((found > 0.5 * scales) & (found < 2 * scales), found, scales).half().float().clamp(min=6e-8)
+
+    def cost(candidate: Tensor) -> Tensor:
+        return (candidate * ((matrix @ candidate[..., None])[..., 0] - 2 * wanted)).sum(-1, keepdim=True)
+
+    return torch.where(cost(found) < cost(scales), found, scales)

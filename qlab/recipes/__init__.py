@@ -1,0 +1,33 @@
+"""Recipes, a family a file, and `parse`, which reads the names that people type. The peers' are in qlab.peers.recipes."""
+
+from __future__ import annotations
+
+from qlab.errors import UserError
+from qlab.formats.gguf_mix import check_mix
+from qlab.recipes.gguf import GGUF
+from qlab.recipes.integers import Integers, parse_integers
+from qlab.recipes.nf4 import NF4
+from qlab.recipes.recipe import Details, Recipe, WalkedRecipe, describe
+
+__all__ = ["GGUF", "NF4", "Details", "Integers", "Recipe", "WalkedRecipe", "describe", "parse"]
+
+
+def parse(name: str) -> WalkedRecipe:
+    """The recipe of a short name, such as awq-w4g128, gptq-w4g128-asym-actorder, tuned-w3g64, nf4, q4_k_m.
+
+    Raises:
+        UserError: no such recipe.
+    """
+    if name in ("nf4", "nf4-single", "fp4", "fp4-single"):
+        return NF4(name[:3], not name.endswith("-single"))
+    if recipe := parse_integers(name):
+        return recipe
+    mix, plain = (name.removesuffix("-plain"), name.endswith("-plain"))
+    try:
+        check_mix(mix)
+    except UserError as error:
+        raise UserError(
+            f"no recipe {name!r}: expected such as awq-w4g128, gptq-w4g128, gptq-w4g128-asym-actorder, awq-gptq-w4g128, tuned-w4g128, "
+            f"rtn-w4g128, nf4, or a GGUF mix ({error})"
+        ) from error
+    return GGUF(mix, importance=not plain)

@@ -1,0 +1,158 @@
+"""Recipes of grouped integers: RTN, AWQ, GPTQ, both together, and tuned; stored in AWQ's or GPTQ's layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlab.block import Block
+from qlab.errors import UserError
+from qlab.folding import fold_scales
+from qlab.formats import awq, gptq
+from qlab.formats.folder import finish_folder
+from qlab.methods.awq import best_scale, output_error
+from qlab.methods.gptq import compensated
+from qlab.methods.grid import GroupedIntegers
+from qlab.methods.rtn import rtn
+from qlab.methods.tuned import SoftIntegers, tune
+from qlab.model import Source
+from qlab.recipes.recipe import Walked
+from qlab.statistics import Statistics
+from qlab.walk import Calibration, Quantized
+
+TUNED_WINDOWS = 4  # windows a step of tuning
+STEPS = 100  # of tuning a block; more fitted the calibration text better and other text worse
+Rounded = dict[str, tuple[GroupedIntegers, Tensor]]
+"""Layers by name: quantized, and beside it the weights float32 [out, in] that were rounded."""
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "rtn": {"symmetric": False, "order": "given", "search": False},
+    "awq": {"symmetric": False, "order": "given", "search": True},
+    "gptq": {"symmetric": True, "order": "group", "search": True},
+    "awq-gptq": {"symmetric": False, "order": "group", "search": True},
+    "tuned": {"symmetric": False, "order": "group", "search": True},
+}
+ORDER_NAMES = {"given": "inorder", "static": "static", "group": "grouporder", "scattered": "actorder"}
+PATTERN = re.compile(
+    rf"({'|'.join(sorted(DEFAULTS, key=len, reverse=True))})-w([2-8])g(\d+|row)(-sym|-asym)?"
+    rf"((?:-(?:{'|'.join(ORDER_NAMES.values())}))?)(-search|-cover)?(?:-steps(\d+))?"
+)
+
+
+@dataclass(frozen=True)
+class Integers(Walked):
+    """Grouped integers: `method` rtn, awq, gptq, awq-gptq (scales by AWQ, rounding by GPTQ) or tuned (GPTQ, then by gradient).
+
+    `order` and `search` as in qlab.methods.gptq; RTN and AWQ take `search` likewise. 4-bit asymmetric codes in consecutive
+    groups are stored in AWQ's layout, which current runtimes serve; all else in GPTQ's.
+    """
+
+    method: str = "awq"
+    bits: int = 4
+    group_size: int = 128
+    symmetric: bool = False
+    order: str = "given"
+    search: bool = True
+    steps: int = STEPS
+
+    @property
+    def name(self) -> str:
+        size = "row" if self.group_size == -1 else str(self.group_size)
+        default = DEFAULTS[self.method]
+        parts = [f"{self.method}-w{self.bits}g{size}"]
+        parts += [] if self.symmetric == default["symmetric"] else ["sym" if self.symmetric else "asym"]
+        parts += [] if self.order == default["order"] else [ORDER_NAMES[self.order]]
+        parts += [] if self.search == default["search"] else ["search" if self.search else "cover"]
+        parts += [] if self.steps == STEPS else [f"steps{self.steps}"]
+        return "-".join(parts)
+
+    @property
+    def sequential(self) -> bool:  # type: ignore[override]
+        return self.method in ("gptq", "awq-gptq", "tuned")
+
+    @property
+    def awq_layout(self) -> bool:
+        return self.bits == 4 and not self.symmetric and self.order != "scattered" and self.method != "gptq"
+
+    def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
+        assert calibration is not None
+        statistics = calibration.statistics
+        with torch.no_grad():
+            if self.method in ("awq", "awq-gptq"):
+                scale = lambda weight, magnitude, mean_square: best_scale(  # noqa: E731
+                    weight, magnitude, mean_square, self.bits, self.group_size, self.symmetric
+                )
+                statistics = fold_scales(block, statistics, scale)
+            rounded: Iterable[tuple[str, tuple[GroupedIntegers, Tensor]]] = (
+                pair for group in block.groups for pair in self._round(block, group.layers, statistics[group.layers[0]])
+            )
+            if self.method == "tuned":
+                rounded = self._tune(block, calibration, dict(rounded))
+            found = Quantized({})
+            for name, (layer, original) in rounded:
+                weight = layer.dequantize()
+                found.errors[name] = output_error(weight, original, statistics[name].hessian)
+                found.notes[name] = layer.note
+                block.layer(name).weight.data.copy_(weight)
+                packed = self._pack(block.prefix + name, layer)
+                found.stored |= {f"{block.prefix}{name}.{kind}": part for kind, part in packed.items()}
+        for name, tensor in block.module.state_dict().items():
+            if name.removesuffix(".weight") not in block.layers:
+                found.stored |= self.keep(source, block.prefix + name, tensor)
+        return found
+
+    def _round(self, block: Block, names: list[str], seen: Statistics) -> Iterator[tuple[str, tuple[GroupedIntegers, Tensor]]]:
+        """Layers of one input, quantized as one matrix, each with what its error is held against; for tuning, what GPTQ rounded."""
+        weights = [block.layer(name).weight for name in names]
+        stacked = torch.cat(weights) if len(weights) > 1 else weights[0]
+        if self.method in ("rtn", "awq"):
+            whole = rtn(stacked, self.bits, self.group_size, self.symmetric, seen.hessian if self.search else None)
+        else:
+            whole, exact = compensated(stacked, seen.hessian, self.bits, self.group_size, self.symmetric, self.order, self.search)
+            if self.method == "tuned":
+                weights = list(exact.split([len(weight) for weight in weights]))
+            del exact
+        del stacked
+        yield from zip(names, zip(whole.rows([len(weight) for weight in weights]), weights))
+
+    @torch.enable_grad()
+    def _tune(self, block: Block, calibration: Calibration, layers: Rounded) -> Iterator[tuple[str, tuple[GroupedIntegers, Tensor]]]:
+        soft = {name: SoftIntegers(*layers.pop(name)) for name in block.layers}
+        names = [name for name, _ in block.module.named_parameters() if name.removesuffix(".weight") not in soft]
+        rest = {name: block.module.get_parameter(name).detach().clone() for name in names}
+        tune(block.functional, soft, rest, calibration.random_batches(TUNED_WINDOWS, block.device), self.steps, calibration.metric())
+        for name, tensor in rest.items():
+            block.module.get_parameter(name).data.copy_(tensor.half().float())  # as it will be stored
+        for name, layer in soft.items():
+            yield name, (layer.finish(), block.layer(name).weight)
+
+    def _pack(self, name: str, layer: GroupedIntegers) -> dict[str, Tensor]:
+        try:
+            return awq.pack(layer) if self.awq_layout else gptq.pack(layer)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+
+    def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
+        if self.awq_layout:
+            entry = awq.quantization_config(self.group_size, ["lm_head"])
+        else:
+            entry = gptq.quantization_config(self.bits, self.group_size, self.symmetric, self.order == "scattered")
+        finish_folder(source, parts, out, entry)
+
+
+def parse_integers(name: str) -> Integers | None:
+    """The recipe of a short name such as gptq-w4g128-asym-actorder, if it is one of this family."""
+    match = PATTERN.fullmatch(name)
+    if match is None:
+        return None
+    method, bits, size, signs, order, grids, steps = match.groups()
+    options: dict[str, Any] = {"symmetric": signs == "-sym"} if signs else {}
+    options |= {"order": next(key for key, value in ORDER_NAMES.items() if order == f"-{value}")} if order else {}
+    options |= {"search": grids == "-search"} if grids else {}
+    options |= {"steps": int(steps)} if steps else {}
+    return Integers(method, int(bits), -1 if size == "row" else int(size), **(DEFAULTS[method] | options))

@@ -1,0 +1,55 @@
+"""What a recipe is: a method and its options, frozen, with a short name; and what recipes that the walk feeds have in common."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from qlab.formats.folder import half_precision
+from qlab.model import Source
+from qlab.walk import Method, Walk
+
+Details = dict[str, Any]
+"""What quantizing found out, for the manifest: errors by layer, remarks."""
+
+
+class Recipe(Protocol):
+    """What artifacts are made of; a frozen dataclass, so that equal options are equal recipes."""
+
+    @property
+    def name(self) -> str: ...
+
+    def quantize(self, source: Source, windows: Tensor, out: Path) -> Details:
+        """Write the quantized checkpoint of `source` to the folder `out`; calibration int64 [windows, length]."""
+
+
+class WalkedRecipe(Recipe, Method, Protocol):
+    """A recipe that the walk can feed."""
+
+
+class Walked:
+    """What recipes that the walk feeds have in common."""
+
+    data = True
+    sequential = False
+
+    def keep(self, source: Source, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """In half precision, as checkpoints of the safetensors family store what is not quantized."""
+        return {name: half_precision(name, tensor)}
+
+    def quantize(self: WalkedRecipe, source: Source, windows: Tensor, out: Path) -> Details:
+        """Walk for this recipe alone."""
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".walk-") as work:
+            walk = Walk(source, [self], windows, Path(work))
+            journal = walk.run()
+            self.assemble(source, walk.parts(self), out)
+        return journal.details(self.name)
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data, for manifests."""
+    return {"recipe": type(recipe).__name__, **asdict(recipe)}  # type: ignore[call-overload]
