@@ -48,7 +48,7 @@ def revived() -> Iterator[Any]:
         yield auto_gptq
 
 
-def quantize(source: Source, windows: Tensor, out: Path, group_size: int, symmetric: bool, act_order: bool) -> None:
+def quantize(source: Source, windows: Tensor, out: Path, bits: int, group_size: int, symmetric: bool, act_order: bool) -> None:
     """Quantize to 4 bits with AutoGPTQ and save to `out`; calibration windows int64 [windows, length].
 
     Raises:
@@ -61,7 +61,7 @@ def quantize(source: Source, windows: Tensor, out: Path, group_size: int, symmet
         if model_type not in GPTQ_CAUSAL_LM_MODEL_MAP:
             raise UserError(f"AutoGPTQ does not know the model type {model_type!r}")
         config = auto_gptq.BaseQuantizeConfig(
-            bits=4, group_size=group_size, sym=symmetric, desc_act=act_order, damp_percent=0.01, model_name_or_path=source.name
+            bits=bits, group_size=group_size, sym=symmetric, desc_act=act_order, damp_percent=0.01, model_name_or_path=source.name
         )
         inner = load(source, device="cuda:0" if torch.cuda.is_available() else "cpu")
         model = GPTQ_CAUSAL_LM_MODEL_MAP[model_type](inner, False, config)

@@ -32,18 +32,19 @@ class AutoAWQ:
 class AutoGPTQ:
     """GPTQ by the AutoGPTQ library. The default serves everywhere; the guide's asks for `symmetric=False, act_order=True`."""
 
+    bits: int = 4
     group_size: int = 128
     symmetric: bool = True
     act_order: bool = False
 
     @property
     def name(self) -> str:
-        return f"autogptq-w4g{self.group_size}{'' if self.symmetric else '-asym'}{'-actorder' if self.act_order else ''}"
+        return f"autogptq-w{self.bits}g{self.group_size}{'' if self.symmetric else '-asym'}{'-actorder' if self.act_order else ''}"
 
     def quantize(self, source: Source, windows: Tensor, out: Path) -> Details:
         from qlab.peers import autogptq
 
-        autogptq.quantize(source, windows, out, self.group_size, self.symmetric, self.act_order)
+        autogptq.quantize(source, windows, out, self.bits, self.group_size, self.symmetric, self.act_order)
         return {}
 
 
