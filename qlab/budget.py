@@ -27,7 +27,7 @@ from qlab.recipes.integers import TUNED_WINDOWS
 __all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
 
 LIBRARIES = 110e6  # what torch and MKL set up once they compute
-TUNED = 9.0  # weights, gradients and moments of a block that is tuned, in blocks
+TUNED = 5.5  # weights, gradients and moments of a block that is tuned, in blocks
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 Group = tuple[int, int]
 """Layers that read one input: its width, and all their outputs together."""

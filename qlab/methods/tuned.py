@@ -10,6 +10,7 @@ inputs. What is stored has the same form and the same bits as before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,16 +26,39 @@ Run = Callable[[dict[str, Tensor], Tensor], Tensor]
 CODES, SCALES, REST = 0.01, 2e-3, 2e-3
 
 
-class Round(torch.autograd.Function):
-    """Rounding whose gradient passes straight through (Bengio et al. 2013)."""
+class Rounded(torch.autograd.Function):
+    """The weights of codes and scales that move: the gradient passes straight through rounding (Bengio et al. 2013).
+
+    One function by hand instead of a chain of PyTorch's: it keeps nothing the size of the weights but `latent`, which is there
+    anyway, and rounds again on the way back. That halves the memory of tuning.
+    """
 
     @staticmethod
-    def forward(context: Any, values: Tensor) -> Tensor:
-        return values.round()
+    def forward(context: Any, latent: Tensor, log_scale: Tensor, start: GroupedIntegers) -> Tensor:
+        """`latent` [out, in] and `log_scale` [out, groups] to weights float32 [out, in]."""
+        scale = moved_scale(start, log_scale)
+        context.save_for_backward(latent, scale)
+        context.start = start
+        return nearest(latent, start.bits).view(*scale.shape, -1).sub_(start.zeros[..., None]).mul_(scale[..., None]).view_as(latent)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (latent, scale), start = context.saved_tensors, context.start
+        gradient = gradients[0].reshape(*scale.shape, -1)
+        whole = nearest(latent, start.bits).view_as(gradient).sub_(start.zeros[..., None])
+        to_scale = whole.mul_(gradient).sum(-1) * scale
+        beyond = (latent < -0.5) | (latent > 2**start.bits - 0.5)  # pushed out of the grid: only the way back is open
+        return (gradient * scale[..., None]).view_as(latent).masked_fill_(beyond, 0), to_scale, None
+
+
+def nearest(latent: Tensor, bits: int) -> Tensor:
+    """The codes that `latent` rounds to, as a new float32 tensor."""
+    return latent.detach().round().clamp_(0, 2**bits - 1)
+
+
+def moved_scale(start: GroupedIntegers, log_scale: Tensor) -> Tensor:
+    """The scales as they would be stored: float32 [out, groups] of FP16 precision."""
+    return (start.scales * log_scale.detach().exp()).half().float().clamp_(min=6e-8)
 
 
 class SoftIntegers:
@@ -48,20 +72,14 @@ class SoftIntegers:
         self.latent = (codes + exact.sub_(codes).clamp_(-0.45, 0.45)).requires_grad_()  # as far as rounding can have moved it
         self.log_scale = torch.zeros_like(start.scales).requires_grad_()
 
-    def codes(self) -> Tensor:
-        """At present: float32 [out, in]."""
-        return self.latent.detach().round().clamp(0, 2**self.start.bits - 1)
-
     def weight(self) -> Tensor:
         """The weights [out, in] at present, with gradients to `latent` and `log_scale`."""
-        codes = Round.apply(self.latent.clamp(-0.49, 2**self.start.bits - 0.51))
-        scale = self.start.scales * self.log_scale.exp()
-        scale = scale + (scale.half().float() - scale).detach()
-        return ((codes.view(*scale.shape, -1) - self.start.zeros[..., None]) * scale[..., None]).view_as(codes)
+        return Rounded.apply(self.latent, self.log_scale, self.start)
 
     def finish(self) -> GroupedIntegers:
-        scale = (self.start.scales * self.log_scale.detach().exp()).half().float().clamp(min=6e-8)
-        return GroupedIntegers(self.codes().to(torch.uint8), scale, self.start.zeros, self.start.bits, note=self.start.note)
+        """As it is stored."""
+        codes = nearest(self.latent, self.start.bits).to(torch.uint8)
+        return replace(self.start, codes=codes, scales=moved_scale(self.start, self.log_scale))
 
 
 def tune(

@@ -43,6 +43,27 @@ def test_the_block_comes_closer_to_the_original_and_the_form_stays() -> None:
     assert not rest["gain"].requires_grad
 
 
+def test_gradients_are_those_of_rounding_that_passes_straight_through() -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight, inputs = torch.randn(8, HIDDEN, generator=generator), torch.randn(200, HIDDEN, generator=generator)
+    start, rounded = compensated(weight, inputs.T @ inputs, 2, 32, False, "group", True)
+    soft, wanted = SoftIntegers(start, rounded), torch.randn(8, HIDDEN, generator=generator)
+    with torch.no_grad():
+        soft.latent[0, 0], soft.latent[0, 1] = -3.0, 7.0  # beyond the grid
+    (soft.weight() * wanted).sum().backward()
+
+    latent, log_scale = soft.latent.detach().clone().requires_grad_(), soft.log_scale.detach().clone().requires_grad_()
+    inside = latent.clamp(-0.5, 3.5)
+    codes = inside + (inside.round().clamp(0, 3) - inside).detach()
+    scale = start.scales * log_scale.exp()
+    chain = ((codes.view(8, 2, 32) - start.zeros[..., None]) * scale[..., None]).view(8, HIDDEN)
+    (chain * wanted).sum().backward()
+    assert torch.allclose(soft.weight(), chain)
+    assert torch.allclose(soft.latent.grad, latent.grad)
+    assert torch.allclose(soft.log_scale.grad, log_scale.grad, rtol=1e-4, atol=1e-6)
+    assert (latent.grad[0, :2] == 0).all()
+
+
 def test_before_the_first_step_it_is_what_gptq_made() -> None:
     generator = torch.Generator().manual_seed(1)
     weight, inputs = torch.randn(8, HIDDEN, generator=generator), torch.randn(200, HIDDEN, generator=generator)
