@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qlab.checkpoint import Checkpoint
+from qlab.errors import UserError
 from qlab.evaluate.memory import disk_bytes
-from qlab.model import Source, locate
+from qlab.model import Source, locate, weight_files
 from qlab.process import peak_bytes, run_isolated
 from qlab.recipes import Recipe, WalkedRecipe, describe
-from qlab.walk import Walk
+from qlab.walk import Journal, Walk
 
 MANIFEST = "qlab.json"
 COST = "qlab-cost.json"  # apart from the manifest: the same inputs make the same bytes everywhere else
@@ -110,6 +112,13 @@ def finish(out: Path, folder: Path, inputs: dict[str, Any], details: dict[str, A
     return Artifact(folder, manifest, cost)
 
 
+def check(source: Source, recipes: Sequence[WalkedRecipe]) -> None:
+    """Raise the UserError of a recipe that cannot store this model, as far as its names and configuration tell, before any work."""
+    shapes = Checkpoint(weight_files(source.path)).shapes
+    for recipe in recipes:
+        recipe.check(source, shapes)
+
+
 def quantize_model(
     source: Source, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int = 8, device: str = "cpu"
 ) -> list[Artifact]:
@@ -125,9 +134,15 @@ def quantize_model(
     key = hashlib.sha256(json.dumps([wanted[recipe.name] for recipe in missing], sort_keys=True).encode()).hexdigest()[:12]
     work = out / f".walk-{key}"
     if missing:
+        check(source, missing)
         work.mkdir(parents=True, exist_ok=True)
         walk = Walk(source, missing, windows, work, batch, device)
-        journal = walk.run()
+        try:
+            journal = walk.run()
+        except UserError:
+            if not Journal.open(work / "journal.json").blocks:  # nothing that the same call could go on from
+                shutil.rmtree(work)
+            raise
         for recipe in missing:
             started, folder = time.perf_counter(), work / "finished" / recipe.name
             shutil.rmtree(folder, ignore_errors=True)

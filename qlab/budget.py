@@ -1,7 +1,7 @@
 """What a walk will take, before it starts: memory, disk and time from the checkpoint's shapes alone.
 
 The peak is that of one block, whatever their number: its weights in FP32, H of each group of layers, and what the
-hungriest recipe needs beside them. Factors were fitted to measured peaks (`make bench-quantize` holds them to 10 %).
+hungriest recipe needs beside them. Factors were fitted to measured peaks; `make bench-quantize` prints both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from qlab.recipes.integers import TUNED_WINDOWS
 __all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
 
 LIBRARIES = 110e6  # what torch and MKL set up once they compute
-TUNED = 5.5  # weights, gradients and moments of a block that is tuned, in blocks
+# Weights, gradients and moments of a block that is tuned, in blocks; and glibc's share: a tensor below 32 MiB comes from its
+# heap, which these leave full of holes.
+TUNED, HOLES, OWN_PAGES = 5.7, 2.8, 1 << 25
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 Group = tuple[int, int]
 """Layers that read one input: its width, and all their outputs together."""
@@ -93,7 +95,7 @@ def predict(
     stored = 2 * sum(checkpoint.bytes_of(name) for name in checkpoint.shapes) * 0.35 * len(recipes)
     disk = stored + (2 + 2 * sequential) * 4 * windows[0] * windows[1] * config["hidden_size"] * data
     start = float(psutil.Process().memory_info().rss)
-    work = max(working(recipe, groups, weights) for recipe in recipes) + LIBRARIES
+    work = max(working(recipe, groups, windows[1]) for recipe in recipes) + LIBRARIES
     seconds = duration(groups, recipes, windows, blocks, device)
     for batch in (8, 4, 2, 1):
         activations = batch * windows[1] * token * data + LIBRARIES
@@ -106,8 +108,9 @@ def predict(
     )
 
 
-def working(recipe: WalkedRecipe, groups: Sequence[Group], weights: int) -> float:
-    """Bytes that a recipe needs beside a block and its statistics."""
+def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int) -> float:
+    """Bytes that a recipe needs beside a block and its statistics; tuning runs windows of `length` tokens through the block."""
+    weights = sum(width * out for width, out in groups)
     largest = 4.0 * max(width * out for width, out in groups)
     if isinstance(recipe, NF4):
         return 60e6 + 1.5 * largest
@@ -115,12 +118,14 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], weights: int) -> floa
         return 60e6 + (1.2 * largest if recipe.data else 0.0)
     assert isinstance(recipe, Integers)
     scaled = sum(4.0 * width**2 for width, _ in groups) if recipe.method in ("awq", "awq-gptq") else 0.0
-    if recipe.method == "tuned":
-        return TUNED * 4 * weights
     if recipe.method in ("rtn", "awq"):
         return scaled + 3.7 * largest
     # Factoring H holds it 3.5 times beside the weights; rounding holds one factor, and the weights in three orders.
-    return scaled + max(max(14.0 * width**2 + 12.0 * width * out, 4.0 * width**2 + 20.0 * width * out) for width, out in groups)
+    rounding = scaled + max(max(14.0 * width**2 + 12.0 * width * out, 4.0 * width**2 + 20.0 * width * out) for width, out in groups)
+    if recipe.method != "tuned":
+        return rounding
+    graph = 4.0 * TUNED_WINDOWS * length * (8 * max(width for width, _ in groups) + 12 * groups[0][0])
+    return max(rounding, (TUNED + (HOLES if 4 * max(width for width, _ in groups) * groups[0][0] < OWN_PAGES else 0)) * 4 * weights + graph)
 
 
 def duration(groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, device: str) -> float:
@@ -146,14 +151,20 @@ def duration(groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: 
 
 
 def input_shapes(checkpoint: Checkpoint) -> list[Group]:
-    """The groups of the first decoder block by shape; which layers read one input is told by their names."""
-    together = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+    """The groups of the first decoder block by shape; which layers read one input is told by their names, before anything is run.
+
+    Where a block has a single norm of its inputs, attention and MLP both read it (Cohere, Phi).
+    """
+    attention, mlp = ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj", "fc1")
+    block = re.compile(rf"{re.escape(PREFIX)}\.0\.(.+)\.weight")
+    shapes = {match[1]: shape for name, shape in checkpoint.shapes.items() if (match := block.fullmatch(name))}
+    norms = [name for name, shape in shapes.items() if len(shape) == 1 and "." not in name]
+    together = (attention + mlp,) if len(norms) == 1 else (attention, mlp)
     found: dict[str, Group] = {}
-    for name, shape in checkpoint.shapes.items():
-        match = re.fullmatch(rf"{re.escape(PREFIX)}\.0\.(.+)\.weight", name)
-        if match and len(shape) == 2:
-            part = match[1].rpartition(".")[2]
-            key = next((names[0] for names in together if part in names), match[1])
+    for name, shape in shapes.items():
+        part = name.rpartition(".")[2]
+        if len(shape) == 2 and "norm" not in part:  # Cohere's norms of queries and keys are matrices
+            key = next((names[0] for names in together if part in names), name)
             width, out = found.get(key, (shape[1], 0))
             found[key] = (width, out + shape[0])
     if not found:

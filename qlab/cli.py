@@ -127,7 +127,7 @@ def quantize(
 ) -> None:
     """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
     import qlab.budget as budget
-    from qlab.artifact import quantize_model
+    from qlab.artifact import check, quantize_model
     from qlab.lesson import quiet
     from qlab.model import load_tokenizer, locate
     from qlab.recipes import parse
@@ -137,6 +137,7 @@ def quantize(
     quiet()
     recipes = [parse(name) for name in dict.fromkeys(recipe)]
     source = locate(model)
+    check(source, recipes)
     limit = budget.parse_bytes(max_memory) if max_memory else None
     batch = cut(load_text(calibration), load_tokenizer(source), length, windows)
     plan = budget.predict(source, recipes, tuple(batch.shape), limit, device)

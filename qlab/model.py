@@ -15,13 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import MODEL_ARCH_NAMES, GGUFReader
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from qlab import EMBEDDED
 from qlab.errors import UserError
 from qlab.formats.dense import dense_state
+from qlab.formats.gguf_metadata import ARCHITECTURES
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # no pickles, no Python
@@ -165,7 +175,7 @@ def load(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu"
         UserError: a format qlab does not read, or an architecture transformers does not know.
     """
     if gguf := sorted(source.path.glob("*.gguf")):
-        model = AutoModelForCausalLM.from_pretrained(source.path, gguf_file=gguf[0].name, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(source.path, config=gguf_config(gguf[0]), gguf_file=gguf[0].name, dtype=dtype)
         return model.eval().to(device)
     quantization = source.config.get("quantization_config")
     try:
@@ -181,6 +191,23 @@ def load(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu"
     except (ValueError, KeyError) as error:
         raise UserError(f"transformers cannot open {source.name}: {error}") from error
     return model.eval().to(device)
+
+
+def gguf_config(file: Path) -> PreTrainedConfig:
+    """The configuration in a GGUF file, with what transformers leaves out of it: the width of a head, and which layers have biases.
+
+    Without these it takes a family's usual width, and drops the biases in silence.
+    """
+    config, reader = AutoConfig.from_pretrained(file.parent, gguf_file=file.name), GGUFReader(file)
+    kind = reader.fields["general.architecture"].contents()
+    if kind in {MODEL_ARCH_NAMES[written] for written in ARCHITECTURES.values()}:  # elsewhere a head may have several widths
+        tensors = {tensor.name for tensor in reader.tensors}
+        if (width := reader.fields.get(f"{kind}.attention.key_length")) is not None:
+            config.head_dim = int(width.contents())
+        for option, tensor in (("attention_bias", "blk.0.attn_output.bias"), ("mlp_bias", "blk.0.ffn_down.bias")):
+            if tensor in tensors:
+                setattr(config, option, True)
+    return config
 
 
 def fill(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qlab.block import Skeleton
+from qlab.skeleton import Skeleton
 
 UNSEEN = 0.1  # occurrences granted to tokens that the text does not hold
 

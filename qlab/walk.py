@@ -19,10 +19,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qlab.block import Activations, Block, InputGroup, Skeleton, input_groups
+from qlab.block import Activations, Block, InputGroup
+from qlab.grouping import input_groups
 from qlab.model import Source
 from qlab.progress import counter
 from qlab.sensitivity import prediction_metric
+from qlab.skeleton import Skeleton
 from qlab.statistics import Statistics
 
 ORIGINAL = "original"  # the stream of activations of the unquantized model

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from qlab.artifact import make_artifact
+from qlab.artifact import make_artifact, quantize_model
 from qlab.errors import UserError
-from qlab.model import Source
-from qlab.recipes import GGUF
+from qlab.model import Source, locate
+from qlab.recipes import GGUF, parse
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,10 @@ def test_a_failure_leaves_nothing_behind(tiny: Source, calibration: torch.Tensor
     with pytest.raises(UserError, match="no space for the other half"):
         make_artifact(Failing(), tiny, calibration, str(tmp_path))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_tokenizer_that_gguf_cannot_hold_is_refused_before_work_starts(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny.path, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match="this model has no tokenizer file"):
+        quantize_model(locate(str(folder)), [parse("rtn-w4g32"), parse("q8_0")], calibration, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

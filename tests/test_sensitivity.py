@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qlab.block import Skeleton
 from qlab.model import Source, load, load_tokenizer, locate
 from qlab.sensitivity import prediction_metric
+from qlab.skeleton import Skeleton
 from qlab.text import load_text, windows
 
 

@@ -16,13 +16,15 @@ import torch
 
 from qlab import budget
 from qlab.artifact import Artifact, quantize_model
-from qlab.block import Block, Skeleton, input_groups
+from qlab.block import Block
 from qlab.errors import UserError
 from qlab.evaluate.quality import measure_quality
 from qlab.folding import fold_scales
+from qlab.grouping import input_groups
 from qlab.methods.awq import best_scale
 from qlab.model import Source, load
 from qlab.recipes import parse
+from qlab.skeleton import Skeleton
 from qlab.walk import Activations
 
 RECIPES = [

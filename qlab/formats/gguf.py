@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,12 +24,12 @@ from torch import Tensor
 from qlab.errors import UserError
 from qlab.formats.gguf_metadata import add_configuration, architecture, rope_factors
 from qlab.formats.gguf_mix import check_mix, more_bits, tensor_type
-from qlab.formats.gguf_tokenizer import add_tokenizer, pre_tokenizer_name
+from qlab.formats.gguf_tokenizer import add_tokenizer, pre_tokenizer_name, read_vocabulary
 from qlab.formats.kquant_bytes import byte_tensor
 from qlab.methods.kquant_kinds import KINDS
 from qlab.methods.kquants import encode
 
-__all__ = ["assemble", "encode_tensor", "more_bits", "pre_tokenizer_name", "tensor_type", "write_gguf"]
+__all__ = ["assemble", "check_model", "encode_tensor", "more_bits", "pre_tokenizer_name", "tensor_type", "write_gguf"]
 
 ROWS_AT_ONCE = 1 << 22  # weights whose codes are turned into bytes at a time
 TYPES = {"F32": torch.float32, "F16": torch.float16}
@@ -49,12 +49,9 @@ def encode_tensor(name: str, tensor: Tensor, mix: str, config: dict[str, Any], i
     Raises:
         UserError: an unknown mix or architecture, a tensor without a place in it, or weights that cannot be encoded.
     """
-    arch = architecture(config)
-    if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.get("tie_word_embeddings", False)):
-        return {}
-    target = gguf_names(arch, config["num_hidden_layers"]).get_name(name, try_suffixes=(".weight", ".bias"))
+    target = gguf_name(name, config)
     if target is None:
-        raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[arch]}")
+        return {}
     kind = tensor_type(target, tensor.shape, mix, config)
     tensor = rotary_order(name, tensor, config)
     if kind in TYPES:
@@ -66,6 +63,28 @@ def encode_tensor(name: str, tensor: Tensor, mix: str, config: dict[str, Any], i
         return {f"{kind}:{target}": encode_rows(tensor, kind, importance)}
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
+
+
+def gguf_name(name: str, config: dict[str, Any]) -> str | None:
+    """GGUF's name for the tensor `name`; None for what GGUF derives itself.
+
+    Raises:
+        UserError: an unknown architecture, or a tensor without a place in it.
+    """
+    arch = architecture(config)
+    if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.get("tie_word_embeddings", False)):
+        return None
+    target = gguf_names(arch, config["num_hidden_layers"]).get_name(name, try_suffixes=(".weight", ".bias"))
+    if target is None:
+        raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[arch]}")
+    return str(target)
+
+
+def check_model(folder: Path, config: dict[str, Any], names: Iterable[str]) -> None:
+    """Raise the UserError that writing the model of `folder` would: see assemble. A walk may take hours before it assembles."""
+    for name in names:
+        gguf_name(name, config)
+    read_vocabulary(folder, config["vocab_size"])
 
 
 def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None) -> Tensor:

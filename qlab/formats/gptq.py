@@ -23,6 +23,8 @@ from qlab.methods.grid import GroupedIntegers, column_groups
 VERSIONS = {1: "gptq", 2: "gptq_v2"}  # config.json's name for each, `checkpoint_format`
 STORED_LESS = {1: 1, 2: 0}  # what each takes from a zero point before storing it
 
+WIDTHS = (2, 3, 4, 8)  # bits that runtimes unpack
+
 
 def pack(tensor: GroupedIntegers, version: int = 1) -> dict[str, Tensor]:
     """One layer's stored tensors: qweight, qzeros, scales, g_idx.

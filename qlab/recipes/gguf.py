@@ -14,7 +14,7 @@ from qlab.formats.folder import finish_folder
 from qlab.formats.gguf_read import decode
 from qlab.methods.awq import output_error
 from qlab.model import Source
-from qlab.recipes.recipe import Walked
+from qlab.recipes.recipe import Shapes, Walked
 from qlab.walk import Calibration, Quantized
 
 
@@ -36,6 +36,9 @@ class GGUF(Walked):
     @property
     def data(self) -> bool:  # type: ignore[override]
         return self.importance and self.data_matters
+
+    def check(self, source: Source, shapes: Shapes) -> None:
+        gguf.check_model(source.path, source.config, shapes)
 
     def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
         found = Quantized({})

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.block import Block
+from qlab.block import PREFIX, Block
 from qlab.errors import UserError
 from qlab.folding import fold_scales
 from qlab.formats import awq, gptq
@@ -22,7 +22,7 @@ from qlab.methods.grid import GroupedIntegers
 from qlab.methods.rtn import rtn
 from qlab.methods.tuned import SoftIntegers, tune
 from qlab.model import Source
-from qlab.recipes.recipe import Walked
+from qlab.recipes.recipe import Shapes, Walked
 from qlab.statistics import Statistics
 from qlab.walk import Calibration, Quantized
 
@@ -79,6 +79,14 @@ class Integers(Walked):
     def awq_layout(self) -> bool:
         return self.bits == 4 and not self.symmetric and self.order != "scattered" and self.method != "gptq"
 
+    def check(self, source: Source, shapes: Shapes) -> None:
+        """Raise the UserError of widths that the layout has no room for, and of rows that the group size does not divide."""
+        if not self.awq_layout and self.bits not in gptq.WIDTHS:
+            raise UserError(f"{self.name}: the GPTQ format holds {', '.join(map(str, gptq.WIDTHS))} bits, not {self.bits}")
+        for name, shape in shapes.items():
+            if name.startswith(f"{PREFIX}.") and len(shape) == 2 and self.group_size != -1 and shape[1] % self.group_size:
+                raise UserError(f"{self.name}: {name} has rows of {shape[1]} weights, which groups of {self.group_size} do not divide")
+
     def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
         assert calibration is not None
         statistics = calibration.statistics
@@ -108,8 +116,7 @@ class Integers(Walked):
 
     def _round(self, block: Block, names: list[str], seen: Statistics) -> Iterator[tuple[str, tuple[GroupedIntegers, Tensor]]]:
         """Layers of one input, quantized as one matrix, each with what its error is held against; for tuning, what GPTQ rounded."""
-        weights = [block.layer(name).weight for name in names]
-        stacked = torch.cat(weights) if len(weights) > 1 else weights[0]
+        weights, stacked = [block.layer(name).weight for name in names], block.stacked(names)
         if self.method in ("rtn", "awq"):
             whole = rtn(stacked, self.bits, self.group_size, self.symmetric, seen.hessian if self.search else None)
         else:

@@ -13,6 +13,7 @@ from qlab.formats.folder import half_precision
 from qlab.model import Source
 from qlab.walk import Method, Walk
 
+Shapes = dict[str, tuple[int, ...]]
 Details = dict[str, Any]
 """What quantizing found out, for the manifest: errors by layer, remarks."""
 
@@ -30,12 +31,18 @@ class Recipe(Protocol):
 class WalkedRecipe(Recipe, Method, Protocol):
     """A recipe that the walk can feed."""
 
+    def check(self, source: Source, shapes: Shapes) -> None:
+        """Raise the UserError of a model that this recipe cannot store, as far as the checkpoint's `shapes` by name tell it."""
+
 
 class Walked:
     """What recipes that the walk feeds have in common."""
 
     data = True
     sequential = False
+
+    def check(self, source: Source, shapes: Shapes) -> None:
+        """Nothing here: most layouts take every model."""
 
     def keep(self, source: Source, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """In half precision, as checkpoints of the safetensors family store what is not quantized."""
