@@ -25,7 +25,7 @@ lint: $(READY) ## style and types
 	$(BIN)/ruff check qlab tests data notebooks
 	$(BIN)/mypy
 
-bench-quantize: $(READY) ## qlab's recipes against the libraries: quality, time, memory, resume (a quarter of an hour)
+bench-quantize: $(READY) ## qlab's recipes against the libraries: quality, time, memory, resume (half an hour)
 	$(BIN)/python -m tests.bench.quantize
 
 vllm: $(VLLM)/.ready ## vLLM in an environment of its own, .venv-vllm (3.4 GB, minutes); `make test` then proves qlab's checkpoints in it

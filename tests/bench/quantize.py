@@ -36,7 +36,14 @@ OWN = [
     "nf4",
     "q4_k_m",
 ]
-LIBRARIES: list[Recipe] = [AutoAWQ(), AutoGPTQ(), AutoGPTQ(symmetric=False, act_order=True), BitsAndBytes()]
+LIBRARIES: list[Recipe] = [
+    AutoAWQ(),
+    AutoGPTQ(),
+    AutoGPTQ(symmetric=False, act_order=True),
+    AutoGPTQ(bits=3, symmetric=False, act_order=True),
+    BitsAndBytes(),
+]
+TUNED = ["tuned-w4g128", "tuned-w3g128"]  # get more calibration text: as much as fits in the time that AutoAWQ takes
 
 
 def quality_and_time(options: argparse.Namespace, work: str) -> None:
@@ -53,7 +60,7 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
     floor = time.perf_counter() - started
     print(f"{source.name}: {calibration.numel()} calibration tokens; one forward pass over them, the floor: {floor:.1f} s")
     found: dict[str, tuple[Artifact, Quality]] = {}
-    jobs = [(recipe, calibration) for recipe in [*LIBRARIES, *map(parse, OWN)]] + [(parse("tuned-w4g128"), more)]
+    jobs = [(recipe, calibration) for recipe in [*LIBRARIES, *map(parse, OWN)]] + [(parse(name), more) for name in TUNED]
     for recipe, text in jobs:
         made = make_artifact(recipe, source, text, work)
         found[recipe.name] = made, measure_quality(load(made.source), held_out, original)
@@ -72,6 +79,7 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
     print(ratio("gptq-w4g128-inorder-cover", "autogptq-w4g128"))
     print(ratio("gptq-w4g128-asym-actorder", "autogptq-w4g128-asym-actorder"))
     print(ratio("tuned-w4g128", "autogptq-w4g128-asym-actorder"))
+    print(ratio("tuned-w3g128", "autogptq-w3g128-asym-actorder"))
     print(f"tuned-w4g128 took {found['tuned-w4g128'][0].seconds / found['autoawq-w4g128'][0].seconds:.2f} of AutoAWQ's time")
     four = ["awq-w4g128", "gptq-w4g128", "nf4", "q4_k_m"]
     together = run_isolated(four_at_once, source, calibration, Path(work) / "four", four).seconds
