@@ -94,10 +94,11 @@ def evaluate(
 
     from qlab.evaluate.quality import measure_quality
     from qlab.lesson import quiet
-    from qlab.model import load, load_tokenizer, locate
+    from qlab.model import check_device, load, load_tokenizer, locate
     from qlab.text import load_text, windows
 
     quiet()
+    check_device(device)
     source = locate(path)
     original = locate(reference) if reference else None
     batch = windows(load_text(text), load_tokenizer(original or source), window, max(1, tokens // window))
@@ -129,12 +130,13 @@ def quantize(
     import qlab.budget as budget
     from qlab.artifact import check, quantize_model
     from qlab.lesson import quiet
-    from qlab.model import load_tokenizer, locate
+    from qlab.model import check_device, load_tokenizer, locate
     from qlab.recipes import parse
     from qlab.text import load_text
     from qlab.text import windows as cut
 
     quiet()
+    check_device(device)
     recipes = [parse(name) for name in dict.fromkeys(recipe)]
     source = locate(model)
     check(source, recipes)

@@ -166,6 +166,19 @@ def fingerprint(folder: Path, weights: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def check_device(name: str) -> None:
+    """See that PyTorch can compute on the device `name`, such as cpu, cuda, cuda:1.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was compiled with CUDA
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no device {name!r} here: {reason}. Expected cpu, or cuda on a machine with a GPU (see qlab doctor)") from error
+
+
 def load(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False) -> PreTrainedModel:
     """The model of a folder or artifact, in evaluation mode, its weights in `dtype` on `device`.
 

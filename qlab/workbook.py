@@ -24,7 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from qlab import ROOT
-from qlab.model import locate
+from qlab.model import check_device, locate
 from qlab.parameters import parameters_of, resolve
 from qlab.record import records_of
 from qlab.text import check_text
@@ -106,6 +106,8 @@ def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[st
         for text in ("calibration_text", "evaluation_text"):  # the kernel runs elsewhere
             if chosen.get(text) and Path(chosen[text]).expanduser().is_file():
                 chosen[text] = str(Path(chosen[text]).expanduser().resolve())
+        if "device" in chosen:
+            check_device(chosen["device"])
         for text in {chosen[name] for name in ("calibration_text", "evaluation_text") if name in chosen}:
             check_text(text)
     return values

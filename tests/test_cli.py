@@ -40,12 +40,16 @@ def test_papermills_way_of_giving_parameters() -> None:
         (["run", "08"], "no lesson '08': expected one of 01_principles"),
         (["run", "--modle", "x"], "No such option"),
         (["evaluate", "embedded", "--text", "absent.txt"], "no text 'absent.txt'"),
+        (["run", "-p", "device", "foo"], "no device 'foo' here"),
+        (["evaluate", "embedded", "--device", "cuda:99"], "no device 'cuda:99' here"),
+        (["quantize", "--recipe", "gptq-w5g128"], "the GPTQ format holds 2, 3, 4, 8 bits, not 5"),
+        (["quantize", "--recipe", "awq-w4g100", "--dry-run"], "which groups of 100 do not divide"),
     ],
 )
 def test_wrong_input_is_one_message_and_nothing_is_written(
     arguments: list[str], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    out = [] if arguments[0] != "run" else ["--out", str(tmp_path / "report")]
+    out = [] if arguments[0] == "evaluate" else ["--out", str(tmp_path / "report")]
     assert message in failing([*arguments, *out], capfd)
     assert not (tmp_path / "report").exists()
 
