@@ -9,6 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 ACCENT, MUTED = "#1f6f8b", "#b0b7bd"
 
@@ -89,15 +90,20 @@ def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: st
     axes.margins(x=0.12, y=0.15)
     figure.draw_without_rendering()  # from here on the axes stay, so that places on the picture can be compared
     figure.set_layout_engine("none")
-    middle = sum(axes.get_xlim()) / 2
+    middle, written = sum(axes.get_xlim()) / 2, list[Bbox]()
     for names in neighbours({name: tuple(axes.transData.transform(point)) for name, point in points.items()}):
         px, py = points[names[0]]
         side, turn = ("left", 1) if px <= middle else ("right", -1)  # towards the middle, so that no name leaves the frame
-        axes.annotate(" / ".join(names), (px, py), textcoords="offset points", xytext=(8 * turn, 3), fontsize=9, ha=side, va="center")
+        label = axes.annotate(
+            " / ".join(names), (px, py), textcoords="offset points", xytext=(8 * turn, 3), fontsize=9, ha=side, va="center"
+        )
+        while any(label.get_window_extent().overlaps(other) for other in written):
+            label.xyann = (label.xyann[0], label.xyann[1] - 1)  # names come from top to bottom, so there is room below
+        written.append(label.get_window_extent())
     return figure
 
 
-def neighbours(places: Mapping[str, Sequence[float]], apart: float = 11) -> list[list[str]]:
+def neighbours(places: Mapping[str, Sequence[float]], apart: float = 8) -> list[list[str]]:
     """Names grouped by place: those whose places on the picture (in pixels) are too near to be labelled singly stand together."""
     groups: list[list[str]] = []
     for name in sorted(places, key=lambda name: -places[name][1]):
