@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -111,7 +112,7 @@ def advice_beside(measured: Sequence[Row]) -> list[dict[str, str]]:
     """The guide's decision tree, a row a leaf: when, what it says to take, and what was measured of the formats it names."""
 
     def figures(leaf: str) -> str:
-        named = [row for row in measured if row.name in FOUR_BIT and row.name.split()[0] in leaf.replace(",", " ").split()]
+        named = [row for row in measured if row.name in FOUR_BIT and row.name.split()[0] in re.findall(r"\w+", leaf)]
         return "; ".join(
             f"{row.name}: KL {row.quality.kl or 0:.5f}, {row.disk_bytes / 1e6:.1f} MB, {row.speed.generation:.0f} tok/s" for row in named
         )

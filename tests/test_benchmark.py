@@ -21,6 +21,7 @@ ROWS = [
     row("FP16 original", [0.0, 0.0, 0.0], 4000),
     row("GGUF Q8_0", [1e-4, 1e-4, 2e-4], 100, 900),  # nearest, smallest and fastest of all, and no 4-bit format
     row("GGUF Q4_K_M", [0.010, 0.020, 0.030], 800, 200, 30),
+    row("GPTQ by AutoGPTQ", [0.045, 0.055, 0.065], 950, 50, 5),
     row("NF4 by qlab", [0.040, 0.050, 0.061], 900, 170, 5),
     row("NF4 by bitsandbytes", [0.040, 0.050, 0.060], 900, 100, 5),
 ]
@@ -65,4 +66,5 @@ def test_the_trees_advice_stands_beside_figures() -> None:
     advice = {entry["use"]: entry for entry in advice_beside(ROWS)}
     assert "GGUF Q4_K_M: KL 0.02000" in advice["Ollama or llama.cpp"]["measured here"]
     assert "NF4 by bitsandbytes" in advice["fine-tuning"]["measured here"]
+    assert "GPTQ by AutoGPTQ" in advice["something else → no"]["measured here"]
     assert "Q8_0" not in str(advice)
