@@ -105,7 +105,7 @@ def evaluate(
     model = load(source, torch.float32, device)
     quality = measure_quality(model, batch, load(original, torch.float32, device) if original else None)
     if as_json:
-        print(json.dumps({name: value for name, value in quality.as_dict().items() if value is not None}))
+        print(json.dumps({name: value for name, value in quality.as_dict().items() if isinstance(value, (int, float))}))
         return
     print(f"perplexity {quality.perplexity:.3f} ± {quality.stderr:.3f}  ({quality.tokens:,} tokens, windows of {quality.window})")
     if quality.kl is not None:
@@ -161,12 +161,15 @@ def doctor() -> None:
     """Check the environment: what is installed, what works here, and the command that mends what does not."""
     from qlab.doctor import examine
 
-    table = Table("", "state", "found", "to mend")
+    table = Table("", "state", "found")
     colours = {"OK": "green", "missing": "yellow", "broken": "red"}
     findings = examine()
     for finding in findings:
-        table.add_row(finding.subject, f"[{colours[finding.state]}]{finding.state}[/]", finding.detail, finding.mend)
+        table.add_row(finding.subject, f"[{colours[finding.state]}]{finding.state}[/]", finding.detail)
     Console().print(table)
+    for finding in findings:
+        if finding.mend:  # beneath the table and never broken into lines, so that it can be copied
+            print(f"{finding.subject}: {finding.mend}")
     if any(finding.state != "OK" and not finding.subject.startswith("runtime") for finding in findings):
         raise typer.Exit(1)
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import platform
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -106,11 +111,8 @@ def check_library(name: str) -> str:
 
 
 def check_autoawq() -> str:
-    import warnings
+    import awq  # noqa: F401
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import awq  # noqa: F401
     return version("autoawq")
 
 
@@ -121,9 +123,23 @@ def check_autogptq() -> str:
         return f"{version('auto-gptq')}, through qlab's shim"
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep to themselves what libraries say while they are imported: the table says what counts."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            # Not simplefilter alone: AutoAWQ and torch set filters of their own as they are imported.
+            warnings.showwarning = lambda *_, **__: None
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def _finding(subject: str, check: Callable[[], str]) -> Finding:
     try:
-        return Finding(subject, "OK", check())
+        with silent():
+            return Finding(subject, "OK", check())
     except (PackageNotFoundError, ModuleNotFoundError) as error:
         return Finding(subject, "missing", str(error), REMEDIES.get(subject, MEND))
     except Exception as error:  # whatever a broken library raises, the report goes on

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.artifact import Artifact, make_artifact
 from qlab.errors import UserError
+from qlab.evaluate.memory import disk_bytes
 from qlab.evaluate.quality import Quality, measure_quality
 from qlab.model import Source, decoder_layers, load, load_tokenizer, locate
 from qlab.recipes import Recipe
@@ -38,6 +39,7 @@ class Lesson:
         made = make_artifact(recipe, self.source, self.calibration, self.work)
         cost = {"seconds": made.seconds, "peak_bytes": made.peak_bytes, "disk_bytes": made.disk_bytes}
         record(f"cost/{recipe.name}", cost)
+        record(f"settings/{recipe.name}", made.source.config.get("quantization_config") or {})
         return made
 
     def evaluate(self, name: str, model: PreTrainedModel | Artifact) -> Quality:
@@ -88,7 +90,10 @@ def open_lesson(
     evaluation = windows(load_text(evaluation_text), tokenizer, evaluation_length, evaluation_windows)
     # FP32 arithmetic: the same figures whether or not a machine has fast half precision.
     reference = load(source, torch.float32, device)
-    record("model", {"name": source.name, "fingerprint": source.fingerprint, "parameters": reference.num_parameters()})
+    record("model", {
+        "name": source.name, "fingerprint": source.fingerprint, "parameters": reference.num_parameters(),
+        "disk_bytes": disk_bytes(source.path), "dtype": source.config.get("dtype") or source.config.get("torch_dtype"),
+    })  # fmt: skip
     return Lesson(source, tokenizer, reference, calibration, evaluation, work)
 
 
@@ -98,6 +103,7 @@ def quiet() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("torch").setLevel(logging.ERROR)
+    for library in ("torch", "bitsandbytes"):  # bitsandbytes advises a package that it can do without
+        logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -5,7 +5,9 @@ Everything is in the files themselves: a page opened later asks no server for sc
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,12 +17,16 @@ from typing import Any
 import nbformat
 from jinja2 import Environment, PackageLoader, select_autoescape
 from nbconvert import HTMLExporter
+from nbformat.v4 import new_markdown_cell
 from traitlets.config import Config
 
 from qlab.claims import judge
 from qlab.record import MIME
 from qlab.workbook import DONE, Outcome, write_whole
 
+# nbconvert's template imports mermaid from another server, for diagrams that no lesson has.
+MERMAID = re.compile(r"<script type=\"module\">(?:(?!</script>).)*mermaid.*?</script>", re.S)
+NAMELESS = re.compile(r'alt="No description has been provided for this image"')
 HIDDEN = {"application/vnd.jupyter.widget-view+json", MIME}  # controls need a kernel; records are for programs
 
 
@@ -44,7 +50,9 @@ def write_report(outcomes: Sequence[Outcome], facts: dict[str, Any], out: Path) 
             figures=figures, facts=facts, warnings=warnings_of(results),
         )
     )  # fmt: skip
-    ledger = [{"id": v.claim["id"], "figure": v.claim["figure"], "verdict": v.verdict, "measured": v.measured} for v in verdicts]
+    ledger = [
+        {"id": v.claim["id"], "figure": v.claim["figure"], "verdict": v.verdict, "measured": v.measured, "rule": v.rule} for v in verdicts
+    ]
     lessons = {outcome.lesson: {k: v for k, v in asdict(outcome).items() if k != "records"} for outcome in outcomes}
     for lesson in lessons.values():
         lesson["parameters"] = {name: without_folder(value) for name, value in lesson["parameters"].items()}
@@ -68,16 +76,20 @@ def lesson_page(notebook: Path) -> str:
     """An executed lesson as one self-contained page, its controls left out (they need a running kernel)."""
     content = nbformat.read(notebook, as_version=4)
     content.metadata.pop("widgets", None)
+    content.metadata["title"] = f"{notebook.stem} · qlab"  # else the page is called Notebook
     # What papermill injected are the reader's own paths; the report's index and results.json say the parameters.
     content.cells = [cell for cell in content.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in content.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not HIDDEN & set(output.get("data", {}))]
+    content.cells.insert(0, new_markdown_cell("[All lessons and the results](index.html)"))
     settings = Config(
         {"HTMLExporter": {"require_js_url": "", "mathjax_url": "", "mermaid_js_url": "", "jquery_url": "", "embed_images": True}}
     )
     page, _ = HTMLExporter(config=settings).from_notebook_node(content)
-    return page
+    page = MERMAID.sub("", page)
+    named = itertools.count(1)
+    return NAMELESS.sub(lambda _: f'alt="Figure {next(named)} of lesson {notebook.stem}"', page)
 
 
 def lesson_figures(notebook: Path) -> list[str]:

@@ -7,13 +7,15 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +51,14 @@ class Outcome:
     records: dict[str, Any] = field(default_factory=dict)
 
 
-Watcher = Callable[[str, int, int], None]
-"""Told of progress: lesson, cells done, cells in all."""
+Watcher = Callable[..., None]
+"""Told of progress: lesson, cells done, cells in all; and once, at its end, the state that the lesson came to."""
 
 
 class WatchedEngine(NBClientEngine):
     """papermill's own engine, telling `watcher` of every finished cell."""
 
-    watcher: Watcher = staticmethod(lambda lesson, done, total: None)
+    watcher: Watcher = staticmethod(lambda *news: None)
     lesson = ""
 
     @classmethod
@@ -124,7 +126,7 @@ def run_lessons(values: Mapping[str, dict[str, Any]], out: Path, fresh: bool, wa
             outcomes[lesson] = Outcome(lesson, SKIPPED, parameters, error=f"needs {failed[0]}, which did not finish")
         else:
             outcomes[lesson] = run_lesson(lesson, parameters, out, fresh)
-        watcher(lesson, 1, 1)
+        watcher(lesson, 1, 1, outcomes[lesson].state)
     return list(outcomes.values())
 
 
@@ -153,12 +155,24 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool) 
         except (RuntimeError, TimeoutError) as error:  # the kernel died (out of memory, perhaps) or did not start
             outcome.state, outcome.error = FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
         if written.exists():
+            without_paths(written)
             written.replace(finished)  # a failed notebook is kept for reading; without its stamp no run trusts it
             outcome.records = records_of(nbformat.read(finished, as_version=4))
     outcome.seconds = time.monotonic() - started
     if outcome.state == DONE:
         write_whole(stamp, json.dumps({"key": key, "seconds": outcome.seconds}) + "\n")
     return outcome
+
+
+def without_paths(notebook: Path) -> None:
+    """Take the folders of whoever ran it out of an executed notebook: papermill's own metadata, and what it injected."""
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("papermill", None)
+    for cell in content.cells:
+        cell.metadata.pop("papermill", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = re.sub(r'"/[^"]*/([^"/]+)/?"', r'".../\1"', cell.source)
+    nbformat.write(content, notebook)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -191,9 +205,31 @@ def provenance(model: str) -> dict[str, Any]:
     """What figures depend on beside the parameters: model, versions, machine. No path and no name of the machine."""
     source = locate(model)
     names = ("torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp", "qlab")
-    found = {package.name: package.version for package in distributions()}
-    versions = {name: found.get(name, "absent") for name in names}
-    return {"model": {"name": source.name, "fingerprint": source.fingerprint}, "versions": versions, "machine": machine()}
+    versions = {name: version_of(name) for name in names}
+    return {
+        "model": {"name": source.name, "fingerprint": source.fingerprint},
+        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "commit": commit(),
+        "versions": versions,
+        "machine": machine(),
+    }
+
+
+def version_of(package: str) -> str:
+    """An installed version by whichever way its name is spelt (auto_gptq is auto-gptq), or "absent"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def commit() -> str:
+    """The commit that qlab stands at, marked where files differ from it; "no commit" outside a repository."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "no commit"
 
 
 def machine() -> dict[str, Any]:

@@ -6,10 +6,10 @@ import json
 from collections import Counter
 
 from qlab import DATA
-from qlab.claims import FAILS, HOLDS, OPEN, TESTS, UNTESTABLE, judge, load_claims
+from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
 from qlab.workbook import lesson_names
 
-VERDICTS = {HOLDS, FAILS, OPEN, UNTESTABLE}
+VERDICTS = {HOLDS, FAILS, NOISE, OPEN, UNTESTABLE, ADVICE}
 
 
 def test_prompts_are_500_half_french_in_four_kinds() -> None:

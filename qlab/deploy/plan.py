@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from qlab import DATA
+from qlab.wording import listed
 
 GB = 1e9
 # Bits a weight of the decoder's linear layers, with scales and zero points; embedding and head beside them.
@@ -95,6 +96,41 @@ def cache_bytes(shape: Shape, context: int, sequences: int = 1) -> float:
     return float(shape.kv_bytes_per_token * context * sequences)
 
 
+USABLE = 0.9
+"""The share of a GPU's memory that weights and cache may take: vLLM's --gpu-memory-utilization 0.90, as the guide gives it."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether `count` devices hold a model with so much context, in GB: `needed` against `usable`; and the longest context they hold."""
+
+    weights: float
+    needed: float
+    usable: float
+    longest: int
+
+    @property
+    def holds(self) -> bool:
+        return self.needed <= self.usable
+
+
+def fit(shape: Shape, format_name: str, context: int, memory_gb: float, count: int, sequences: int = 1, usable: float = USABLE) -> Fit:
+    """The one rule by which this workbook says that a model fits: weights plus FP16 KV cache within `usable` of the memory."""
+    weights, room = weight_bytes(shape, format_name) / GB, usable * count * memory_gb
+    longest = int((room - weights) * GB / (shape.kv_bytes_per_token * sequences)) if room > weights else 0
+    return Fit(weights, weights + cache_bytes(shape, context, sequences) / GB, room, longest)
+
+
+def splits(shape: Shape, count: int) -> bool:
+    """Whether tensor parallelism can split a model over so many devices: each takes as many heads, and whole or repeated KV heads."""
+    return shape.heads % count == 0 and (shape.kv_heads % count == 0 or count % shape.kv_heads == 0)
+
+
+def device_named(name: str) -> dict[str, Any]:
+    """The entry of data/hardware.yaml whose name ends so."""
+    return next(device for device in hardware() if device["name"].endswith(name))
+
+
 @dataclass(frozen=True)
 class Plan:
     """What serving takes, in GB, and the devices that hold it (`count` of each, split by tensor parallelism)."""
@@ -105,22 +141,46 @@ class Plan:
     fits: list[dict[str, Any]]
 
 
-def plan(shape: Shape, format_name: str, context: int, sequences: int = 1, usable: float = 0.9, most: int = 8) -> Plan:
+def plan(shape: Shape, format_name: str, context: int, sequences: int = 1, usable: float = USABLE, most: int = 8) -> Plan:
     """Size a deployment: weights, KV cache, and which GPUs of data/hardware.yaml hold both in `usable` of their memory.
 
-    Tensor parallelism splits heads evenly, so only counts that divide the heads are offered.
+    Only counts over which tensor parallelism can split the model are offered.
     """
     weights, cache = weight_bytes(shape, format_name) / GB, cache_bytes(shape, context, sequences) / GB
     fits = []
     for device in hardware():
         if device["kind"] != "gpu":
             continue
-        for count in (1, 2, 4, 8):
-            if count <= most and shape.heads % count == 0 and (weights + cache) <= usable * count * device["memory_gb"]:
+        for count in range(1, most + 1):
+            if splits(shape, count) and fit(shape, format_name, context, device["memory_gb"], count, sequences, usable).holds:
                 ceiling = count * device["bandwidth_gb_s"] / weights
                 fits.append({"device": device["name"], "count": count, "tokens/s ceiling": round(ceiling)})
                 break
     return Plan(weights, cache, weights + cache, fits)
+
+
+def explain(name: str, format_name: str, context: int, device_name: str, count: int) -> str:
+    """Why so many of a device do, or do not, hold the model `name` of SHAPES; and how many do."""
+    shape, device = SHAPES[name], device_named(device_name)
+    found = fit(shape, format_name, context, device["memory_gb"], count)
+    devices = f"{count} × {device_name}"
+    text = (
+        f"{name} in {format_name} on {devices}: {found.weights:.1f} GB of weights and {found.needed - found.weights:.1f} GB of cache for "
+        f"{context:,} tokens are {found.needed:.1f} GB; {USABLE:.0%} of {count} × {device['memory_gb']} GB are {found.usable:.1f} GB. "
+    )
+    if found.holds:
+        return text + f"It fits, up to a context of {found.longest:,} tokens."
+    text += f"It does not fit; {f'a context of {found.longest:,} tokens would' if found.longest else 'the weights alone are too large'}."
+    enough = next((f["count"] for f in plan(shape, format_name, context).fits if f["device"] == device["name"]), None)
+    if enough is None:
+        return text + " Eight do not hold it either."
+    skipped = [n for n in range(count + 1, enough) if not splits(shape, n)]
+    if skipped:
+        counts = listed([str(n) for n in skipped])
+        text += (
+            f" {counts} cannot share {shape.heads} heads and {shape.kv_heads} KV heads evenly (tensor parallelism gives each as many), so"
+        )
+    return text + f" it takes {enough}."
 
 
 def hardware() -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ away from the original, so methods are judged by KL(reference ‖ model), token 
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,8 +25,9 @@ class Quality:
     """Figures over `tokens` predicted tokens in windows of `window`; standard errors are over windows.
 
     `perplexity` and `stderr` in the same unit; `kl` in nats a token; `top1` the share of tokens on which model and
-    reference agree on the likeliest next token. The last four are None without a reference; `loss_increase` is the mean
-    negative log-likelihood less the reference's, paired by window, which is far less noisy than either.
+    reference agree on the likeliest next token. The rest is None without a reference; `loss_increase` is the mean
+    negative log-likelihood less the reference's, paired by window, which is far less noisy than either. `kl_windows` is
+    each window's KL, by which two candidates judged on the same windows are compared in pairs.
     """
 
     perplexity: float
@@ -36,6 +39,7 @@ class Quality:
     top1: float | None = None
     loss_increase: float | None = None
     loss_increase_stderr: float | None = None
+    kl_windows: list[float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,6 +82,7 @@ def measure_quality(model: nn.Module, windows: Tensor, reference: nn.Module | No
     }
     if reference is not None:
         result["kl"], result["kl_stderr"] = mean_and_error(columns["kl"])
+        result["kl_windows"] = [row["kl"] for row in rows]
         result["top1"] = float(columns["top1"].mean())
         result["loss_increase"], result["loss_increase_stderr"] = mean_and_error(columns["loss"] - columns["reference"])
     return Quality(**result)
@@ -92,3 +97,15 @@ def next_token_logits(model: nn.Module, window: Tensor) -> Tensor:
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Mean of a vector and the standard error of it."""
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Mean of first − second over the same windows, and its standard error: what makes a window hard for both cancels.
+
+    Raises:
+        ValueError: fewer than two windows, or not the same number of them.
+    """
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    if len(differences) < 2:
+        raise ValueError("one window has no standard error")
+    return statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences))

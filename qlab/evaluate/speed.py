@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +53,21 @@ def measure_speed(model: PreTrainedModel, prompt_tokens: int, generated_tokens: 
     generation, generation_sd = rate(generate, generated_tokens, repetitions)
     threads = torch.get_num_threads() if model.device.type == "cpu" else 0
     return Speed(prompt, prompt_sd, generation, generation_sd, prompt_tokens, generated_tokens, threads, runtime)
+
+
+def over_rounds(rounds: Sequence[Speed]) -> Speed:
+    """The speed over several rounds: the mean, and a spread that holds both what varied within the rounds and between them.
+
+    Between rounds the machine itself drifts (other programs, its clock), which repetitions in one go never see.
+    """
+
+    def pooled(name: str) -> dict[str, Any]:
+        means = [getattr(speed, name) for speed in rounds]
+        within = statistics.mean(getattr(speed, f"{name}_sd") ** 2 for speed in rounds)
+        between = statistics.variance(means) if len(means) > 1 else 0.0
+        return {name: statistics.mean(means), f"{name}_sd": math.sqrt(within + between)}
+
+    return replace(rounds[0], **pooled("prompt"), **pooled("generation"))
 
 
 def rate(work: Callable[[], None], tokens: int, repetitions: int) -> tuple[float, float]:

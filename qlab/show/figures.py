@@ -9,6 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 ACCENT, MUTED = "#1f6f8b", "#b0b7bd"
 
@@ -51,8 +52,11 @@ def grouped_bars(table: pd.DataFrame, x: str, y: str, hue: str, title: str, labe
     if log:
         axes.set_yscale("log")
     axes.tick_params(axis="x", rotation=60 if table[x].nunique() > 8 else 0, labelsize=8)
-    axes.legend(title=None, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.06), ncols=4, frameon=False, borderaxespad=0)
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=26)
+    if legend := axes.get_legend():
+        legend.remove()
+    # Beneath the axes, outside: the layout then makes room for it, however many rows it and the labels take.
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=9, loc="outside lower left", ncols=3, frameon=False)
     axes.set_xlabel("")
     return figure
 
@@ -71,20 +75,45 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: st
 
 def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: str, log_y: bool = False) -> Figure:
     """Named points, each written beside its mark; the Pareto front (less of both is better) drawn through."""
-    figure, axes = new_axes(title, x, y, (8, 4.6))
+    figure, axes = new_axes(title, x, y, (9, 4.6))
     front, best = [], float("inf")
     for name in sorted(points, key=lambda name: points[name]):
         if points[name][1] < best:
             best = points[name][1]
             front.append(points[name])
     axes.step(*zip(*front, strict=True), where="post", color=MUTED, linestyle="--", zorder=1)
-    for name, (px, py) in points.items():
-        axes.scatter(px, py, color=ACCENT, zorder=2)
-        axes.annotate(name, (px, py), textcoords="offset points", xytext=(6, 5), fontsize=9)
     if log_y:
         axes.set_yscale("log")
-    axes.margins(x=0.18, y=0.12)
+        axes.set_ylabel(f"{y}, log scale")
+    for px, py in points.values():
+        axes.scatter(px, py, color=ACCENT, zorder=2)
+    axes.margins(x=0.12, y=0.15)
+    figure.draw_without_rendering()  # from here on the axes stay, so that places on the picture can be compared
+    figure.set_layout_engine("none")
+    middle, written = sum(axes.get_xlim()) / 2, list[Bbox]()
+    for names in neighbours({name: tuple(axes.transData.transform(point)) for name, point in points.items()}):
+        px, py = points[names[0]]
+        side, turn = ("left", 1) if px <= middle else ("right", -1)  # towards the middle, so that no name leaves the frame
+        label = axes.annotate(
+            " / ".join(names), (px, py), textcoords="offset points", xytext=(8 * turn, 3), fontsize=9, ha=side, va="center"
+        )
+        while any(label.get_window_extent().overlaps(other) for other in written):
+            label.xyann = (label.xyann[0], label.xyann[1] - 1)  # names come from top to bottom, so there is room below
+        written.append(label.get_window_extent())
     return figure
+
+
+def neighbours(places: Mapping[str, Sequence[float]], apart: float = 8) -> list[list[str]]:
+    """Names grouped by place: those whose places on the picture (in pixels) are too near to be labelled singly stand together."""
+    groups: list[list[str]] = []
+    for name in sorted(places, key=lambda name: -places[name][1]):
+        x, y = places[name]
+        near = (group for group in groups if abs(places[group[0]][0] - x) < 8 * apart and abs(places[group[0]][1] - y) < apart)
+        if group := next(near, None):
+            group.append(name)
+        else:
+            groups.append([name])
+    return groups
 
 
 def histogram(values: Sequence[float], levels: Mapping[str, Sequence[float]], title: str, x: str) -> Figure:

@@ -30,12 +30,12 @@ class LessonProgress:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def update(self, lesson: str, done: int, total: int) -> None:
-        """`done` of `total` cells of a lesson are finished."""
+    def update(self, lesson: str, done: int, total: int, state: str = "") -> None:
+        """`done` of `total` cells of a lesson are finished; a `state` says that it has ended, and how."""
         task = self._tasks[lesson]
         self._bars.start_task(task)
         self._bars.update(task, completed=done, total=total)
-        if done == total and lesson not in self._finished:
+        if state and lesson not in self._finished:
             self._finished.add(lesson)
             if not self._console.is_terminal:
-                self._console.print(f"{lesson}: finished ({len(self._finished)}/{len(self._tasks)})", highlight=False)
+                self._console.print(f"{lesson}: {state} ({len(self._finished)}/{len(self._tasks)})", highlight=False)

@@ -13,7 +13,13 @@ from qlab.show.tables import styled
 def recap(lesson: str) -> Styler:
     """The claims of `lesson` judged by what has been recorded in this notebook."""
     rows = [
-        {"claim": v.claim["statement"], "guide": v.claim["figure"] or "", "verdict": v.verdict, "measured, or why not": v.measured}
+        {
+            "claim": v.claim["statement"],
+            "guide": v.claim["figure"] or "",
+            "verdict": v.verdict,
+            "measured, or why not": v.measured,
+            "by the rule": v.rule,
+        }
         for v in judge(recorded(), lesson)
     ]
-    return styled(pd.DataFrame(rows)).hide(axis="index").set_properties(**{"text-align": "left", "max-width": "26em"})
+    return styled(pd.DataFrame(rows)).hide(axis="index").set_properties(**{"text-align": "left", "max-width": "22em"})

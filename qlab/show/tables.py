@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from qlab.evaluate.quality import Quality
+from qlab.wording import signed
 
 MISSING = "not measured"
+FIGURE = re.compile(r"[+−-]?[\d.,]+( ± [\d.,]+)?( ?%)?")
 
 
 def quality_table(results: Mapping[str, Quality]) -> Styler:
@@ -17,8 +21,10 @@ def quality_table(results: Mapping[str, Quality]) -> Styler:
     rows = {
         name: {
             "perplexity": f"{q.perplexity:.2f} ± {q.stderr:.2f}",
-            "loss increase (nats/token)": "—" if q.loss_increase is None else f"{q.loss_increase:+.4f} ± {q.loss_increase_stderr:.4f}",
-            "KL to original (nats/token)": "—" if q.kl is None else f"{q.kl:.5f} ± {q.kl_stderr:.5f}",
+            "loss increase (nats/token)": "—"
+            if q.loss_increase is None
+            else f"{signed(q.loss_increase, 4)} ± {q.loss_increase_stderr:.4f}",
+            "KL to original (nats/token)": "—" if q.kl is None else f"{abs(q.kl):.5f} ± {q.kl_stderr:.5f}",
             "same top token": "—" if q.top1 is None else f"{q.top1:.1%}",
         }
         for name, q in results.items()
@@ -27,6 +33,17 @@ def quality_table(results: Mapping[str, Quality]) -> Styler:
 
 
 def styled(frame: pd.DataFrame) -> Styler:
-    """Right-aligned, escaped, with a word in place of each missing value."""
-    left = [{"selector": "th", "props": "text-align:left"}, {"selector": "td", "props": "text-align:right;padding:2px 12px"}]
-    return frame.style.format(escape="html", na_rep=MISSING).set_table_styles(left)
+    """Escaped, with a word in place of each missing value; text to the left, numbers to the right."""
+    styles: list[Any] = [{"selector": "th, td", "props": "text-align:left;padding:2px 12px;vertical-align:top"}]
+    for position, name in enumerate(frame.columns):
+        if is_number(frame[name]):
+            styles.append({"selector": f"th.col{position}, td.col{position}", "props": "text-align:right"})
+    return frame.style.format(escape="html", na_rep=MISSING).set_table_styles(styles)
+
+
+def is_number(column: pd.Series) -> bool:
+    """Whether a column holds numbers, perhaps written out with their unit or error."""
+    if pd.api.types.is_numeric_dtype(column):
+        return True
+    texts = [value for value in column if isinstance(value, str) and value != "—"]
+    return bool(texts) and all(FIGURE.fullmatch(text) for text in texts)

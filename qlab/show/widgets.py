@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
-from IPython.display import display
+from IPython.display import Markdown, display
 
 
 def explore(draw: Callable[..., Any], **choices: Sequence[Any]) -> None:
@@ -30,6 +30,8 @@ def explore(draw: Callable[..., Any], **choices: Sequence[Any]) -> None:
     for control in controls.values():
         control.observe(redraw, names="value")
     display(ipywidgets.VBox([*controls.values(), problems]))
+    others = [f"{name.replace('_', ' ')} ({', '.join(map(str, control.options))})" for name, control in controls.items()]
+    display(Markdown(f"*In JupyterLab (`make lab`) a control redraws this for {'; '.join(others)}. Shown here: the first of each.*"))
 
 
 def _control(name: str, values: list[Any]) -> ipywidgets.Widget:

@@ -38,6 +38,8 @@ def test_commands_bind_loopback_and_quote_what_users_name() -> None:
     for command in (commands.vllm_command(folder, 4096), commands.tgi_command(folder, "gptq", 8192)):
         assert "127.0.0.1" in command
         assert any(folder in word for word in shlex.split(command))
+    assert '-v "$PWD"/awq:/data' in commands.tgi_command("awq", "awq", 8192)  # a bare name would be an empty volume
+    assert "-v /models/awq:/data" in commands.tgi_command("/models/awq", "awq", 8192)
     modelfile = commands.ollama_modelfile("m.gguf", 8192)
     assert "FROM ./m.gguf" in modelfile
     assert "PARAMETER num_gpu 99" in modelfile
@@ -57,6 +59,8 @@ def test_the_server_answers_on_loopback_and_stops(file: Path) -> None:
         assert {address.ip for address in listening} == {"127.0.0.1"}
         answer = llamacpp.post(url, "/v1/completions", {"prompt": "return the", "max_tokens": 5, "temperature": 0})
         assert answer["usage"]["completion_tokens"] == 5
+        asked = llamacpp.ask(url, "return the", 5)
+        assert (asked.tokens, asked.text) == (5, answer["choices"][0]["text"])
     with pytest.raises(urllib.error.URLError):
         llamacpp.post(url, "/v1/completions", {"prompt": "anyone?"})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlab.deploy.plan import GB, SHAPES, cache_bytes, hardware, plan, shape_of, weight_bytes
+from qlab.deploy.plan import GB, SHAPES, cache_bytes, device_named, explain, fit, hardware, plan, shape_of, splits, weight_bytes
 from qlab.methods.rtn import rtn
 
 SEVENTY = SHAPES["Llama-3.1-70B"]
@@ -61,3 +61,24 @@ def test_hardware_is_complete() -> None:
     devices = hardware()
     assert len({device["id"] for device in devices}) == len(devices) > 20
     assert all(device["bandwidth_gb_s"] > 0 and device["memory_gb"] > 0 for device in devices)
+
+
+def test_table_and_claims_judge_by_one_rule() -> None:
+    memory = device_named("RTX 4090")["memory_gb"]
+    for context in (4096, 16384):
+        found = {f["device"]: f["count"] for f in plan(SEVENTY, "AWQ/GPTQ INT4 g128", context).fits}["NVIDIA GeForce RTX 4090"]
+        assert fit(SEVENTY, "AWQ/GPTQ INT4 g128", context, memory, found).holds
+        assert not fit(SEVENTY, "AWQ/GPTQ INT4 g128", context, memory, found // 2).holds
+    two = fit(SEVENTY, "FP16", 4096, 80, 2)
+    assert two.holds
+    assert fit(SEVENTY, "FP16", two.longest, 80, 2).holds
+    assert not fit(SEVENTY, "FP16", two.longest + 1, 80, 2).holds
+
+
+def test_heads_that_cannot_be_shared_are_explained() -> None:
+    assert [n for n in range(1, 9) if splits(SEVENTY, n)] == [1, 2, 4, 8]
+    text = explain("Llama-3.1-70B", "AWQ/GPTQ INT4 g128", 16384, "RTX 4090", 2)
+    assert "It does not fit" in text
+    assert "3 cannot share 64 heads" in text
+    assert text.endswith("it takes 4.")
+    assert "It fits" in explain("Llama-3.1-70B", "FP16", 4096, "A100 80GB SXM", 2)

@@ -22,7 +22,7 @@ from qlab.workbook import lesson_names
 
 SMALLER = {
     "evaluation_windows": 6, "evaluation_length": 256, "calibration_windows": 8, "calibration_length": 128,
-    "generated_tokens": 4, "prompt_tokens": 32, "repetitions": 1, "answer_tokens": 8,
+    "generated_tokens": 4, "prompt_tokens": 32, "repetitions": 1, "rounds": 2, "answer_tokens": 8,
 }  # fmt: skip
 
 
@@ -104,7 +104,10 @@ def test_methods_keep_their_order(run: Run) -> None:
 def test_the_servers_and_libraries_really_ran(run: Run) -> None:
     results = run.results["results"]
     assert results["gguf/llama.cpp"]["same tokens"]
-    assert results["deploy/llama.cpp"]["tokens"] >= 1
+    english = results["deploy/llama.cpp"]["English"]
+    assert english["tokens"] > 1
+    assert english["text"].strip()
+    assert "French" in results["deploy/llama.cpp"]
     assert results["deploy/stopped"]
     assert results["nf4/difference-to-bitsandbytes"] < 1e-6
     assert results["nf4/same-bytes"]
@@ -131,6 +134,8 @@ def test_every_claim_is_in_the_ledger(run: Run) -> None:
     assert all(entry["measured"] for entry in ledger.values())
     assert ledger["gptq-error-compensation"]["verdict"] == HOLDS
     assert ledger["loss-int8"]["verdict"] == HOLDS
+    assert ledger["awq-autoawq-recipe"]["verdict"] == HOLDS  # read back from the artifact
+    assert ledger["gptq-autogptq-recipe"]["verdict"] == HOLDS
     assert ledger["four-4090-hold-70b-fp16"]["verdict"] == FAILS
 
 
@@ -145,8 +150,12 @@ def test_the_report_is_whole_and_clean(run: Run) -> None:
         visible = re.sub(r"<style.*?</style>|<script.*?</script>|data:image/png;base64,[^\"]*", "", page, flags=re.S)
         assert not re.search(r"Warning|Traceback", visible), lesson
         assert not re.search(r'(src|href)="https?://(?!arxiv)', visible), lesson
+        assert not re.search(r"""(import|from)\s*["']https?://""", page), lesson
+        assert "<title>Notebook</title>" not in page
+        assert "No description has been provided" not in page
+        assert 'href="index.html"' in page
     home = str(Path.home())
-    for page in [*run.out.glob("*.html"), run.out / "results.json"]:
+    for page in [*run.out.glob("*.html"), run.out / "results.json", *run.out.glob("notebooks/*.ipynb")]:
         text = page.read_text()
         for private in (str(ROOT), str(run.out.parent), f"{home}/"):
             assert private not in text.replace("data:image", ""), (page.name, private)

@@ -1,0 +1,174 @@
+"""The rules by which claims are decided, each with the words that the report prints beside its verdict.
+
+A difference that does not exceed twice its standard error decides nothing: the verdict is NOISE.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qlab.deploy.plan import GB, SHAPES, USABLE, device_named, explain, fit, weight_bytes
+from qlab.evaluate.quality import paired_difference
+from qlab.wording import signed
+
+HOLDS, FAILS, NOISE = "holds", "does not hold", "within noise"
+UNTESTABLE, OPEN, ADVICE = "not testable here", "not tested yet", "advice"
+Results = Mapping[str, Any]
+Decided = tuple[str, str]
+"""A verdict and the measured figure."""
+SEVENTY = "Llama-3.1-70B"
+ABOUT = 0.1  # the guide's sizes are rounded: what "about" means, everywhere
+ABOUT_RULE = f"the guide's rounded sizes are read as ± {ABOUT:.0%}"
+
+
+@dataclass(frozen=True)
+class Test:
+    """How a claim is decided: `rule` in words, and the function that applies it to the recorded results."""
+
+    rule: str
+    decide: Callable[[Results], Decided]
+
+
+def plain(holds: bool) -> str:
+    """The verdict where there is no noise: arithmetic, or a setting that was read."""
+    return HOLDS if holds else FAILS
+
+
+def beyond(difference: float, error: float) -> str:
+    """HOLDS where `difference` is positive beyond twice its error, FAILS where it is negative beyond that, else NOISE."""
+    if abs(difference) <= 2 * error:
+        return NOISE
+    return plain(difference > 0)
+
+
+def between(low: float, value: float, high: float, error: float) -> str:
+    """Whether `value` lies within a range, NOISE where the range's nearer end is within twice the error of it."""
+    if min(abs(value - low), abs(value - high)) <= 2 * error:
+        return NOISE
+    return plain(low < value < high)
+
+
+def about(low: float, value: float, high: float) -> bool:
+    """Whether a size is one that the guide may have rounded to `low` … `high`."""
+    return (1 - ABOUT) * low <= value <= (1 + ABOUT) * high
+
+
+def memory_of_70b(formats: Sequence[str], low: float, high: float | None = None) -> Test:
+    """The claim that a 70B takes `low` (to `high`) GB in each of the formats; arithmetic on Llama 3.1 70B's shape decides."""
+
+    def decide(_: Results) -> Decided:
+        sizes = {name: weight_bytes(SHAPES[SEVENTY], name) / GB for name in formats}
+        found = ", ".join(f"{size:.1f} GB" if len(sizes) == 1 else f"{name}: {size:.1f} GB" for name, size in sizes.items())
+        holds = all(about(low, size, high or low) for size in sizes.values())
+        return plain(holds), f"{found}, computed from the shape of Llama 3.1 70B, embedding and head included"
+
+    return Test(ABOUT_RULE, decide)
+
+
+def fits(device: str, count: int, format_name: str, context: int) -> Test:
+    """The claim that so many GPUs hold a 70B with a context."""
+
+    def decide(_: Results) -> Decided:
+        found = fit(SHAPES[SEVENTY], format_name, context, device_named(device)["memory_gb"], count)
+        return plain(found.holds), explain(SEVENTY, format_name, context, device, count)
+
+    rule = f"holds where weights and an FP16 cache of {context:,} tokens fit in {USABLE:.0%} of the memory (lesson 6's planner)"
+    return Test(rule, decide)
+
+
+def loss_within(names: Sequence[str], least: float, most: float) -> Test:
+    """The claim that perplexity rises by `least` to `most` percent in every one of the named measurements."""
+
+    def decide(results: Results) -> Decided:
+        verdicts, texts = [], []
+        for name in names:
+            quality = results[f"quality/{name}"]
+            rise = 100 * math.expm1(quality["loss_increase"])
+            error = (100 + rise) * (quality["loss_increase_stderr"] or 0)  # first order
+            verdicts.append(between(least, rise, most, error))
+            texts.append(f"perplexity {signed(rise, 2)} ± {error:.2f} % ({name})")
+        return worst(verdicts), "; ".join(texts)
+
+    return Test(f"read as a rise of {least:g} to {most:g} %; within noise where a limit lies within twice the standard error", decide)
+
+
+def worst(verdicts: Sequence[str]) -> str:
+    """The verdict on several parts together: one that fails, fails all."""
+    return next((verdict for verdict in (FAILS, NOISE) if verdict in verdicts), HOLDS)
+
+
+def nearer(results: Results, better: str, other: str) -> tuple[str, float, float]:
+    """Whether one artifact is nearer to the original than another on the same windows; how much, and the paired standard error."""
+    pair = [results[f"quality/{name}"]["kl_windows"] for name in (other, better)]
+    difference, error = paired_difference(*pair)
+    return beyond(difference, error), difference, error
+
+
+def lower(better: str, other: str) -> Test:
+    """The claim that one artifact is better than another, by KL divergence to the original."""
+
+    def decide(results: Results) -> Decided:
+        verdict, difference, error = nearer(results, better, other)
+        kl = [results[f"quality/{name}"]["kl"] for name in (better, other)]
+        text = (
+            f"KL {kl[0]:.5f} ({better}) against {kl[1]:.5f} ({other}) nats/token; paired difference {signed(difference, 5)} ± {error:.5f}"
+        )
+        return verdict, text
+
+    return Test("by KL to the original, paired window by window; within noise below twice the standard error", decide)
+
+
+def faster(quicker: str, slower: str, factor: float = 1.25) -> Test:
+    """The claim that one recipe quantizes sooner than another."""
+
+    def decide(results: Results) -> Decided:
+        first, second = results[f"cost/{quicker}"]["seconds"], results[f"cost/{slower}"]["seconds"]
+        verdict = NOISE if 1 / factor < first / second < factor else plain(first < second)
+        return verdict, f"{first:.1f} s ({quicker}) against {second:.1f} s ({slower})"
+
+    return Test(f"each was timed once: a difference of less than {factor - 1:.0%} is noise", decide)
+
+
+def below(record: str, better: str, other: str) -> Test:
+    """The claim that one way's output error, in a record of errors by way, is below another's."""
+
+    def decide(results: Results) -> Decided:
+        first, second = results[record][better], results[record][other]
+        return plain(first < second), f"output error {first:.4g} ({better}) against {second:.4g} ({other}), mean over layers"
+
+    return Test("by the layers' output error on the calibration text (geometric mean), which has no noise but that of the text", decide)
+
+
+def settings(name: str, expected: Mapping[str, Any]) -> Test:
+    """The claim that a library makes its checkpoint with these settings; read back from the artifact's config.json."""
+
+    def decide(results: Results) -> Decided:
+        stored = results[f"settings/{name}"]
+        found = {key: stored.get(key) for key in expected}
+        return plain(found == dict(expected)), "the artifact's config.json says " + ", ".join(f"{k}: {v}" for k, v in found.items())
+
+    return Test("made with these options; read back from the checkpoint", decide)
+
+
+def speed_of(name: str, word: str) -> Test:
+    """A runtime's generation speed against the FP16 original here."""
+
+    def decide(results: Results) -> Decided:
+        rows = {row["name"]: row["speed"] for row in results["benchmarks"]}
+        own, original = rows[name], rows["FP16 original"]
+        error = math.hypot(own["generation_sd"], original["generation_sd"])
+        text = (
+            f"generation {own['generation']:.1f} ± {own['generation_sd']:.1f} tokens/s against "
+            f"{original['generation']:.1f} ± {original['generation_sd']:.1f} of the original in transformers, on this machine"
+        )
+        return beyond(own["generation"] - original["generation"], error), text
+
+    return Test(f"{word} is read as faster than the FP16 original, by more than twice the spread over the rounds", decide)
+
+
+def documented(holds: bool, source: str) -> Test:
+    """A claim about a runtime's features, decided by its own documentation."""
+    return Test("by the runtime's own documentation", lambda _: (plain(holds), source))

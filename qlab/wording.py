@@ -1,0 +1,19 @@
+"""Numbers in sentences: no minus before a zero, one token but two tokens."""
+
+from __future__ import annotations
+
+
+def signed(value: float, digits: int) -> str:
+    """`value` with its sign and so many decimals; what rounds to nothing has no sign."""
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else f"{0:.{digits}f}"
+
+
+def counted(number: int, thing: str) -> str:
+    """1 token, 2 tokens."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def listed(names: list[str]) -> str:
+    """A, B and C."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,55 @@
+"""Nothing drawn over something else; tables aligned by what their columns hold; numbers in sentences."""
+
+from __future__ import annotations
+
+import itertools
+
+import pandas as pd
+
+from qlab.show import figures
+from qlab.show.tables import is_number, styled
+from qlab.wording import counted, listed, signed
+
+POINTS = {
+    "GGUF Q4_K_M": (7.2, 0.017), "AWQ by qlab": (8.8, 0.0312), "AWQ by AutoAWQ": (8.8, 0.0306), "GPTQ by qlab": (8.9, 0.0228),
+    "NF4 by qlab": (8.9, 0.0385), "NF4 by bitsandbytes": (8.9, 0.0385), "GPTQ by AutoGPTQ": (13.1, 0.0283), "GGUF Q8_0": (11.8, 0.0002),
+}  # fmt: skip
+
+
+def test_labels_of_a_scatter_neither_overlap_nor_leave_the_frame() -> None:
+    figure = figures.scatter(POINTS, "Distance", "MB", "KL", log_y=True)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [label.get_window_extent() for label in axes.texts]
+    assert sum(label.get_text().count(" / ") + 1 for label in axes.texts) == len(POINTS)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    frame = axes.get_window_extent()
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
+    assert axes.get_ylabel().endswith("log scale")
+
+
+def test_the_legend_of_grouped_bars_stands_clear_of_title_and_bars() -> None:
+    ways = ("RTN", "GPTQ", "GPTQ, group order, grids searched", "a fourth way to do it")
+    table = pd.DataFrame([{"layer": f"{n}.down_proj", "way": way, "error": 0.1} for n in range(12) for way in ways])
+    figure = figures.grouped_bars(table, "layer", "error", "way", "The same, layer by layer", "error")
+    figure.draw_without_rendering()
+    (axes,), (legend,) = figure.axes, figure.legends
+    box = legend.get_window_extent()
+    assert not box.overlaps(axes.get_window_extent())
+    assert not box.overlaps(axes.get_tightbbox())  # title and labels included
+    assert len(legend.get_texts()) == 4
+
+
+def test_text_stands_left_and_numbers_right() -> None:
+    frame = pd.DataFrame({"use": ["on vLLM", "QLoRA"], "kl": ["0.01 ± 0.002", "—"], "count": [1, 2]})
+    assert [is_number(frame[name]) for name in frame] == [False, True, True]
+    page = styled(frame).to_html()
+    assert "th.col0" not in page
+    assert "th.col1" in page
+    assert "th.col2" in page
+
+
+def test_numbers_in_sentences() -> None:
+    assert [signed(-1e-9, 4), signed(-0.5, 1), signed(0.25, 2)] == ["0.0000", "-0.5", "+0.25"]
+    assert [counted(1, "token"), counted(2000, "token")] == ["1 token", "2,000 tokens"]
+    assert [listed(["3"]), listed(["5", "6", "7"])] == ["3", "5, 6 and 7"]

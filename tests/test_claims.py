@@ -1,0 +1,70 @@
+"""How claims are decided: what lies within the error decides nothing, every rule is said, every undecided claim says why."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
+from qlab.claims.rules import between, beyond
+from qlab.deploy.commands import runtimes
+
+
+def verdict(claim: str, results: dict) -> str:
+    return next(v for v in judge(results) if v.claim["id"] == claim).verdict
+
+
+def test_noise_decides_nothing() -> None:
+    assert [beyond(d, 1.0) for d in (3.0, 2.0, -1.0, -3.0)] == [HOLDS, NOISE, NOISE, FAILS]
+    assert [between(1, value, 2, 0.2) for value in (1.5, 1.9, 2.2, 3.0, 0.0)] == [HOLDS, NOISE, NOISE, FAILS, FAILS]
+
+
+@pytest.mark.parametrize(("gap", "expected"), [(0.01, HOLDS), (-0.01, FAILS), (0.0, NOISE)])
+def test_methods_are_ranked_by_pairs_of_windows(gap: float, expected: str) -> None:
+    """Windows differ by far more than the methods; only the pairs can tell, and a single pair that differs cannot."""
+    easy, wobble = [0.1, 0.5, 0.2, 0.9], [1e-4, -1e-4, 2e-4, -2e-4]
+    other = [x + gap + w for x, w in zip(easy, wobble, strict=True)]
+    results = {f"quality/{name}": {"kl": sum(k) / 4, "kl_windows": k} for name, k in (("autoawq-w4g128", easy), ("autogptq-w4g128", other))}
+    assert verdict("faq-awq-better-quality", results) == expected
+
+
+def test_a_speed_within_the_spread_is_noise() -> None:
+    def results(own: float, spread: float) -> dict:
+        speeds = {"FP16 original": (156.0, 5.0), "NF4 by bitsandbytes": (own, spread)}
+        return {"benchmarks": [{"name": n, "speed": {"generation": v, "generation_sd": sd}} for n, (v, sd) in speeds.items()]}
+
+    assert verdict("speed-nf4", results(161.6, 2.7)) == NOISE
+    assert verdict("speed-nf4", results(300.0, 20.0)) == HOLDS
+    assert verdict("speed-nf4", results(60.0, 2.0)) == FAILS
+
+
+def test_settings_are_read_from_the_artifact() -> None:
+    stored = {"bits": 4, "group_size": 128, "zero_point": True, "version": "gemm", "quant_method": "awq"}
+    assert verdict("awq-autoawq-recipe", {"settings/autoawq-w4g128": stored}) == HOLDS
+    assert verdict("awq-autoawq-recipe", {"settings/autoawq-w4g128": stored | {"group_size": 64}}) == FAILS
+    assert verdict("awq-autoawq-recipe", {}) == OPEN
+
+
+def test_sixteen_bits_are_two_bytes_only_in_a_checkpoint_of_sixteen() -> None:
+    model = {"parameters": 1000, "disk_bytes": 2010, "dtype": "float16"}
+    assert verdict("fp16-two-bytes", {"model": model}) == HOLDS
+    assert verdict("fp16-two-bytes", {"model": model | {"disk_bytes": 4000}}) == FAILS
+    assert verdict("fp16-two-bytes", {"model": model | {"dtype": "float32"}}) == OPEN
+
+
+def test_every_rule_is_said_and_every_undecided_claim_says_why() -> None:
+    assert all(test.rule for test in TESTS.values())
+    missing = {runtime.name for runtime in runtimes() if not runtime.present}
+    for found in judge({}):
+        if found.claim["id"] in TESTS:
+            assert found.rule
+        elif found.claim["test"] == "advice":
+            assert found.verdict == ADVICE
+        elif found.verdict == UNTESTABLE:
+            assert found.measured.startswith("Needs")
+        else:
+            assert found.verdict == OPEN
+            assert found.claim["how"] in found.measured or not any(name in found.measured for name in missing)
+
+
+def test_advice_has_no_test() -> None:
+    assert not {claim["id"] for claim in load_claims() if claim["test"] == "advice"} & set(TESTS)

@@ -1,0 +1,47 @@
+"""The README's commands name recipes, lessons, parameters and artifacts that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from qlab import ROOT
+from qlab.cli import chosen_lessons
+from qlab.parameters import parameters_of
+from qlab.recipes import parse
+from qlab.workbook import NOTEBOOKS, lesson_names
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+WORDS = [shlex.split(line, comments=True) for line in COMMANDS]
+
+
+def test_there_are_commands() -> None:
+    assert sum("qlab" in words[0] for words in WORDS if words) >= 8
+
+
+@pytest.mark.parametrize("name", [words[i + 1] for words in WORDS for i, word in enumerate(words) if word == "--recipe"])
+def test_recipes_exist(name: str) -> None:
+    assert parse(name).name == name
+
+
+@pytest.mark.parametrize("path", [word for words in WORDS for word in words if "build/artifacts/" in word])
+def test_artifacts_are_those_that_lessons_make(path: str) -> None:
+    name = path.rpartition("/")[2]
+    assert parse(name).name == name
+    assert any(f'"{name}"' in file.read_text().replace('\\"', '"') for file in NOTEBOOKS.glob("*.ipynb"))
+
+
+def test_lessons_and_parameters_exist() -> None:
+    known = {name for lesson in lesson_names() for name in parameters_of(NOTEBOOKS / f"{lesson}.ipynb")}
+    for words in WORDS:
+        assert {words[i + 1] for i, word in enumerate(words) if word == "-p" and words[i - 1] != "mkdir"} <= known
+        for word in words:
+            if re.fullmatch(r"0\d", word):
+                assert chosen_lessons([word])
+            if word.startswith("notebooks/"):
+                assert (ROOT / word).exists()
+        if words and words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
