@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from qlab import ROOT
+
 TGI_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.7"  # its last release; read-only upstream since 2026-03
 FRENCH_SYSTEM_PROMPT = "Tu es un assistant technique précis. Réponds en français, de façon concise."
 FRENCH_TEST_PROMPT = "Explique en deux phrases ce qu'est la quantification d'un modèle de langage."
@@ -27,10 +29,16 @@ def runtimes() -> list[Runtime]:
     """The runtimes of the guide and llama.cpp, looked for on this machine."""
     return [
         Runtime("llama.cpp", ("gguf",), find_spec("xllamacpp") is not None, "pip install xllamacpp"),
-        Runtime("vLLM", ("awq", "gptq"), shutil.which("vllm") is not None, "make vllm"),
+        Runtime("vLLM", ("awq", "gptq"), vllm_program() is not None, "make vllm"),
         Runtime("TGI", ("awq", "gptq"), shutil.which("text-generation-launcher") is not None, f"docker pull {TGI_IMAGE}"),
         Runtime("Ollama", ("gguf",), shutil.which("ollama") is not None, "conda install -c conda-forge ollama"),
     ]
+
+
+def vllm_program() -> str | None:
+    """vLLM's command: on the PATH, or in the environment that `make vllm` made."""
+    own = ROOT / ".venv-vllm" / "bin" / "vllm"
+    return shutil.which("vllm") or (str(own) if own.exists() else None)
 
 
 def vllm_command(folder: str, context: int, gpus: int = 1, port: int = 8000) -> str:
