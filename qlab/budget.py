@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from qlab.block import PREFIX
+from qlab.block import PREFIX, is_linear
 from qlab.checkpoint import Checkpoint
 from qlab.errors import UserError
 from qlab.model import Source, weight_files
@@ -163,7 +163,7 @@ def input_shapes(checkpoint: Checkpoint) -> list[Group]:
     found: dict[str, Group] = {}
     for name, shape in shapes.items():
         part = name.rpartition(".")[2]
-        if len(shape) == 2 and "norm" not in part:  # Cohere's norms of queries and keys are matrices
+        if is_linear(f"{PREFIX}.0.{name}.weight", shape):
             key = next((names[0] for names in together if part in names), name)
             width, out = found.get(key, (shape[1], 0))
             found[key] = (width, out + shape[0])

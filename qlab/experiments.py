@@ -74,3 +74,32 @@ def short_name(name: str) -> str:
     """model.layers.3.mlp.down_proj → 3.down_proj."""
     parts = name.split(".")
     return f"{parts[parts.index('layers') + 1]}.{parts[-1]}"
+
+
+def layer_changes(plain: Mapping[str, float], ways: Mapping[str, Mapping[str, float]], uneven: Mapping[str, float]) -> pd.DataFrame:
+    """What each way takes off the plain output error of every layer (by full name), in %; columns layer, kind, uneven, way, removed.
+
+    `uneven` is the largest over the median mean |x| of a layer's input channels, by short name.
+    """
+    rows = []
+    for (way, errors), name in itertools.product(ways.items(), plain):
+        layer = short_name(name)
+        removed = 100 * (1 - errors[name] / plain[name])
+        rows.append({"layer": layer, "kind": layer.rpartition(".")[2], "uneven": uneven[layer], "way": way, "removed": removed})
+    return pd.DataFrame(rows)
+
+
+def where_it_helps(table: pd.DataFrame) -> list[str]:
+    """One sentence for each way in a table of `layer_changes`: how often it hurts, and whether unevenness goes with the gain."""
+    sentences = []
+    for way, part in table.groupby("way", sort=False):
+        worse = part[part["removed"] < 0].sort_values("removed")
+        hurt = f", worst {worse.iloc[0]['layer']} by {-worse.iloc[0]['removed']:.1f} %" if len(worse) else ""
+        together = part["uneven"].rank().corr(part["removed"].rank())
+        kinds = part.groupby("kind")["removed"].mean().sort_values()
+        sentences.append(
+            f"{way}: {part['removed'].mean():.1f} % removed on average, most from {kinds.index[-1]} ({kinds.iloc[-1]:.1f} %), "
+            f"least from {kinds.index[0]} ({kinds.iloc[0]:.1f} %); {len(worse)} of {len(part)} layers made worse{hurt}; "
+            f"rank correlation of unevenness and gain {together:+.2f}"
+        )
+    return sentences

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from qlab import ROOT
-from qlab.cli import chosen_lessons
+from qlab.cli.lessons import chosen_lessons
 from qlab.parameters import parameters_of
 from qlab.recipes import parse
 from qlab.workbook import NOTEBOOKS, lesson_names

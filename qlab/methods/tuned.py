@@ -30,7 +30,7 @@ class Rounded(torch.autograd.Function):
     """The weights of codes and scales that move: the gradient passes straight through rounding (Bengio et al. 2013).
 
     One function by hand instead of a chain of PyTorch's: it keeps nothing the size of the weights but `latent`, which is there
-    anyway, and rounds again on the way back. That halves the memory of tuning.
+    anyway, and rounds again on the way back.
     """
 
     @staticmethod

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.block import PREFIX, Block
+from qlab.block import Block, is_linear
 from qlab.errors import UserError
 from qlab.folding import fold_scales
 from qlab.formats import awq, gptq
@@ -84,7 +84,7 @@ class Integers(Walked):
         if not self.awq_layout and self.bits not in gptq.WIDTHS:
             raise UserError(f"{self.name}: the GPTQ format holds {', '.join(map(str, gptq.WIDTHS))} bits, not {self.bits}")
         for name, shape in shapes.items():
-            if name.startswith(f"{PREFIX}.") and len(shape) == 2 and self.group_size != -1 and shape[1] % self.group_size:
+            if is_linear(name, shape) and self.group_size != -1 and shape[1] % self.group_size:
                 raise UserError(f"{self.name}: {name} has rows of {shape[1]} weights, which groups of {self.group_size} do not divide")
 
     def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:

@@ -73,6 +73,18 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: st
     return figure
 
 
+def points(table: pd.DataFrame, x: str, y: str, hue: str, columns: str, title: str, labels: tuple[str, str]) -> Figure:
+    """A tidy table as points, coloured by `hue`, one panel for each value of `columns`; x is logarithmic, y = 0 is drawn."""
+    sns.set_theme(style="whitegrid", context="notebook")
+    grid = sns.relplot(table, x=x, y=y, hue=hue, style=hue, col=columns, s=70, height=4.2, aspect=1.0, palette="viridis")
+    plt.close(grid.figure)
+    grid.set(xscale="log").refline(y=0, color="black", linestyle="-").set_axis_labels(*labels).set_titles("{col_name}")
+    grid.figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    grid.figure.subplots_adjust(top=0.85)
+    grid.figure.set_dpi(110)
+    return grid.figure
+
+
 def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: str, log_y: bool = False) -> Figure:
     """Named points, each written beside its mark; the Pareto front (less of both is better) drawn through."""
     figure, axes = new_axes(title, x, y, (9, 4.6))

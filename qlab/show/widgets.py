@@ -31,7 +31,7 @@ def explore(draw: Callable[..., Any], **choices: Sequence[Any]) -> None:
         control.observe(redraw, names="value")
     display(ipywidgets.VBox([*controls.values(), problems]))
     others = [f"{name.replace('_', ' ')} ({', '.join(map(str, control.options))})" for name, control in controls.items()]
-    display(Markdown(f"*In JupyterLab (`make lab`) a control redraws this for {'; '.join(others)}. Shown here: the first of each.*"))
+    display(Markdown(f"*Drawn first for the first of each. In JupyterLab (`make lab`) a control redraws it for {'; '.join(others)}.*"))
 
 
 def _control(name: str, values: list[Any]) -> ipywidgets.Widget:

@@ -1,0 +1,99 @@
+"""`qlab run` and `qlab lessons`: the workbook in batch."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qlab.cli.app import ModelOption, app, console
+from qlab.errors import UserError
+
+
+@app.command()
+def run(
+    lessons: Annotated[list[str] | None, typer.Argument(help="Lessons, such as 03_gptq or 03; all of them if none is named.")] = None,
+    model: ModelOption = "embedded",
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME VALUE", help="A lesson's parameter. May be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("build/report"),
+    fresh: Annotated[bool, typer.Option(help="Do everything again, also what is done.")] = False,
+) -> None:
+    """Execute lessons by papermill and write the report. Finished lessons are not done again."""
+    from qlab.report import write_report
+    from qlab.show.progress import LessonProgress
+    from qlab.workbook import DONE, prepare, provenance, run_lessons
+
+    values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with LessonProgress(list(values), console) as progress:
+        outcomes = run_lessons(values, out, fresh, progress.update)
+    index = write_report(outcomes, provenance(model), out)
+    print_results(outcomes)
+    console.print(f"{time.monotonic() - started:.0f} s. Report: {index}", highlight=False)
+    for outcome in outcomes:
+        if outcome.state != DONE:
+            where = f" in cell {outcome.cell}" if outcome.cell else ""
+            console.print(f"[red]{outcome.lesson} {outcome.state}[/red]{where}: ", end="")
+            console.print(outcome.error, markup=False, highlight=False)
+    if any(outcome.state != DONE for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def lessons() -> None:
+    """List the lessons and their parameters."""
+    from qlab.parameters import parameters_of
+    from qlab.workbook import NOTEBOOKS, lesson_names
+
+    for lesson in lesson_names():
+        print(lesson)
+        for parameter in parameters_of(NOTEBOOKS / f"{lesson}.ipynb").values():
+            print(f"  -p {parameter.name} {parameter.default!r:<26} {parameter.help}")
+
+
+def chosen_lessons(names: list[str]) -> list[str]:
+    """Full lesson names for what was typed, in the workbook's order.
+
+    Raises:
+        UserError: a name that fits no lesson.
+    """
+    from qlab.workbook import lesson_names
+
+    known = lesson_names()
+    for name in names:
+        if not any(lesson.startswith(name) for lesson in known):
+            raise UserError(f"no lesson {name!r}: expected one of {', '.join(known)}")
+    return [lesson for lesson in known if not names or any(lesson.startswith(name) for name in names)]
+
+
+def pairs(texts: list[str]) -> dict[str, str]:
+    """NAME=VALUE texts as a dictionary.
+
+    Raises:
+        UserError: a text without "=".
+    """
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"-p {text!r}: expected a name and a value, such as -p evaluation_windows 8")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def print_results(outcomes: list[Any]) -> None:
+    """The results table of lesson 07, where it ran."""
+    found: dict[str, Any] | None = next((outcome.records["table"] for outcome in outcomes if "table" in outcome.records), None)
+    if found:
+        table = Table(*found["columns"], title="Results", title_justify="left")
+        for row in found["rows"]:
+            table.add_row(*row)
+        wide = Console()
+        Console(width=wide.width if wide.is_terminal else 140).print(table)

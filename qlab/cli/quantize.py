@@ -1,0 +1,54 @@
+"""`qlab quantize`: one walk over a model, any number of recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qlab.cli.app import DeviceOption, ModelOption, app
+
+
+@app.command()
+def quantize(
+    recipe: Annotated[
+        list[str], typer.Option(help="Such as awq-w4g128, gptq-w4g128, tuned-w4g128, nf4, q4_k_m. May be repeated: one walk makes all.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the artifacts; each lies in OUT/RECIPE.")],
+    model: ModelOption = "embedded",
+    calibration: Annotated[str, typer.Option(help="'docstrings' or a UTF-8 file: text like what the model will read.")] = "docstrings",
+    windows: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
+    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
+    max_memory: Annotated[str | None, typer.Option(help="Stay below this, such as 8GiB, by computing fewer windows at a time.")] = None,
+    device: DeviceOption = "cpu",
+    dry_run: Annotated[bool, typer.Option(help="Only print what memory, disk and time it would take.")] = False,
+) -> None:
+    """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
+    import qlab.budget as budget
+    from qlab.artifact import check, quantize_model
+    from qlab.lesson import quiet
+    from qlab.model import check_device, load_tokenizer, locate
+    from qlab.recipes import parse
+    from qlab.text import load_text
+    from qlab.text import windows as cut
+
+    quiet()
+    check_device(device)
+    recipes = [parse(name) for name in dict.fromkeys(recipe)]
+    source = locate(model)
+    check(source, recipes)
+    limit = budget.parse_bytes(max_memory) if max_memory else None
+    batch = cut(load_text(calibration), load_tokenizer(source), length, windows)
+    plan = budget.predict(source, recipes, tuple(batch.shape), limit, device)
+    print(plan.text())
+    plan.check(out, device)
+    if dry_run:
+        return
+    for artifact in quantize_model(source, recipes, batch, out, plan.batch, device):
+        worst = max(artifact.errors, key=lambda name: artifact.errors[name], default="")
+        found = f", worst layer {worst} {artifact.errors[worst]:.2%}" if worst else ""
+        print(f"{artifact.path}: {artifact.disk_bytes / 1e6:.1f} MB in {artifact.seconds:.0f} s{found}")
+        for name, note in artifact.manifest["notes"].items():
+            print(f"  {name}: {note}")
+    print(f"peak memory {budget.gigabytes(budget.peak_bytes())} (predicted {budget.gigabytes(plan.total)})")
