@@ -9,19 +9,19 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qlab.checkpoint import Checkpoint
 from qlab.errors import UserError
 from qlab.evaluate.memory import disk_bytes
-from qlab.model import Source, locate, weight_files
+from qlab.model import Source, locate
 from qlab.process import peak_bytes, run_isolated
 from qlab.recipes import Recipe, WalkedRecipe, describe
+from qlab.skeleton import checkpoint_of
+from qlab.versions import version_of
 from qlab.walk import Journal, Walk
 
 MANIFEST = "qlab.json"
@@ -74,7 +74,7 @@ def inputs_of(recipe: Recipe, source: Source, windows: Tensor, device: str) -> d
         "model": source.fingerprint,
         "recipe": describe(recipe),
         "calibration": {"sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16], "windows": list(windows.shape)},
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: version_of(name) for name in LIBRARIES},
         "device": device,
     }
 
@@ -114,7 +114,7 @@ def finish(out: Path, folder: Path, inputs: dict[str, Any], details: dict[str, A
 
 def check(source: Source, recipes: Sequence[WalkedRecipe]) -> None:
     """Raise the UserError of a recipe that cannot store this model, as far as its names and configuration tell, before any work."""
-    shapes = Checkpoint(weight_files(source.path)).shapes
+    shapes = checkpoint_of(source).shapes
     for recipe in recipes:
         recipe.check(source, shapes)
 

@@ -19,10 +19,11 @@ import torch
 from qlab.block import PREFIX, is_linear
 from qlab.checkpoint import Checkpoint
 from qlab.errors import UserError
-from qlab.model import Source, weight_files
+from qlab.model import Source
 from qlab.process import peak_bytes
 from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
 from qlab.recipes.integers import TUNED_WINDOWS
+from qlab.skeleton import checkpoint_of
 
 __all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
 
@@ -82,7 +83,7 @@ def predict(
     Raises:
         UserError: even one window at a time needs more than `limit`.
     """
-    checkpoint = Checkpoint(weight_files(source.path))
+    checkpoint = checkpoint_of(source)
     groups = input_shapes(checkpoint)
     config = source.config
     weights = sum(width * out for width, out in groups)

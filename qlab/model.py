@@ -54,8 +54,8 @@ class Source:
         return read_json(file) if file.exists() else {}
 
 
-def locate(name: str) -> Source:
-    """Find the model that `name` means and check its files, without loading it.
+def locate(name: str, weights: bool = True) -> Source:
+    """Find the model that `name` means and check its files, without loading it; without `weights`, a config.json is enough.
 
     Raises:
         UserError: no such folder or hub id, no network, no weights, pickled weights, or a damaged file.
@@ -71,8 +71,8 @@ def locate(name: str) -> Source:
         raise UserError(
             f"no model {name!r}: expected 'embedded', a folder with config.json and *.safetensors, or a hub id such as Qwen/Qwen2.5-0.5B"
         )
-    weights = check_weights(folder)
-    return Source(shown, folder, fingerprint(folder, weights))
+    found = check_weights(folder) if weights or weight_files(folder) else []
+    return Source(shown, folder, fingerprint(folder, found))
 
 
 def download(hub_id: str) -> Path:

@@ -19,6 +19,17 @@ from qlab.errors import UserError
 from qlab.model import Source, weight_files
 
 
+def checkpoint_of(source: Source) -> Checkpoint:
+    """The checkpoint of a model; of a folder that holds a configuration alone, the one that it describes, on paper."""
+    if files := weight_files(source.path):
+        return Checkpoint(files)
+    config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    return Checkpoint.on_paper({name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied})
+
+
 class Skeleton:
     """A model without weights, and the checkpoint that its blocks are filled from."""
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from qlab.model import check_device, locate
 from qlab.parameters import parameters_of, resolve
 from qlab.record import records_of
 from qlab.text import check_text
+from qlab.versions import version_of
 
 NOTEBOOKS = ROOT / "notebooks"
 NEEDS = {"06_deployment": ("04_gguf",), "07_benchmarks": ("02_awq", "03_gptq", "04_gguf", "05_nf4")}
@@ -213,14 +214,6 @@ def provenance(model: str) -> dict[str, Any]:
         "versions": versions,
         "machine": machine(),
     }
-
-
-def version_of(package: str) -> str:
-    """An installed version by whichever way its name is spelt (auto_gptq is auto-gptq), or "absent"."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
 
 
 def commit() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -156,4 +157,11 @@ def test_a_dry_run_predicts_and_does_nothing(tiny: Source, tmp_path: Path, capsy
     assert "one of 2 blocks" in printed
     assert "GB while it works" in printed
     assert not (tmp_path / "out").exists()
+    paper = tmp_path / "paper"
+    paper.mkdir()
+    (paper / "config.json").write_bytes((tiny.path / "config.json").read_bytes())
+    words[2] = str(paper)
+    assert call([*words, "--windows", "4", "--length", "32", "--dry-run"]) == 0
+    without = [re.sub("[0-9.]+ GB the process", "", line) for line in (printed, capsys.readouterr().out)]
+    assert without[0].splitlines()[0].split(":", 1)[1] == without[1].splitlines()[0].split(":", 1)[1]  # as with the weights
     assert call([*words[:-4], "--recipe", "q9_k", "--out", str(tmp_path / "out")]) == 2

@@ -22,7 +22,9 @@ def quantize(
     length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
     max_memory: Annotated[str | None, typer.Option(help="Stay below this, such as 8GiB, by computing fewer windows at a time.")] = None,
     device: DeviceOption = "cpu",
-    dry_run: Annotated[bool, typer.Option(help="Only print what memory, disk and time it would take.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Only print what memory, disk and time it would take; a folder with a config.json is enough.")
+    ] = False,
 ) -> None:
     """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
     import qlab.budget as budget
@@ -36,15 +38,15 @@ def quantize(
     quiet()
     check_device(device)
     recipes = [parse(name) for name in dict.fromkeys(recipe)]
-    source = locate(model)
+    source = locate(model, weights=not dry_run)
     check(source, recipes)
     limit = budget.parse_bytes(max_memory) if max_memory else None
-    batch = cut(load_text(calibration), load_tokenizer(source), length, windows)
-    plan = budget.predict(source, recipes, tuple(batch.shape), limit, device)
+    plan = budget.predict(source, recipes, (windows, length), limit, device)
     print(plan.text())
-    plan.check(out, device)
     if dry_run:
         return
+    plan.check(out, device)
+    batch = cut(load_text(calibration), load_tokenizer(source), length, windows)
     for artifact in quantize_model(source, recipes, batch, out, plan.batch, device):
         worst = max(artifact.errors, key=lambda name: artifact.errors[name], default="")
         found = f", worst layer {worst} {artifact.errors[worst]:.2%}" if worst else ""

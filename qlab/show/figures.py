@@ -9,6 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 
 ACCENT, MUTED = "#1f6f8b", "#b0b7bd"
@@ -78,7 +79,12 @@ def points(table: pd.DataFrame, x: str, y: str, hue: str, columns: str, title: s
     sns.set_theme(style="whitegrid", context="notebook")
     grid = sns.relplot(table, x=x, y=y, hue=hue, style=hue, col=columns, s=70, height=4.2, aspect=1.0, palette="viridis")
     plt.close(grid.figure)
-    grid.set(xscale="log").refline(y=0, color="black", linestyle="-").set_axis_labels(*labels).set_titles("{col_name}")
+    grid.set(xscale="log")
+    for axes in grid.axes.flat:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+    grid.refline(y=0, color="black", linestyle="-").set_axis_labels(*labels).set_titles("{col_name}")
     grid.figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     grid.figure.subplots_adjust(top=0.85)
     grid.figure.set_dpi(110)

@@ -21,7 +21,7 @@ from qlab.evaluate.quality import Quality, measure_quality
 from qlab.lesson import quiet
 from qlab.model import Source, load, load_tokenizer, locate
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
-from qlab.process import run_isolated
+from qlab.process import peak_bytes, run_isolated
 from qlab.recipes import Recipe, parse
 from qlab.text import load_text, windows
 from tests.bench.made_up import make_checkpoint
@@ -43,6 +43,7 @@ LIBRARIES: list[Recipe] = [
     AutoGPTQ(bits=3, symmetric=False, act_order=True),
     BitsAndBytes(),
 ]
+PARTS = ["quality", "memory", "resume", "large"]
 TUNED = ["tuned-w4g128", "tuned-w3g128"]  # get more calibration text: as much as fits in the time that AutoAWQ takes
 
 
@@ -106,6 +107,31 @@ def memory(work: Path) -> None:
     print(f"32 blocks against 8: {peaks[1] / peaks[0]:.3f}× the memory")
 
 
+def large(work: Path, device: str, calibration: str, windows_count: int) -> None:
+    """A Llama of 8B in shape: walks of one and of three blocks on `device`, and the whole of 32 estimated from their difference."""
+    models = {n: make_checkpoint(work / f"large-{n}", n, hidden=4096, mlp=14336, heads=32, kv_heads=8) for n in (1, 3)}
+    print(f"8B shape, {windows_count} × 512 calibration tokens, {device}")
+    for name in ("rtn-w4g128", "awq-w4g128", "gptq-w4g128", "tuned-w4g128", "nf4", "q4_k_m"):
+        found = {
+            n: run_isolated(walk_alone, model, name, calibration, windows_count, work / f"{name}-{n}", device).value
+            for n, model in models.items()
+        }
+        (one, _), (three, peak) = found[1], found[3]
+        block = (three - one) / 2
+        print(
+            f"{name:14} {block:6.1f} s a block, {(one + 31 * block) / 60:5.1f} min for 32; peak {peak / 1e9:.2f} GB on {device}", flush=True
+        )
+
+
+def walk_alone(model: Path, name: str, calibration: str, windows_count: int, out: Path, device: str) -> tuple[float, int]:
+    """Seconds and peak bytes (of the GPU's memory where there is one) of one recipe."""
+    source = locate(str(model))
+    text = windows(load_text(calibration), load_tokenizer(source), 512, windows_count)
+    started = time.perf_counter()
+    quantize_model(source, [parse(name)], text, out, device=device)
+    return time.perf_counter() - started, peak_bytes() if device == "cpu" else torch.cuda.max_memory_allocated()
+
+
 def resume(work: Path, kills: int) -> None:
     """Kill a walk at random moments and compare its bytes with those of a calm one."""
     command = [sys.executable, "-m", "qlab", "quantize", "--windows", "64", "--length", "256"]
@@ -132,7 +158,9 @@ def main() -> None:
     parser.add_argument(
         "--tuning-windows", type=int, default=512, help="calibration windows of the tuned recipe; all others get 64 of 256 tokens"
     )
-    parser.add_argument("--parts", nargs="+", choices=["quality", "memory", "resume"], default=["quality", "memory", "resume"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:3], help="'large': an 8B shape")
+    parser.add_argument("--device", default="cpu", help="of the part 'large'")
+    parser.add_argument("--large-windows", type=int, default=128, help="calibration windows of 512 tokens of the part 'large'")
     options = parser.parse_args()
     quiet()
     with tempfile.TemporaryDirectory(prefix="qlab-bench-") as work:
@@ -142,6 +170,8 @@ def main() -> None:
             memory(Path(work))
         if "resume" in options.parts:
             resume(Path(work), kills=10)
+        if "large" in options.parts:
+            large(Path(work), options.device, options.calibration, options.large_windows)
 
 
 if __name__ == "__main__":
