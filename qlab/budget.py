@@ -24,6 +24,7 @@ from qlab.process import peak_bytes
 from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
 from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.skeleton import checkpoint_of
+from qlab.walk import observes_original
 
 __all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
 
@@ -62,7 +63,7 @@ class Budget:
             f"memory {gigabytes(self.total)}: {gigabytes(self.start)} the process, {gigabytes(self.block)} one of {self.blocks} blocks, "
             f"{gigabytes(self.statistics)} statistics, {gigabytes(self.recipe)} the hungriest recipe at work, "
             f"{gigabytes(self.activations)} activations of {self.batch} windows at a time\n"
-            f"disk {gigabytes(self.disk)} while it works; about {self.seconds / 60:.1f} minutes"
+            f"disk {gigabytes(self.disk)} while it works; about {time_text(self.seconds)}"
         )
 
     def check(self, out: Path, device: str) -> None:
@@ -134,12 +135,13 @@ def duration(groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: 
     tokens = windows[0] * windows[1]
     forward = 2.0 * tokens * sum(width * out for width, out in groups)
     observe = forward + 2.0 * tokens * sum(width**2 for width, _ in groups)
-    total = observe if any(recipe.data for recipe in recipes) else 0.0
+    total = observe if observes_original(recipes) else 0.0
     for recipe in recipes:
         total += sum(40.0 * width * out for width, out in groups)
         if recipe.sequential:
             total += observe + forward + sum(3.0 * width**3 + 2.0 * width**2 * out for width, out in groups)
         if isinstance(recipe, Integers) and recipe.method == "tuned":
+            total += forward
             total += recipe.steps * (3.0 * forward * TUNED_WINDOWS / windows[0] + sum(100.0 * width * out for width, out in groups))
     size = 1024
     matrix = torch.randn(size, size, device=device)
@@ -184,6 +186,11 @@ def parse_bytes(text: str) -> float:
         raise UserError(f"{text!r} is no size: expected such as 8GiB, 500MB")
     unit = UNITS[match[2].upper()]
     return float(match[1]) * (unit if match[3].lower() != "b" or not match[2] else 1000 ** "KMGT".index(match[2].upper()) * 1000)
+
+
+def time_text(seconds: float) -> str:
+    """A duration in minutes, or in hours where it is long."""
+    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.0f} hours"
 
 
 def gigabytes(size: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -58,7 +58,8 @@ class Calibration:
 
 
 class Method(Protocol):
-    """A recipe as the walk sees it. `data`: whether it wants activations; `sequential`: those behind the blocks it has quantized."""
+    """A recipe as the walk sees it. `data`: whether it wants activations; `sequential`: those behind the blocks it has quantized;
+    `targets`: beside them what the original block makes of the original's."""
 
     @property
     def name(self) -> str: ...
@@ -66,6 +67,8 @@ class Method(Protocol):
     def data(self) -> bool: ...
     @property
     def sequential(self) -> bool: ...
+    @property
+    def targets(self) -> bool: ...
 
     def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
         """Quantize the block, which it may change; a sequential one leaves the quantized weights in it."""
@@ -75,6 +78,11 @@ class Method(Protocol):
 
     def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
         """Make the checkpoint in the folder `out` of the parts, in their order."""
+
+
+def observes_original(methods: Iterable[Method]) -> bool:
+    """Whether statistics of the unquantized model's activations are wanted beyond the first block, where all streams are one."""
+    return any(method.data and not method.sequential for method in methods)
 
 
 @dataclass
@@ -168,11 +176,14 @@ class Walk:
         journal.save()
 
     def _quantize(self, skeleton: Skeleton, block: Block, metric: Callable[[], Tensor], journal: Journal, count: Any) -> None:
-        index = block.index
+        index, last = block.index, block.index + 1 == len(skeleton)
         source, after = self._stream(ORIGINAL, index), self._stream(ORIGINAL, index + 1)
-        shared, started = None, time.perf_counter()
-        if any(method.data for method in self.methods):
-            shared = Calibration(block.observe(source, self.batch, after), source, after, metric)
+        shared, started, observes = None, time.perf_counter(), observes_original(self.methods)
+        outputs = after if observes or any(method.targets for method in self.methods) else None
+        if observes or (index == 0 and any(method.data for method in self.methods)):
+            shared = Calibration(block.observe(source, self.batch, outputs), source, after, metric)
+        elif outputs:
+            outputs.write(block.outputs(source, self.batch))
         spent = time.perf_counter() - started
         whole = True  # the block still holds the original weights
         for method in sorted(self.methods, key=lambda method: method.sequential):
@@ -187,7 +198,7 @@ class Walk:
             else:
                 calibration, own = shared if method.data else None, source  # nothing is quantized before the first block
             found = method.quantize_block(self.source, block, calibration)
-            if method.sequential:
+            if method.sequential and not last:
                 self._stream(method.name, index + 1).write(block.outputs(own, self.batch))
             self._write(method, f"{index + 1:04}", found.stored)
             journal.add(method.name, block, found, time.perf_counter() - started + (spent if method.data else 0))

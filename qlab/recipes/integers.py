@@ -76,6 +76,10 @@ class Integers(Walked):
         return self.method in ("gptq", "awq-gptq", "tuned")
 
     @property
+    def targets(self) -> bool:  # type: ignore[override]
+        return self.method == "tuned"
+
+    @property
     def awq_layout(self) -> bool:
         return self.bits == 4 and not self.symmetric and self.order != "scattered" and self.method != "gptq"
 

@@ -40,6 +40,7 @@ class Walked:
 
     data = True
     sequential = False
+    targets = False
 
     def check(self, source: Source, shapes: Shapes) -> None:
         """Nothing here: most layouts take every model."""
