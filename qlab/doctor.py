@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from qlab.deploy.commands import runtimes
+from qlab.deploy.runtimes import RUNTIMES
 from qlab.errors import UserError
 
 MEND = "rm -rf .venv && make environment"
@@ -62,10 +62,10 @@ def examine() -> list[Finding]:
     )
     findings += [_finding(name, partial(check_library, name)) for name in libraries]
     findings += [_finding("autoawq", check_autoawq), _finding("auto-gptq", check_autogptq)]
-    for runtime in runtimes():
-        state = "OK" if runtime.present else "missing"
-        detail = f"serves {', '.join(runtime.formats)}"
-        findings.append(Finding(f"runtime {runtime.name}", state, detail, "" if runtime.present else runtime.install))
+    for runtime in RUNTIMES.values():
+        state = "OK" if runtime.present() else "missing"
+        detail = f"serves {', '.join(runtime.kinds)}"
+        findings.append(Finding(f"runtime {runtime.label}", state, detail, "" if runtime.present() else runtime.install))
     return findings
 
 

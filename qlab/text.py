@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import json
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from qlab import DATA
 from qlab.errors import UserError
 
 # Enough prose for any calibration in this workbook, pinned in the lock, parsed in a few seconds.
@@ -143,3 +145,26 @@ def _python_files(package: str) -> list[Path]:
         raise UserError(f"the package {package!r} is not installed; run 'make environment'")
     root = Path(next(iter(spec.submodule_search_locations)))
     return sorted(path for path in root.rglob("*.py") if not {"test", "tests", "_vendor"} & set(path.relative_to(root).parts))
+
+
+def load_prompts(file: Path | None = None) -> list[dict[str, str]]:
+    """Prompts of a JSONL file, each an object with `prompt`; without a file the workbook's own, which have `id`, `language` and `kind` too.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no such object.
+    """
+    path = file or DATA / "prompts.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read the prompts in {path.name}: {error.__class__.__name__}; expected a UTF-8 file of JSON lines"
+        ) from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            found.append(entry | {"prompt": str(entry["prompt"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path.name}, line {number}: expected a JSON object with a 'prompt'") from error
+    return found

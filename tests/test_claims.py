@@ -6,7 +6,7 @@ import pytest
 
 from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
 from qlab.claims.rules import between, beyond
-from qlab.deploy.commands import runtimes
+from qlab.deploy.runtimes import RUNTIMES
 
 
 def verdict(claim: str, results: dict) -> str:
@@ -53,7 +53,7 @@ def test_sixteen_bits_are_two_bytes_only_in_a_checkpoint_of_sixteen() -> None:
 
 def test_every_rule_is_said_and_every_undecided_claim_says_why() -> None:
     assert all(test.rule for test in TESTS.values())
-    missing = {runtime.name for runtime in runtimes() if not runtime.present}
+    missing = {runtime.label for runtime in RUNTIMES.values() if not runtime.present()}
     for found in judge({}):
         if found.claim["id"] in TESTS:
             assert found.rule

@@ -15,7 +15,7 @@ import pytest
 
 from qlab import ROOT
 from qlab.cli import call, joined
-from qlab.deploy.commands import TGI_IMAGE
+from qlab.deploy.tgi import IMAGE as TGI_IMAGE
 from qlab.model import Source
 from tests.conftest import tiny_folder
 

@@ -14,7 +14,7 @@ import yaml
 from qlab import DATA
 from qlab.claims.each import TESTS
 from qlab.claims.rules import ADVICE, FAILS, HOLDS, NOISE, OPEN, UNTESTABLE, Results, Test
-from qlab.deploy.commands import runtimes
+from qlab.deploy.runtimes import RUNTIMES
 
 __all__ = ["ADVICE", "FAILS", "HOLDS", "NOISE", "OPEN", "TESTS", "UNTESTABLE", "Results", "Test", "Verdict", "judge", "load_claims"]
 
@@ -58,9 +58,9 @@ def undecided(claim: dict[str, Any]) -> tuple[str, str]:
         return ADVICE, "a recommendation or a definition: no measurement decides it"
     if claim["test"] == "machine":
         return UNTESTABLE, claim["how"]
-    for runtime in runtimes():
-        if claim["id"].startswith(f"{runtime.name.lower()}-"):
-            if runtime.present:
-                return OPEN, f"{runtime.name} is on this machine, but no lesson of this release puts this to it"
-            return UNTESTABLE, f"Needs {runtime.name}, which is not on this machine. To get it: {runtime.install}"
+    for runtime in RUNTIMES.values():
+        if claim["id"].startswith(f"{runtime.name}-"):
+            if runtime.present():
+                return OPEN, f"{runtime.label} is on this machine, but no lesson of this release puts this to it"
+            return UNTESTABLE, f"Needs {runtime.label}, which is not on this machine. To get it: {runtime.install}"
     return OPEN, f"No lesson of this release does it yet. What would: {claim['how']}"

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from qlab.deploy import llamacpp
+from qlab.deploy.server import free_port
 from qlab.evaluate.memory import held_bytes
 from qlab.evaluate.speed import Speed, measure_speed
 from qlab.model import Source, load, locate
@@ -31,7 +32,7 @@ def measure_runtime(folder: Path, prompt_tokens: int, generated_tokens: int, rep
     with ExitStack() as stack:
         if gguf := sorted(folder.glob("*.gguf")):
             threads = torch.get_num_threads()
-            port = llamacpp.free_port()
+            port = free_port()
             server = llamacpp.start(gguf[0], port, threads, context=prompt_tokens + generated_tokens + 8)
             held = held_bytes() - before
             speed = llamacpp.measure_speed(f"http://127.0.0.1:{port}", prompt_tokens, generated_tokens, repetitions, threads)

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qlab.deploy import llamacpp
+from qlab.deploy.llamacpp import LlamaCpp, post
+from qlab.deploy.server import on_free_port, serving
 from qlab.errors import UserError
 from qlab.evaluate.quality import measure_quality
 from qlab.formats.gguf import assemble, encode_tensor, write_gguf
@@ -65,9 +66,9 @@ def test_the_file_follows_the_mix(files: dict[str, Path], subject: Source) -> No
 
 def assert_alike(model: Any, file: Path, ids: list[int], tolerance: float) -> None:
     """llama.cpp's and transformers' log-probabilities of the likeliest next tokens agree."""
-    with llamacpp.serving(file) as url:
+    with serving(LlamaCpp(), on_free_port(file)) as server:
         body = {"prompt": ids, "n_predict": 1, "temperature": -1.0, "n_probs": 20}
-        answer = llamacpp.post(url, "/completion", body)["completion_probabilities"][0]["top_logprobs"]
+        answer = post(server.url, "/completion", body)["completion_probabilities"][0]["top_logprobs"]
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
     served = torch.tensor([entry["logprob"] for entry in answer])
@@ -85,10 +86,10 @@ def test_llama_cpp_runs_every_mix(mix: str, subject: Source, files: dict[str, Pa
 
 def test_llama_cpp_cuts_the_same_tokens(subject: Source, files: dict[str, Path]) -> None:
     tokenizer = load_tokenizer(subject)
-    with llamacpp.serving(files["f16"]) as url:
+    with serving(LlamaCpp(), on_free_port(files["f16"])) as server:
         for text in TEXTS:
             ids = tokenizer.encode(text, add_special_tokens=False)
-            assert llamacpp.post(url, "/tokenize", {"content": text})["tokens"] == ids
+            assert post(server.url, "/tokenize", {"content": text})["tokens"] == ids
 
 
 STRETCHED = {

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from qlab.deploy import llamacpp
+from qlab.deploy.llamacpp import LlamaCpp, post
+from qlab.deploy.server import on_free_port, serving
 from qlab.errors import UserError
 from qlab.formats.gguf import write_gguf
 from qlab.formats.gguf_tokenizer import pre_tokenizer_name, read_vocabulary
@@ -87,11 +88,11 @@ def test_llama_cpp_cuts_as_a_byte_fallback_tokenizer_json(prepend: bool, tiny: S
     fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
     assert "turn" in fields["tokenizer.chat_template"].contents()
     assert fields["tokenizer.ggml.token_type"].contents()[:4] == [2, 3, 3, 6]  # unknown, control twice, the first byte
-    with llamacpp.serving(tmp_path / "m.gguf") as url:
+    with serving(LlamaCpp(), on_free_port(tmp_path / "m.gguf")) as server:
         for text in [*TEXTS, "a<|turn|>b"]:
             ids = tokenizer.encode(text, add_special_tokens=False)
             body = {"content": text, "parse_special": True}
-            assert llamacpp.post(url, "/tokenize", body)["tokens"] == ids, text
+            assert post(server.url, "/tokenize", body)["tokens"] == ids, text
 
 
 def test_llama_cpp_cuts_as_a_sentencepiece_model(tiny: Source, tmp_path: Path) -> None:
@@ -105,9 +106,9 @@ def test_llama_cpp_cuts_as_a_sentencepiece_model(tiny: Source, tmp_path: Path) -
     tokens = gguf.GGUFReader(tmp_path / "m.gguf").fields["tokenizer.ggml.tokens"].contents()
     assert tokens[SIZE] == "<|turn|>"
     assert tokens[SIZE + 1] == f"[PAD{SIZE + 1}]"
-    with llamacpp.serving(tmp_path / "m.gguf") as url:
+    with serving(LlamaCpp(), on_free_port(tmp_path / "m.gguf")) as server:
         for text in TEXTS:
-            assert llamacpp.post(url, "/tokenize", {"content": text})["tokens"] == pieces.encode(text), text
+            assert post(server.url, "/tokenize", {"content": text})["tokens"] == pieces.encode(text), text
 
 
 @pytest.mark.parametrize("name", ["llama-bpe", "dbrx", "qwen2", "tekken", "gpt-2", "smollm"])

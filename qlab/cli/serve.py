@@ -1,0 +1,92 @@
+"""`qlab serve`: an artifact as a server that has proved itself, or the files with which others serve it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qlab.cli.app import app, console
+from qlab.errors import UserError
+
+if TYPE_CHECKING:
+    from qlab.deploy.proof import Check
+
+
+@app.command()
+def serve(
+    path: Annotated[Path, typer.Argument(help="A model or artifact folder.")],
+    runtime: Annotated[str | None, typer.Option(help="llamacpp, vllm, tgi or ollama; else the first here that serves the format.")] = None,
+    name: Annotated[str | None, typer.Option(help="What clients ask for; else the folder's name.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; other machines reach it only if this is not loopback.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    context: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 4096,
+    sequences: Annotated[int, typer.Option(help="Requests answered at a time.")] = 4,
+    gpus: Annotated[int, typer.Option(help="GPUs to spread the model over; 0 serves on the CPU.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must give; wanted beyond loopback.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Append the server's log to this file.")] = None,
+    prove: Annotated[bool, typer.Option(help="Hold the server to the artifact before calling it deployed.")] = True,
+    dry_run: Annotated[bool, typer.Option(help="Only print the command.")] = False,
+    write: Annotated[Path | None, typer.Option(metavar="DIR", help="Only write Compose, Kubernetes and Ollama files.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The proof as one JSON object; then stop.")] = False,
+) -> None:
+    """Serve an artifact, prove that the server is the model that was measured, and stay until Ctrl-C."""
+    from qlab.deploy.deployment import Deployment, kind_of, read_key
+    from qlab.deploy.files import write_files
+    from qlab.deploy.proof import prove as prove_server
+    from qlab.deploy.runtimes import runtime_for, runtime_named
+    from qlab.deploy.server import serving
+    from qlab.lesson import quiet
+    from qlab.model import locate
+
+    quiet()
+    folder = locate(str(path)).path
+    kind = kind_of(folder)
+    chosen = runtime_named(runtime) if runtime else runtime_for(kind)
+    key = read_key(api_key_file) if api_key_file else None
+    deployment = Deployment(folder, name or folder.name, context, sequences, host, port, gpus, threads, key=key)
+    if dry_run:
+        words = [f"{variable}={value}" for variable, value in chosen.environment(deployment).items() if value != key]
+        print(shlex.join(["env", *words, *chosen.command(deployment)]))
+        return
+    if write:
+        for file in write_files(chosen, deployment, write):
+            print(file)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))  # stopped in order, as by Ctrl-C
+    with console.status(f"starting {chosen.label}"), serving(chosen, deployment, log=log) as server:
+        if prove:
+            console.print(f"{chosen.label} answers at {server.url}; proving it …", highlight=False)
+            proof = prove_server(chosen, deployment, server)
+            if as_json:
+                print(json.dumps(proof.as_dict()))
+            else:
+                show_checks(proof.checks)
+            if not proof.holds:
+                raise UserError("this server is not the model that was measured, or does not answer as it must: not deployed (see above)")
+            if as_json:
+                return
+        print(f"deployed: {server.url}/v1, model {deployment.name}; Ctrl-C stops it", flush=True)
+        header = ' -H "Authorization: Bearer $(cat KEYFILE)"' if key else ""
+        body = shlex.quote(json.dumps({"model": deployment.name, "prompt": "Return the", "max_tokens": 20}))
+        print(f"curl {server.url}/v1/completions -H 'Content-Type: application/json'{header} -d {body}", flush=True)
+        while server.alive:
+            time.sleep(0.2)
+        raise UserError(f"{chosen.label}'s server ended by itself (exit code {server.process.returncode}). Its log ends:\n{server.tail()}")
+
+
+def show_checks(checks: Sequence[Check]) -> None:
+    """The checks of a proof as a table."""
+    table = Table("", "check", "found")
+    for check in checks:
+        table.add_row("[green]holds[/]" if check.passed else "[red]fails[/]", check.name, check.found.replace("[", r"\["))
+    Console().print(table)

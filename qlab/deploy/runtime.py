@@ -1,0 +1,82 @@
+"""A runtime as the rest of qlab sees it: can it serve this, by what command, in what container, and how does it answer?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from qlab.deploy.deployment import Deployment
+from qlab.errors import UserError
+
+
+@dataclass(frozen=True)
+class Container:
+    """How a runtime runs in a container: `arguments` follow the image's entry point, the model folder is mounted at /model.
+
+    `comments` tell the reader of a file what to know about its flags.
+    """
+
+    image: str
+    arguments: list[str]
+    port: int
+    health: str
+    key_variable: str | None
+    environment: dict[str, str] = field(default_factory=dict)
+    comments: tuple[str, ...] = ()
+
+
+class Runtime(Protocol):
+    """A server program with an OpenAI-compatible interface.
+
+    `name` as users type it, `label` as its makers write it; `kinds` are the formats that it serves; `install` is the command that
+    brings it; `health` the path that answers 200 once the model is loaded. `margin` and `error` bound what a served model may
+    differ by from the artifact in PyTorch, FP32, and be the same one (qlab.deploy.proof); `unknown_model` is the HTTP status of
+    a model name that it does not serve.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def kinds(self) -> tuple[str, ...]: ...
+    @property
+    def install(self) -> str: ...
+    @property
+    def health(self) -> str: ...
+    @property
+    def margin(self) -> float: ...
+    @property
+    def error(self) -> float: ...
+    @property
+    def unknown_model(self) -> int: ...
+
+    def present(self) -> bool:
+        """Whether this machine has it."""
+
+    def command(self, deployment: Deployment) -> list[str]:
+        """The program and its arguments, one word each; no shell reads them. The key is never among them."""
+
+    def environment(self, deployment: Deployment) -> dict[str, str]:
+        """What it reads from its environment: the key, and that nothing is reported to anybody."""
+
+    def finish(self, deployment: Deployment) -> None:
+        """What is left to do once the server is up."""
+
+    def container(self, deployment: Deployment) -> Container:
+        """The same in its published image."""
+
+
+def check(runtime: Runtime, deployment: Deployment) -> None:
+    """Raise the UserError of a format that the runtime does not serve."""
+    if deployment.kind not in runtime.kinds:
+        raise UserError(
+            f"{runtime.label} serves {', '.join(runtime.kinds)}; {deployment.folder.name} is {deployment.kind}. "
+            f"Make one that it serves ('qlab quantize'), or choose another runtime"
+        )
+
+
+def require(runtime: Runtime) -> None:
+    """Raise the UserError of a runtime that this machine lacks."""
+    if not runtime.present():
+        raise UserError(f"{runtime.label} is not on this machine; to install it: {runtime.install}")

@@ -1,0 +1,82 @@
+"""vLLM: AWQ and symmetric GPTQ unchanged, in an environment of its own."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+from qlab import ROOT
+from qlab.deploy.deployment import Deployment
+from qlab.deploy.runtime import Container
+
+IMAGE = "vllm/vllm-openai:v0.32.0"  # the release that tests/test_vllm.py holds qlab's checkpoints to
+COMMENTS = (
+    "--quantization is left out: vLLM reads it from config.json, and takes faster kernels than the guide's flag names.",
+    "--gpu-memory-utilization 0.90 is the guide's; vLLM's own default is 0.92 now.",
+)
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+@dataclass(frozen=True)
+class VLLM:
+    """`vllm serve`, from the PATH or from the environment that `make vllm` makes."""
+
+    name = "vllm"
+    label = "vLLM"
+    kinds = ("awq", "gptq", "dense")
+    install = "make vllm"
+    health = "/health"
+    margin, error = 0.03, 0.005  # FP16; measured: right 0.007 and 0.0012, one layer's zero points off by one 0.13 and 0.03
+    unknown_model = 404
+
+    def present(self) -> bool:
+        return program() is not None
+
+    def command(self, deployment: Deployment) -> list[str]:
+        where = ["--host", deployment.host, "--port", str(deployment.port)]
+        return [*(program() or ["vllm", "serve"]), str(deployment.folder), *where, *flags(deployment)]
+
+    def environment(self, deployment: Deployment) -> dict[str, str]:
+        key = {"VLLM_API_KEY": deployment.key} if deployment.key else {}
+        return QUIET | key | ({} if deployment.gpus else cpu_settings(deployment))
+
+    def finish(self, deployment: Deployment) -> None:
+        """Nothing."""
+
+    def container(self, deployment: Deployment) -> Container:
+        where = ["--model", "/model", "--host", "0.0.0.0", "--port", "8000"]
+        return Container(
+            IMAGE, [*where, *flags(deployment)], 8000, self.health, "VLLM_API_KEY",
+            QUIET | {"HOME": "/tmp"} | ({} if deployment.gpus else cpu_settings(deployment)), COMMENTS,
+        )  # fmt: skip
+
+
+def flags(deployment: Deployment) -> list[str]:
+    """The guide's flags; on a CPU FP16, since AWQ allows no FP32 and BF16 attention failed on a CPU with AMX, and nothing compiled."""
+    words = [
+        "--served-model-name",
+        deployment.name,
+        "--max-model-len",
+        str(deployment.context),
+        "--max-num-seqs",
+        str(deployment.sequences),
+    ]
+    if deployment.gpus:
+        return [*words, "--tensor-parallel-size", str(deployment.gpus), "--gpu-memory-utilization", "0.90"]
+    return [*words, "--dtype", "float16", "--enforce-eager"]
+
+
+def cpu_settings(deployment: Deployment) -> dict[str, str]:
+    """A GiB of KV cache, and threads as many as asked for on whatever cores are free."""
+    return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(deployment.threads)}
+
+
+def program() -> list[str] | None:
+    """What serves the model that is named after it: the command on the PATH, or the server in the environment that `make vllm` made.
+
+    There it is asked for by its module: the CPU build goes by another name than the command looks for.
+    """
+    if found := shutil.which("vllm"):
+        return [found, "serve"]
+    own = ROOT / ".venv-vllm" / "bin" / "python"
+    return [str(own), "-m", "vllm.entrypoints.openai.api_server", "--model"] if own.exists() else None

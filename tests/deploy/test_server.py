@@ -1,0 +1,133 @@
+"""A server's life with llama.cpp, for real: it answers, it stops, and nothing of it outlives whoever wanted it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+from pathlib import Path
+
+import psutil
+import pytest
+
+from qlab.deploy.deployment import Deployment
+from qlab.deploy.llamacpp import LlamaCpp, post
+from qlab.deploy.server import on_free_port, serving
+from qlab.errors import UserError
+from qlab.formats.gguf import write_gguf
+from qlab.model import Source
+
+KEY = "a-key-of-twenty-four-chr"
+
+
+@pytest.fixture(scope="module")
+def file(tiny: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(tiny.path, tiny.config, "q8_0", out)
+    return out
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
+def gone(processes: list[psutil.Process], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    running = lambda p: p.is_running() and p.status() != psutil.STATUS_ZOMBIE  # noqa: E731
+    while any(map(running, processes)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return not any(map(running, processes))
+
+
+def test_it_answers_on_loopback_and_stops(file: Path) -> None:
+    deployment = on_free_port(file)
+    with serving(LlamaCpp(), deployment) as server:
+        listening = [c.laddr for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == deployment.port and c.status == "LISTEN"]
+        assert {address.ip for address in listening} == {"127.0.0.1"}
+        answer = post(server.url, "/v1/completions", {"prompt": "return the", "max_tokens": 5, "temperature": 0})
+        assert answer["usage"]["completion_tokens"] == 5
+        members = family(psutil.Process(server.process.pid))
+    assert len(members) >= 2
+    assert gone(members)
+    with pytest.raises(urllib.error.URLError):
+        post(server.url, "/v1/completions", {"prompt": "anyone?"})
+
+
+def test_the_key_is_wanted_and_shown_to_nobody(file: Path, tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    with serving(LlamaCpp(), on_free_port(file, key=KEY), log=log) as server:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            post(server.url, "/v1/completions", {"prompt": "a", "max_tokens": 1})
+        post(server.url, "/v1/completions", {"prompt": "a", "max_tokens": 1}, KEY)
+        for process in family(psutil.Process(server.process.pid)):
+            assert KEY not in " ".join(process.cmdline())
+    assert log.read_text()
+    assert KEY not in log.read_text() + repr(server)
+
+
+def test_a_truncated_file_is_a_message_with_the_log(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with (
+        pytest.raises(UserError, match=r"(?s)llama.cpp's server ended with exit code.*cut\.gguf"),
+        serving(LlamaCpp(), on_free_port(tmp_path)),
+    ):
+        pass
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(file: Path) -> None:
+    first = on_free_port(file)
+    with (
+        serving(LlamaCpp(), first),
+        pytest.raises(UserError, match=f"cannot serve on 127.0.0.1 port {first.port}"),
+        serving(LlamaCpp(), Deployment(file, "second", port=first.port)),
+    ):
+        pass
+
+
+class Confined(LlamaCpp):
+    """llama.cpp where a process may have 2 GiB of addresses."""
+
+    def command(self, deployment: Deployment) -> list[str]:
+        return ["prlimit", f"--as={2 << 30}", *super().command(deployment)]
+
+
+def test_too_little_memory_ends_in_a_message_not_in_a_hang(file: Path) -> None:
+    greedy = on_free_port(file, context=1 << 24)  # a KV cache of many GB
+    with pytest.raises(UserError, match=r"(?s)ended with exit code.*memory too small"), serving(Confined(), greedy, limit=60):
+        pass
+    with serving(Confined(), on_free_port(file)):  # it is the memory, not the confinement
+        pass
+
+
+def test_a_log_that_cannot_be_written_stops_no_server(file: Path) -> None:
+    with serving(LlamaCpp(), on_free_port(file), log=Path("/dev/full")) as server:
+        assert post(server.url, "/v1/completions", {"prompt": "a", "max_tokens": 1})["usage"]["completion_tokens"] == 1
+        assert "the log file ends here: No space left on device" in server.tail(200)
+
+
+def test_a_server_that_is_killed_is_seen_to_be_dead(file: Path) -> None:
+    with serving(LlamaCpp(), on_free_port(file)) as server:
+        for child in psutil.Process(server.process.pid).children():
+            child.kill()
+        server.process.wait(20)
+        assert not server.alive
+        assert server.process.returncode == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_parent(file: Path, how: signal.Signals) -> None:
+    code = (
+        "import sys, time, pathlib\nfrom qlab.deploy.llamacpp import LlamaCpp\nfrom qlab.deploy.server import on_free_port, serving\n"
+        "with serving(LlamaCpp(), on_free_port(pathlib.Path(sys.argv[1]))):\n    print('up', flush=True)\n    time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ)
+    assert parent.stdout
+    assert parent.stdout.readline() == b"up\n"
+    members = psutil.Process(parent.pid).children(recursive=True)
+    assert len(members) >= 2
+    parent.send_signal(how)
+    parent.wait(30)
+    assert gone(members)
