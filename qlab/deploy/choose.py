@@ -47,3 +47,12 @@ def leaves(tree: Question = GUIDE, path: tuple[str, ...] = ()) -> dict[tuple[str
     for answer, node in tree.answers.items():
         found |= {(*path, answer): node} if isinstance(node, str) else leaves(node, (*path, answer))
     return found
+
+
+RECIPES = {
+    "AWQ": ("awq-w4g128",),
+    "GGUF Q4_K_M": ("q4_k_m",),
+    "NF4 with QLoRA": ("nf4",),
+    "AWQ and GPTQ: quantize with both, measure on your own test set, keep the better": ("awq-w4g128", "gptq-w4g128"),
+}
+"""The recipes (names that qlab.recipes.parse reads) that carry out a leaf of GUIDE: `qlab quantize --recipe NAME`."""

@@ -115,10 +115,14 @@ class Fit:
 
 
 def fit(shape: Shape, format_name: str, context: int, memory_gb: float, count: int, sequences: int = 1, usable: float = USABLE) -> Fit:
-    """The one rule by which this workbook says that a model fits: weights plus FP16 KV cache within `usable` of the memory."""
+    """The one rule by which this workbook says that a model fits: weights plus FP16 KV cache within `usable` of the memory.
+
+    Devices beyond the number of KV heads repeat heads, and with them the cache.
+    """
     weights, room = weight_bytes(shape, format_name) / GB, usable * count * memory_gb
-    longest = int((room - weights) * GB / (shape.kv_bytes_per_token * sequences)) if room > weights else 0
-    return Fit(weights, weights + cache_bytes(shape, context, sequences) / GB, room, longest)
+    repeated = max(1.0, count / shape.kv_heads)
+    longest = int((room - weights) * GB / (shape.kv_bytes_per_token * sequences * repeated)) if room > weights else 0
+    return Fit(weights, weights + repeated * cache_bytes(shape, context, sequences) / GB, room, longest)
 
 
 def splits(shape: Shape, count: int) -> bool:

@@ -1,0 +1,54 @@
+"""`qlab plan`: whether a model fits, on what, and how fast it can be at best."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qlab.cli.app import app
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="Llama-3.1-70B, a size such as 70B, 'embedded', a folder, a config.json or a hub id.")],
+    format_name: Annotated[str, typer.Option("--format", help="fp16, awq, gptq, int8, int3, nf4, q4_k_m, …")] = "awq",
+    context: Annotated[int, typer.Option(min=1, help="Tokens a sequence, prompt and answer.")] = 4096,
+    sequences: Annotated[int, typer.Option(min=1, help="Sequences served at once.")] = 1,
+    gpu: Annotated[str, typer.Option(help="A device of data/hardware.yaml, such as 'RTX 4090' or 'A100 80GB SXM'.")] = "RTX 4090",
+    count: Annotated[int, typer.Option(min=1, help="How many of it.")] = 1,
+    offload: Annotated[bool, typer.Option("--offload", help="Also: layers that do not fit stay on the CPU (llama.cpp).")] = False,
+    cpu: Annotated[str, typer.Option(help="The CPU for --offload, of data/hardware.yaml.")] = "desktop-ddr5-5600",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Count the memory of a deployment: weights, cache, what fits, tensor parallelism, the ceiling on tokens/s. Loads no model."""
+    from qlab.deploy import capacity
+    from qlab.deploy.shapes import find_device, find_format, find_shape
+
+    name, shape = find_shape(model)
+    chosen, device = find_format(format_name), find_device(gpu)
+    found = capacity.capacity(shape, chosen, context, sequences, device, count)
+    processor = find_device(cpu, ("cpu",)) if offload else None
+    split = capacity.offload(shape, chosen, context, sequences, device, count, processor) if processor else None
+    if as_json:
+        asked = {"model": name, "format": chosen, "context": context, "sequences": sequences, "device": device["name"], "count": count}
+        print(json.dumps(asked | asdict(found) | {"offload": asdict(split) if split else None}))
+        return
+    table = Table("", "GB")
+    rows = {"linear layers": found.linear, "embedding, head": found.embedding, "KV cache": found.cache, "needed": found.needed}
+    for label, size in (rows | {"usable": found.usable, "FP16 weights": found.fp16_weights}).items():
+        table.add_row(label, f"{size:.2f}")
+    print(f"{name} in {chosen}")
+    Console().print(table)
+    for sentence in capacity.sentences(found, shape, chosen, context, sequences, device, count):
+        print(sentence)
+    if split and processor:
+        print(
+            f"Offload (n_gpu_layers {split.layers}): {split.layers} of {split.of} layers on the devices ({split.on_devices:.1f} GB), "
+            f"{split.on_cpu:.1f} GB on {processor['name']}, which {'holds' if split.cpu_holds else 'does not hold'} them; "
+            f"at most {split.ceiling:,.1f} tokens/s in all."
+        )
