@@ -22,6 +22,7 @@ from torch import Tensor
 from qlab.block import Activations, Block, InputGroup
 from qlab.grouping import input_groups
 from qlab.model import Source
+from qlab.process import steady_heap
 from qlab.progress import counter
 from qlab.sensitivity import prediction_metric
 from qlab.skeleton import Skeleton
@@ -129,6 +130,7 @@ class Walk:
 
     def run(self) -> Journal:
         """Quantize all blocks, or those that an earlier run left undone; the encoded parts lie in `work` then."""
+        steady_heap()
         skeleton = Skeleton(self.source, self.device)
         for method in self.methods:
             (self.work / method.name).mkdir(parents=True, exist_ok=True)

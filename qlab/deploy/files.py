@@ -31,7 +31,7 @@ def files_of(runtime: Runtime, deployment: Deployment) -> dict[str, str]:
     Raises:
         UserError: the runtime does not serve this format.
     """
-    check(runtime, deployment)
+    check(runtime, deployment.kind, deployment.folder.name)
     container = runtime.container(deployment)
     found = {"compose.yaml": compose(runtime, deployment, container), "kubernetes.yaml": kubernetes(deployment, container)}
     if isinstance(runtime, ollama.Ollama):

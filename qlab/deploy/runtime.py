@@ -67,11 +67,11 @@ class Runtime(Protocol):
         """The same in its published image."""
 
 
-def check(runtime: Runtime, deployment: Deployment) -> None:
-    """Raise the UserError of a format that the runtime does not serve."""
-    if deployment.kind not in runtime.kinds:
+def check(runtime: Runtime, kind: str, name: str) -> None:
+    """Raise the UserError of a format `kind`, that of the artifact `name`, which the runtime does not serve."""
+    if kind not in runtime.kinds:
         raise UserError(
-            f"{runtime.label} serves {', '.join(runtime.kinds)}; {deployment.folder.name} is {deployment.kind}. "
+            f"{runtime.label} serves {', '.join(runtime.kinds)}; {name} is {kind}. "
             f"Make one that it serves ('qlab quantize'), or choose another runtime"
         )
 

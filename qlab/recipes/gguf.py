@@ -30,6 +30,10 @@ class GGUF(Walked):
         return f"{self.mix}{'' if self.importance or not self.data_matters else '-plain'}"
 
     @property
+    def format(self) -> str:
+        return "gguf"
+
+    @property
     def data_matters(self) -> bool:
         return self.mix not in ("f16", "q8_0")
 

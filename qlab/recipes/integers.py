@@ -83,6 +83,10 @@ class Integers(Walked):
     def awq_layout(self) -> bool:
         return self.bits == 4 and not self.symmetric and self.order != "scattered" and self.method != "gptq"
 
+    @property
+    def format(self) -> str:
+        return "awq" if self.awq_layout else "gptq"
+
     def check(self, source: Source, shapes: Shapes) -> None:
         """Raise the UserError of widths that the layout has no room for, and of rows that the group size does not divide."""
         if not self.awq_layout and self.bits not in gptq.WIDTHS:

@@ -27,6 +27,10 @@ class NF4(Walked):
     def name(self) -> str:
         return f"{self.kind}{'' if self.double else '-single'}"
 
+    @property
+    def format(self) -> str:
+        return "bitsandbytes"
+
     def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
         found = Quantized({})
         for name, tensor in block.module.state_dict().items():

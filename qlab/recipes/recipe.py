@@ -31,6 +31,10 @@ class Recipe(Protocol):
 class WalkedRecipe(Recipe, Method, Protocol):
     """A recipe that the walk can feed."""
 
+    @property
+    def format(self) -> str:
+        """What the artifact is to a runtime: awq, gptq, bitsandbytes or gguf."""
+
     def check(self, source: Source, shapes: Shapes) -> None:
         """Raise the UserError of a model that this recipe cannot store, as far as the checkpoint's `shapes` by name tell it."""
 

@@ -1,0 +1,101 @@
+"""`qlab finetune` and `qlab release`: from a domain's text to a served model, through gates."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qlab.cli.app import DeviceOption, ModelOption, app
+from qlab.errors import UserError
+
+
+@app.command()
+def finetune(
+    path: Annotated[str, typer.Argument(help="A model in NF4: a folder that 'qlab quantize --recipe nf4' made.")],
+    text: Annotated[str, typer.Option(help="UTF-8 file of the domain's text; 'docstrings' or 'python-reference' to try it.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter; must not exist.")],
+    windows: Annotated[int, typer.Option(min=1, help="Windows of text, at most.")] = 512,
+    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 4,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter; its alpha is twice that.")] = 16,
+    rate: Annotated[float, typer.Option(min=0, help="Adam's learning rate; 2e-4 and less for models of billions of parameters.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="For the adapter's start and the order of windows.")] = 0,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Train a LoRA adapter on a model that stays in NF4 (QLoRA)."""
+    from qlab.finetune import Training
+    from qlab.finetune import finetune as train
+    from qlab.lesson import quiet
+    from qlab.model import check_device, load_tokenizer, locate
+    from qlab.text import load_text
+    from qlab.text import windows as cut
+
+    quiet()
+    check_device(device)
+    source = locate(path)
+    training = Training(rank, 2 * rank, rate, steps, batch, seed)
+    losses = train(source, cut(load_text(text), load_tokenizer(source), length, windows), out, training, device)
+    tenth = max(1, steps // 10)
+    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+    print(
+        f"{out}: loss {first:.3f} over the first {tenth} steps, {last:.3f} over the last; merge and check it: qlab release --adapter {out}"
+    )
+
+
+@app.command()
+def release(
+    out: Annotated[Path, typer.Option(help="Folder of the releases; OUT/current is the one to serve.")],
+    recipe: Annotated[str, typer.Option(help="As for qlab quantize.")] = "q4_k_m",
+    model: ModelOption = "embedded",
+    adapter: Annotated[Path | None, typer.Option(help="LoRA adapter of this model, as peft or qlab finetune saves it.")] = None,
+    calibration: Annotated[str, typer.Option(help="'docstrings' or a UTF-8 file: text like what the model will read.")] = "docstrings",
+    windows: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
+    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
+    text: Annotated[
+        str, typer.Option(help="Text for the gates: UTF-8 file that neither training nor calibration saw.")
+    ] = "python-reference",
+    text_windows: Annotated[int, typer.Option(min=2, help="Windows of it, of --length tokens.")] = 40,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="kl=…, top1=… (at least), perplexity=… (over the model's before). May be repeated; else kl=0.1 top1=0.8 perplexity=1.05."
+        ),
+    ] = None,
+    runtime: Annotated[str | None, typer.Option(help="That the proof is served by; else the first here that serves the format.")] = None,
+    device: DeviceOption = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+) -> None:
+    """Merge, quantize, gate, prove, and move OUT/current; a release that fails is refused and leaves OUT/current as it is."""
+    from qlab.deploy.runtimes import runtime_for, runtime_named
+    from qlab.lesson import quiet
+    from qlab.model import check_device, load_tokenizer, locate
+    from qlab.recipes import parse
+    from qlab.release import FIGURES, GATES, Gate
+    from qlab.release import release as attempt
+    from qlab.text import load_text
+    from qlab.text import windows as cut
+
+    quiet()
+    check_device(device)
+    gates = [Gate.parse(words) for words in gate] if gate else list(GATES)
+    source, wanted = locate(model), parse(recipe)
+    tokenizer = load_tokenizer(source)
+    chosen = runtime_named(runtime) if runtime else runtime_for(wanted.format)
+    found = attempt(
+        source, adapter, wanted, cut(load_text(calibration), tokenizer, length, windows),
+        cut(load_text(text), tokenizer, length, text_windows), chosen, out, gates, device,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(asdict(found) | {"path": str(found.path) if found.path else None}))
+    else:
+        for name, value in found.figures.items():
+            print(f"{name} {value:.4g}: {FIGURES[name]}")
+    if found.refused:
+        raise UserError(f"release {found.id} is refused: {'; '.join(found.refused)}. {out}/current is as it was")
+    if not as_json:
+        print(f"release {found.id} is current; to serve it: qlab serve {found.path}")

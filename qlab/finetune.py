@@ -1,0 +1,72 @@
+"""QLoRA: low-rank adapters trained on a model that stays in NF4 (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from torch import Tensor
+
+from qlab.errors import UserError
+from qlab.model import Source, load
+from qlab.progress import counter
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an adapter is trained. `rank` of the two factors of W + (alpha/rank)·B·A; Adam's step `rate` is constant, as in the paper."""
+
+    rank: int = 16
+    alpha: int = 32
+    rate: float = 1e-3
+    steps: int = 100
+    batch: int = 4
+    seed: int = 0
+
+
+def finetune(source: Source, windows: Tensor, out: Path, training: Training, device: str = "cpu") -> list[float]:
+    """Train adapters on all linear layers of the NF4 artifact `source`, on windows, int64 [windows, length]; each step's loss.
+
+    The folder `out` then holds the adapter as peft stores it. It appears whole or not at all.
+
+    Raises:
+        UserError: the model is not in NF4, there is something at `out`, or the loss stops being a number.
+    """
+    if source.config.get("quantization_config", {}).get("quant_method") != "bitsandbytes":
+        raise UserError(
+            f"{source.name} is not in NF4: QLoRA trains on a model that stays in four bits; 'qlab quantize --recipe nf4' makes one"
+        )
+    if out.exists():
+        raise UserError(f"{out} is there already; remove it, or write to another folder")
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        base = prepare_model_for_kbit_training(load(source, device=device, native=True), use_gradient_checkpointing=False)
+        wanted = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(base, wanted)
+        order = torch.randperm(len(windows))
+    model.peft_config["default"].base_model_name_or_path = source.name  # not a path of this machine
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=training.rate, weight_decay=0.0)
+    batches, losses = cycle(order.split(training.batch)), []
+    with counter(training.steps, 0, "steps") as count:
+        for _ in range(training.steps):
+            batch = windows[next(batches)].to(device)
+            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 0.3)  # the paper's
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise UserError(f"the loss is not a number after {len(losses)} steps: a smaller --rate is wanted")
+            count(f"loss {losses[-1]:.3f}", {})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".unfinished-") as unfinished:
+        model.save_pretrained(str(Path(unfinished) / "adapter"), save_embedding_layers=False)
+        (Path(unfinished) / "adapter").rename(out)
+    return losses
