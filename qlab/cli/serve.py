@@ -31,6 +31,7 @@ def serve(
     context: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 4096,
     sequences: Annotated[int, typer.Option(help="Requests answered at a time.")] = 4,
     gpus: Annotated[int, typer.Option(help="GPUs to spread the model over; 0 serves on the CPU.")] = 0,
+    gpu_layers: Annotated[int | None, typer.Option(help="Layers of a GGUF file on the GPUs, the rest on the CPU; else all.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must give; wanted beyond loopback.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append the server's log to this file.")] = None,
@@ -53,7 +54,7 @@ def serve(
     kind = kind_of(folder)
     chosen = runtime_named(runtime) if runtime else runtime_for(kind)
     key = read_key(api_key_file) if api_key_file else None
-    deployment = Deployment(folder, name or folder.name, context, sequences, host, port, gpus, threads, key=key)
+    deployment = Deployment(folder, name or folder.name, context, sequences, host, port, gpus, threads, gpu_layers, key=key)
     if dry_run:
         words = [f"{variable}={value}" for variable, value in chosen.environment(deployment).items() if value != key]
         print(shlex.join(["env", *words, *chosen.command(deployment)]))
@@ -62,7 +63,8 @@ def serve(
         for file in write_files(chosen, deployment, write):
             print(file)
         return
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))  # stopped in order, as by Ctrl-C
+    for wanted in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a shell that starts us in the background has it ignored
+        signal.signal(wanted, interrupt)
     with console.status(f"starting {chosen.label}"), serving(chosen, deployment, log=log) as server:
         if prove:
             console.print(f"{chosen.label} answers at {server.url}; proving it …", highlight=False)
@@ -82,6 +84,11 @@ def serve(
         while server.alive:
             time.sleep(0.2)
         raise UserError(f"{chosen.label}'s server ended by itself (exit code {server.process.returncode}). Its log ends:\n{server.tail()}")
+
+
+def interrupt(*_: object) -> None:
+    """Stop in order, as by Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def show_checks(checks: Sequence[Check]) -> None:

@@ -95,8 +95,7 @@ def offload(
     head = shape.vocabulary * shape.hidden * embedding / 8 / GB
     layer = (shape.linear_parameters * linear / 8 + cache_bytes(shape, context, sequences)) / shape.layers / GB
     room = USABLE * device["memory_gb"]
-    with_head = room >= head
-    places = (int((room - head) / layer) + (count - 1) * int(room / layer)) if with_head else 0
+    places = (int((room - head) / layer) + (count - 1) * int(room / layer)) if count and room >= head else 0
     layers = min(shape.layers, places)
     on_devices = layers * layer + (head if layers else 0.0)
     on_cpu = (shape.layers - layers) * layer + (0.0 if layers else head)

@@ -22,7 +22,8 @@ KEY_VARIABLE = "QLAB_API_KEY"  # where Compose looks for the key
 class Deployment:
     """An artifact or model `folder` (or a GGUF file) as a server: `name` is what clients ask for, `sequences` are answered at a time.
 
-    `gpus` is the tensor parallel size, 0 for none. The key stays out of every text that this class makes of itself.
+    `gpus` is the tensor parallel size, 0 for none; `gpu_layers` how many layers of a GGUF file lie on them, the rest on the CPU,
+    all where it is None. The key stays out of every text that this class makes of itself.
 
     Raises:
         UserError: a value that no runtime could take, or a server beyond loopback without a key.
@@ -36,6 +37,7 @@ class Deployment:
     port: int = 8000
     gpus: int = 0
     threads: int = 2
+    gpu_layers: int | None = None
     system: str = FRENCH_SYSTEM_PROMPT
     key: str | None = field(default=None, repr=False)
 
@@ -46,6 +48,8 @@ class Deployment:
             raise UserError(f"port {self.port}: expected 1 to 65535")
         if self.context < 16 or self.sequences < 1 or self.gpus < 0 or self.threads < 1:
             raise UserError("expected a context of 16 tokens or more, one sequence or more, no negative number of GPUs, one thread or more")
+        if self.gpu_layers is not None and not (self.gpus and self.gpu_layers >= 0 and self.kind == "gguf"):
+            raise UserError("layers are split between GPU and CPU for GGUF files alone, and where there is a GPU to serve on (--gpus 1)")
         if not self.loopback and not self.key:
             raise UserError(f"{self.host} can be reached from other machines: give a key (--api-key-file), or serve on 127.0.0.1")
 
@@ -62,6 +66,11 @@ class Deployment:
         """Where a client on this machine finds it."""
         host = "127.0.0.1" if ipaddress.ip_address(self.host).is_unspecified else self.host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def layers_on_gpu(self) -> int:
+        """llama.cpp's n_gpu_layers: 999 stands for all."""
+        return 0 if not self.gpus else 999 if self.gpu_layers is None else self.gpu_layers
 
     @property
     def kind(self) -> str:

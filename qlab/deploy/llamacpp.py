@@ -40,7 +40,7 @@ class LlamaCpp:
     def command(self, deployment: Deployment) -> list[str]:
         options = {
             "host": deployment.host, "port": deployment.port, "name": deployment.name, "threads": deployment.threads,
-            "context": deployment.context, "sequences": deployment.sequences, "gpu-layers": 999 if deployment.gpus else 0,
+            "context": deployment.context, "sequences": deployment.sequences, "gpu-layers": deployment.layers_on_gpu,
         }  # fmt: skip
         words = [f"--{name}={value}" for name, value in options.items()]
         return [sys.executable, "-m", "qlab.deploy.llamacpp", str(deployment.gguf), *words]
@@ -54,7 +54,7 @@ class LlamaCpp:
     def container(self, deployment: Deployment) -> Container:
         words = ["--model", f"/model/{deployment.gguf.name}", "--alias", deployment.name, "--host", "0.0.0.0", "--port", "8080"]
         words += ["--ctx-size", str(deployment.context * deployment.sequences), "--parallel", str(deployment.sequences)]
-        words += ["--n-gpu-layers", "999"] if deployment.gpus else ["--threads", str(deployment.threads)]
+        words += ["--n-gpu-layers", str(deployment.layers_on_gpu)] if deployment.gpus else ["--threads", str(deployment.threads)]
         image = IMAGE.replace(":server-", ":server-cuda-") if deployment.gpus else IMAGE
         return Container(image, [*words, "--no-webui"], 8080, self.health, KEY, {"HOME": "/tmp"})
 

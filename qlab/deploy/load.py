@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -83,11 +84,12 @@ def run_load(
         raise UserError("a load needs prompts, and levels of one request at a time or more")
     done: list[Level] = []
     first: list[Answer] = []
-    with counter(len(prompts) * len(levels), 0, "requests") as count:
+    # A thread with an event loop of its own: a notebook's kernel has one running already.
+    with counter(len(prompts) * len(levels), 0, "requests") as count, ThreadPoolExecutor(1) as thread:
         for level in levels:
             started = time.perf_counter()
             tick = partial(count, f"{level} at a time", {})
-            answers = asyncio.run(_level(url, model, prompts, level, tokens, key, timeout, tick))
+            answers = thread.submit(asyncio.run, _level(url, model, prompts, level, tokens, key, timeout, tick)).result()
             first = first or answers
             done.append(summary(level, answers, first, time.perf_counter() - started))
     return done

@@ -67,7 +67,7 @@ def modelfile(deployment: Deployment, file: str) -> str:
     template that hands the prompt on as it is.
     """
     lines = [f"FROM {file}", "PARAMETER temperature 0.7", f"PARAMETER num_ctx {deployment.context}"]
-    lines += [f"PARAMETER num_gpu {99 if deployment.gpus else 0}"]  # layers on the GPU; 99 stands for all
+    lines += [f"PARAMETER num_gpu {min(99, deployment.layers_on_gpu)}"]  # layers on the GPU; the guide's 99 stands for all
     if not has_chat_template(deployment.folder):
         lines.append("TEMPLATE {{ .Prompt }}")
     return "\n".join([*lines, f'SYSTEM """{quoted(deployment.system)}"""']) + "\n"

@@ -42,6 +42,11 @@ class Server:
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    def held_bytes(self) -> int:
+        """Memory of all its processes; pages that several share are shared out."""
+        members = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        return sum(member.memory_full_info().pss for member in members)
+
     def tail(self, count: int = 15) -> str:
         """The last lines that it wrote."""
         return "\n".join(list(self.lines)[-count:])

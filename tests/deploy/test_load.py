@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,12 +73,16 @@ def test_every_prompt_is_answered_at_every_concurrency(artifacts: dict[str, Path
 
 
 def test_a_server_that_dies_under_load_is_an_answer_not_a_hang(artifacts: dict[str, Path]) -> None:
-    with serving(LlamaCpp(), on_free_port(artifacts["q8_0"])) as server:
-        for child in psutil.Process(server.process.pid).children():
-            child.kill()
-        server.process.wait(20)
-        (level,) = run_load(server.url, "model", PROMPTS, [4], 8, timeout=5)
-    assert sum(level.errors.values()) == 20
+    with serving(LlamaCpp(), on_free_port(artifacts["q8_0"], sequences=4)) as server:
+
+        def kill() -> None:
+            for child in psutil.Process(server.process.pid).children():
+                child.kill()
+
+        threading.Timer(1.0, kill).start()
+        (level,) = run_load(server.url, "model", PROMPTS * 100, [4], 8, timeout=20)
+    lost = sum(level.errors.values())
+    assert 0 < lost < 2000
     assert "not sent: the server is gone" in level.errors
     with pytest.raises(UserError, match="needs prompts"):
         run_load(server.url, "model", [], [1], 8)
@@ -108,3 +116,17 @@ def test_the_command_line_proves_plans_and_refuses(artifacts: dict[str, Path], t
     assert "give a key" in capsys.readouterr().err
     assert call(["serve", folder, "--runtime", "vllm"]) == 2
     assert call(["load", "http://127.0.0.1:1", "--model", "m", "--concurrency", "one"]) == 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_serve_stops_in_order_though_a_shell_had_it_ignore_ctrl_c(artifacts: dict[str, Path], how: signal.Signals) -> None:
+    port = str(on_free_port(artifacts["q8_0"]).port)
+    words = [sys.executable, "-m", "qlab", "serve", str(artifacts["q8_0"]), "--port", port, "--context", "256", "--no-prove"]
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    process = subprocess.Popen([*ignoring, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline().startswith("deployed")
+    members = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(how)
+    assert process.wait(30) == 130
+    assert not psutil.wait_procs(members, 10)[1]

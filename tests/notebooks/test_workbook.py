@@ -109,6 +109,9 @@ def test_the_servers_and_libraries_really_ran(run: Run) -> None:
     assert english["text"].strip()
     assert "French" in results["deploy/llama.cpp"]
     assert results["deploy/stopped"]
+    assert results["deploy/proof"]["holds"]
+    assert not results["deploy/control"]["holds"]
+    assert all(level["errors"] == {} and level["wrong"] == 0 for level in results["deploy/load"])
     assert results["nf4/difference-to-bitsandbytes"] < 1e-6
     assert results["nf4/same-bytes"]
     for name in ("autoawq-w4g128", "autogptq-w4g128", "nf4", "q4_k_m"):
