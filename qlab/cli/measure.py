@@ -3,41 +3,69 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from qlab.cli.app import DeviceOption, app
+from qlab.errors import UserError
 
 
 @app.command()
 def evaluate(
     path: Annotated[str, typer.Argument(help="A model or artifact: 'embedded', a folder, a hub id.")],
     text: Annotated[str, typer.Option(help="'python-reference', 'docstrings' or a UTF-8 file.")] = "python-reference",
-    window: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
+    window: Annotated[int, typer.Option(min=2, help="Tokens a window; windows do not overlap. GPTQ's protocol: 2048 of wikitext-2.")] = 512,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens to read, at most.")] = 20480,
     reference: Annotated[str | None, typer.Option(help="Also the distance from this model.")] = None,
+    tasks: Annotated[str, typer.Option(help="lm-eval's tasks, such as mmlu,hellaswag,lambada, and heldout-cloze, made of --text.")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task, at most (mmlu: a subject).")] = None,
+    task_data: Annotated[Path | None, typer.Option(help="Folder with mmlu/, hellaswag/, lambada/; else the hub.")] = None,
+    agreement: Annotated[bool, typer.Option(help="Also agreement with --reference over the prompts, by language and kind.")] = False,
+    prompts: Annotated[Path | None, typer.Option(help="JSONL with a 'prompt' a line; else the 500 of this workbook.")] = None,
     device: DeviceOption = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
-    """Token perplexity of a model or artifact over non-overlapping windows; with --reference also KL divergence."""
+    """Token perplexity of a model or artifact; with --reference the distance from it, with --tasks lm-eval's scores."""
     import torch
 
+    from qlab.evaluate.agreement import agreement_table, answer_prompts, part
     from qlab.evaluate.quality import measure_quality
+    from qlab.evaluate.tasks import run_tasks
     from qlab.lesson import quiet
     from qlab.model import check_device, load, load_tokenizer, locate
-    from qlab.text import load_text, windows
+    from qlab.text import load_prompts, load_text, windows
 
     quiet()
     check_device(device)
+    if agreement and not reference:
+        raise UserError("agreement with what? Give --reference MODEL")
     source = locate(path)
     original = locate(reference) if reference else None
-    batch = windows(load_text(text), load_tokenizer(original or source), window, max(1, tokens // window))
-    model = load(source, torch.float32, device)
-    quality = measure_quality(model, batch, load(original, torch.float32, device) if original else None)
+    tokenizer, words = load_tokenizer(original or source), load_text(text)
+    batch = windows(words, tokenizer, window, max(1, tokens // window))
+    longest = source.config.get("max_position_embeddings", window)
+    if window > longest:
+        raise UserError(f"windows of {window} tokens are longer than the {longest} that {source.name} was made for: --window {longest}")
+    model, judge = load(source, torch.float32, device), load(original, torch.float32, device) if original else None
+    quality = measure_quality(model, batch, judge)
+    found: dict[str, Any] = {name: value for name, value in quality.as_dict().items() if isinstance(value, (int, float))}
+    if not as_json:
+        print(f"perplexity {quality.perplexity:.3f} ± {quality.stderr:.3f}  ({quality.tokens:,} tokens, windows of {quality.window})")
+        if quality.kl is not None:
+            print(f"KL to {reference} {quality.kl:.5f} ± {quality.kl_stderr:.5f} nats/token; same top token {quality.top1:.1%}")
+    if agreement and judge:
+        answered = answer_prompts(judge, tokenizer, load_prompts(prompts))
+        table = agreement_table(part(model, judge, answered))
+        found["agreement"] = table.to_dict("records")
+        if not as_json:
+            print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+    if tasks:
+        scores = run_tasks(model, tokenizer, [name.strip() for name in tasks.split(",")], limit, task_data, words)
+        found["tasks"] = [asdict(score) for score in scores]
+        for score in scores if not as_json else []:
+            print(f"{score.task} {score.metric} {score.value:.4f} ± {score.stderr:.4f}  ({score.documents} documents)")
     if as_json:
-        print(json.dumps({name: value for name, value in quality.as_dict().items() if isinstance(value, (int, float))}))
-        return
-    print(f"perplexity {quality.perplexity:.3f} ± {quality.stderr:.3f}  ({quality.tokens:,} tokens, windows of {quality.window})")
-    if quality.kl is not None:
-        print(f"KL to {reference} {quality.kl:.5f} ± {quality.kl_stderr:.5f} nats/token; same top token {quality.top1:.1%}")
+        print(json.dumps(found))

@@ -23,6 +23,7 @@ from qlab.workbook import lesson_names
 SMALLER = {
     "evaluation_windows": 6, "evaluation_length": 256, "calibration_windows": 8, "calibration_length": 128,
     "generated_tokens": 4, "prompt_tokens": 32, "repetitions": 1, "rounds": 2, "answer_tokens": 8,
+    "agreement_prompts": 10, "load_requests": 8,
 }  # fmt: skip
 
 
@@ -116,6 +117,9 @@ def test_the_servers_and_libraries_really_ran(run: Run) -> None:
     assert results["nf4/same-bytes"]
     for name in ("autoawq-w4g128", "autogptq-w4g128", "nf4", "q4_k_m"):
         assert results[f"cost/{name}"]["seconds"] > 0
+    agreement = {row["format"]: row for row in results["agreement"] if row["prompts of"] == "all"}
+    assert agreement["original (control)"]["identical"] == agreement["original (control)"]["top1"] == 1
+    assert agreement["GGUF Q8_0"]["kl"] < agreement["GGUF Q4_K_M"]["kl"]
     rows = {row["name"]: row for row in results["benchmarks"]}
     assert {row["speed"]["runtime"] for row in rows.values()} == {
         "transformers",

@@ -1,0 +1,136 @@
+"""Agreement with the original over prompts: how far the next-token distributions part, and whether the answers do.
+
+The original writes its greedy answer to each prompt; both models then read prompt and answer once. A model's own greedy answer
+is the original's for as long as its likeliest token, given the original's tokens so far, is the original's next one: so where
+two answers part is read from that one pass, and no second answer need be generated.
+
+No answer may end early, as in load tests (`ignore_eos`): the end of a text is forbidden. A base model would otherwise end many
+at once, and agree on nothing; or, its ends not heeded, begin the same unconditional text after every prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qlab.errors import UserError
+from qlab.progress import progress
+from qlab.text import Tokenizer
+
+RESAMPLES = 500  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt with its `language` and `kind`: int64 [1, prompt + answer], of which the last `tokens` are the original's answer.
+    `ends` are the tokens that no answer may hold."""
+
+    language: str
+    kind: str
+    ids: Tensor
+    tokens: int
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Parting:
+    """One prompt: KL(original ‖ model) at each position, nats; the share of positions with the same likeliest token; and the share
+    of the answer before the two part, 1 where they do not."""
+
+    language: str
+    kind: str
+    kl: Tensor
+    top1: float
+    prefix: float
+
+
+@torch.inference_mode()
+def answer_prompts(
+    original: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[Mapping[str, str]], tokens: int = 16, batch: int = 16
+) -> list[Answered]:
+    """Greedy answers of `tokens` tokens, none of them an end of text, to prompts as qlab.text.load_prompts gives them.
+
+    Of a prompt too long for the model's context the last tokens are kept.
+
+    Raises:
+        UserError: no prompts, or a context shorter than an answer.
+    """
+    room = getattr(original.config, "max_position_embeddings", 2048) - tokens
+    if not prompts or room < 1:
+        raise UserError(f"agreement needs prompts, and a context longer than the {tokens} tokens of an answer")
+    ids = [tokenizer.encode(entry["prompt"], add_special_tokens=False)[-room:] for entry in prompts]
+    known = original.generation_config.eos_token_id
+    ends = () if known is None else (known,) if isinstance(known, int) else tuple(known)
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))  # prompts of like length together: little padding
+    found: dict[int, Answered] = {}
+    for first in progress(range(0, len(order), batch), "answers", leave=False):
+        chosen = order[first : first + batch]
+        width = max(len(ids[index]) for index in chosen)
+        padded = torch.tensor([[0] * (width - len(ids[index])) + ids[index] for index in chosen], device=original.device)
+        mask = torch.tensor([[0] * (width - len(ids[index])) + [1] * len(ids[index]) for index in chosen], device=original.device)
+        out = original.generate(padded, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)  # type: ignore[operator]
+        for row, index in zip(out.cpu(), chosen):
+            entry = prompts[index]
+            whole = row[width - len(ids[index]) :][None].clone()
+            found[index] = Answered(entry.get("language", "any"), entry.get("kind", "any"), whole, tokens, ends)
+    return [found[index] for index in range(len(ids))]
+
+
+@torch.inference_mode()
+def part(model: nn.Module, original: nn.Module, answered: Sequence[Answered]) -> list[Parting]:
+    """Read each prompt with its answer by both models and compare the distributions of every next token."""
+    found = []
+    for entry in progress(answered, "agreement", leave=False):
+        log_p, log_q = (
+            m(input_ids=entry.ids.to(next(m.parameters()).device), use_cache=False).logits[0, :-1].float().log_softmax(-1).cpu()
+            for m in (original, model)
+        )
+        same = log_p.argmax(-1) == log_q.argmax(-1)
+        own, theirs = (of[-entry.tokens :].index_fill(1, torch.tensor(entry.ends, dtype=torch.int64), -torch.inf) for of in (log_p, log_q))
+        differs = (own.argmax(-1) != theirs.argmax(-1)).nonzero()
+        prefix = int(differs[0]) / entry.tokens if len(differs) else 1.0
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+        found.append(Parting(entry.language, entry.kind, kl, float(same.float().mean()), prefix))
+    return found
+
+
+def agreement_table(partings: Sequence[Parting], seed: int = 0) -> pd.DataFrame:
+    """A row for all prompts, each language and each kind: KL (mean and 99th percentile over positions, nats), `top1`, `identical` (the
+    share of answers that never part) and `prefix` (the mean share before they do), each with its standard error, by bootstrap over prompts.
+    """
+    groups = {"all": list(partings)}
+    for name in ("language", "kind"):
+        for value in sorted({getattr(one, name) for one in partings}):
+            groups[f"{name} {value}"] = [one for one in partings if getattr(one, name) == value]
+    return pd.DataFrame([{"prompts of": name, "prompts": len(group)} | _summary(group, seed) for name, group in groups.items()])
+
+
+def _summary(group: Sequence[Parting], seed: int) -> dict[str, float]:
+    positions = [one.kl.numpy() for one in group]
+    columns = {
+        "top1": np.array([one.top1 for one in group]),
+        "identical": np.array([one.prefix == 1 for one in group], dtype=float),
+        "prefix": np.array([one.prefix for one in group]),
+    }
+
+    def pooled(chosen: np.ndarray) -> np.ndarray:
+        return np.concatenate([positions[index] for index in chosen])
+
+    figures: dict[str, Callable[[np.ndarray], float]] = {
+        "kl": lambda chosen: float(pooled(chosen).mean()),
+        "kl_p99": lambda chosen: float(np.percentile(pooled(chosen), 99)),
+        **{name: (lambda chosen, values=values: float(values[chosen].mean())) for name, values in columns.items()},  # type: ignore[misc]
+    }
+    generator = np.random.default_rng(seed)
+    samples = [generator.integers(len(group), size=len(group)) for _ in range(RESAMPLES)]
+    everyone, found = np.arange(len(group)), {}
+    for name, figure in figures.items():
+        found[name] = figure(everyone)
+        found[f"{name}_stderr"] = float(np.std([figure(sample) for sample in samples], ddof=1))
+    return found

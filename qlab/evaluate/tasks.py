@@ -1,0 +1,92 @@
+"""lm-eval's tasks (MMLU, HellaSwag, LAMBADA, any that it knows) on any model or artifact that qlab opens."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qlab.errors import UserError
+from qlab.evaluate.local_tasks import CLOZE, cloze, local_config
+
+BOOTSTRAP = 1000  # resamples, for metrics whose standard error has no formula
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one task over `documents`: `value` as lm-eval counts it (a share, or a perplexity), and its standard error."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float
+    documents: int
+
+
+def run_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    names: Sequence[str],
+    limit: int | None = None,
+    folder: Path | None = None,
+    text: str = "",
+    batch: int = 8,
+    fewshot: int | None = None,
+) -> list[Score]:
+    """Run the tasks `names`, at most `limit` documents of each (MMLU: of each subject); `fewshot` examples, else the task's own number.
+
+    Data is read from `folder` where it has it (qlab.evaluate.local_tasks), else from the hub. `heldout-cloze` is made of `text`.
+
+    Raises:
+        UserError: no such task, or its data can be had neither here nor from the hub.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    judge = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+    scores: list[Score] = []
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="qlab-") as work:
+            wanted: Any = cloze(text, limit or 500, Path(work)) if name == CLOZE else folder and local_config(name, folder, Path(work))
+            if not wanted and name not in manager.all_tasks:
+                raise UserError(f"no task {name!r}: expected one of lm-eval's, such as mmlu, hellaswag, lambada_openai, or {CLOZE}")
+            try:
+                found = simple_evaluate(
+                    judge, tasks=[wanted or name], limit=limit, num_fewshot=fewshot, task_manager=manager,
+                    bootstrap_iters=BOOTSTRAP, log_samples=False,
+                )  # fmt: skip
+            except (OSError, ConnectionError) as error:  # the hub's client, when there is no network
+                raise UserError(
+                    f"the data of {name} could not be had ({type(error).__name__}): give its folder (--task-data), or a network"
+                ) from error
+        assert found is not None
+        scores += scores_of(name, found)
+    return scores
+
+
+def scores_of(name: str, found: Any) -> list[Score]:
+    """The figures of one task; or of several, as the subjects of MMLU, weighted by their size and their errors pooled as lm-eval does."""
+    from lm_eval.api.metrics import pooled_sample_stderr
+
+    sizes = {task: counted["effective"] for task, counted in found["n-samples"].items()}
+    parts: dict[str, list[Score]] = {}
+    for task, size in sizes.items():
+        figures = found["results"][task]
+        for key, value in figures.items():
+            metric, _, filtering = key.partition(",")
+            if filtering and not metric.endswith("_stderr"):
+                score = Score(name, metric, float(value), float(figures[f"{metric}_stderr,{filtering}"]), size)
+                parts.setdefault(metric, []).append(score)
+    whole = []
+    for metric, scores in parts.items():
+        counts = [score.documents for score in scores]
+        mean = sum(score.value * score.documents for score in scores) / sum(counts)
+        error = scores[0].stderr if len(scores) == 1 else pooled_sample_stderr([score.stderr for score in scores], counts)
+        whole.append(Score(name, metric, mean, error, sum(counts)))
+    return whole

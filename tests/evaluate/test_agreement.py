@@ -1,0 +1,67 @@
+"""Agreement against what generating both answers would show."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from qlab.errors import UserError
+from qlab.evaluate.agreement import Parting, agreement_table, answer_prompts, part
+from qlab.model import load, load_tokenizer, locate
+from qlab.text import load_prompts
+
+PROMPTS = load_prompts()[::50]
+TOKENS = 6
+
+
+@pytest.fixture(scope="module")
+def original() -> PreTrainedModel:
+    return load(locate("embedded"))
+
+
+def test_answers_do_not_depend_on_the_batch(original: PreTrainedModel) -> None:
+    tokenizer = load_tokenizer(locate("embedded"))
+    together, alone = (answer_prompts(original, tokenizer, PROMPTS, TOKENS, batch) for batch in (4, 1))
+    for entry, (one, other) in zip(PROMPTS, zip(together, alone)):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert one.ids[0, :-TOKENS].tolist() == tokenizer.encode(entry["prompt"], add_special_tokens=False)
+        assert (one.language, one.kind) == (entry["language"], entry["kind"])
+
+
+def test_where_answers_part_is_where_generating_parts(original: PreTrainedModel) -> None:
+    other = copy.deepcopy(original)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in other.parameters():
+        parameter.data += 0.004 * torch.randn(parameter.shape, generator=generator)
+    answered = answer_prompts(original, load_tokenizer(locate("embedded")), PROMPTS, TOKENS)
+    found = part(other, original, answered)
+    for entry, parting in zip(answered, found):
+        prompt, answer = entry.ids[:, :-TOKENS], entry.ids[0, -TOKENS:]
+        length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
+        own = other.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, pad_token_id=0, **length)
+        assert not set(answer.tolist()) & set(entry.ends)
+        differs = (own[0, -TOKENS:] != answer).nonzero()
+        assert parting.prefix == (int(differs[0]) / TOKENS if len(differs) else 1)
+    assert 0 < sum(parting.prefix for parting in found) < len(found)
+    same = part(original, original, answered)
+    assert all(parting.prefix == 1 and parting.top1 == 1 and float(parting.kl.abs().max()) < 1e-6 for parting in same)
+
+
+def test_the_table_by_hand() -> None:
+    rows = [Parting("fr", "qa", torch.tensor([0.0, 0.2]), 0.5, 1.0), Parting("en", "qa", torch.tensor([0.4]), 1.0, 0.25)]
+    table = agreement_table(rows).set_index("prompts of")
+    assert list(table.index) == ["all", "language en", "language fr", "kind qa"]
+    assert table.loc["all", "kl"] == pytest.approx(0.2)  # over positions, not prompts
+    assert table.loc["all", "identical"] == 0.5
+    assert table.loc["all", "prefix"] == 0.625
+    assert table.loc["language fr", "kl_p99"] == pytest.approx(0.198)
+    assert table.loc["all", "top1_stderr"] == pytest.approx(0.25 / 2**0.5, rel=0.2)
+    assert agreement_table(rows).equals(agreement_table(rows))
+
+
+def test_nothing_to_ask(original: PreTrainedModel) -> None:
+    with pytest.raises(UserError, match="needs prompts"):
+        answer_prompts(original, load_tokenizer(locate("embedded")), [])

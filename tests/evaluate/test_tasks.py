@@ -1,0 +1,115 @@
+"""lm-eval's tasks from files that lie here, against the same arithmetic by hand."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlab.cli import call
+from qlab.errors import UserError
+from qlab.evaluate.local_tasks import CLOZE, cloze, hellaswag, questions
+from qlab.evaluate.tasks import run_tasks
+from qlab.model import load, load_tokenizer, locate
+from qlab.text import load_text
+from tests.conftest import SHARED
+
+QUESTIONS = [
+    ("Two and two?", "3", "4", "5", "6", 1),
+    ("The colour of grass?", "red", "blue", "green", "grey", 2),
+    ("First letter?", *"ABCD", 0),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of the three benchmarks' forms, made up here."""
+    out = tmp_path_factory.mktemp("tasks")
+    for split in ("test", "dev"):
+        (out / "mmlu" / split).mkdir(parents=True)
+        for subject in ("anatomy", "virology"):
+            with (out / "mmlu" / split / f"{subject}_{split}.csv").open("w", newline="") as file:
+                csv.writer(file).writerows([["question", *(f"choice{n}" for n in range(4)), "answer"], *QUESTIONS])
+    (out / "hellaswag").mkdir()
+    lines = ["Cooking: A pan is", "1", "sky.", "hot.", "sad.", "tall."] * 2
+    (out / "hellaswag" / "val.txt.bz2").write_bytes(bz2.compress("\n".join(lines).encode()))
+    (out / "lambada").mkdir()
+    (out / "lambada" / "test.jsonl").write_text(
+        json.dumps({"text": "Return the sum of the array"}) + "\n" + json.dumps({"text": "one two"}) + "\n"
+    )
+    return out
+
+
+def by_hand(file: Path, subject: str) -> float:
+    """MMLU's accuracy with no examples: lm-eval's prompt, the likeliest of four continuations."""
+    model, tokenizer = load(locate("embedded")), load_tokenizer(locate("embedded"))
+    right, about = [], f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+    with torch.inference_mode():
+        for question in questions(file):
+            options = "".join(f"{letter}. {choice}\n" for letter, choice in zip("ABCD", question["choices"]))
+            head = f"{about}{question['question'].strip()}\n{options}Answer:"
+            scores = []
+            for letter in "ABCD":
+                prompt, whole = tokenizer.encode(head), tokenizer.encode(f"{head} {letter}")
+                logits = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+                scores.append(sum(float(logits[place - 1, whole[place]]) for place in range(len(prompt), len(whole))))
+            right.append(max(range(4), key=scores.__getitem__) == question["answer"])
+    return sum(right) / len(right)
+
+
+def test_mmlu_is_the_arithmetic_by_hand(folder: Path) -> None:
+    model, tokenizer = load(locate("embedded")), load_tokenizer(locate("embedded"))
+    (alone,) = run_tasks(model, tokenizer, ["mmlu_anatomy"], folder=folder)
+    expected = by_hand(folder / "mmlu/test/anatomy_test.csv", "anatomy")
+    assert (alone.metric, alone.documents) == ("acc", 3)
+    assert alone.value == pytest.approx(expected)
+    (both,) = run_tasks(model, tokenizer, ["mmlu"], folder=folder)
+    other = by_hand(folder / "mmlu/test/virology_test.csv", "virology")
+    assert (both.documents, both.value) == (6, pytest.approx((expected + other) / 2))
+    assert both.stderr > 0 or both.value in (0, 1)
+
+
+def test_mmlus_own_questions(folder: Path) -> None:
+    data = SHARED / "texts"
+    if not (data / "mmlu").exists():
+        pytest.skip("MMLU's questions are not beside this repository")
+    model, tokenizer = load(locate("embedded")), load_tokenizer(locate("embedded"))
+    (score,) = run_tasks(model, tokenizer, ["mmlu_anatomy"], folder=data)
+    assert score.documents == 135
+    assert score.value == pytest.approx(by_hand(data / "mmlu/test/anatomy_test.csv", "anatomy"))
+
+
+def test_the_others_and_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "embedded", "--tokens", "2048", "--tasks", f"hellaswag,lambada,{CLOZE}", "--limit", "100", "--json"]
+    assert call([*words, "--task-data", str(folder)]) == 0
+    found = {(score["task"], score["metric"]): score for score in json.loads(capsys.readouterr().out.splitlines()[-1])["tasks"]}
+    assert found["hellaswag", "acc"]["documents"] == 2
+    assert found["lambada", "perplexity"]["value"] > 1
+    assert found[CLOZE, "acc_norm"]["value"] - 3 * found[CLOZE, "acc_norm"]["stderr"] > 0.25  # clearly above chance
+    assert call(["evaluate", "embedded", "--tokens", "2048", "--tasks", "no-such-task"]) == 2
+    assert "no task 'no-such-task'" in capsys.readouterr().err
+    assert call(["evaluate", "embedded", "--window", "100000"]) == 2
+    assert call(["evaluate", "embedded", "--agreement"]) == 2
+
+
+def test_the_cloze_task_is_the_same_every_time_and_files_are_checked(tmp_path: Path) -> None:
+    text = load_text("python-reference")
+    first, second = (cloze(text, 20, tmp_path)["dataset_kwargs"]["data_files"]["test"] for _ in range(2))
+    rows = [json.loads(line) for line in Path(first).read_text().splitlines()]
+    assert Path(first).read_text() == Path(second).read_text()
+    assert len(rows) == 20
+    plain = " ".join(text.split())
+    assert all(f"{row['query']} {row['choices'][row['label']]}" in plain for row in rows)
+    assert {row["label"] for row in rows} == {0, 1, 2, 3}
+    with pytest.raises(UserError, match="needs at least"):
+        cloze("a few words", 5, tmp_path)
+    (tmp_path / "bad.txt").write_text("context\nseven\na\nb\nc\nd")
+    with pytest.raises(UserError, match="six lines"):
+        list(hellaswag(tmp_path / "bad.txt"))
+    (tmp_path / "bad.csv").write_text("question,answer\nwhy,because\n")
+    with pytest.raises(UserError, match="expected columns"):
+        list(questions(tmp_path / "bad.csv"))
