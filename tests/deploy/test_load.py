@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 from qlab.artifact import quantize_model
 from qlab.cli import call
-from qlab.deploy.llamacpp import LlamaCpp
+from qlab.deploy.llamacpp import LlamaCpp, post
 from qlab.deploy.load import Answer, parting, percentiles, run_load, saturation, summary
 from qlab.deploy.proof import compare, prove
 from qlab.deploy.server import on_free_port, serving
@@ -73,13 +74,18 @@ def test_every_prompt_is_answered_at_every_concurrency(artifacts: dict[str, Path
 
 
 def test_a_server_that_dies_under_load_is_an_answer_not_a_hang(artifacts: dict[str, Path]) -> None:
-    with serving(LlamaCpp(), on_free_port(artifacts["q8_0"], sequences=4)) as server:
+    deployment = on_free_port(artifacts["q8_0"], sequences=4)
+    with serving(LlamaCpp(), deployment) as server:
+        (child,) = psutil.Process(server.process.pid).children()
 
         def kill() -> None:
-            for child in psutil.Process(server.process.pid).children():
-                child.kill()
+            while not any(found.status == "ESTABLISHED" for found in child.net_connections()):
+                time.sleep(0.01)
+            for _ in range(8):  # in line with the others, some of whom are served meanwhile
+                post(server.url, "/v1/completions", {"prompt": "a", "max_tokens": 8})
+            child.kill()
 
-        threading.Timer(1.0, kill).start()
+        threading.Thread(target=kill, daemon=True).start()
         (level,) = run_load(server.url, "model", PROMPTS * 100, [4], 8, timeout=20)
     lost = sum(level.errors.values())
     assert 0 < lost < 2000
