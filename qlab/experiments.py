@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,12 +14,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qlab.methods.awq import output_error
+from qlab.block import Activations, Block
+from qlab.evaluate.quality import measure_quality
+from qlab.folding import fold_scales
+from qlab.grouping import input_groups
+from qlab.lesson import Lesson
+from qlab.methods.awq import best_scale, output_error, sweep_exponents
 from qlab.methods.gptq import gptq
+from qlab.methods.grid import round_to_grid
 from qlab.methods.rtn import rtn
-from qlab.model import decoder_layers
+from qlab.model import Source, decoder_layers
 from qlab.progress import progress
-from qlab.statistics import Statistics
+from qlab.skeleton import Skeleton
+from qlab.statistics import Statistics, collect
 
 Rounding = Callable[[Tensor, Statistics], Tensor]
 """A way to quantize: weight [out, in] and statistics of its inputs → the weights that come back, float32 [out, in]."""
@@ -52,6 +62,77 @@ def damping_curves(
         errors = [output_error(gptq(weight, hessian, 4, damping=damping).dequantize(), weight, hessian) for damping in dampings]
         curves[short_name(name)] = list(zip(dampings, errors, strict=True))
     return curves
+
+
+def exponent_gains(
+    layers: Mapping[str, nn.Linear], statistics: Mapping[str, Statistics], magnitudes: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """What share of RTN's output error at 4 bits the best exponent of AWQ's scale removes, by layer, with `magnitudes` for mean |x|."""
+    gains = {}
+    for name, layer in layers.items():
+        points = sweep_exponents(layer.weight.data, magnitudes[name], statistics[name].hessian, bits=4)
+        gains[short_name(name)] = 1 - min(error for _, error in points) / points[0][1]
+    return gains
+
+
+def calibration_curve(lesson: Lesson, rounding: Rounding, counts: Iterable[int]) -> dict[int, float]:
+    """KL to the original when every layer is quantized by `rounding` from statistics of only the first `count` calibration windows."""
+    layers, found = decoder_layers(lesson.reference), dict[int, float]()
+    for count in progress(sorted(set(counts)), "calibration", leave=False):
+        seen = collect(lesson.reference, layers, lesson.calibration[:count])
+        model = lesson.with_weights(lambda name, weight, seen=seen: rounding(weight, seen[name]))  # type: ignore[misc]
+        found[count] = measure_quality(model, lesson.evaluation, lesson.reference).kl or 0.0
+    return found
+
+
+def rounded(model: PreTrainedModel, rounding: Callable[[Tensor], Tensor]) -> PreTrainedModel:
+    """A copy of the model with every decoder layer's weight rounded."""
+    copied = copy.deepcopy(model)
+    for layer in decoder_layers(copied).values():
+        layer.weight.data = rounding(layer.weight.data).to(layer.weight.dtype)
+    return copied
+
+
+@torch.no_grad()
+def folding_difference(source: Source, windows: Tensor) -> dict[str, float]:
+    """By how much, relative to its size, the first block's output moves when AWQ's scales are folded in and nothing is rounded.
+
+    `control`: the same with the norms put back as they were, so that nothing undoes the scales of the layers after them.
+    """
+    skeleton = Skeleton(source, "cpu")
+    with tempfile.TemporaryDirectory(prefix="qlab-") as work:
+        hidden = Activations(Path(work) / "hidden", (*windows.shape, skeleton.config.hidden_size))
+        skeleton.embed(windows, hidden)
+        block = Block(0, skeleton.fill(0), skeleton.arguments(windows.shape[1])[0])
+        block.groups = input_groups(block, hidden.pick(torch.arange(1)))
+        layers = tuple(f"{name}." for name in block.layers)
+        norms = {name: part.clone() for name, part in block.module.state_dict().items() if not name.startswith(layers)}
+        before = torch.cat(list(block.outputs(hidden, 4)))
+
+        def moved() -> float:
+            return float((torch.cat(list(block.outputs(hidden, 4))) - before).norm() / before.norm())
+
+        fold_scales(block, block.observe(hidden, 4), lambda weight, magnitude, square: best_scale(weight, magnitude, square, 4, -1))
+        folded = moved()
+        block.module.load_state_dict(norms, strict=False)
+        return {"folded": folded, "control": moved()}
+
+
+def obq_codes(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """Optimal Brain Quantization as it was before GPTQ made it fast: codes of `weight` [out, in] on one grid a row, columns in order.
+
+    Each column is rounded, the rest takes the error over, w ← w − e·[H⁻¹]_j,: / [H⁻¹]_jj, and column j is then struck out of H⁻¹ by a
+    step of elimination (GPTQ's paper, equations 2 and 3). `hessian` with its damping; float64.
+    """
+    work, inverse = weight.double().clone(), torch.linalg.inv(hessian.double())
+    codes = torch.empty(weight.shape, dtype=torch.uint8)
+    for j in range(weight.shape[1]):
+        code = round_to_grid(work[:, j, None].float(), scale, zero, bits)[:, 0]
+        codes[:, j] = code.to(torch.uint8)
+        error = (work[:, j] - ((code - zero) * scale).double()) / inverse[j, j]
+        work -= torch.outer(error, inverse[j])
+        inverse = inverse - torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+    return codes
 
 
 def mean_errors(table: pd.DataFrame) -> dict[str, float]:

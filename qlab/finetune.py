@@ -7,10 +7,11 @@ import tempfile
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from torch import Tensor
+from torch import Tensor, nn
 
 from qlab.errors import UserError
 from qlab.model import Source, load
@@ -43,16 +44,32 @@ def finetune(source: Source, windows: Tensor, out: Path, training: Training, dev
         )
     if out.exists():
         raise UserError(f"{out} is there already; remove it, or write to another folder")
+    model, losses = train(source, windows, training, device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".unfinished-") as unfinished:
+        model.save_pretrained(str(Path(unfinished) / "adapter"), save_embedding_layers=False)
+        (Path(unfinished) / "adapter").rename(out)
+    return losses
+
+
+def train(source: Source, windows: Tensor, training: Training, device: str = "cpu") -> tuple[Any, list[float]]:
+    """The peft model of `source` with trained adapters, and each step's loss. What is in NF4 stays so; a dense model computes in FP32.
+
+    Raises:
+        UserError: the loss stops being a number.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
-        base = prepare_model_for_kbit_training(load(source, device=device, native=True), use_gradient_checkpointing=False)
+        base = load(source, device=device, native=True)
+        if "quantization_config" in source.config:
+            base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         wanted = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(base, wanted)
         order = torch.randperm(len(windows))
     model.peft_config["default"].base_model_name_or_path = source.name  # not a path of this machine
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=training.rate, weight_decay=0.0)
-    batches, losses = cycle(order.split(training.batch)), []
+    batches, losses = cycle(order.split(training.batch)), list[float]()
     with counter(training.steps, 0, "steps") as count:
         for _ in range(training.steps):
             batch = windows[next(batches)].to(device)
@@ -65,8 +82,9 @@ def finetune(source: Source, windows: Tensor, out: Path, training: Training, dev
             if not math.isfinite(losses[-1]):
                 raise UserError(f"the loss is not a number after {len(losses)} steps: a smaller --rate is wanted")
             count(f"loss {losses[-1]:.3f}", {})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".unfinished-") as unfinished:
-        model.save_pretrained(str(Path(unfinished) / "adapter"), save_embedding_layers=False)
-        (Path(unfinished) / "adapter").rename(out)
-    return losses
+    return model.eval(), losses
+
+
+def frozen_bytes(model: nn.Module) -> int:
+    """Bytes of the weights that training leaves alone: what has to be held of the model beside the adapters."""
+    return sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)

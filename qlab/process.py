@@ -35,12 +35,12 @@ class Outcome(Generic[T]):
     peak_bytes: int
 
 
-def run_isolated(function: Callable[..., T], *arguments: Any) -> Outcome[T]:
-    """Call `function(*arguments)` in a new Python process and wait for it.
+def run_isolated(function: Callable[..., T], *arguments: Any, limit: float | None = None) -> Outcome[T]:
+    """Call `function(*arguments)` in a new Python process and wait for it, for `limit` seconds where one is given.
 
     Raises:
         UserError: as the function raised it.
-        RuntimeError: any other failure, with what the child last printed.
+        RuntimeError: any other failure, with what the child last printed; or it was not done within the limit, and was killed.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -50,8 +50,11 @@ def run_isolated(function: Callable[..., T], *arguments: Any) -> Outcome[T]:
         child.start()
         sender.close()
         try:
-            kind, payload = receiver.recv()
-            child.join(timeout=5)
+            if receiver.poll(limit):
+                kind, payload = receiver.recv()
+                child.join(timeout=5)
+            else:
+                kind, payload = "died", f"not done within {limit:g} s"
         except EOFError:
             child.join()
             kind, payload = "died", f"the process ended with exit code {child.exitcode}"

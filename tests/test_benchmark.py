@@ -6,15 +6,22 @@ import dataclasses
 
 import pytest
 
-from qlab.benchmark import FOUR_BIT, NOTES, SUBJECTS, Row, advice_beside, best_of, results_table
+from qlab.benchmark import FOUR_BIT, NOTES, SUBJECTS, Row, best_of, of_formats, results_table
 from qlab.evaluate.quality import Quality, paired_difference
+from qlab.evaluate.runtime import Memory, RuntimeFigures
 from qlab.evaluate.speed import Speed, over_rounds
+from qlab.evaluate.tasks import Score
+
+CONDITIONS = {"device": "cpu", "dtype": "float32", "kernel": "some", "threads": "1"}
 
 
 def row(name: str, kl: list[float], size: int = 1000, generation: float = 100.0, spread: float = 1.0) -> Row:
     mean = sum(kl) / len(kl)
     quality = Quality(20.0, 1.0, 100, 50, mean, 0.001, 0.9, -1e-9, 1e-3, kl)
-    return Row(name, size, size, Speed(500, 5, generation, spread, 8, 4, 1, "some runtime"), quality)
+    speed = Speed(500, 5, generation, spread, 8, 4, "some runtime", CONDITIONS)
+    memory = Memory(size, size + 10, size + 5, size, 7, 1)
+    scores = [Score("cloze", "acc", 0.5, 0.05, 100)]
+    return Row(name, "some runtime", size, quality, RuntimeFigures(speed, memory, 1e9, 2000.0), scores=scores)
 
 
 ROWS = [
@@ -40,7 +47,7 @@ def test_what_noise_hides_is_named_with_the_best() -> None:
 
 
 def test_drift_between_rounds_is_in_the_spread() -> None:
-    speed = Speed(500, 0, 270.0, 3.0, 8, 4, 1, "r")
+    speed = Speed(500, 0, 270.0, 3.0, 8, 4, "r", CONDITIONS)
     slower = dataclasses.replace(speed, generation=162.0)
     both = over_rounds([speed, slower])
     assert both.generation == 216
@@ -62,9 +69,24 @@ def test_the_table_has_units_notes_and_no_minus_before_zero() -> None:
     assert {len(cells) for cells in table["rows"]} == {len(table["columns"])}
 
 
-def test_the_trees_advice_stands_beside_figures() -> None:
-    advice = {entry["use"]: entry for entry in advice_beside(ROWS)}
-    assert "GGUF Q4_K_M: KL 0.02000" in advice["Ollama or llama.cpp"]["measured here"]
-    assert "NF4 by bitsandbytes" in advice["fine-tuning"]["measured here"]
-    assert "GPTQ by AutoGPTQ" in advice["something else → no"]["measured here"]
-    assert "Q8_0" not in str(advice)
+def test_what_could_not_be_measured_has_its_reason_below_the_table() -> None:
+    crashed = dataclasses.replace(ROWS[3], figures=None, problem="killed: out of memory")
+    absent = dataclasses.replace(ROWS[4], figures=None, problem="vLLM is not on this machine: make vllm")
+    table = results_table([ROWS[0], crashed, absent, absent])
+    assert table["rows"][1].count("no (1)") == 6
+    assert "no (2)" in table["rows"][2]
+    assert "no (2)" in table["rows"][3]
+    assert table["notes"][-2:] == ["no (1): killed: out of memory", "no (2): vLLM is not on this machine: make vllm"]
+    assert "50.0 ± 5.0 %" in table["rows"][0]
+    assert all(cell for cells in table["rows"] for cell in cells)
+
+
+def test_an_error_smaller_than_its_digits_is_not_nothing() -> None:
+    near = dataclasses.replace(ROWS[1], quality=dataclasses.replace(ROWS[1].quality, kl=0.000204, kl_stderr=0.0000031))
+    assert "0.0002040 ± 0.0000031" in results_table([near])["rows"][0]
+
+
+def test_of_several_runtimes_the_fastest_stands_for_the_format() -> None:
+    slow = dataclasses.replace(row("GGUF Q4_K_M", [0.01, 0.02, 0.03], 800, 20), runtime="slow")
+    failed = dataclasses.replace(slow, figures=None, problem="crashed", runtime="failed")
+    assert [kept.runtime for kept in of_formats([failed, slow, ROWS[2]])] == ["some runtime"]

@@ -30,7 +30,9 @@ def test_methods_are_ranked_by_pairs_of_windows(gap: float, expected: str) -> No
 def test_a_speed_within_the_spread_is_noise() -> None:
     def results(own: float, spread: float) -> dict:
         speeds = {"FP16 original": (156.0, 5.0), "NF4 by bitsandbytes": (own, spread)}
-        return {"benchmarks": [{"name": n, "speed": {"generation": v, "generation_sd": sd}} for n, (v, sd) in speeds.items()]}
+        measured = {n: {"speed": {"generation": v, "generation_sd": sd}} for n, (v, sd) in speeds.items()}
+        absent = [{"name": "NF4 by bitsandbytes", "figures": None, "problem": "not here"}]
+        return {"benchmarks": absent + [{"name": name, "figures": figures} for name, figures in measured.items()]}
 
     assert verdict("speed-nf4", results(161.6, 2.7)) == NOISE
     assert verdict("speed-nf4", results(300.0, 20.0)) == HOLDS
@@ -68,3 +70,50 @@ def test_every_rule_is_said_and_every_undecided_claim_says_why() -> None:
 
 def test_advice_has_no_test() -> None:
     assert not {claim["id"] for claim in load_claims() if claim["test"] == "advice"} & set(TESTS)
+
+
+TURNS = [  # a claim, results under which it holds, and what in them to change so that it does not
+    ("awq-fold-inverse-scale", {"awq/folding": {"folded": 1e-7, "control": 0.2}}, {"awq/folding": {"folded": 0.2, "control": 0.2}}),
+    ("awq-small-calibration-set", {"awq/calibration": {"1": 0.041, "16": 0.040}}, {"awq/calibration": {"1": 0.060, "16": 0.040}}),
+    ("gptq-calibration-texts", {"gptq/calibration": {"256": 0.05, "512": 0.04}}, {"gptq/calibration": {"8": 0.041, "16": 0.040}}),
+    ("approach-awq", {"awq/gain": {"mean": 0.06, "shuffled": 0.01}}, {"awq/gain": {"mean": 0.06, "shuffled": 0.05}}),
+    ("approach-gptq", {"gptq/obq": {"same": 100, "of": 100, "layer": "q"}}, {"gptq/obq": {"same": 90, "of": 100, "layer": "q"}}),
+    ("gptq-each-matrix-alone", {"gptq/alone": {"same": 9, "of": 9, "layer": "q"}}, {"gptq/alone": {"same": 8, "of": 9, "layer": "q"}}),
+    (
+        "faq-requantize-new-version",
+        {"nf4/new-version": {"old artifact": {"kl": 2, "kl_windows": [2, 2.1]}, "quantized again": {"kl": 1, "kl_windows": [1, 1]}}},
+        {"nf4/new-version": {"old artifact": {"kl": 1, "kl_windows": [1, 1]}, "quantized again": {"kl": 2, "kl_windows": [2, 2.1]}}},
+    ),
+    (
+        "bench-500-prompts",
+        {"prompts": {"count": 500, "kinds": {"qa": 500}, "languages": {"fr": 250, "en": 250}}},
+        {"prompts": {"count": 499, "kinds": {"qa": 499}, "languages": {"fr": 250, "en": 249}}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("claim", "good", "bad"), TURNS, ids=[turn[0] for turn in TURNS])
+def test_one_result_changed_turns_the_verdict(claim: str, good: dict, bad: dict) -> None:
+    assert verdict(claim, good) == HOLDS
+    assert verdict(claim, bad) == FAILS
+    assert verdict(claim, {}) == OPEN
+
+
+def test_a_fine_tuning_on_four_bits_must_learn_and_save_memory() -> None:
+    def results(fall: float, held: int) -> dict:
+        control = {"losses": [3.0, 2.0], "frozen_bytes": 100}
+        return {"nf4/training": {"NF4 (QLoRA)": {"losses": [3.0, 3.0 - fall], "frozen_bytes": held}, "unquantized (control)": control}}
+
+    assert verdict("nf4-for-finetuning", results(0.95, 30)) == HOLDS
+    assert verdict("nf4-for-finetuning", results(0.5, 30)) == FAILS
+    assert verdict("nf4-for-finetuning", results(0.95, 80)) == FAILS
+
+
+def test_speeds_beyond_bandwidth_are_refuted_by_arithmetic() -> None:
+    """42.1 GB a token from one RTX 4090 after the other, at 1008 GB/s each: 24 tokens/s at most, and the guide says 28."""
+    assert verdict("bench-gguf-2x4090", {}) == FAILS
+    assert verdict("bench-awq-2x4090", {}) == UNTESTABLE
+    found = {v.claim["id"]: v.measured for v in judge({})}
+    assert found["bench-gguf-2x4090"].startswith("24 tok/s is the most")
+    assert "54 tok/s is the most" in found["bench-awq-2x4090"]
+    assert "72% of it" in found["bench-fp16-4xa100"]

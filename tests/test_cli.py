@@ -66,11 +66,46 @@ def test_a_damaged_model_stops_before_any_lesson(tmp_path: Path, capfd: pytest.C
 
 
 def test_evaluate_gives_one_json_object_on_the_last_line(tiny: Source, capfd: pytest.CaptureFixture[str]) -> None:
-    assert call(["evaluate", str(tiny.path), "--window", "64", "--tokens", "256", "--reference", str(tiny.path), "--json"]) == 0
+    assert (
+        call(["evaluate", str(tiny.path), "--window", "64", "--tokens", "256", "--reference", str(tiny.path), "--results", "", "--json"])
+        == 0
+    )
     figures = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert {"perplexity", "stderr", "tokens", "window", "kl", "kl_stderr", "top1"} <= set(figures)
     assert figures["kl"] == pytest.approx(0, abs=1e-6)
     assert figures["tokens"] == 4 * 63
+
+
+def test_bench_and_evaluate_add_to_one_table(
+    tiny: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--prompt-tokens", "8", "--generated-tokens", "4", "--repetitions", "2"]
+    assert call(["bench", str(tiny.path), *sizes, "--json"]) == 0
+    (row,) = json.loads(capfd.readouterr().out.splitlines()[-1])["measured"]
+    assert row["runtime"] == "transformers"
+    figures = {figure["metric"]: figure for figure in row["figures"]}
+    assert figures["generation"]["value"] > 0
+    assert figures["generation"]["conditions"]["tg"] == 4
+    assert call(["evaluate", str(tiny.path), "--window", "32", "--tokens", "128"]) == 0
+    assert call(["results", "--json"]) == 0
+    kept = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert {"generation", "perplexity"} <= {figure["metric"] for figure in kept}
+    assert len({figure["model"] for figure in kept}) == 1
+    assert call(["results", "--metric", "perplexity", "--csv", "all.csv"]) == 0
+    assert (tmp_path / "all.csv").read_text().startswith("run,date,model")
+    assert call(["results", "--metric", "beauty"]) == 2
+    assert "no figures of 'beauty'" in capfd.readouterr().err
+    assert call(["bench", str(tiny.path), "--runtime", "tgi"]) == 2
+
+
+def test_figures_that_cannot_be_kept_are_still_shown(tiny: Source, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    store = str(tmp_path / "file" / "results.sqlite")
+    assert call(["evaluate", str(tiny.path), "--window", "32", "--tokens", "128", "--results", store]) == 0
+    shown = capfd.readouterr()
+    assert "perplexity" in shown.out
+    assert "the figures were not kept" in shown.err
 
 
 def test_help_and_version_say_something(capfd: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,14 @@ def test_failures_say_what_happened() -> None:
         run_isolated(die)
 
 
+def test_what_takes_too_long_is_killed() -> None:
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="sleep_long failed: not done within 4 s"):
+        run_isolated(sleep_long, limit=4)
+    assert time.monotonic() - started < 60
+    assert not any("spawn_main" in " ".join(child.cmdline()) for child in psutil.Process().children())
+
+
 def test_the_child_dies_with_its_parent() -> None:
     code = "from tests.test_process import *; run_isolated(sleep_long)"
     parent = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n    {code}"])

@@ -1,6 +1,6 @@
 """The guide's claims, and what this run's measurements make of each.
 
-A claim of data/claims.yaml that a lesson can decide has a test (`each.py`): a rule in words, and a small function from the
+A claim of data/claims.yaml that a lesson can decide has a test (`ledger.py`): a rule in words, and a small function from the
 recorded results to a verdict with the measured figure. The rest say why nothing was decided, and what would decide them.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from qlab import DATA
-from qlab.claims.each import TESTS
+from qlab.claims.ledger import TESTS
 from qlab.claims.rules import ADVICE, FAILS, HOLDS, NOISE, OPEN, UNTESTABLE, Results, Test
 from qlab.deploy.runtimes import RUNTIMES
 

@@ -26,6 +26,7 @@ def run(
 ) -> None:
     """Execute lessons by papermill and write the report. Finished lessons are not done again."""
     from qlab.report import write_report
+    from qlab.results import STORE, Figure, Subject, add
     from qlab.show.progress import LessonProgress
     from qlab.workbook import DONE, prepare, provenance, run_lessons
 
@@ -34,7 +35,10 @@ def run(
     started = time.monotonic()
     with LessonProgress(list(values), console) as progress:
         outcomes = run_lessons(values, out, fresh, progress.update)
-    index = write_report(outcomes, provenance(model), out)
+    facts = provenance(model)
+    index = write_report(outcomes, facts, out)
+    if new := [entry for outcome in outcomes if not outcome.earlier for entry in outcome.records.get("figures", [])]:
+        add(out.parent / STORE.name, facts, [(Subject(**e["subject"]), [Figure(**f) for f in e["figures"]]) for e in new])
     print_results(outcomes)
     console.print(f"{time.monotonic() - started:.0f} s. Report: {index}", highlight=False)
     for outcome in outcomes:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from qlab.cli.app import DeviceOption, app
+from qlab.cli.bench import StoreOption, keep, subject_of
 from qlab.errors import UserError
 
 
@@ -26,6 +27,7 @@ def evaluate(
     agreement: Annotated[bool, typer.Option(help="Also agreement with --reference over the prompts, by language and kind.")] = False,
     prompts: Annotated[Path | None, typer.Option(help="JSONL with a 'prompt' a line; else the 500 of this workbook.")] = None,
     device: DeviceOption = "cpu",
+    results: StoreOption = "build/results.sqlite",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
     """Token perplexity of a model or artifact; with --reference the distance from it, with --tasks lm-eval's scores."""
@@ -36,6 +38,7 @@ def evaluate(
     from qlab.evaluate.tasks import run_tasks
     from qlab.lesson import quiet
     from qlab.model import check_device, load, load_tokenizer, locate
+    from qlab.results import Figure, quality_figures, score_figures
     from qlab.text import load_prompts, load_text, windows
 
     quiet()
@@ -51,6 +54,7 @@ def evaluate(
         raise UserError(f"windows of {window} tokens are longer than the {longest} that {source.name} was made for: --window {longest}")
     model, judge = load(source, torch.float32, device), load(original, torch.float32, device) if original else None
     quality = measure_quality(model, batch, judge)
+    figures = quality_figures(quality, Path(text).name, original.name if original else "")
     found: dict[str, Any] = {name: value for name, value in quality.as_dict().items() if isinstance(value, (int, float))}
     if not as_json:
         print(f"perplexity {quality.perplexity:.3f} ± {quality.stderr:.3f}  ({quality.tokens:,} tokens, windows of {quality.window})")
@@ -60,12 +64,16 @@ def evaluate(
         answered = answer_prompts(judge, tokenizer, load_prompts(prompts))
         table = agreement_table(part(model, judge, answered))
         found["agreement"] = table.to_dict("records")
+        whole, under = table.iloc[0], {"prompts": len(answered), "reference": original.name if original else ""}
+        figures += [Figure(f"agreement {of}", whole[of], whole[f"{of}_stderr"], "share", under) for of in ("top1", "identical")]
         if not as_json:
             print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
     if tasks:
         scores = run_tasks(model, tokenizer, [name.strip() for name in tasks.split(",")], limit, task_data, words)
         found["tasks"] = [asdict(score) for score in scores]
+        figures += score_figures(scores)
         for score in scores if not as_json else []:
             print(f"{score.task} {score.metric} {score.value:.4f} ± {score.stderr:.4f}  ({score.documents} documents)")
+    keep(results, path, [(subject_of(source), figures)])
     if as_json:
         print(json.dumps(found))

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import signal
-import statistics
 import sys
 import urllib.request
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 
 from qlab.deploy.deployment import Deployment
 from qlab.deploy.runtime import Container
-from qlab.evaluate.speed import Speed
 
 IMAGE = "ghcr.io/ggml-org/llama.cpp:server-b11549"  # the release in the pinned xllamacpp, whose version ends in its number
 KEY = "LLAMA_API_KEY"  # where llama-server looks for it, and so do we
@@ -84,23 +82,6 @@ def start(
     if key := os.environ.get(KEY):
         parameters.api_keys = [key]
     return xllamacpp.Server(parameters)
-
-
-def measure_speed(url: str, prompt_tokens: int, generated_tokens: int, repetitions: int, threads: int) -> Speed:
-    """The timings that llama.cpp itself reports at `url`, by llama-bench's conventions: one warm-up, then repetitions."""
-    ids = [10 + (7 * position) % 200 for position in range(prompt_tokens)]  # any tokens: what they say does not matter
-    prompt, generation = [], []
-    for repetition in range(repetitions + 1):
-        read = post(url, "/completion", {"prompt": ids, "n_predict": 1, "cache_prompt": False})["timings"]
-        body = {"prompt": ids[:1], "n_predict": generated_tokens, "ignore_eos": True, "cache_prompt": False}
-        written = post(url, "/completion", body)["timings"]
-        if repetition:
-            prompt.append(read["prompt_per_second"])
-            generation.append(written["predicted_per_second"])
-    return Speed(
-        statistics.mean(prompt), statistics.pstdev(prompt), statistics.mean(generation), statistics.pstdev(generation),
-        prompt_tokens, generated_tokens, threads, "llama.cpp",
-    )  # fmt: skip
 
 
 def main() -> None:

@@ -1,13 +1,16 @@
-"""Memory: what an artifact takes on disk, and what the process holds that has it loaded."""
+"""Memory: what an artifact takes on disk, and what the process holds that has it loaded, at rest and at its peak."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import torch
 
 WEIGHTS = (".safetensors", ".gguf")
+PAUSE = 0.002  # seconds between two looks at a process's memory
 
 
 def disk_bytes(folder: Path) -> int:
@@ -19,5 +22,36 @@ def held_bytes() -> int:
     """Memory of this process: where there is a GPU what torch has allocated on it, else the proportional set (shared pages shared out)."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated()
-    info = psutil.Process().memory_full_info()
-    return getattr(info, "pss", 0) or info.uss  # macOS has no proportional set
+    return proportional_bytes(psutil.Process())
+
+
+def proportional_bytes(process: psutil.Process) -> int:
+    """The proportional set of a process, or what is its alone where the system counts no shares (macOS)."""
+    info = process.memory_full_info()
+    return getattr(info, "pss", 0) or info.uss
+
+
+def peak_during(work: Callable[[], object], held: Callable[[], int]) -> int:
+    """The most that `held` counts while `work` runs: looked at every few milliseconds, in a run that is not timed.
+
+    On a GPU torch keeps the peak itself, exactly.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated()
+    peak, done = held(), threading.Event()
+
+    def look() -> None:
+        nonlocal peak
+        while not done.wait(PAUSE):
+            peak = max(peak, held())
+
+    watch = threading.Thread(target=look, daemon=True)
+    watch.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watch.join()
+    return max(peak, held())

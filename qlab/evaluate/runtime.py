@@ -1,55 +1,79 @@
-"""How fast an artifact runs, and what it holds in memory, in the runtime that can run it on this machine."""
+"""How fast an artifact runs in a runtime, and what it holds in memory there, beside what arithmetic says of both."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
-from qlab.deploy import llamacpp
-from qlab.deploy.server import free_port
-from qlab.evaluate.memory import held_bytes
-from qlab.evaluate.speed import Speed, measure_speed
-from qlab.model import Source, load, locate
-from qlab.peers import autoawq, autogptq
+from qlab.deploy.deployment import Deployment
+from qlab.deploy.footprint import footprint
+from qlab.evaluate.bandwidth import read_bandwidth
+from qlab.evaluate.engines import RUNNERS
+from qlab.evaluate.memory import held_bytes, peak_during
+from qlab.evaluate.speed import Speed, measure_speed, over_rounds, prompt_ids
+
+SPARE = 8  # tokens of context beyond prompt and answer
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes beyond what the process held before: with the model `loaded`, and at the peak of `prompting` and `generating`.
+
+    Of a server in processes of its own, all that they hold. `weights` and `cache` are predicted, from the files' headers.
+    """
+
+    loaded: int
+    prompting: int
+    generating: int
+    weights: int
+    cache: int
+    cache_per_token: int
 
 
 @dataclass(frozen=True)
 class RuntimeFigures:
-    """Speed, and the bytes held with the model loaded less those held before."""
+    """Speed and memory; `ceiling` is the tokens/s that the measured memory bandwidth (bytes/s) allows in generation at batch 1."""
 
     speed: Speed
-    held_bytes: int
+    memory: Memory
+    bandwidth: float
+    ceiling: float
 
 
-def measure_runtime(folder: Path, prompt_tokens: int, generated_tokens: int, repetitions: int) -> RuntimeFigures:
-    """Load the model or artifact of `folder` in its runtime and measure. Meant for a process of its own (run_isolated)."""
-    source = locate(str(folder))
+def measure_runtime(
+    folder: Path, runner: str, prompt_tokens: int, generated_tokens: int, repetitions: int, dtype: str = "auto"
+) -> RuntimeFigures:
+    """Load the model or artifact of `folder` in the runtime `runner` of RUNNERS, and measure. Meant for a process of its own."""
+    vocabulary = Deployment(folder, "model").config["vocab_size"]
+    context = prompt_tokens + generated_tokens + SPARE
+    ids = prompt_ids(vocabulary, prompt_tokens)
+    RUNNERS[runner].prepare(folder)
     before = held_bytes()
-    with ExitStack() as stack:
-        if gguf := sorted(folder.glob("*.gguf")):
-            threads = torch.get_num_threads()
-            port = free_port()
-            server = llamacpp.start(gguf[0], port, threads, context=prompt_tokens + generated_tokens + 8)
-            held = held_bytes() - before
-            speed = llamacpp.measure_speed(f"http://127.0.0.1:{port}", prompt_tokens, generated_tokens, repetitions, threads)
-            del server
-            return RuntimeFigures(speed, held)
-        method = source.config.get("quantization_config", {}).get("quant_method")
-        if method == "awq":
-            model, runtime = stack.enter_context(autoawq.running(folder)), "AutoAWQ"
-        elif method == "gptq":
-            model, runtime = stack.enter_context(autogptq.running(folder)), "AutoGPTQ"
-        else:
-            model, runtime = native(source), "transformers" + (" + bitsandbytes" if method else "")
-        held = held_bytes() - before
-        return RuntimeFigures(measure_speed(model, prompt_tokens, generated_tokens, repetitions, runtime), held)
+    with RUNNERS[runner].open(folder, context, dtype) as engine:
+        apart = 0 if runner == "vllm" else before
+        loaded = engine.held_bytes() - apart
+        prompting = peak_during(lambda: engine.read(ids), engine.held_bytes) - apart
+        generating = peak_during(lambda: engine.generate(ids[0], generated_tokens), engine.held_bytes) - apart
+        speed = measure_speed(engine, vocabulary, prompt_tokens, generated_tokens, repetitions)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    predicted = footprint(folder, context, 4 if speed.conditions["dtype"] == "float32" else 2, device == "cuda")
+    step = predicted.step + predicted.cache * generated_tokens / 2  # the cache as it is half way
+    bandwidth = read_bandwidth(round(step), device)
+    cache = round(predicted.total - predicted.weights)
+    memory = Memory(loaded, prompting, generating, round(predicted.weights), cache, round(predicted.cache))
+    return RuntimeFigures(speed, memory, bandwidth, bandwidth / step)
 
 
-def native(source: Source) -> PreTrainedModel:
-    """The model in transformers: FP16 on a GPU, FP32 on a CPU, where half precision is emulated on most."""
-    on_gpu = torch.cuda.is_available()
-    return load(source, torch.float16 if on_gpu else torch.float32, "cuda" if on_gpu else "cpu", native=True)
+def pooled(rounds: Sequence[RuntimeFigures]) -> RuntimeFigures:
+    """Several rounds as one: speeds with what varied between them in their spread, the rest in the mean."""
+
+    def mean(name: str) -> int:
+        return round(statistics.mean(asdict(figures.memory)[name] for figures in rounds))
+
+    memory = Memory(*(mean(name) for name in asdict(rounds[0].memory)))
+    bandwidth, ceiling = (statistics.mean(getattr(figures, name) for figures in rounds) for name in ("bandwidth", "ceiling"))
+    return RuntimeFigures(over_rounds([figures.speed for figures in rounds]), memory, bandwidth, ceiling)

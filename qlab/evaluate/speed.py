@@ -1,21 +1,44 @@
-"""Prompt and generation speed by llama-bench's conventions: pp N and tg N, one warm-up, repetitions, mean and spread."""
+"""Prompt and generation speed by llama-bench's conventions: pp N and tg N, one warm-up, repetitions, mean and spread.
+
+Every runtime gets the same tokens and is timed by the same clock, ours; what it reports of itself stands beside it.
+"""
 
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-from transformers import PreTrainedModel
+
+class Engine(Protocol):
+    """A loaded model that can be timed. Its two calls return the seconds that the runtime itself reports, None where it reports none."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def conditions(self) -> dict[str, str]:
+        """Under what it runs: `device`, `dtype`, `kernel`, `threads`."""
+
+    def read(self, ids: Sequence[int]) -> float | None:
+        """Read a prompt, nothing of it known from before."""
+
+    def generate(self, first: int, count: int) -> float | None:
+        """From a prompt of one token, generate `count` tokens greedily, none of them the last."""
+
+    def held_bytes(self) -> int:
+        """Memory of the process that holds the model; device memory where it computes on a GPU."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second at batch 1: reading a prompt of `prompt_tokens`, and generating `generated_tokens` one by one."""
+    """Tokens a second at batch 1: reading a prompt of `prompt_tokens`, and generating `generated_tokens` one by one.
+
+    `reported` are the same two figures by the runtime's own clock, where it has one.
+    """
 
     prompt: float
     prompt_sd: float
@@ -23,36 +46,30 @@ class Speed:
     generation_sd: float
     prompt_tokens: int
     generated_tokens: int
-    threads: int
     runtime: str
+    conditions: dict[str, str]
+    prompt_reported: float | None = None
+    generation_reported: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def measure_speed(model: PreTrainedModel, prompt_tokens: int, generated_tokens: int, repetitions: int, runtime: str) -> Speed:
-    """Time `model` on random tokens (what they say does not matter to the arithmetic).
+def prompt_ids(vocabulary: int, tokens: int) -> list[int]:
+    """The prompt that every runtime reads: `tokens` token ids. What they say does not matter to the arithmetic."""
+    generator = random.Random(0)
+    return [generator.randrange(vocabulary // 16, vocabulary) for _ in range(tokens)]  # the first are often special tokens
 
-    Generation starts from one token, as llama-bench's tg does, so that the prompt's cost is not in it.
-    """
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, model.config.vocab_size, (1, prompt_tokens), generator=generator).to(model.device)
 
-    @torch.inference_mode()
-    def read() -> None:
-        model(input_ids=tokens, use_cache=True, logits_to_keep=1)
-
-    @torch.inference_mode()
-    def generate() -> None:
-        step, cache = tokens[:, :1], None
-        for _ in range(generated_tokens):
-            output = model(input_ids=step, past_key_values=cache, use_cache=True)
-            step, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
-
-    prompt, prompt_sd = rate(read, prompt_tokens, repetitions)
-    generation, generation_sd = rate(generate, generated_tokens, repetitions)
-    threads = torch.get_num_threads() if model.device.type == "cpu" else 0
-    return Speed(prompt, prompt_sd, generation, generation_sd, prompt_tokens, generated_tokens, threads, runtime)
+def measure_speed(engine: Engine, vocabulary: int, prompt_tokens: int, generated_tokens: int, repetitions: int) -> Speed:
+    """Time `engine` on a prompt, and on generation from one token, as llama-bench's tg does, so that no prompt's cost is in it."""
+    ids = prompt_ids(vocabulary, prompt_tokens)
+    prompt, prompt_sd, prompt_reported = rate(lambda: engine.read(ids), prompt_tokens, repetitions)
+    generation, generation_sd, generation_reported = rate(lambda: engine.generate(ids[0], generated_tokens), generated_tokens, repetitions)
+    return Speed(
+        prompt, prompt_sd, generation, generation_sd, prompt_tokens, generated_tokens, engine.label, engine.conditions,
+        prompt_reported, generation_reported,
+    )  # fmt: skip
 
 
 def over_rounds(rounds: Sequence[Speed]) -> Speed:
@@ -65,25 +82,24 @@ def over_rounds(rounds: Sequence[Speed]) -> Speed:
         means = [getattr(speed, name) for speed in rounds]
         within = statistics.mean(getattr(speed, f"{name}_sd") ** 2 for speed in rounds)
         between = statistics.variance(means) if len(means) > 1 else 0.0
-        return {name: statistics.mean(means), f"{name}_sd": math.sqrt(within + between)}
+        reported = [value for speed in rounds if (value := getattr(speed, f"{name}_reported")) is not None]
+        return {
+            name: statistics.mean(means),
+            f"{name}_sd": math.sqrt(within + between),
+            f"{name}_reported": statistics.mean(reported) if reported else None,
+        }
 
     return replace(rounds[0], **pooled("prompt"), **pooled("generation"))
 
 
-def rate(work: Callable[[], None], tokens: int, repetitions: int) -> tuple[float, float]:
-    """Tokens a second, mean and standard deviation over `repetitions`, after one warm-up."""
+def rate(work: Callable[[], float | None], tokens: int, repetitions: int) -> tuple[float, float, float | None]:
+    """Tokens a second, mean and standard deviation over `repetitions`, after one warm-up; and by the seconds that `work` returns."""
     work()
-    rates = []
+    rates, reported = [], []
     for _ in range(repetitions):
-        synchronize()
         started = time.perf_counter()
-        work()
-        synchronize()
+        own = work()
         rates.append(tokens / (time.perf_counter() - started))
-    return statistics.mean(rates), statistics.pstdev(rates)
-
-
-def synchronize() -> None:
-    """Wait for the device: CUDA returns before the work is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        if own:
+            reported.append(tokens / own)
+    return statistics.mean(rates), statistics.pstdev(rates), statistics.mean(reported) if reported else None

@@ -76,13 +76,21 @@ def weights_really_kept() -> Iterator[None]:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[PreTrainedModel]:
-    """The checkpoint in AutoAWQ's own layers, for measuring its speed; plain PyTorch where no GPU is."""
+def imported() -> Iterator[Any]:
+    """awq, imported without its own deprecation notice."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import awq.models.base as base
-        import awq.modules.linear.gemm as gemm
-        from awq import AutoAWQForCausalLM
+        import awq
+        import awq.models.base
+        import awq.modules.linear.gemm
+    yield awq
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[PreTrainedModel]:
+    """The checkpoint in AutoAWQ's own layers, for measuring its speed; plain PyTorch where no GPU is."""
+    with imported() as awq:
+        base, gemm, AutoAWQForCausalLM = awq.models.base, awq.modules.linear.gemm, awq.AutoAWQForCausalLM
     on_gpu = torch.cuda.is_available()
     device = "cuda:0" if on_gpu else "cpu"
     changes = [] if on_gpu else [(gemm, "TRITON_AVAILABLE", False), (base, "get_best_device", lambda: "plain")]

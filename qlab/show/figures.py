@@ -27,9 +27,10 @@ def new_axes(title: str, x: str, y: str, size: tuple[float, float] = (8, 4)) -> 
 
 
 def bars(
-    values: Mapping[str, float], title: str, label: str, errors: Mapping[str, float] | None = None, highlight: str = "", log: bool = False
-) -> Figure:
-    """Horizontal bars, one a name, the value written at its end."""
+    values: Mapping[str, float], title: str, label: str, errors: Mapping[str, float] | None = None, highlight: str = "", log: bool = False,
+    marks: Mapping[str, float] | None = None,
+) -> Figure:  # fmt: skip
+    """Horizontal bars, one a name, the value written at its end; a stroke at each of `marks`, such as a ceiling."""
     figure, axes = new_axes(title, label, "", (8, 0.9 + 0.42 * len(values)))
     names = list(values)
     colours = [ACCENT if not highlight or name == highlight else MUTED for name in names]
@@ -39,6 +40,8 @@ def bars(
     if log:
         axes.set_xscale("log")
     for position, name in enumerate(names):
+        if marks and name in marks:
+            axes.plot([marks[name]] * 2, [position - 0.4, position + 0.4], color="black", linewidth=2)
         text = f" {values[name]:.3g}" if abs(values[name]) < 1000 else f" {values[name]:,.0f}"
         axes.annotate(text, (values[name] + (spread[position] if spread else 0), position), va="center", fontsize=9)
     axes.margins(x=0.14)

@@ -47,3 +47,12 @@ def is_number(column: pd.Series) -> bool:
         return True
     texts = [value for value in column if isinstance(value, str) and value != "—"]
     return bool(texts) and all(FIGURE.fullmatch(text) for text in texts)
+
+
+def error_table(errors: Mapping[str, float]) -> pd.DataFrame:
+    """Errors of layers, by full name, as a matrix: a row a block, a column a kind of layer (q_proj, …), in the order given."""
+    places = [(name.split("."), error) for name, error in errors.items()]
+    found = {(int(parts[parts.index("layers") + 1]), parts[-1]): error for parts, error in places}
+    kinds = list(dict.fromkeys(kind for _, kind in found))
+    table = pd.DataFrame([[found.get((block, kind)) for kind in kinds] for block in sorted({block for block, _ in found})], columns=kinds)
+    return table.rename_axis(index="block", columns="layer")

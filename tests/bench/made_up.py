@@ -12,8 +12,11 @@ from safetensors.torch import save_file
 from qlab import EMBEDDED
 
 
-def make_checkpoint(folder: Path, layers: int, hidden: int, mlp: int, heads: int, kv_heads: int) -> Path:
-    """Write it to `folder`, FP16, a shard a block; the embedded model's tokenizer and vocabulary."""
+def make_checkpoint(folder: Path, layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, kind: str = "llama") -> Path:
+    """Write it to `folder`, FP16, a shard a block; the embedded model's tokenizer and vocabulary.
+
+    `kind` llama: embedding and head are one matrix; qwen2: they are two, and queries, keys and values have biases.
+    """
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     shards: dict[str, str] = {}
@@ -26,7 +29,9 @@ def make_checkpoint(folder: Path, layers: int, hidden: int, mlp: int, heads: int
         save_file(tensors, folder / file, metadata={"format": "pt"})
         shards.update(dict.fromkeys(shapes, file))
 
-    save("model-embedding.safetensors", {"model.embed_tokens.weight": (4096, hidden), "model.norm.weight": (hidden,)})
+    qwen = kind == "qwen2"
+    head = {"lm_head.weight": (4096, hidden)} if qwen else {}
+    save("model-embedding.safetensors", {"model.embed_tokens.weight": (4096, hidden), "model.norm.weight": (hidden,)} | head)
     narrow = hidden // heads * kv_heads
     for index in range(layers):
         parts = {
@@ -34,12 +39,16 @@ def make_checkpoint(folder: Path, layers: int, hidden: int, mlp: int, heads: int
             "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden),
             "mlp.down_proj": (hidden, mlp), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
         }  # fmt: skip
-        save(f"model-{index:03}.safetensors", {f"model.layers.{index}.{name}.weight": shape for name, shape in parts.items()})
+        tensors = {f"model.layers.{index}.{name}.weight": shape for name, shape in parts.items()}
+        biased = [name for name in tensors if qwen and any(f"{part}_proj" in name for part in "qkv")]
+        biases = {name.replace(".weight", ".bias"): tensors[name][:1] for name in biased}
+        save(f"model-{index:03}.safetensors", tensors | biases)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": mlp,
+        "architectures": ["Qwen2ForCausalLM" if qwen else "LlamaForCausalLM"], "model_type": kind,
+        "hidden_size": hidden, "intermediate_size": mlp,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": 4096,
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": not qwen,
         "torch_dtype": "float16", "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=1))

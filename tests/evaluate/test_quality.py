@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from qlab.artifact import make_artifact
 from qlab.errors import UserError
-from qlab.evaluate.quality import measure_quality
-from qlab.model import Source, load, load_tokenizer
+from qlab.evaluate.quality import measure_quality, next_token_logits
+from qlab.model import Source, load, load_tokenizer, locate
+from qlab.recipes import parse
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,6 @@ def test_perplexity_is_lm_evals(windows: torch.Tensor) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from qlab.model import locate
     from qlab.text import python_reference
 
     source = locate("embedded")
@@ -68,3 +70,26 @@ def test_what_cannot_be_measured_is_refused(tiny: Source) -> None:
         measure_quality(load(tiny), torch.ones(3, 1, dtype=torch.int64))
     with pytest.raises(UserError, match="no standard error"):
         measure_quality(load(tiny), torch.ones(1, 3, dtype=torch.int64))
+
+
+def test_perplexity_of_a_gguf_file_is_llamacpps_by_its_own_protocol(calibration: torch.Tensor, tmp_path: Path) -> None:
+    """llama-perplexity's protocol: a window whose second half is scored. llama.cpp's own log-probabilities, asked token by token.
+
+    It rounds activations to 8 bits, so the two agree to a hundredth of a nat, not to rounding.
+    """
+    from qlab.deploy.llamacpp import LlamaCpp, post
+    from qlab.deploy.server import on_free_port, serving
+    from qlab.text import python_reference
+
+    source = locate("embedded")
+    made = make_artifact(parse("q8_0"), source, calibration, str(tmp_path))
+    ids = load_tokenizer(source).encode(python_reference()[:3000], add_special_tokens=False)[:256]
+    theirs = []
+    with serving(LlamaCpp(), on_free_port(made.path, 512, 1)) as server:
+        for place in range(128, 256):
+            asked = {"prompt": ids[:place], "n_predict": 1, "n_probs": 4096, "cache_prompt": True, "temperature": -1.0}
+            (position,) = post(server.url, "/completion", asked)["completion_probabilities"]
+            theirs.append(next(entry["logprob"] for entry in position["top_logprobs"] if entry["id"] == ids[place]))
+    logits = next_token_logits(load(made.source), torch.tensor([ids]))[127:].detach()
+    ours = -torch.nn.functional.cross_entropy(logits, torch.tensor(ids[128:]))
+    assert math.exp(-sum(theirs) / 128) == pytest.approx(math.exp(-float(ours)), rel=0.01)

@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 
 from qlab import ROOT
-from qlab.claims import FAILS, HOLDS, load_claims
+from qlab.claims import FAILS, HOLDS, OPEN, load_claims
+from qlab.results import read
 from qlab.workbook import lesson_names
 
 SMALLER = {
     "evaluation_windows": 6, "evaluation_length": 256, "calibration_windows": 8, "calibration_length": 128,
     "generated_tokens": 4, "prompt_tokens": 32, "repetitions": 1, "rounds": 2, "answer_tokens": 8,
-    "agreement_prompts": 10, "load_requests": 8,
+    "agreement_prompts": 10, "load_requests": 8, "task_documents": 10, "training_steps": 4,
 }  # fmt: skip
 
 
@@ -120,17 +121,24 @@ def test_the_servers_and_libraries_really_ran(run: Run) -> None:
     agreement = {row["format"]: row for row in results["agreement"] if row["prompts of"] == "all"}
     assert agreement["original (control)"]["identical"] == agreement["original (control)"]["top1"] == 1
     assert agreement["GGUF Q8_0"]["kl"] < agreement["GGUF Q4_K_M"]["kl"]
-    rows = {row["name"]: row for row in results["benchmarks"]}
-    assert {row["speed"]["runtime"] for row in rows.values()} == {
-        "transformers",
-        "AutoAWQ",
-        "AutoGPTQ",
-        "llama.cpp",
-        "transformers + bitsandbytes",
-    }
+    measured = [row for row in results["benchmarks"] if row["figures"]]
+    rows = {row["name"]: row for row in measured}
+    own = {"transformers", "AutoAWQ", "AutoGPTQ", "llama.cpp", "transformers + bitsandbytes"}
+    assert own <= {row["runtime"] for row in measured}
+    assert set(rows) == {row["name"] for row in results["benchmarks"]}  # every format ran somewhere
+    assert all(row["problem"] for row in results["benchmarks"] if not row["figures"])  # and where it did not, the row says why
     sizes = [rows[name]["disk_bytes"] for name in ("GGUF Q4_K_M", "GGUF Q8_0", "FP16 original")]
     assert sizes == sorted(sizes)
-    assert all(row["speed"]["generation"] > 0 and row["held_bytes"] > 0 for row in rows.values())
+    for row in measured:
+        assert row["figures"]["speed"]["generation"] > 0
+        assert row["figures"]["ceiling"] > 0
+        assert row["figures"]["memory"]["generating"] > 0
+        assert row["scores"]
+    assert results["layers"]["GGUF Q4_K_M"]
+    assert {entry["use"] for entry in results["advice"]} >= {"fine-tuning", "something else"}
+    kept = read(run.out.parent / "results.sqlite")
+    assert {"perplexity", "kl", "generation", "memory loaded"} <= set(kept["metric"])
+    assert set(kept["artifact"]) >= {"original", "q4_k_m", "autoawq-w4g128"}
     assert all(cell for row in results["table"]["rows"] for cell in row)
     assert {len(row) for row in results["table"]["rows"]} == {len(results["table"]["columns"])}
 
@@ -144,6 +152,10 @@ def test_every_claim_is_in_the_ledger(run: Run) -> None:
     assert ledger["awq-autoawq-recipe"]["verdict"] == HOLDS  # read back from the artifact
     assert ledger["gptq-autogptq-recipe"]["verdict"] == HOLDS
     assert ledger["four-4090-hold-70b-fp16"]["verdict"] == FAILS
+    assert ledger["approach-gptq"]["verdict"] == HOLDS
+    assert ledger["awq-fold-inverse-scale"]["verdict"] == HOLDS
+    assert ledger["faq-requantize-new-version"]["verdict"] == HOLDS
+    assert [entry["id"] for entry in ledger.values() if entry["verdict"] == OPEN] == []
 
 
 def test_the_report_is_whole_and_clean(run: Run) -> None:

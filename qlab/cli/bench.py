@@ -1,0 +1,138 @@
+"""`qlab bench` and `qlab results`: speed and memory in the runtimes, and the table of everything measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qlab.cli.app import app, console
+from qlab.errors import UserError
+
+SHOWN = ("perplexity", "kl", "prompt", "generation", "generation ceiling", "memory loaded", "memory generating")
+StoreOption = Annotated[str, typer.Option(help="SQLite file that figures are added to; '' keeps them nowhere.")]
+
+
+@app.command()
+def bench(
+    artifacts: Annotated[list[str], typer.Argument(help="Models or artifacts: 'embedded', folders, hub ids.")],
+    runtime: Annotated[list[str] | None, typer.Option(help="transformers, llamacpp, vllm, …; may be repeated; else all that can.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt (pp).")] = 512,
+    generated_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated (tg).")] = 128,
+    repetitions: Annotated[int, typer.Option(min=1, help="Timed repetitions after one warm-up, in every round.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds over all artifacts, so that a drift of the machine shows.")] = 1,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 for transformers; auto: FP32 on a CPU, FP16 on a GPU.")] = "auto",
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds for one artifact in one runtime.")] = 900.0,
+    results: StoreOption = "build/results.sqlite",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+) -> None:
+    """Prompt and generation speed, the ceiling that memory bandwidth sets, and memory predicted and measured; each in a fresh process."""
+    from qlab.evaluate.engines import DTYPES
+    from qlab.evaluate.rounds import Protocol, measure_in_turns
+    from qlab.lesson import quiet
+    from qlab.model import locate
+    from qlab.results import runtime_figures
+
+    if dtype not in ("auto", *DTYPES):
+        raise UserError(f"--dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
+    quiet()
+    sources = by_short_name([locate(name) for name in artifacts])
+    folders = {name: source.path for name, source in sources.items()}
+    protocol = Protocol(prompt_tokens, generated_tokens, repetitions, rounds, dtype, time_limit)
+    measured = measure_in_turns(folders, runtime or [], protocol)
+    found = [(subject_of(sources[one.name], one.runtime), runtime_figures(one.figures, one.problem)) for one in measured]
+    keep(results, artifacts[0], found)
+    if as_json:
+        rows = [{"artifact": subject.artifact, "runtime": subject.runtime, "figures": [vars(f) for f in each]} for subject, each in found]
+        print(json.dumps({"measured": rows}))
+    else:
+        print_speeds(measured, protocol)
+    if all(one.figures is None for one in measured):
+        raise typer.Exit(1)
+
+
+def by_short_name(sources: list[Any]) -> dict[str, Any]:
+    """Models and artifacts by the last part of their path; by more of it where two would be called the same."""
+    names = [source.name for source in sources]
+    return {name if names.count(name) == 1 else f"{source.path.parent.name}/{name}": source for name, source in zip(names, sources)}
+
+
+def subject_of(source: Any, runtime: str = "") -> Any:
+    """What the figures of a model or artifact are filed under."""
+    from qlab.artifact import Artifact
+    from qlab.results import Subject
+
+    if Artifact.open(source.path):
+        return Subject(source.path.parent.name, source.path.name, source.fingerprint, runtime)
+    return Subject(f"{source.path.name}-{source.fingerprint[:8]}", "original", source.fingerprint, runtime)
+
+
+def keep(store: str, model: str, found: list[Any]) -> None:
+    """Add figures to the table, if one is wanted; a table that cannot be written is said, and costs nobody the figures."""
+    from qlab.results import add
+    from qlab.workbook import provenance
+
+    if store:
+        try:
+            add(Path(store), provenance(model), found)
+        except UserError as error:
+            console.print(f"the figures were not kept: {error}", markup=False, highlight=False)
+
+
+def print_speeds(measured: list[Any], protocol: Any) -> None:
+    """The table of `qlab bench`, and below it why a row has no figures."""
+    columns = (
+        "artifact", "runtime", f"pp{protocol.prompt_tokens} tok/s", f"tg{protocol.generated_tokens} tok/s", "by its own clock",
+        "ceiling tok/s", "MB predicted", "loaded", "prompting", "generating", "dtype, kernel",
+    )  # fmt: skip
+    table = Table(*columns)
+    for one in measured:
+        if one.figures is None:
+            table.add_row(one.name, one.runtime, *["no, see below"] * 2)
+            continue
+        speed, memory = one.figures.speed, one.figures.memory
+        rates = [f"{speed.prompt:.0f} ± {speed.prompt_sd:.0f}", f"{speed.generation:.1f} ± {speed.generation_sd:.1f}"]
+        own = [f"{rate:.0f}" if rate else "none" for rate in (speed.prompt_reported, speed.generation_reported)]
+        sizes = (memory.weights + memory.cache, memory.loaded, memory.prompting, memory.generating)
+        under = f"{speed.conditions['dtype']}, {speed.conditions['kernel']}, {speed.conditions['threads']} threads"
+        ceiling = f"{one.figures.ceiling:.0f}"
+        table.add_row(one.name, one.runtime, *rates, " / ".join(own), ceiling, *(f"{size / 1e6:.0f}" for size in sizes), under)
+    wide = Console()
+    Console(width=wide.width if wide.is_terminal else 180).print(table)
+    for one in measured:
+        if one.problem:
+            print(f"{one.name} in {one.runtime}: {one.problem}")
+
+
+@app.command()
+def results(
+    metric: Annotated[list[str] | None, typer.Option(help="A metric to show, such as kl or 'memory loaded'; may be repeated.")] = None,
+    model: Annotated[str, typer.Option(help="Only models whose name holds this.")] = "",
+    every: Annotated[bool, typer.Option("--every", help="Also figures that were measured again later.")] = False,
+    store: Annotated[Path, typer.Option(help="The SQLite file.")] = Path("build/results.sqlite"),
+    csv: Annotated[Path | None, typer.Option(help="Write the tidy table, one row a figure with its provenance, to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The tidy table as one JSON list.")] = False,
+) -> None:
+    """Everything measured so far, over models, runtimes and machines: `qlab bench`, `qlab evaluate` and lesson 7 add to it."""
+    from qlab.results import read, wide
+
+    table = read(store, every)
+    table = table[table["model"].str.contains(model, regex=False, case=False)]
+    if unknown := [name for name in metric or [] if name not in set(table["metric"])]:
+        raise UserError(f"no figures of {unknown[0]!r} here: expected {', '.join(sorted(table['metric'].unique()))}")
+    if csv:
+        table.to_csv(csv, index=False)
+        console.print(f"{len(table)} figures in {csv}", highlight=False)
+    if as_json:
+        print(table.to_json(orient="records"))
+    elif not csv:
+        shown = wide(table, metric or [name for name in SHOWN if name in set(table["metric"])])
+        printed = Table(*shown.columns)
+        for row in shown.itertuples(index=False):
+            printed.add_row(*map(str, row))
+        terminal = Console()
+        Console(width=terminal.width if terminal.is_terminal else 180).print(printed)

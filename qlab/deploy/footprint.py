@@ -1,0 +1,82 @@
+"""What an artifact holds once it is loaded, told from its files' headers: the planner for a model that is there already."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader
+from safetensors import safe_open
+
+from qlab.deploy.deployment import kind_of
+from qlab.deploy.plan import shape_of
+from qlab.model import gguf_config, read_json, weight_files
+
+SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+FLOATS = {"F32", "F16", "BF16"}
+PARTS = (".qweight", ".weight.absmax")  # a quantized layer is known by one of these
+REPACKED = ("Q4_0", "Q4_K", "Q2_K", "IQ4_NL")  # llama.cpp on x86 keeps these a second time, in the order of its AVX2 kernels
+GGUF_CELLS = 256  # llama.cpp rounds a context up to so many tokens
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes: `weights` held in memory, `step` of them read for one token, `cache` a token of context, over `context` tokens."""
+
+    weights: float
+    step: float
+    cache: float
+    context: int
+
+    @property
+    def total(self) -> float:
+        """Weights, and the cache of the whole context."""
+        return self.weights + self.cache * self.context
+
+
+def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = False) -> Footprint:
+    """The memory of the artifact or model in `folder` with one sequence of `context` tokens.
+
+    `float_bytes` is the size of a number in which the runtime computes: what is not quantized is held in it, and so is the cache
+    (llama.cpp keeps both as the file has them, the cache in FP16). A step reads all but the input embedding, of which it needs a row.
+    """
+    if kind_of(folder) == "gguf":
+        return gguf_footprint(next(iter(sorted(folder.glob("*.gguf")))) if folder.is_dir() else folder, context, on_gpu)
+    tensors: dict[str, tuple[str, list[int]]] = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  (no iterator)
+                part = opened.get_slice(name)
+                tensors[name] = (part.get_dtype(), part.get_shape())
+    quantized = tuple({name[: -len(end)] + "." for name in tensors for end in PARTS if name.endswith(end)})
+    config = read_json(folder / "config.json")
+    shape = shape_of(config)
+
+    def held(name: str) -> int:
+        dtype, sizes = tensors[name]
+        computed = dtype in FLOATS and not name.startswith(quantized)
+        return prod(sizes) * (float_bytes if computed else SIZES[dtype])
+
+    tied = config.get("tie_word_embeddings", False)
+    names = [name for name in tensors if not (tied and name == "lm_head.weight")]
+    weights = sum(map(held, names))
+    embedding = 0 if tied else sum(held(name) for name in names if name.endswith("embed_tokens.weight"))
+    return Footprint(weights, weights - embedding, shape.kv_bytes_per_token * float_bytes / 2, context)
+
+
+def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
+    """The same for llama.cpp, whose weights stay as they lie in the file, mapped, but for those that it packs anew for a CPU."""
+    tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    stored = sum(int(tensor.n_bytes) for tensor in tensors.values())
+    head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+    again = [
+        int(tensor.n_bytes) for name, tensor in tensors.items()
+        if tensor.tensor_type.name in REPACKED and name != "token_embd.weight" and not on_gpu and platform.machine() in ("x86_64", "AMD64")
+    ]  # fmt: skip
+    embedding = int(tensors["token_embd.weight"].n_bytes) if head == "output.weight" else 0
+    config: dict[str, Any] = gguf_config(file).to_dict()
+    rounded = -(-context // GGUF_CELLS) * GGUF_CELLS
+    return Footprint(stored + sum(again), stored - embedding, shape_of(config).kv_bytes_per_token, rounded)

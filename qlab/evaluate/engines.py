@@ -1,0 +1,242 @@
+"""What runs an artifact while it is measured: PyTorch's libraries in this process, llama.cpp and vLLM as servers, behind one interface."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from itertools import count as counting
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from qlab.deploy import llamacpp, vllm
+from qlab.deploy.deployment import Deployment, kind_of
+from qlab.deploy.llamacpp import post
+from qlab.deploy.server import Server, free_port, on_free_port, serving
+from qlab.errors import UserError
+from qlab.evaluate.bandwidth import synchronize
+from qlab.evaluate.memory import held_bytes
+from qlab.evaluate.speed import Engine
+from qlab.model import load, locate
+from qlab.peers import autoawq, autogptq
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class InProcess:
+    """A PyTorch model in this process."""
+
+    label: str
+    model: PreTrainedModel
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        device = self.model.device
+        kinds = Counter(type(module).__name__ for module in self.model.modules() if not list(module.children()))
+        kernel = max((name for name in kinds if "Linear" in name), key=lambda name: kinds[name])
+        floats = Counter(str(p.dtype).removeprefix("torch.") for p in self.model.parameters() if p.dtype.is_floating_point)
+        threads = str(torch.get_num_threads()) if device.type == "cpu" else "0"
+        return {"device": device.type, "dtype": floats.most_common(1)[0][0], "kernel": kernel, "threads": threads}
+
+    @torch.inference_mode()
+    def read(self, ids: Sequence[int]) -> None:
+        self.model(input_ids=torch.tensor([ids], device=self.model.device), use_cache=True, logits_to_keep=1)
+        synchronize(str(self.model.device))
+
+    @torch.inference_mode()
+    def generate(self, first: int, count: int) -> None:
+        step, cache = torch.tensor([[first]], device=self.model.device), None
+        for _ in range(count):
+            output = self.model(input_ids=step, past_key_values=cache, use_cache=True)
+            step, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+        synchronize(str(self.model.device))
+
+    def held_bytes(self) -> int:
+        return held_bytes()
+
+
+@dataclass
+class InLlamaCpp:
+    """llama.cpp's server, in this process too, so that the memory it takes can be told from what was there before."""
+
+    url: str
+    threads: int
+    server: Any
+    label: str = "llama.cpp"
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        import xllamacpp
+
+        features = re.findall(r"(\w+) = 1", xllamacpp.get_system_info())
+        widest = [name for name in ("AMX_INT8", "AVX512_VNNI", "AVX512", "AVX2", "NEON", "CUDA") if name in features]
+        return {"device": "cpu", "dtype": "8-bit activations", "kernel": "ggml " + " ".join(widest[:1]), "threads": str(self.threads)}
+
+    def read(self, ids: Sequence[int]) -> float:
+        return self._timings({"prompt": list(ids), "n_predict": 1})["prompt_ms"] / 1000
+
+    def generate(self, first: int, count: int) -> float:
+        return self._timings({"prompt": [first], "n_predict": count, "ignore_eos": True})["predicted_ms"] / 1000
+
+    def _timings(self, body: dict[str, Any]) -> dict[str, Any]:
+        return post(self.url, "/completion", body | {"cache_prompt": False})["timings"]
+
+    def held_bytes(self) -> int:
+        return held_bytes()
+
+
+@dataclass
+class InVLLM:
+    """vLLM's server, in processes of its own."""
+
+    server: Server
+    threads: int
+    label: str = "vLLM"
+    salts: Iterator[int] = field(default_factory=counting)
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        log = self.server.tail(200)
+        kernel, dtype = re.search(r"(\w+Kernel)\b", log), re.search(r"dtype=torch\.(\w+)", log)
+        return {
+            "device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": dtype[1] if dtype else "float16",
+            "kernel": kernel[1] if kernel else "vLLM's own choice", "threads": str(self.threads),
+        }  # fmt: skip
+
+    def read(self, ids: Sequence[int]) -> float | None:
+        return self._timed({"prompt": list(ids), "max_tokens": 1}, "vllm:request_prefill_time_seconds_sum")
+
+    def generate(self, first: int, count: int) -> float | None:
+        seconds = self._timed({"prompt": [first], "max_tokens": count, "ignore_eos": True}, "vllm:request_decode_time_seconds_sum")
+        return seconds and seconds * count / max(1, count - 1)  # its clock starts with the first token
+
+    def _timed(self, body: dict[str, Any], metric: str) -> float | None:
+        before = self._metric(metric)
+        salted = body | {"model": self.server.model, "temperature": 0, "cache_salt": str(next(self.salts))}  # nothing read before helps
+        post(self.server.url, "/v1/completions", salted)
+        after = self._metric(metric)
+        return after - before if before is not None and after is not None and after > before else None
+
+    def _metric(self, name: str) -> float | None:
+        with urllib.request.urlopen(f"{self.server.url}/metrics", timeout=30) as answer:
+            found = re.search(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", answer.read().decode(), re.M)
+        return float(found[1]) if found else None
+
+    def held_bytes(self) -> int:
+        return self.server.held_bytes()
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A runtime to measure in: the formats (`kinds`) it runs, whether it is here, and how a folder is opened for a context and a dtype.
+
+    `prepare` loads the runtime's own code, so that what opening the folder then adds to the process is the model's.
+    """
+
+    label: str
+    kinds: tuple[str, ...]
+    install: str
+    present: Callable[[], bool]
+    open: Callable[[Path, int, str], AbstractContextManager[Engine]]
+    prepare: Callable[[Path], None] = lambda folder: None
+
+
+def with_one_block(folder: Path, library: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+    """Run a random model of this architecture, of one block and few tokens, with a library's code loaded."""
+    config = AutoConfig.from_pretrained(folder)
+    config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, 256, None
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with library():
+        engine = InProcess("", AutoModelForCausalLM.from_config(config).eval())
+        engine.read([1, 2, 3])
+        engine.generate(1, 2)
+
+
+@contextmanager
+def in_transformers(folder: Path, context: int, dtype: str, label: str = "transformers") -> Iterator[Engine]:
+    """FP16 on a GPU; on a CPU FP32, since most emulate half precision; or the `dtype` asked for."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = DTYPES.get(dtype, torch.float16 if device == "cuda" else torch.float32)
+    yield InProcess(label, load(locate(str(folder)), wanted, device, native=True))
+
+
+@contextmanager
+def in_library(library: Any, label: str, folder: Path, context: int, dtype: str) -> Iterator[Engine]:
+    """AutoAWQ's and AutoGPTQ's own layers, in the dtype that they choose."""
+    with library.running(folder) as model:
+        yield InProcess(label, model)
+
+
+@contextmanager
+def in_llamacpp(folder: Path, context: int, dtype: str) -> Iterator[Engine]:
+    threads, port = torch.get_num_threads(), free_port()
+    server = llamacpp.start(Deployment(folder, "model").gguf, port, threads, context=context)
+    try:
+        yield InLlamaCpp(f"http://127.0.0.1:{port}", threads, server)
+    finally:
+        del server
+
+
+@contextmanager
+def in_vllm(folder: Path, context: int, dtype: str) -> Iterator[Engine]:
+    gpus, threads = int(torch.cuda.is_available()), torch.get_num_threads()
+    with serving(vllm.VLLM(), on_free_port(folder, context, 1, gpus=gpus, threads=threads)) as server:
+        yield InVLLM(server, threads)
+
+
+def has(module: str) -> bool:
+    return find_spec(module) is not None
+
+
+RUNNERS = {
+    "transformers": Runner(
+        "transformers", ("dense",), "pip install transformers", partial(has, "transformers"), in_transformers, with_one_block
+    ),
+    "bitsandbytes": Runner(
+        "transformers + bitsandbytes", ("bitsandbytes",), "pip install bitsandbytes", partial(has, "bitsandbytes"),
+        partial(in_transformers, label="transformers + bitsandbytes"), with_one_block,
+    ),
+    "autoawq": Runner(
+        "AutoAWQ", ("awq",), "pip install autoawq", partial(has, "awq"), partial(in_library, autoawq, "AutoAWQ"),
+        partial(with_one_block, library=autoawq.imported),
+    ),
+    "autogptq": Runner(
+        "AutoGPTQ", ("gptq",), "pip install auto-gptq", partial(has, "auto_gptq"), partial(in_library, autogptq, "AutoGPTQ"),
+        partial(with_one_block, library=autogptq.revived),
+    ),
+    "gptqmodel": Runner(
+        "GPTQModel", ("awq", "gptq"), "pip install --no-build-isolation gptqmodel==7.6.0 optimum==2.3.0 numpy==2.2.6",
+        partial(has, "gptqmodel"), partial(in_transformers, label="GPTQModel"),
+    ),
+    "llamacpp": Runner("llama.cpp", ("gguf",), llamacpp.LlamaCpp().install, llamacpp.LlamaCpp().present, in_llamacpp),
+    "vllm": Runner("vLLM", ("awq", "gptq"), vllm.VLLM().install, vllm.VLLM().present, in_vllm),
+}  # fmt: skip
+
+
+def runners_of(folder: Path, wanted: Sequence[str] = ()) -> list[str]:
+    """The names of RUNNERS that run the format of `folder`, here or not; of the `wanted` ones, if any are named.
+
+    Raises:
+        UserError: a name that is none of them, or none of the wanted runs this format.
+    """
+    if unknown := [name for name in wanted if name not in RUNNERS]:
+        raise UserError(f"no runtime {unknown[0]!r}: expected {', '.join(RUNNERS)}")
+    kind = kind_of(folder)
+    able = [name for name, runner in RUNNERS.items() if kind in runner.kinds]
+    chosen = [name for name in able if not wanted or name in wanted]
+    if not chosen:
+        named = ", ".join(wanted) if wanted else "no runtime known here"
+        raise UserError(f"{named}: none runs {folder.name}, which is {kind}" + (f"; {', '.join(able)} would" if able else ""))
+    return chosen

@@ -1,0 +1,60 @@
+"""What an artifact will hold, told from its headers, against what lies in the files and what PyTorch holds of it."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlab.artifact import make_artifact
+from qlab.deploy.footprint import footprint
+from qlab.evaluate.memory import disk_bytes
+from qlab.model import Source, load
+from qlab.recipes import parse
+
+
+def test_a_dense_model_takes_its_parameters_in_the_dtype_it_computes_in(tiny: Source) -> None:
+    model = load(tiny)
+    found = footprint(tiny.path, 100, float_bytes=4)
+    assert found.weights == 4 * model.num_parameters()
+    assert found.step == found.weights  # embedding and head are one matrix, read whole
+    config = model.config
+    assert found.cache == 4 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    assert found.total == found.weights + 100 * found.cache
+
+
+def test_an_untied_embedding_is_not_read(tiny: Source, tmp_path: Path) -> None:
+    model = load(tiny)
+    untied = type(model)(type(model.config).from_dict(model.config.to_dict() | {"tie_word_embeddings": False}))
+    untied.half().save_pretrained(tmp_path)
+    found = footprint(tmp_path, 1)
+    assert found.weights == 2 * untied.num_parameters()
+    assert found.weights - found.step == 2 * untied.get_input_embeddings().weight.numel()
+
+
+@pytest.mark.parametrize("recipe", ["rtn-w4g128", "rtn-w4g128-sym", "nf4"])
+def test_quantized_layers_stay_as_they_are_stored(recipe: str, tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+    folder = make_artifact(parse(recipe), tiny, calibration, str(tmp_path)).path
+    half, single = (footprint(folder, 1, float_bytes=size).weights for size in (2, 4))
+    assert half == pytest.approx(disk_bytes(folder), rel=0.02)  # but for the headers
+    floats = sum(p.numel() for name, p in load(tiny).named_parameters() if "_proj" not in name)
+    assert single - half == pytest.approx(2 * floats, rel=0.02)
+
+
+@pytest.mark.parametrize(("recipe", "kept"), [("q8_0", ()), ("q4_k_m", ("Q4_K",))])
+def test_llamacpp_keeps_repacked_weights_twice(
+    recipe: str, kept: tuple[str, ...], tiny: Source, calibration: torch.Tensor, tmp_path: Path
+) -> None:
+    from gguf import GGUFReader
+
+    folder = make_artifact(parse(recipe), tiny, calibration, str(tmp_path)).path
+    tensors = GGUFReader(next(folder.glob("*.gguf"))).tensors
+    stored = sum(int(tensor.n_bytes) for tensor in tensors)
+    twice = sum(int(tensor.n_bytes) for tensor in tensors if tensor.tensor_type.name in kept)
+    assert bool(twice) == bool(kept)
+    assert footprint(folder, 300, on_gpu=True).weights == stored
+    if platform.machine() in ("x86_64", "AMD64"):
+        assert footprint(folder, 300).weights == stored + twice
+    assert footprint(folder, 300).context == 512  # in cells of 256
