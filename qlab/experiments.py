@@ -81,7 +81,7 @@ def calibration_curve(lesson: Lesson, rounding: Rounding, counts: Iterable[int])
     for count in progress(sorted(set(counts)), "calibration", leave=False):
         seen = collect(lesson.reference, layers, lesson.calibration[:count])
         model = lesson.with_weights(lambda name, weight, seen=seen: rounding(weight, seen[name]))  # type: ignore[misc]
-        found[count] = measure_quality(model, lesson.evaluation, lesson.reference).kl or 0.0
+        found[count] = measure_quality(model, lesson.evaluation, lesson.expected).kl or 0.0
     return found
 
 

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,12 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlab.artifact import Artifact, make_artifact
 from qlab.errors import UserError
 from qlab.evaluate.memory import disk_bytes
-from qlab.evaluate.quality import Quality, measure_quality
+from qlab.evaluate.quality import Quality, measure_quality, next_token_logits
 from qlab.model import Source, decoder_layers, load, load_tokenizer, locate
 from qlab.recipes import Recipe
 from qlab.record import record
 from qlab.statistics import Statistics, collect
 from qlab.text import load_text, windows
+
+KEPT_BYTES = 512 << 20  # of the original's logits
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,18 @@ class Lesson:
     def evaluate(self, name: str, model: PreTrainedModel | Artifact) -> Quality:
         """Quality of a model or artifact against the original; recorded as `quality/name`."""
         candidate = load(model.source, self.dtype, self.device) if isinstance(model, Artifact) else model
-        quality = measure_quality(candidate, self.evaluation, self.reference, label=name)
+        quality = measure_quality(candidate, self.evaluation, self.expected, label=name)
         record(f"quality/{name}", quality.as_dict())
         return quality
+
+    @cached_property
+    def expected(self) -> PreTrainedModel | list[Tensor]:
+        """The original's logits for every evaluation window, which dozens of models are held against; the original itself where they
+        would take more than half a GB."""
+        if 4 * self.evaluation.numel() * self.source.config["vocab_size"] > KEPT_BYTES:
+            return self.reference
+        with torch.inference_mode():
+            return [next_token_logits(self.reference, window) for window in self.evaluation.split(1)]
 
     def statistics(self) -> dict[str, Statistics]:
         """Statistics of every decoder layer's inputs over the calibration windows, by layer name."""

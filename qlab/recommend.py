@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
 
 from qlab.benchmark import ORIGINAL, Row, apart, generation, of_formats
 from qlab.deploy.choose import recommend as guide_says
@@ -60,6 +62,15 @@ def recommend(measured: Sequence[Row], use: str, offload: bool, share: float) ->
     if not agree:
         why += "; " + ("; ".join(beside(row, fitting, formats) for row in named) or "the guide names no format measured here")
     return Advice(guide, best.name, agree, why)
+
+
+def every_advice(measured: Sequence[Row], shares: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each use, with and without layers on the CPU, and each share of the original's size, in percent."""
+    return [
+        {"use": use, "layers on the CPU": offload, "size at most (%)": share}
+        | asdict(recommend(measured, use, offload == "yes", share / 100))
+        for use, offload, share in product(USES, ("no", "yes"), shares)
+    ]
 
 
 def farther(row: Row, nearest: Row) -> bool:

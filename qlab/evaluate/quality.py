@@ -46,8 +46,10 @@ class Quality:
 
 
 @torch.inference_mode()
-def measure_quality(model: nn.Module, windows: Tensor, reference: nn.Module | None = None, label: str = "evaluating") -> Quality:
-    """Run the windows, int64 [windows, length], through `model`, and through `reference` where one is given.
+def measure_quality(
+    model: nn.Module, windows: Tensor, reference: nn.Module | Sequence[Tensor] | None = None, label: str = "evaluating"
+) -> Quality:
+    """Run the windows, int64 [windows, length], through `model`, and through `reference` where one is given, or its logits for each.
 
     Raises:
         UserError: fewer than two windows, windows of fewer than two tokens, or the two models' vocabularies differ.
@@ -57,12 +59,13 @@ def measure_quality(model: nn.Module, windows: Tensor, reference: nn.Module | No
     if windows.shape[1] < 2:
         raise UserError("a window needs at least two tokens: one to predict from and one to predict")
     rows = []
-    for window in progress(windows.split(1), label, leave=False):
+    for index, window in enumerate(progress(windows.split(1), label, leave=False)):
         logits = next_token_logits(model, window)
         target = window[0, 1:].to(logits.device)
         row = {"loss": float(nn.functional.cross_entropy(logits, target))}
         if reference is not None:
-            expected = next_token_logits(reference, window).to(logits.device)
+            known = next_token_logits(reference, window) if isinstance(reference, nn.Module) else reference[index]
+            expected = known.to(logits.device)
             if expected.shape != logits.shape:
                 raise UserError(
                     f"the reference predicts {expected.shape[1]} tokens, the model {logits.shape[1]}: they are not of one family"

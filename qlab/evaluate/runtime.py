@@ -58,7 +58,7 @@ def measure_runtime(
         loaded = engine.held_bytes() - apart
         prompting = peak_during(lambda: engine.read(ids), engine.held_bytes) - apart
         generating = peak_during(lambda: engine.generate(ids[0], generated_tokens), engine.held_bytes) - apart
-        speed = measure_speed(engine, vocabulary, prompt_tokens, generated_tokens, repetitions)
+        speed = measure_speed(engine, vocabulary, prompt_tokens, generated_tokens, repetitions, warm=True)  # by what was done just now
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predicted = footprint(folder, context, 4 if speed.conditions["dtype"] == "float32" else 2, device == "cuda")
     step = predicted.step + predicted.cache * generated_tokens / 2  # the cache as it is half way

@@ -61,11 +61,18 @@ def prompt_ids(vocabulary: int, tokens: int) -> list[int]:
     return [generator.randrange(vocabulary // 16, vocabulary) for _ in range(tokens)]  # the first are often special tokens
 
 
-def measure_speed(engine: Engine, vocabulary: int, prompt_tokens: int, generated_tokens: int, repetitions: int) -> Speed:
-    """Time `engine` on a prompt, and on generation from one token, as llama-bench's tg does, so that no prompt's cost is in it."""
+def measure_speed(
+    engine: Engine, vocabulary: int, prompt_tokens: int, generated_tokens: int, repetitions: int, warm: bool = False
+) -> Speed:
+    """Time `engine` on a prompt, and on generation from one token, as llama-bench's tg does, so that no prompt's cost is in it.
+
+    It is warmed up first, unless it is `warm`: has just done both.
+    """
     ids = prompt_ids(vocabulary, prompt_tokens)
-    prompt, prompt_sd, prompt_reported = rate(lambda: engine.read(ids), prompt_tokens, repetitions)
-    generation, generation_sd, generation_reported = rate(lambda: engine.generate(ids[0], generated_tokens), generated_tokens, repetitions)
+    prompt, prompt_sd, prompt_reported = rate(lambda: engine.read(ids), prompt_tokens, repetitions, warm)
+    generation, generation_sd, generation_reported = rate(
+        lambda: engine.generate(ids[0], generated_tokens), generated_tokens, repetitions, warm
+    )
     return Speed(
         prompt, prompt_sd, generation, generation_sd, prompt_tokens, generated_tokens, engine.label, engine.conditions,
         prompt_reported, generation_reported,
@@ -92,9 +99,11 @@ def over_rounds(rounds: Sequence[Speed]) -> Speed:
     return replace(rounds[0], **pooled("prompt"), **pooled("generation"))
 
 
-def rate(work: Callable[[], float | None], tokens: int, repetitions: int) -> tuple[float, float, float | None]:
-    """Tokens a second, mean and standard deviation over `repetitions`, after one warm-up; and by the seconds that `work` returns."""
-    work()
+def rate(work: Callable[[], float | None], tokens: int, repetitions: int, warm: bool = False) -> tuple[float, float, float | None]:
+    """Tokens a second, mean and standard deviation over `repetitions`, after one warm-up unless `warm`; and by the seconds that `work`
+    returns."""
+    if not warm:
+        work()
     rates, reported = [], []
     for _ in range(repetitions):
         started = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,8 @@ def run_tasks(
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    manager = TaskManager()
+    manager = task_manager()
     judge = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
     scores: list[Score] = []
     for name in names:
@@ -68,6 +68,14 @@ def run_tasks(
         assert found is not None
         scores += scores_of(name, found)
     return scores
+
+
+@cache
+def task_manager() -> Any:
+    """lm-eval's index of its tasks: thousands of files that need reading once."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def scores_of(name: str, found: Any) -> list[Score]:
