@@ -10,7 +10,7 @@ from typing import Any
 
 from qlab.evaluate.memory import disk_bytes
 from qlab.evaluate.quality import Quality, paired_difference
-from qlab.evaluate.rounds import Protocol, measure_in_turns
+from qlab.evaluate.rounds import ABSENT, Protocol, measure_in_turns
 from qlab.evaluate.runtime import RuntimeFigures
 from qlab.evaluate.tasks import Score, run_tasks
 from qlab.lesson import Lesson
@@ -152,8 +152,12 @@ def results_table(measured: Sequence[Row]) -> dict[str, Any]:
         "format", "run by", "MB on disk", "MB predicted", "MB in memory", "MB at the peak", "perplexity", "loss increase (nats/token)",
         "KL to FP16 (nats/token)", *tasks, "prompt tok/s", "generation tok/s", "% of ceiling",
     ]  # fmt: skip
-    rows, reasons = [], dict[str, int]()
+    rows, reasons, elsewhere = [], dict[str, int](), dict[str, None]()
+    ran = {row.name for row in measured if row.figures}
     for row in measured:
+        if ABSENT in row.problem and row.name in ran:  # a format that ran in another runtime needs no empty line
+            elsewhere[row.problem] = None
+            continue
         quality = [f"{row.quality.perplexity:.2f}", *distance_cells(row)]
         quality += [f"{100 * score.value:.1f} ± {100 * score.stderr:.1f} %" for score in row.scores]
         if row.figures:
@@ -165,7 +169,11 @@ def results_table(measured: Sequence[Row]) -> dict[str, Any]:
             mark = f"no ({reasons.setdefault(row.problem, len(reasons) + 1)})"
             cells = [[mark] * 3, [mark] * 3]
         rows.append([row.name, row.runtime, f"{row.disk_bytes / 1e6:.1f}", *cells[0], *quality, *cells[1]])
-    return {"columns": columns, "rows": rows, "notes": [*NOTES, *(f"no ({number}): {reason}" for reason, number in reasons.items())]}
+    return {
+        "columns": columns,
+        "rows": rows,
+        "notes": [*NOTES, *(f"no ({number}): {reason}" for reason, number in reasons.items()), *elsewhere],
+    }
 
 
 def distance_cells(row: Row) -> list[str]:

@@ -81,6 +81,13 @@ def test_what_could_not_be_measured_has_its_reason_below_the_table() -> None:
     assert all(cell for cells in table["rows"] for cell in cells)
 
 
+def test_an_absent_runtime_is_named_once_where_the_format_ran_in_another() -> None:
+    absent = [dataclasses.replace(row, figures=None, runtime="vLLM", problem="vLLM is not on this machine: make vllm") for row in ROWS]
+    table = results_table([*ROWS, *absent])
+    assert len(table["rows"]) == len(ROWS)
+    assert table["notes"].count("vLLM is not on this machine: make vllm") == 1
+
+
 def test_an_error_smaller_than_its_digits_is_not_nothing() -> None:
     near = dataclasses.replace(ROWS[1], quality=dataclasses.replace(ROWS[1].quality, kl=0.000204, kl_stderr=0.0000031))
     assert "0.0002040 ± 0.0000031" in results_table([near])["rows"][0]

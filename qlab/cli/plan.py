@@ -49,6 +49,8 @@ def plan(
     if split and processor:
         print(
             f"Offload (n_gpu_layers {split.layers}): {split.layers} of {split.of} layers on the devices ({split.on_devices:.1f} GB), "
-            f"{split.on_cpu:.1f} GB on {processor['name']}, which {'holds' if split.cpu_holds else 'does not hold'} them; "
+            f"{split.on_cpu:.1f} GB on {processor['name']}"
+            + (f" ({split.twice:.1f} of them a second time, packed for its kernels)" if split.twice else "")
+            + f", which {'holds' if split.cpu_holds else 'does not hold'} them; "
             f"at most {split.ceiling:,.1f} tokens/s in all."
         )

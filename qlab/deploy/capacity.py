@@ -73,12 +73,17 @@ def read_bytes(shape: Shape, format_name: str) -> float:
 
 @dataclass(frozen=True)
 class Offload:
-    """llama.cpp's split: `layers` of `of` with head and their cache on the devices, the rest on the CPU. GB; tokens/s of all sequences."""
+    """llama.cpp's split: `layers` of `of` with head and their cache on the devices, the rest on the CPU. GB; tokens/s of all sequences.
+
+    `twice` of `on_cpu` are weights that llama.cpp holds a second time, packed for AVX2; the first copy is the mapped file, which the
+    system can take back.
+    """
 
     layers: int
     of: int
     on_devices: float
     on_cpu: float
+    twice: float
     cpu_holds: bool
     ceiling: float
 
@@ -100,8 +105,15 @@ def offload(
     on_devices = layers * layer + (head if layers else 0.0)
     on_cpu = (shape.layers - layers) * layer + (0.0 if layers else head)
     seconds = on_devices / device["bandwidth_gb_s"] + on_cpu / cpu["bandwidth_gb_s"]
-    held = on_cpu + (head if layers or not shape.tied else 0.0)  # with the input embedding, of which a step reads a row
-    return Offload(layers, shape.layers, on_devices, held, held <= USABLE * cpu["memory_gb"], sequences / seconds)
+    twice = q4_k_bytes(shape) / GB * (shape.layers - layers) / shape.layers if format_name == "GGUF Q4_K_M" else 0.0
+    held = on_cpu + twice + (head if layers or not shape.tied else 0.0)  # with the input embedding, of which a step reads a row
+    return Offload(layers, shape.layers, on_devices, held, twice, held <= USABLE * cpu["memory_gb"], sequences / seconds)
+
+
+def q4_k_bytes(shape: Shape) -> float:
+    """Bytes of Q4_K_M's linear layers that are Q4_K, 4.5 bits a weight: all but the half of values and down projections in Q6_K."""
+    mixed = shape.layers * shape.hidden * (shape.kv_heads * shape.head_size + shape.intermediate) / 2
+    return (shape.linear_parameters - mixed) * 4.5 / 8
 
 
 def sentences(

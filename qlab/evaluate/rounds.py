@@ -12,6 +12,7 @@ from qlab.evaluate.runtime import RuntimeFigures, measure_runtime, pooled
 from qlab.process import run_isolated
 from qlab.progress import progress
 
+ABSENT = "is not on this machine"
 LIMIT = 900.0  # seconds for one artifact in one runtime, loading included
 
 
@@ -50,7 +51,7 @@ def measure_in_turns(folders: Mapping[str, Path], runtimes: Sequence[str], proto
     pairs = [(name, runtime) for name, folder in folders.items() for runtime in runners_of(folder, runtimes)]
     found: dict[tuple[str, str], list[RuntimeFigures]] = {pair: [] for pair in pairs}
     problems: dict[tuple[str, str], str] = {
-        (name, runtime): f"{RUNNERS[runtime].label} is not on this machine: {RUNNERS[runtime].install}"
+        (name, runtime): f"{RUNNERS[runtime].label} {ABSENT}: {RUNNERS[runtime].install}"
         for name, runtime in pairs
         if not RUNNERS[runtime].present()
     }

@@ -94,7 +94,7 @@ def points(table: pd.DataFrame, x: str, y: str, hue: str, columns: str, title: s
     return grid.figure
 
 
-def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: str, log_y: bool = False) -> Figure:
+def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: str, log_y: bool = False, log_x: bool = False) -> Figure:
     """Named points, each written beside its mark; the Pareto front (less of both is better) drawn through."""
     figure, axes = new_axes(title, x, y, (9, 4.6))
     front, best = [], float("inf")
@@ -106,15 +106,20 @@ def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: st
     if log_y:
         axes.set_yscale("log")
         axes.set_ylabel(f"{y}, log scale")
+    if log_x:
+        axes.set_xscale("log")
+        axes.set_xlabel(f"{x}, log scale")
     for px, py in points.values():
         axes.scatter(px, py, color=ACCENT, zorder=2)
     axes.margins(x=0.12, y=0.15)
     figure.draw_without_rendering()  # from here on the axes stay, so that places on the picture can be compared
     figure.set_layout_engine("none")
-    middle, written = sum(axes.get_xlim()) / 2, list[Bbox]()
+    middle, written = axes.get_window_extent().x0 + axes.get_window_extent().width / 2, list[Bbox]()
     for names in neighbours({name: tuple(axes.transData.transform(point)) for name, point in points.items()}):
         px, py = points[names[0]]
-        side, turn = ("left", 1) if px <= middle else ("right", -1)  # towards the middle, so that no name leaves the frame
+        side, turn = (
+            ("left", 1) if axes.transData.transform((px, py))[0] <= middle else ("right", -1)
+        )  # towards the middle, so that no name leaves the frame
         label = axes.annotate(
             " / ".join(names), (px, py), textcoords="offset points", xytext=(8 * turn, 3), fontsize=9, ha=side, va="center"
         )

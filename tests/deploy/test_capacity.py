@@ -60,6 +60,8 @@ def test_offload_fills_the_device_and_no_more() -> None:
     assert found.on_devices <= 21.6
     assert found.ceiling == pytest.approx(1 / (found.on_devices / 1008 + 41 * layer / 89.6), rel=1e-3)
     assert offload(SEVENTY, "GGUF Q4_K_M", 4096, 1, device, 4, cpu).layers == 80
+    assert offload(SEVENTY, "GGUF Q4_K_M", 4096, 1, device, 4, cpu).twice == 0
+    assert found.on_cpu > found.twice > 0
 
 
 def test_names_are_found_or_explained(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from qlab.artifact import make_artifact
+from qlab.deploy.capacity import q4_k_bytes
 from qlab.deploy.footprint import footprint
+from qlab.deploy.plan import shape_of
 from qlab.evaluate.memory import disk_bytes
 from qlab.model import Source, load
 from qlab.recipes import parse
@@ -54,6 +56,8 @@ def test_llamacpp_keeps_repacked_weights_twice(
     stored = sum(int(tensor.n_bytes) for tensor in tensors)
     twice = sum(int(tensor.n_bytes) for tensor in tensors if tensor.tensor_type.name in kept)
     assert bool(twice) == bool(kept)
+    if twice:  # what `qlab plan` counts from the shape alone
+        assert q4_k_bytes(shape_of(tiny.config)) == pytest.approx(twice, rel=0.01)
     assert footprint(folder, 300, on_gpu=True).weights == stored
     if platform.machine() in ("x86_64", "AMD64"):
         assert footprint(folder, 300).weights == stored + twice
