@@ -23,7 +23,7 @@ from qlab.deploy.llamacpp import post
 from qlab.deploy.server import Server, free_port, on_free_port, serving
 from qlab.errors import UserError
 from qlab.evaluate.bandwidth import synchronize
-from qlab.evaluate.memory import held_bytes
+from qlab.evaluate.memory import held_by_torch, held_bytes
 from qlab.evaluate.speed import Engine
 from qlab.model import load, locate
 from qlab.peers import autoawq, autogptq
@@ -60,8 +60,9 @@ class InProcess:
             step, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
         synchronize(str(self.model.device))
 
-    def held_bytes(self) -> int:
-        return held_bytes()
+    @property
+    def held(self) -> Callable[[], int]:
+        return held_by_torch
 
 
 @dataclass
@@ -90,8 +91,9 @@ class InLlamaCpp:
     def _timings(self, body: dict[str, Any]) -> dict[str, Any]:
         return post(self.url, "/completion", body | {"cache_prompt": False})["timings"]
 
-    def held_bytes(self) -> int:
-        return held_bytes()
+    @property
+    def held(self) -> Callable[[], int]:
+        return held_bytes
 
 
 @dataclass
@@ -131,15 +133,17 @@ class InVLLM:
             found = re.search(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", answer.read().decode(), re.M)
         return float(found[1]) if found else None
 
-    def held_bytes(self) -> int:
-        return self.server.held_bytes()
+    @property
+    def held(self) -> Callable[[], int]:
+        return self.server.held_bytes
 
 
 @dataclass(frozen=True)
 class Runner:
     """A runtime to measure in: the formats (`kinds`) it runs, whether it is here, and how a folder is opened for a context and a dtype.
 
-    `prepare` loads the runtime's own code, so that what opening the folder then adds to the process is the model's.
+    `prepare` loads the runtime's own code, so that what opening the folder then adds to what was `held` is the model's. A server in
+    processes of its own holds nothing before it is there.
     """
 
     label: str
@@ -148,6 +152,7 @@ class Runner:
     present: Callable[[], bool]
     open: Callable[[Path, int, str], AbstractContextManager[Engine]]
     prepare: Callable[[Path], None] = lambda folder: None
+    held: Callable[[], int] = held_by_torch
 
 
 def with_one_block(folder: Path, library: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
@@ -220,8 +225,8 @@ RUNNERS = {
         "GPTQModel", ("awq", "gptq"), "pip install --no-build-isolation gptqmodel==7.6.0 optimum==2.3.0 numpy==2.2.6",
         partial(has, "gptqmodel"), partial(in_transformers, label="GPTQModel"),
     ),
-    "llamacpp": Runner("llama.cpp", ("gguf",), llamacpp.LlamaCpp().install, llamacpp.LlamaCpp().present, in_llamacpp),
-    "vllm": Runner("vLLM", ("awq", "gptq"), vllm.VLLM().install, vllm.VLLM().present, in_vllm),
+    "llamacpp": Runner("llama.cpp", ("gguf",), llamacpp.LlamaCpp().install, llamacpp.LlamaCpp().present, in_llamacpp, held=held_bytes),
+    "vllm": Runner("vLLM", ("awq", "gptq"), vllm.VLLM().install, vllm.VLLM().present, in_vllm, held=int),
 }  # fmt: skip
 
 

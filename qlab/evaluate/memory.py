@@ -18,16 +18,14 @@ def disk_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in WEIGHTS)
 
 
+def held_by_torch() -> int:
+    """What PyTorch's models take here: where there is a GPU what torch has allocated on it, else the memory of this process."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else held_bytes()
+
+
 def held_bytes() -> int:
-    """Memory of this process: where there is a GPU what torch has allocated on it, else the proportional set (shared pages shared out)."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated()
-    return proportional_bytes(psutil.Process())
-
-
-def proportional_bytes(process: psutil.Process) -> int:
-    """The proportional set of a process, or what is its alone where the system counts no shares (macOS)."""
-    info = process.memory_full_info()
+    """The proportional set of this process (shared pages shared out), or what is its alone where the system counts no shares (macOS)."""
+    info = psutil.Process().memory_full_info()
     return getattr(info, "pss", 0) or info.uss
 
 
@@ -36,7 +34,7 @@ def peak_during(work: Callable[[], object], held: Callable[[], int]) -> int:
 
     On a GPU torch keeps the peak itself, exactly.
     """
-    if torch.cuda.is_available():
+    if held is held_by_torch and torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         work()
         return torch.cuda.max_memory_allocated()

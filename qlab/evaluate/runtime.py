@@ -13,7 +13,7 @@ from qlab.deploy.deployment import Deployment
 from qlab.deploy.footprint import footprint
 from qlab.evaluate.bandwidth import read_bandwidth
 from qlab.evaluate.engines import RUNNERS
-from qlab.evaluate.memory import held_bytes, peak_during
+from qlab.evaluate.memory import peak_during
 from qlab.evaluate.speed import Speed, measure_speed, over_rounds, prompt_ids
 
 SPARE = 8  # tokens of context beyond prompt and answer
@@ -52,12 +52,11 @@ def measure_runtime(
     context = prompt_tokens + generated_tokens + SPARE
     ids = prompt_ids(vocabulary, prompt_tokens)
     RUNNERS[runner].prepare(folder)
-    before = held_bytes()
+    before = RUNNERS[runner].held()
     with RUNNERS[runner].open(folder, context, dtype) as engine:
-        apart = 0 if runner == "vllm" else before
-        loaded = engine.held_bytes() - apart
-        prompting = peak_during(lambda: engine.read(ids), engine.held_bytes) - apart
-        generating = peak_during(lambda: engine.generate(ids[0], generated_tokens), engine.held_bytes) - apart
+        loaded = engine.held() - before
+        prompting = peak_during(lambda: engine.read(ids), engine.held) - before
+        generating = peak_during(lambda: engine.generate(ids[0], generated_tokens), engine.held) - before
         speed = measure_speed(engine, vocabulary, prompt_tokens, generated_tokens, repetitions, warm=True)  # by what was done just now
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predicted = footprint(folder, context, 4 if speed.conditions["dtype"] == "float32" else 2, device == "cuda")

@@ -29,8 +29,9 @@ class Engine(Protocol):
     def generate(self, first: int, count: int) -> float | None:
         """From a prompt of one token, generate `count` tokens greedily, none of them the last."""
 
-    def held_bytes(self) -> int:
-        """Memory of the process that holds the model; device memory where it computes on a GPU."""
+    @property
+    def held(self) -> Callable[[], int]:
+        """What tells the memory of the process that holds the model; device memory where PyTorch computes on a GPU."""
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,7 @@ class Sleeper:
     def generate(self, first: int, count: int) -> None:
         time.sleep(0.01 * count)
 
-    def held_bytes(self) -> int:
-        return 0
+    held = int
 
 
 def test_rate_leaves_out_the_warm_up() -> None:
@@ -80,7 +79,7 @@ def test_every_runtime_reports(recipe: str, runner: str, tiny: Source, calibrati
     assert figures.speed.generation > 0
     assert (figures.speed.generation_reported is not None) == (runner == "llamacpp")
     assert all(figures.speed.conditions[name] for name in ("device", "dtype", "kernel", "threads"))
-    assert 0.5 * disk_bytes(folder) < figures.memory.loaded < 500e6
+    assert 0.5 * disk_bytes(folder) < figures.memory.prompting < 500e6  # AutoAWQ maps its file, and reads it when it is wanted
     assert 0 < figures.ceiling < math.inf
     assert figures.memory.weights > 0.9 * disk_bytes(folder)
 
