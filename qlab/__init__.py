@@ -17,6 +17,7 @@ for _variable, _value in {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
     "DISABLE_TELEMETRY": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets reports even the reading of a local file, to a server that counts
     "ANONYMIZED_TELEMETRY": "False",
     "BNB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",  # papermill forks after tokenizers have started threads

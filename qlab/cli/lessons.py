@@ -13,6 +13,10 @@ from rich.table import Table
 from qlab.cli.app import ModelOption, app, console
 from qlab.errors import UserError
 
+ON_TERMINALS = (
+    "format", "run by", "MB on disk", "MB at the peak", "perplexity", "KL to FP16 (nats/token)", "prompt tok/s", "generation tok/s",
+)  # fmt: skip
+
 
 @app.command()
 def run(
@@ -96,8 +100,11 @@ def print_results(outcomes: list[Any]) -> None:
     """The results table of lesson 07, where it ran."""
     found: dict[str, Any] | None = next((outcome.records["table"] for outcome in outcomes if "table" in outcome.records), None)
     if found:
-        table = Table(*found["columns"], title="Results", title_justify="left")
+        table = Table(title="Results (all columns are in the report)", title_justify="left")
+        places = [place for place, column in enumerate(found["columns"]) if column in ON_TERMINALS]
+        for place in places:
+            table.add_column(found["columns"][place], no_wrap=place == 0)
         for row in found["rows"]:
-            table.add_row(*row)
+            table.add_row(*(row[place] for place in places))
         wide = Console()
         Console(width=wide.width if wide.is_terminal else 140).print(table)

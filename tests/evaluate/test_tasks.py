@@ -14,7 +14,7 @@ from qlab.cli import call
 from qlab.errors import UserError
 from qlab.evaluate.local_tasks import CLOZE, cloze, hellaswag, questions
 from qlab.evaluate.tasks import run_tasks
-from qlab.model import load, load_tokenizer, locate
+from qlab.model import Source, load, load_tokenizer, locate
 from qlab.text import load_text
 from tests.conftest import SHARED
 
@@ -113,3 +113,17 @@ def test_the_cloze_task_is_the_same_every_time_and_files_are_checked(tmp_path: P
     (tmp_path / "bad.csv").write_text("question,answer\nwhy,because\n")
     with pytest.raises(UserError, match="expected columns"):
         list(questions(tmp_path / "bad.csv"))
+
+
+def test_reading_a_local_task_is_reported_to_nobody(tiny: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(host: str, *rest: object, **named: object) -> None:
+        asked.append(host)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    from qlab.text import python_reference
+
+    assert run_tasks(load(tiny), load_tokenizer(tiny), ["heldout-cloze"], 4, None, python_reference()[:60000])
+    assert asked == []
