@@ -34,7 +34,7 @@ FOUR_BIT: dict[str, Recipe] = {
 SUBJECTS: dict[str, Recipe | None] = {ORIGINAL: None, "GGUF Q8_0": parse("q8_0"), **FOUR_BIT}
 NOTES = (
     "MB in memory: what the process that serves the format gained by loading it; at the peak: the most while prompting or generating. "
-    "Predicted: weights and cache, from the files' headers. Of vLLM's server: all that its processes hold.",
+    "Predicted: weights, cache and llama.cpp's own, from the files' headers. Of vLLM's server: all that its processes hold.",
     "Loss increase: against the original on the same text, paired window by window, so that the text's own spread is not in its ±.",
     "Tokens a second at batch 1; the ± is the spread over rounds in which the formats take turns, drift of the machine included. "
     "% of ceiling: of the tokens/s that this machine's memory bandwidth, measured, allows.",
@@ -162,7 +162,7 @@ def results_table(measured: Sequence[Row]) -> dict[str, Any]:
         quality += [f"{100 * score.value:.1f} ± {100 * score.stderr:.1f} %" for score in row.scores]
         if row.figures:
             memory, speed = row.figures.memory, row.figures.speed
-            held = [memory.weights + memory.cache, memory.loaded, max(memory.prompting, memory.generating)]
+            held = [memory.predicted, memory.loaded, max(memory.prompting, memory.generating)]
             run = [f"{speed.prompt:.0f} ± {speed.prompt_sd:.0f}", f"{speed.generation:.1f} ± {speed.generation_sd:.1f}"]
             cells = [[f"{size / 1e6:.0f}" for size in held], [*run, f"{100 * speed.generation / row.figures.ceiling:.0f}"]]
         else:

@@ -97,7 +97,7 @@ def print_speeds(measured: list[Any], protocol: Any) -> None:
         speed, memory = one.figures.speed, one.figures.memory
         rates = [f"{speed.prompt:.0f} ± {speed.prompt_sd:.0f}", f"{speed.generation:.1f} ± {speed.generation_sd:.1f}"]
         own = [f"{rate:.0f}" if rate else "none" for rate in (speed.prompt_reported, speed.generation_reported)]
-        sizes = (memory.weights + memory.cache, memory.loaded, memory.prompting, memory.generating)
+        sizes = (memory.predicted, memory.loaded, memory.prompting, memory.generating)
         under = f"{speed.conditions['dtype']}, {speed.conditions['kernel']}, {speed.conditions['threads']} threads"
         ceiling = f"{one.figures.ceiling:.0f}"
         table.add_row(one.name, one.runtime, *rates, " / ".join(own), ceiling, *(f"{size / 1e6:.0f}" for size in sizes), under)

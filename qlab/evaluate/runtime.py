@@ -23,7 +23,8 @@ SPARE = 8  # tokens of context beyond prompt and answer
 class Memory:
     """Bytes beyond what the process held before: with the model `loaded`, and at the peak of `prompting` and `generating`.
 
-    Of a server in processes of its own, all that they hold. `weights` and `cache` are predicted, from the files' headers.
+    Of a server in processes of its own, all that they hold. `weights`, `cache` and the runtime's `overhead`, where it is known, are
+    predicted, from the files' headers.
     """
 
     loaded: int
@@ -32,6 +33,11 @@ class Memory:
     weights: int
     cache: int
     cache_per_token: int
+    overhead: int = 0
+
+    @property
+    def predicted(self) -> int:
+        return self.weights + self.cache + self.overhead
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,8 @@ def measure_runtime(
     predicted = footprint(folder, context, 4 if speed.conditions["dtype"] == "float32" else 2, device == "cuda")
     step = predicted.step + predicted.cache * generated_tokens / 2  # the cache as it is half way
     bandwidth = read_bandwidth(round(step), device)
-    cache = round(predicted.total - predicted.weights)
-    memory = Memory(loaded, prompting, generating, round(predicted.weights), cache, round(predicted.cache))
+    parts = (predicted.weights, predicted.cache * predicted.context, predicted.cache, predicted.overhead)
+    memory = Memory(loaded, prompting, generating, *map(round, parts))
     return RuntimeFigures(speed, memory, bandwidth, bandwidth / step)
 
 

@@ -32,9 +32,7 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="*", default=["transformers", "bitsandbytes", "autoawq", "autogptq", "llamacpp"])
     o = parser.parse_args()
     quiet()
-    table = Table(
-        "model", "artifact", "runtime", "MB predicted", "loaded / predicted weights", "prompting / predicted", "generating / predicted"
-    )
+    table = Table("model", "artifact", "runtime", "MB predicted", "loaded / predicted", "prompting / predicted", "generating / predicted")
     for kind in ("llama", "qwen2"):
         with tempfile.TemporaryDirectory() as work:
             source = locate(str(make_checkpoint(Path(work) / kind, o.blocks, 2048, 5632, 16, 8, kind)))
@@ -46,8 +44,8 @@ def main() -> None:
                     table.add_row(kind, one.name, one.runtime, one.problem)
                     continue
                 memory = one.figures.memory
-                total = memory.weights + memory.cache
-                ratios = (memory.loaded / memory.weights, memory.prompting / total, memory.generating / total)
+                total = memory.predicted
+                ratios = (memory.loaded / total, memory.prompting / total, memory.generating / total)
                 table.add_row(kind, one.name, one.runtime, f"{total / 1e6:.0f}", *(f"{ratio:.2f}" for ratio in ratios))
     Console(width=140).print(table)
 

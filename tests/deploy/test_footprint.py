@@ -61,4 +61,6 @@ def test_llamacpp_keeps_repacked_weights_twice(
     assert footprint(folder, 300, on_gpu=True).weights == stored
     if platform.machine() in ("x86_64", "AMD64"):
         assert footprint(folder, 300).weights == stored + twice
-    assert footprint(folder, 300).context == 512  # in cells of 256
+    found = footprint(folder, 300)
+    assert found.context == 512  # in cells of 256
+    assert found.total == found.weights + 512 * found.cache + found.overhead > found.weights
