@@ -34,7 +34,7 @@ FOUR_BIT: dict[str, Recipe] = {
 SUBJECTS: dict[str, Recipe | None] = {ORIGINAL: None, "GGUF Q8_0": parse("q8_0"), **FOUR_BIT}
 NOTES = (
     "MB in memory: what the process that serves the format gained by loading it; at the peak: the most while prompting or generating. "
-    "Predicted: weights, cache and llama.cpp's own, from the files' headers. Of vLLM's server: all that its processes hold.",
+    "Predicted: weights and cache from the files' headers, with llama.cpp's and vLLM's own. Of vLLM's server: all that its processes hold.",
     "Loss increase: against the original on the same text, paired window by window, so that the text's own spread is not in its ±.",
     "Tokens a second at batch 1; the ± is the spread over rounds in which the formats take turns, drift of the machine included. "
     "% of ceiling: of the tokens/s that this machine's memory bandwidth, measured, allows.",

@@ -7,7 +7,7 @@ import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def runtime_figures(figures: RuntimeFigures | None, problem: str = "") -> list[F
     """Speeds, ceiling and memory in one runtime; or why there are none."""
     if figures is None:
         return [Figure("generation", None, None, "tok/s", {}, problem)]
-    speed, memory = figures.speed, asdict(figures.memory)
+    speed, memory = figures.speed, figures.memory
     under = {"batch": 1, **speed.conditions, "pp": speed.prompt_tokens, "tg": speed.generated_tokens}
     found = [
         Figure("prompt", speed.prompt, speed.prompt_sd, "tok/s", under),
@@ -96,7 +96,10 @@ def runtime_figures(figures: RuntimeFigures | None, problem: str = "") -> list[F
     for phase, own in (("prompt", speed.prompt_reported), ("generation", speed.generation_reported)):
         if own is not None:
             found.append(Figure(f"{phase} by the runtime's clock", own, None, "tok/s", under))
-    return found + [Figure(f"memory {name.replace('_', ' ')}", float(size), None, "B", under) for name, size in memory.items()]
+    expected = memory.expected
+    sizes = {"loaded": memory.loaded, "prompting": memory.prompting, "generating": memory.generating, "predicted": expected.total}
+    sizes |= {"weights": expected.weights, "cache": expected.cached, "cache per token": expected.cache, "overhead": expected.overhead}
+    return found + [Figure(f"memory {name}", float(size), None, "B", under) for name, size in sizes.items()]
 
 
 def add(store: Path, provenance: Mapping[str, Any], measured: Sequence[tuple[Subject, Sequence[Figure]]]) -> None:

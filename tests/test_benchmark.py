@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from qlab.benchmark import FOUR_BIT, NOTES, SUBJECTS, Row, best_of, of_formats, results_table
+from qlab.deploy.footprint import Footprint
 from qlab.evaluate.quality import Quality, paired_difference
 from qlab.evaluate.runtime import Memory, RuntimeFigures
 from qlab.evaluate.speed import Speed, over_rounds
@@ -19,7 +20,7 @@ def row(name: str, kl: list[float], size: int = 1000, generation: float = 100.0,
     mean = sum(kl) / len(kl)
     quality = Quality(20.0, 1.0, 100, 50, mean, 0.001, 0.9, -1e-9, 1e-3, kl)
     speed = Speed(500, 5, generation, spread, 8, 4, "some runtime", CONDITIONS)
-    memory = Memory(size, size + 10, size + 5, size, 7, 1)
+    memory = Memory(size, size + 10, size + 5, Footprint(size, size, 1, 7))
     scores = [Score("cloze", "acc", 0.5, 0.05, 100)]
     return Row(name, "some runtime", size, quality, RuntimeFigures(speed, memory, 1e9, 2000.0), scores=scores)
 

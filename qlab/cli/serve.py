@@ -44,6 +44,7 @@ def serve(
     from qlab.deploy.deployment import Deployment, kind_of, read_key
     from qlab.deploy.files import write_files
     from qlab.deploy.proof import prove as prove_server
+    from qlab.deploy.runtime import expected_memory
     from qlab.deploy.runtimes import runtime_for, runtime_named
     from qlab.deploy.server import serving
     from qlab.lesson import quiet
@@ -63,6 +64,8 @@ def serve(
         for file in write_files(chosen, deployment, write):
             print(file)
         return
+    memory = expected_memory(chosen, deployment)
+    expected = memory.total if memory else None
     for wanted in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a shell that starts us in the background has it ignored
         signal.signal(wanted, interrupt)
     with console.status(f"starting {chosen.label}"), serving(chosen, deployment, log=log) as server:
@@ -70,7 +73,7 @@ def serve(
             console.print(f"{chosen.label} answers at {server.url}; proving it …", highlight=False)
             proof = prove_server(chosen, deployment, server)
             if as_json:
-                print(json.dumps(proof.as_dict()))
+                print(json.dumps(proof.as_dict() | {"memory_bytes": server.held_bytes(), "expected_memory_bytes": expected}))
             else:
                 show_checks(proof.checks)
             if not proof.holds:
@@ -78,6 +81,8 @@ def serve(
             if as_json:
                 return
         print(f"deployed: {server.url}/v1, model {deployment.name}; Ctrl-C stops it", flush=True)
+        predicted = f"; {expected / 1e6:.0f} MB predicted" if expected else ""
+        print(f"it holds {server.held_bytes() / 1e6:.0f} MB of memory{predicted}", flush=True)
         header = ' -H "Authorization: Bearer $(cat KEYFILE)"' if key else ""
         body = shlex.quote(json.dumps({"model": deployment.name, "prompt": "Return the", "max_tokens": 20}))
         print(f"curl {server.url}/v1/completions -H 'Content-Type: application/json'{header} -d {body}", flush=True)

@@ -17,7 +17,7 @@ import yaml
 from qlab.deploy import ollama
 from qlab.deploy.deployment import KEY_VARIABLE, Deployment
 from qlab.deploy.plan import cache_bytes, shape_of
-from qlab.deploy.runtime import Container, Runtime, check
+from qlab.deploy.runtime import Container, Runtime, check, expected_memory
 from qlab.errors import UserError
 
 USER = 10001
@@ -33,7 +33,7 @@ def files_of(runtime: Runtime, deployment: Deployment) -> dict[str, str]:
     """
     check(runtime, deployment.kind, deployment.folder.name)
     container = runtime.container(deployment)
-    found = {"compose.yaml": compose(runtime, deployment, container), "kubernetes.yaml": kubernetes(deployment, container)}
+    found = {"compose.yaml": compose(runtime, deployment, container), "kubernetes.yaml": kubernetes(runtime, deployment, container)}
     if isinstance(runtime, ollama.Ollama):
         found["Modelfile"] = ollama.modelfile(deployment, f"./{deployment.gguf.name}")
     return found
@@ -57,10 +57,11 @@ def write_files(runtime: Runtime, deployment: Deployment, out: Path) -> list[Pat
     return [out / name for name in contents]
 
 
-def memory_bytes(deployment: Deployment) -> int:
-    """What weights, the KV cache of all sequences and the runtime itself may take."""
+def memory_bytes(runtime: Runtime, deployment: Deployment) -> int:
+    """What weights, the KV cache of all sequences and the runtime itself may take, with a tenth to spare."""
+    expected = expected_memory(runtime, deployment)
     cache = cache_bytes(shape_of(deployment.config), deployment.context, deployment.sequences)
-    return ceil(1.1 * deployment.weight_bytes + cache + OVERHEAD)
+    return ceil(max(1.1 * deployment.weight_bytes + cache + OVERHEAD, 1.1 * expected.total if expected else 0))
 
 
 def mebibytes(size: int) -> int:
@@ -85,7 +86,7 @@ def compose(runtime: Runtime, deployment: Deployment, container: Container) -> s
         "security_opt": ["no-new-privileges:true"],
         "shm_size": "1gb",
         "restart": "unless-stopped",
-        "deploy": {"resources": {"limits": {"memory": f"{mebibytes(memory_bytes(deployment))}M"}}},
+        "deploy": {"resources": {"limits": {"memory": f"{mebibytes(memory_bytes(runtime, deployment))}M"}}},
     }
     if deployment.gpus:
         device = {"driver": "nvidia", "count": deployment.gpus, "capabilities": ["gpu"]}
@@ -98,10 +99,10 @@ def compose(runtime: Runtime, deployment: Deployment, container: Container) -> s
     return commented(head) + yaml.safe_dump({"services": {deployment.name.lower().replace(".", "-"): service}}, sort_keys=False)
 
 
-def kubernetes(deployment: Deployment, container: Container) -> str:
+def kubernetes(runtime: Runtime, deployment: Deployment, container: Container) -> str:
     """A Deployment and a Service within the cluster; model folder and key are a claim and a secret that the cluster's owner makes."""
     label = deployment.name.lower().replace(".", "-").replace("_", "-").rstrip("-")
-    memory = {"memory": f"{mebibytes(memory_bytes(deployment))}Mi", "cpu": str(deployment.threads)}
+    memory = {"memory": f"{mebibytes(memory_bytes(runtime, deployment))}Mi", "cpu": str(deployment.threads)}
     gpus = {"nvidia.com/gpu": str(deployment.gpus)} if deployment.gpus else {}
     probe = {"httpGet": {"path": container.health, "port": "http"}}
     environment: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in container.environment.items()]

@@ -19,7 +19,10 @@ SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, 
 FLOATS = {"F32", "F16", "BF16"}
 PARTS = (".qweight", ".weight.absmax")  # a quantized layer is known by one of these
 REPACKED = ("Q4_0", "Q4_K", "Q2_K", "IQ4_NL")  # llama.cpp on x86 keeps these a second time, in the order of its AVX2 kernels
-LLAMACPP = 22e6  # bytes of work space and code beside weights and cache; measured: 20 MB on a model of 11 M weights, 24 MB on one of 200 M
+LLAMACPP = (
+    16e6  # bytes of llama.cpp's code and buffers beside weights, cache and work space; measured on models of 11, 200 and 380 M weights
+)
+LLAMACPP_BATCH = 512  # tokens of a prompt that it computes at once, four rows of the MLP's width in FP32 for each (measured)
 GGUF_CELLS = 256  # llama.cpp rounds a context up to so many tokens
 
 
@@ -27,7 +30,7 @@ GGUF_CELLS = 256  # llama.cpp rounds a context up to so many tokens
 class Footprint:
     """Bytes: `weights` held in memory, `step` of them read for one token, `cache` a token of context, over `context` tokens.
 
-    `overhead` is the runtime's own, where it is known.
+    `overhead` is the runtime's own, where it is known; `pool` what it sets aside for the cache, where it does not go by the context.
     """
 
     weights: float
@@ -35,11 +38,17 @@ class Footprint:
     cache: float
     context: int
     overhead: float = 0.0
+    pool: float | None = None
+
+    @property
+    def cached(self) -> float:
+        """The cache of the whole context, or the pool for it."""
+        return self.cache * self.context if self.pool is None else self.pool
 
     @property
     def total(self) -> float:
-        """Weights, the cache of the whole context, and the overhead."""
-        return self.weights + self.cache * self.context + self.overhead
+        """Weights, cache and overhead."""
+        return self.weights + self.cached + self.overhead
 
 
 def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = False) -> Footprint:
@@ -84,4 +93,6 @@ def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
     embedding = int(tensors["token_embd.weight"].n_bytes) if head == "output.weight" else 0
     config: dict[str, Any] = gguf_config(file).to_dict()
     rounded = -(-context // GGUF_CELLS) * GGUF_CELLS
-    return Footprint(stored + sum(again), stored - embedding, shape_of(config).kv_bytes_per_token, rounded, LLAMACPP)
+    shape = shape_of(config)
+    work = 0 if on_gpu else 4 * 4 * shape.intermediate * min(LLAMACPP_BATCH, context)
+    return Footprint(stored + sum(again), stored - embedding, shape.kv_bytes_per_token, rounded, LLAMACPP + work)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlab.deploy.deployment import Deployment
+from qlab.deploy.footprint import Footprint
 from qlab.deploy.runtime import Container
 from qlab.errors import UserError
 
@@ -54,6 +55,9 @@ class Ollama:
             done = subprocess.run(command, env=os.environ | self.environment(deployment), capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"'ollama create' failed:\n{done.stderr[-1000:]}")
+
+    def on_cpu(self, model: Footprint) -> None:
+        """Not measured."""
 
     def container(self, deployment: Deployment) -> Container:
         environment = {"OLLAMA_HOST": "0.0.0.0:11434", "OLLAMA_MODELS": "/tmp/models", "HOME": "/tmp"}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from qlab.deploy.deployment import Deployment
+from qlab.deploy.footprint import Footprint, footprint
 from qlab.errors import UserError
 
 
@@ -63,6 +64,9 @@ class Runtime(Protocol):
     def finish(self, deployment: Deployment) -> None:
         """What is left to do once the server is up."""
 
+    def on_cpu(self, model: Footprint) -> Footprint | None:
+        """What its server holds on a CPU of a model that takes so much by itself; None where nobody measured it."""
+
     def container(self, deployment: Deployment) -> Container:
         """The same in its published image."""
 
@@ -74,6 +78,11 @@ def check(runtime: Runtime, kind: str, name: str) -> None:
             f"{runtime.label} serves {', '.join(runtime.kinds)}; {name} is {kind}. "
             f"Make one that it serves ('qlab quantize'), or choose another runtime"
         )
+
+
+def expected_memory(runtime: Runtime, deployment: Deployment) -> Footprint | None:
+    """What a server on this machine's CPU will hold; None on GPUs, of which it takes the share that it is given, or where unknown."""
+    return None if deployment.gpus else runtime.on_cpu(footprint(deployment.folder, deployment.context * deployment.sequences))
 
 
 def require(runtime: Runtime) -> None:

@@ -22,6 +22,7 @@ import psutil
 from qlab.deploy.deployment import Deployment
 from qlab.deploy.runtime import Runtime, check, require
 from qlab.errors import UserError
+from qlab.evaluate.memory import held_bytes
 
 START_LIMIT = 300  # seconds until a server must be ready
 STOP_LIMIT = 20  # seconds until a stopped one must be gone
@@ -45,7 +46,7 @@ class Server:
     def held_bytes(self) -> int:
         """Memory of all its processes; pages that several share are shared out."""
         members = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        return sum(member.memory_full_info().pss for member in members)
+        return sum(map(held_bytes, members))
 
     def tail(self, count: int = 15) -> str:
         """The last lines that it wrote."""

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 
 from qlab.deploy.deployment import Deployment
+from qlab.deploy.footprint import Footprint
 from qlab.deploy.runtime import Container
 
 IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.7"  # its last release; read-only upstream since 2026-03
@@ -37,6 +38,9 @@ class TGI:
 
     def finish(self, deployment: Deployment) -> None:
         """Nothing."""
+
+    def on_cpu(self, model: Footprint) -> None:
+        """Not measured."""
 
     def container(self, deployment: Deployment) -> Container:
         where = ["--model-id", "/model", "--hostname", "0.0.0.0", "--port", "8080"]

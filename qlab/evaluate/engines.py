@@ -19,8 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qlab.deploy import llamacpp, vllm
 from qlab.deploy.deployment import Deployment, kind_of
+from qlab.deploy.footprint import Footprint
 from qlab.deploy.llamacpp import post
-from qlab.deploy.server import Server, free_port, on_free_port, serving
+from qlab.deploy.llamacpp_server import start
+from qlab.deploy.server import LINES, Server, free_port, on_free_port, serving
 from qlab.errors import UserError
 from qlab.evaluate.bandwidth import synchronize
 from qlab.evaluate.memory import held_by_torch, held_bytes
@@ -37,13 +39,17 @@ class InProcess:
 
     label: str
     model: PreTrainedModel
+    held = staticmethod(held_by_torch)
 
     @property
     def conditions(self) -> dict[str, str]:
         device = self.model.device
         kinds = Counter(type(module).__name__ for module in self.model.modules() if not list(module.children()))
         kernel = max((name for name in kinds if "Linear" in name), key=lambda name: kinds[name])
-        floats = Counter(str(p.dtype).removeprefix("torch.") for p in self.model.parameters() if p.dtype.is_floating_point)
+        floats = Counter[str]()  # by size: bitsandbytes keeps norms and biases wider than the rest
+        for parameter in self.model.parameters():
+            if parameter.dtype.is_floating_point:
+                floats[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
         threads = str(torch.get_num_threads()) if device.type == "cpu" else "0"
         return {"device": device.type, "dtype": floats.most_common(1)[0][0], "kernel": kernel, "threads": threads}
 
@@ -60,10 +66,6 @@ class InProcess:
             step, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
         synchronize(str(self.model.device))
 
-    @property
-    def held(self) -> Callable[[], int]:
-        return held_by_torch
-
 
 @dataclass
 class InLlamaCpp:
@@ -73,6 +75,7 @@ class InLlamaCpp:
     threads: int
     server: Any
     label: str = "llama.cpp"
+    held = staticmethod(held_bytes)
 
     @property
     def conditions(self) -> dict[str, str]:
@@ -91,10 +94,6 @@ class InLlamaCpp:
     def _timings(self, body: dict[str, Any]) -> dict[str, Any]:
         return post(self.url, "/completion", body | {"cache_prompt": False})["timings"]
 
-    @property
-    def held(self) -> Callable[[], int]:
-        return held_bytes
-
 
 @dataclass
 class InVLLM:
@@ -107,7 +106,7 @@ class InVLLM:
 
     @property
     def conditions(self) -> dict[str, str]:
-        log = self.server.tail(200)
+        log = self.server.tail(LINES)
         kernel, dtype = re.search(r"(\w+Kernel)\b", log), re.search(r"dtype=torch\.(\w+)", log)
         return {
             "device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": dtype[1] if dtype else "float16",
@@ -133,9 +132,8 @@ class InVLLM:
             found = re.search(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", answer.read().decode(), re.M)
         return float(found[1]) if found else None
 
-    @property
-    def held(self) -> Callable[[], int]:
-        return self.server.held_bytes
+    def held(self) -> int:
+        return self.server.held_bytes()
 
 
 @dataclass(frozen=True)
@@ -153,6 +151,7 @@ class Runner:
     open: Callable[[Path, int, str], AbstractContextManager[Engine]]
     prepare: Callable[[Path], None] = lambda folder: None
     held: Callable[[], int] = held_by_torch
+    on_cpu: Callable[[Footprint], Footprint] = lambda model: model  # what of a model's own memory it makes on a CPU
 
 
 def with_one_block(folder: Path, library: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
@@ -187,11 +186,7 @@ def in_library(library: Any, label: str, folder: Path, context: int, dtype: str)
 @contextmanager
 def in_llamacpp(folder: Path, context: int, dtype: str) -> Iterator[Engine]:
     threads, port = torch.get_num_threads(), free_port()
-    server = llamacpp.start(Deployment(folder, "model").gguf, port, threads, context=context)
-    try:
-        yield InLlamaCpp(f"http://127.0.0.1:{port}", threads, server)
-    finally:
-        del server
+    yield InLlamaCpp(f"http://127.0.0.1:{port}", threads, start(Deployment(folder, "model").gguf, port, threads, context=context))
 
 
 @contextmanager
@@ -226,7 +221,7 @@ RUNNERS = {
         partial(has, "gptqmodel"), partial(in_transformers, label="GPTQModel"),
     ),
     "llamacpp": Runner("llama.cpp", ("gguf",), llamacpp.LlamaCpp().install, llamacpp.LlamaCpp().present, in_llamacpp, held=held_bytes),
-    "vllm": Runner("vLLM", ("awq", "gptq"), vllm.VLLM().install, vllm.VLLM().present, in_vllm, held=int),
+    "vllm": Runner("vLLM", ("awq", "gptq"), vllm.VLLM().install, vllm.VLLM().present, in_vllm, held=int, on_cpu=vllm.VLLM().on_cpu),
 }  # fmt: skip
 
 

@@ -23,9 +23,9 @@ def held_by_torch() -> int:
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else held_bytes()
 
 
-def held_bytes() -> int:
-    """The proportional set of this process (shared pages shared out), or what is its alone where the system counts no shares (macOS)."""
-    info = psutil.Process().memory_full_info()
+def held_bytes(process: psutil.Process | None = None) -> int:
+    """The proportional set of a process, else of this one (shared pages shared out); on macOS, which counts none, what is its alone."""
+    info = (process or psutil.Process()).memory_full_info()
     return getattr(info, "pss", 0) or info.uss
 
 

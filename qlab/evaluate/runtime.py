@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from qlab.deploy.deployment import Deployment
-from qlab.deploy.footprint import footprint
+from qlab.deploy.footprint import Footprint, footprint
 from qlab.evaluate.bandwidth import read_bandwidth
 from qlab.evaluate.engines import RUNNERS
 from qlab.evaluate.memory import peak_during
@@ -23,21 +23,17 @@ SPARE = 8  # tokens of context beyond prompt and answer
 class Memory:
     """Bytes beyond what the process held before: with the model `loaded`, and at the peak of `prompting` and `generating`.
 
-    Of a server in processes of its own, all that they hold. `weights`, `cache` and the runtime's `overhead`, where it is known, are
-    predicted, from the files' headers.
+    Of a server in processes of its own, all that they hold. `expected` is what the files' headers tell before anything is loaded.
     """
 
     loaded: int
     prompting: int
     generating: int
-    weights: int
-    cache: int
-    cache_per_token: int
-    overhead: int = 0
+    expected: Footprint
 
     @property
-    def predicted(self) -> int:
-        return self.weights + self.cache + self.overhead
+    def predicted(self) -> float:
+        return self.expected.total
 
 
 @dataclass(frozen=True)
@@ -65,20 +61,18 @@ def measure_runtime(
         generating = peak_during(lambda: engine.generate(ids[0], generated_tokens), engine.held) - before
         speed = measure_speed(engine, vocabulary, prompt_tokens, generated_tokens, repetitions, warm=True)  # by what was done just now
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predicted = footprint(folder, context, 4 if speed.conditions["dtype"] == "float32" else 2, device == "cuda")
-    step = predicted.step + predicted.cache * generated_tokens / 2  # the cache as it is half way
+    expected = footprint(folder, context, 4 if speed.conditions["dtype"] == "float32" else 2, device == "cuda")
+    if device == "cpu":
+        expected = RUNNERS[runner].on_cpu(expected)
+    step = expected.step + expected.cache * generated_tokens / 2  # the cache as it is half way
     bandwidth = read_bandwidth(round(step), device)
-    parts = (predicted.weights, predicted.cache * predicted.context, predicted.cache, predicted.overhead)
-    memory = Memory(loaded, prompting, generating, *map(round, parts))
-    return RuntimeFigures(speed, memory, bandwidth, bandwidth / step)
+    return RuntimeFigures(speed, Memory(loaded, prompting, generating, expected), bandwidth, bandwidth / step)
 
 
 def pooled(rounds: Sequence[RuntimeFigures]) -> RuntimeFigures:
     """Several rounds as one: speeds with what varied between them in their spread, the rest in the mean."""
 
-    def mean(name: str) -> int:
-        return round(statistics.mean(asdict(figures.memory)[name] for figures in rounds))
-
-    memory = Memory(*(mean(name) for name in asdict(rounds[0].memory)))
+    held = {name: round(statistics.mean(getattr(f.memory, name) for f in rounds)) for name in ("loaded", "prompting", "generating")}
+    memory = Memory(**held, expected=rounds[0].memory.expected)
     bandwidth, ceiling = (statistics.mean(getattr(figures, name) for figures in rounds) for name in ("bandwidth", "ceiling"))
     return RuntimeFigures(over_rounds([figures.speed for figures in rounds]), memory, bandwidth, ceiling)

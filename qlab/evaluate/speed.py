@@ -29,9 +29,8 @@ class Engine(Protocol):
     def generate(self, first: int, count: int) -> float | None:
         """From a prompt of one token, generate `count` tokens greedily, none of them the last."""
 
-    @property
-    def held(self) -> Callable[[], int]:
-        """What tells the memory of the process that holds the model; device memory where PyTorch computes on a GPU."""
+    def held(self) -> int:
+        """Bytes that the process holds which has the model; of device memory where PyTorch computes on a GPU."""
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from qlab.artifact import make_artifact
 from qlab.deploy.deployment import Deployment
 from qlab.deploy.llamacpp import LlamaCpp, post
+from qlab.deploy.runtime import expected_memory
 from qlab.deploy.server import on_free_port, serving
+from qlab.deploy.vllm import VLLM, pool
 from qlab.errors import UserError
 from qlab.formats.gguf import write_gguf
-from qlab.model import Source
+from qlab.model import Source, locate
+from qlab.recipes import parse
 
 KEY = "a-key-of-twenty-four-chr"
 
@@ -54,6 +59,28 @@ def test_it_answers_on_loopback_and_stops(file: Path) -> None:
     assert gone(members)
     with pytest.raises(urllib.error.URLError):
         post(server.url, "/v1/completions", {"prompt": "anyone?"})
+
+
+def test_llamacpp_holds_what_was_expected(calibration: torch.Tensor, tmp_path: Path) -> None:
+    deployment = on_free_port(make_artifact(parse("q8_0"), locate("embedded"), calibration, str(tmp_path)).path, context=1024)
+    with serving(LlamaCpp(), deployment) as server:
+        post(server.url, "/v1/completions", {"prompt": [5] * 600, "max_tokens": 1})  # what a prompt needs is taken with the first
+        expected = expected_memory(LlamaCpp(), deployment)
+        assert expected
+        assert server.held_bytes() == pytest.approx(expected.total, rel=0.1)
+
+
+@pytest.mark.skipif(not VLLM().present(), reason="needs vLLM: make vllm")
+def test_vllm_holds_what_was_expected(calibration: torch.Tensor, tmp_path: Path) -> None:
+    deployment = on_free_port(make_artifact(parse("rtn-w4g128"), locate("embedded"), calibration, str(tmp_path)).path)
+    with serving(VLLM(), deployment) as server:
+        expected = expected_memory(VLLM(), deployment)
+        assert expected
+        assert server.held_bytes() == pytest.approx(expected.total, rel=0.1)
+
+
+def test_the_pool_for_vllms_cache_is_whole_gibibytes_and_enough() -> None:
+    assert [pool(size) >> 30 for size in (1, 1 << 30, (1 << 30) + 1)] == [1, 1, 2]
 
 
 def test_the_key_is_wanted_and_shown_to_nobody(file: Path, tmp_path: Path) -> None:
