@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ LLAMACPP = (
     16e6  # bytes of llama.cpp's code and buffers beside weights, cache and work space; measured on models of 11, 200 and 380 M weights
 )
 LLAMACPP_BATCH = 512  # tokens of a prompt that it computes at once, four rows of the MLP's width in FP32 for each (measured)
+CUBLAS = (8 << 20, 32 << 20)  # bytes of work space that PyTorch gives cuBLAS: before Hopper, and from Hopper on
 GGUF_CELLS = 256  # llama.cpp rounds a context up to so many tokens
 
 
@@ -30,7 +31,8 @@ GGUF_CELLS = 256  # llama.cpp rounds a context up to so many tokens
 class Footprint:
     """Bytes: `weights` held in memory, `step` of them read for one token, `cache` a token of context, over `context` tokens.
 
-    `overhead` is the runtime's own, where it is known; `pool` what it sets aside for the cache, where it does not go by the context.
+    `overhead` is the runtime's own, where it is known; `pool` what it sets aside for the cache, where it does not go by the context;
+    `work` what it takes beyond all that while it computes. `largest`: weights of a block's largest layer.
     """
 
     weights: float
@@ -39,6 +41,8 @@ class Footprint:
     context: int
     overhead: float = 0.0
     pool: float | None = None
+    work: float = 0.0
+    largest: int = 0
 
     @property
     def cached(self) -> float:
@@ -49,6 +53,11 @@ class Footprint:
     def total(self) -> float:
         """Weights, cache and overhead."""
         return self.weights + self.cached + self.overhead
+
+    @property
+    def peak(self) -> float:
+        """The total, and what computing takes."""
+        return self.total + self.work
 
 
 def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = False) -> Footprint:
@@ -78,7 +87,14 @@ def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = F
     names = [name for name in tensors if not (tied and name == "lm_head.weight")]
     weights = sum(map(held, names))
     embedding = 0 if tied else sum(held(name) for name in names if name.endswith("embed_tokens.weight"))
-    return Footprint(weights, weights - embedding, shape.kv_bytes_per_token * float_bytes / 2, context)
+    cache = shape.kv_bytes_per_token * float_bytes / 2
+    return Footprint(weights, weights - embedding, cache, context, largest=shape.hidden * shape.intermediate)
+
+
+def computing_on_gpu(model: Footprint, capability: tuple[int, int], unpacked: float) -> Footprint:
+    """With what PyTorch takes on a GPU while it computes: cuBLAS's work space, by the GPU's compute capability, and what a library
+    unpacks of the layer at hand, in bytes a weight."""
+    return replace(model, work=CUBLAS[capability >= (9, 0)] + unpacked * model.largest)
 
 
 def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:

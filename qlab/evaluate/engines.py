@@ -141,7 +141,8 @@ class Runner:
     """A runtime to measure in: the formats (`kinds`) it runs, whether it is here, and how a folder is opened for a context and a dtype.
 
     `prepare` loads the runtime's own code, so that what opening the folder then adds to what was `held` is the model's. A server in
-    processes of its own holds nothing before it is there.
+    processes of its own holds nothing before it is there. What `starts_slowly` is started once, and timed there as often as the
+    others in all their rounds.
     """
 
     label: str
@@ -152,6 +153,8 @@ class Runner:
     prepare: Callable[[Path], None] = lambda folder: None
     held: Callable[[], int] = held_by_torch
     on_cpu: Callable[[Footprint], Footprint] = lambda model: model  # what of a model's own memory it makes on a CPU
+    starts_slowly: bool = False
+    unpacked: float | None = None  # bytes a weight that it takes on a GPU for the layer at hand (measured); None: not known
 
 
 def with_one_block(folder: Path, library: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
@@ -202,26 +205,30 @@ def has(module: str) -> bool:
 
 RUNNERS = {
     "transformers": Runner(
-        "transformers", ("dense",), "pip install transformers", partial(has, "transformers"), in_transformers, with_one_block
+        "transformers", ("dense",), "pip install transformers", partial(has, "transformers"), in_transformers, with_one_block,
+        unpacked=0,
     ),
     "bitsandbytes": Runner(
         "transformers + bitsandbytes", ("bitsandbytes",), "pip install bitsandbytes", partial(has, "bitsandbytes"),
-        partial(in_transformers, label="transformers + bitsandbytes"), with_one_block,
+        partial(in_transformers, label="transformers + bitsandbytes"), with_one_block, unpacked=4.3,
     ),
     "autoawq": Runner(
         "AutoAWQ", ("awq",), "pip install autoawq", partial(has, "awq"), partial(in_library, autoawq, "AutoAWQ"),
-        partial(with_one_block, library=autoawq.imported),
+        partial(with_one_block, library=autoawq.imported), unpacked=0,
     ),
     "autogptq": Runner(
         "AutoGPTQ", ("gptq",), "pip install auto-gptq", partial(has, "auto_gptq"), partial(in_library, autogptq, "AutoGPTQ"),
-        partial(with_one_block, library=autogptq.revived),
+        partial(with_one_block, library=autogptq.revived), unpacked=5.1,
     ),
     "gptqmodel": Runner(
         "GPTQModel", ("awq", "gptq"), "pip install --no-build-isolation gptqmodel==7.6.0 optimum==2.3.0 numpy==2.2.6",
         partial(has, "gptqmodel"), partial(in_transformers, label="GPTQModel"),
     ),
     "llamacpp": Runner("llama.cpp", ("gguf",), llamacpp.LlamaCpp().install, llamacpp.LlamaCpp().present, in_llamacpp, held=held_bytes),
-    "vllm": Runner("vLLM", ("awq", "gptq"), vllm.VLLM().install, vllm.VLLM().present, in_vllm, held=int, on_cpu=vllm.VLLM().on_cpu),
+    "vllm": Runner(
+        "vLLM", ("awq", "gptq"), vllm.VLLM().install, vllm.VLLM().present, in_vllm, held=int, on_cpu=vllm.VLLM().on_cpu,
+        starts_slowly=True,
+    ),
 }  # fmt: skip
 
 

@@ -41,7 +41,8 @@ class Measured:
 def measure_in_turns(folders: Mapping[str, Path], runtimes: Sequence[str], protocol: Protocol) -> list[Measured]:
     """Measure each of `folders` in every runtime of RUNNERS that runs its format (of `runtimes`, where some are named).
 
-    The rounds go over all of them: a machine that grows slower or is busy for a while does so for all, and the spread shows it.
+    The rounds go over all of them: a machine that grows slower or is busy for a while does so for all, and the spread shows it. A
+    runtime that takes half a minute to start has its timings in the first round, all of them.
 
     Raises:
         UserError: a runtime that there is not, a folder that none runs, or a single timing, which has no spread.
@@ -55,7 +56,9 @@ def measure_in_turns(folders: Mapping[str, Path], runtimes: Sequence[str], proto
         for name, runtime in pairs
         if not RUNNERS[runtime].present()
     }
-    for pair in progress([pair for _ in range(protocol.rounds) for pair in pairs if pair not in problems], "speeds", leave=False):
+    able = [pair for pair in pairs if pair not in problems]
+    later = [pair for pair in able if not RUNNERS[pair[1]].starts_slowly]
+    for pair in progress(able + later * (protocol.rounds - 1), "speeds", leave=False):
         if pair in problems:
             continue
         try:
@@ -72,5 +75,6 @@ def measure_in_turns(folders: Mapping[str, Path], runtimes: Sequence[str], proto
 
 def one_run(folder: Path, runtime: str, protocol: Protocol) -> RuntimeFigures:
     """One artifact in one runtime, in a fresh process."""
-    sizes = (protocol.prompt_tokens, protocol.generated_tokens, protocol.repetitions, protocol.dtype)
+    repetitions = protocol.repetitions * (protocol.rounds if RUNNERS[runtime].starts_slowly else 1)
+    sizes = (protocol.prompt_tokens, protocol.generated_tokens, repetitions, protocol.dtype)
     return run_isolated(measure_runtime, folder, runtime, *sizes, limit=protocol.limit).value

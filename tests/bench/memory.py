@@ -1,7 +1,7 @@
 """Memory predicted against measured, in every runtime that is here (`make bench-memory`).
 
 Two made-up models of random weights, large enough that a runtime's own work space is a small part of what it holds: the figures
-are the predicted bytes of weights and cache, the measured ones, and their ratio. Nothing here is a test.
+are the predicted bytes, loaded and at the peak, and the measured ones in ratio to them. Nothing here is a test.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="*", default=["transformers", "bitsandbytes", "autoawq", "autogptq", "llamacpp"])
     o = parser.parse_args()
     quiet()
-    table = Table("model", "artifact", "runtime", "MB predicted", "loaded / predicted", "prompting / predicted", "generating / predicted")
+    table = Table("model", "artifact", "runtime", "MB predicted", "MB at the peak", "loaded", "prompting", "generating")
     for kind in ("llama", "qwen2"):
         with tempfile.TemporaryDirectory() as work:
             source = locate(str(make_checkpoint(Path(work) / kind, o.blocks, 2048, 5632, 16, 8, kind)))
@@ -45,8 +45,10 @@ def main() -> None:
                     continue
                 memory = one.figures.memory
                 total = memory.predicted
-                ratios = (memory.loaded / total, memory.prompting / total, memory.generating / total)
-                table.add_row(kind, one.name, one.runtime, f"{total / 1e6:.0f}", *(f"{ratio:.2f}" for ratio in ratios))
+                peak = memory.predicted_peak
+                ratios = (memory.loaded / total, memory.prompting / peak, memory.generating / peak)
+                sizes = (f"{total / 1e6:.0f}", f"{peak / 1e6:.0f}")
+                table.add_row(kind, one.name, one.runtime, *sizes, *(f"{ratio:.2f}" for ratio in ratios))
     Console(width=140).print(table)
 
 

@@ -6,12 +6,14 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from qlab.artifact import make_artifact
+from qlab.deploy.footprint import Footprint, computing_on_gpu
 from qlab.errors import UserError
 from qlab.evaluate import rounds
 from qlab.evaluate.bandwidth import read_bandwidth
@@ -82,6 +84,29 @@ def test_every_runtime_reports(recipe: str, runner: str, tiny: Source, calibrati
     assert 0.5 * disk_bytes(folder) < figures.memory.prompting < 500e6  # AutoAWQ maps its file, and reads it when it is wanted
     assert 0 < figures.ceiling < math.inf
     assert figures.memory.expected.weights > 0.9 * disk_bytes(folder)
+
+
+def test_the_peak_on_a_gpu_has_cublas_and_the_unpacked_layer() -> None:
+    model = Footprint(100e6, 90e6, 10, 1000, largest=10_000_000)
+    assert computing_on_gpu(model, (9, 0), 5.0).peak - model.total == pytest.approx((32 << 20) + 50e6)
+    assert computing_on_gpu(model, (8, 9), 0.0).peak - model.total == 8 << 20
+    assert model.peak == model.total
+
+
+def test_what_starts_slowly_starts_once_and_is_timed_as_often(tiny: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def measured(
+        function: object, folder: Path, runtime: str, prompt: int, generated: int, repetitions: int, *_: object, limit: float
+    ) -> object:
+        asked.append(repetitions)
+        raise UserError("enough")
+
+    monkeypatch.setattr(rounds, "run_isolated", measured)
+    measure_in_turns({"tiny": tiny.path}, ["transformers"], Protocol(16, 4, 2, 3))
+    monkeypatch.setitem(rounds.RUNNERS, "transformers", replace(RUNNERS["transformers"], starts_slowly=True))
+    measure_in_turns({"tiny": tiny.path}, ["transformers"], Protocol(16, 4, 2, 3))
+    assert asked == [2, 6]
 
 
 def test_rounds_are_pooled(tiny: Source) -> None:
