@@ -120,7 +120,7 @@ def check(source: Source, recipes: Sequence[WalkedRecipe]) -> None:
 
 
 def quantize_model(
-    source: Source, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int = 8, device: str = "cpu"
+    source: Source, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu"
 ) -> list[Artifact]:
     """Quantize by all `recipes` in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,20 @@ class Block:
         for hidden in inputs.batches(batch):
             yield self.forward(hidden.to(self.device))
 
+    def _run_to(self, layer: str, inputs: Activations, batch: int) -> None:
+        """Run all inputs through the block, but no further than to the input of `layer`."""
+
+        def stop(*_: Any) -> None:
+            raise _Seen
+
+        hook = self.layer(layer).register_forward_pre_hook(stop)  # after the hook that observes it
+        try:
+            for hidden in inputs.batches(batch):
+                with suppress(_Seen):
+                    self.forward(hidden.to(self.device))
+        finally:
+            hook.remove()
+
     @torch.no_grad()
     def observe(self, inputs: Activations, batch: int, outputs: Activations | None = None) -> dict[str, Statistics]:
         """Statistics of every layer over `inputs`, layers of a group sharing theirs; the outputs go to `outputs` if given.
@@ -136,13 +151,15 @@ class Block:
             UserError: the activations of a layer are not finite.
         """
         with observed({group.layers[0]: self.layer(group.layers[0]) for group in self.groups}) as seen:
-            results = self.outputs(inputs, batch)
             if outputs:
-                outputs.write(results)
+                outputs.write(self.outputs(inputs, batch))
             else:
-                for _ in results:
-                    pass
+                self._run_to(self.groups[-1].layers[0], inputs, batch)
         for group in self.groups:
             if not torch.isfinite(seen[group.layers[0]].absolute_sum).all():
                 raise UserError(f"the inputs of {self.prefix}{group.layers[0]} are NaN or infinite: the model overflows on this text")
         return {name: seen[group.layers[0]] for group in self.groups for name in group.layers}
+
+
+class _Seen(Exception):
+    """The last layer's input was seen: the rest of the block is not wanted."""

@@ -24,7 +24,7 @@ from qlab.process import peak_bytes
 from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
 from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.skeleton import checkpoint_of
-from qlab.walk import observes_original
+from qlab.walk import observes_original, usual_batch
 
 __all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
 
@@ -99,7 +99,8 @@ def predict(
     start = float(psutil.Process().memory_info().rss)
     work = max(working(recipe, groups, windows[1]) for recipe in recipes) + LIBRARIES
     seconds = duration(groups, recipes, windows, blocks, device)
-    for batch in (8, 4, 2, 1):
+    usual = usual_batch(windows[1], device)
+    for batch in (usual >> halvings for halvings in range(usual.bit_length())):
         activations = batch * windows[1] * token * data + LIBRARIES
         found = Budget(start, 4.0 * weights, statistics, work, activations, rest, disk, seconds, batch, blocks)
         if limit is None or found.total <= limit:

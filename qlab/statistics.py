@@ -9,10 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+STRIPES = 4  # XᵀX is symmetric: of so many stripes of rows, only what lies on and above the diagonal is computed
+
 
 @dataclass
 class Statistics:
-    """Of one layer's inputs x [tokens, in]: `hessian` = XᵀX float32 [in, in], the sum of |x| [in], the tokens seen."""
+    """Of one layer's inputs x [tokens, in]: `hessian` = XᵀX float32 [in, in], the sum of |x| [in], the tokens seen.
+
+    The Hessian is whole once `complete` was called; until then stripes below its diagonal are missing.
+    """
 
     hessian: Tensor
     absolute_sum: Tensor
@@ -31,9 +36,20 @@ class Statistics:
     def add(self, inputs: Tensor) -> None:
         """Take in activations [..., in]."""
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        self.hessian.addmm_(rows.T, rows)
+        for stripe in self._stripes():
+            self.hessian[stripe, stripe.start :].addmm_(rows[:, stripe].T, rows[:, stripe.start :])
         self.absolute_sum += rows.norm(p=1, dim=0)  # no copy of the activations, as abs() would make
         self.tokens += len(rows)
+
+    def complete(self) -> None:
+        """Mirror what lies above the diagonal."""
+        for stripe in self._stripes():
+            self.hessian[stripe.stop :, stripe] = self.hessian[stripe, stripe.stop :].T
+
+    def _stripes(self) -> list[slice]:
+        size = len(self.hessian)
+        height = -(-size // STRIPES)
+        return [slice(first, min(first + height, size)) for first in range(0, size, height)]
 
 
 @contextmanager
@@ -49,6 +65,8 @@ def observed(layers: dict[str, nn.Linear]) -> Iterator[dict[str, Statistics]]:
     finally:
         for hook in hooks:
             hook.remove()
+        for statistics in found.values():
+            statistics.complete()
 
 
 @torch.inference_mode()

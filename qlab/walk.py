@@ -29,6 +29,7 @@ from qlab.skeleton import Skeleton
 from qlab.statistics import Statistics
 
 ORIGINAL = "original"  # the stream of activations of the unquantized model
+TOKENS_ON_CPU, WINDOWS_ON_GPU = 512, 8  # computed at a time: on a CPU, more no longer lie in its cache and take a third longer
 
 
 @dataclass
@@ -81,6 +82,11 @@ class Method(Protocol):
         """Make the checkpoint in the folder `out` of the parts, in their order."""
 
 
+def usual_batch(length: int, device: str) -> int:
+    """Calibration windows of `length` tokens to compute at a time."""
+    return max(1, TOKENS_ON_CPU // length) if torch.device(device).type == "cpu" else WINDOWS_ON_GPU
+
+
 def observes_original(methods: Iterable[Method]) -> bool:
     """Whether statistics of the unquantized model's activations are wanted beyond the first block, where all streams are one."""
     return any(method.data and not method.sequential for method in methods)
@@ -119,14 +125,22 @@ class Journal:
 
 @dataclass(frozen=True)
 class Walk:
-    """A walk over `source` with its recipes; `work` holds its state, and `batch` calibration windows are computed at a time."""
+    """A walk over `source` with its recipes; `work` holds its state, and `batch` calibration windows are computed at a time.
+
+    None: as many as are fast on the device (`usual_batch`).
+    """
 
     source: Source
     methods: Sequence[Method]
     windows: Tensor
     work: Path
-    batch: int = 8
+    batch: int | None = None
     device: str = "cpu"
+
+    @property
+    def at_once(self) -> int:
+        """Calibration windows computed at a time."""
+        return self.batch or usual_batch(self.windows.shape[1], self.device)
 
     def run(self) -> Journal:
         """Quantize all blocks, or those that an earlier run left undone; the encoded parts lie in `work` then."""
@@ -181,11 +195,11 @@ class Walk:
         index, last = block.index, block.index + 1 == len(skeleton)
         source, after = self._stream(ORIGINAL, index), self._stream(ORIGINAL, index + 1)
         shared, started, observes = None, time.perf_counter(), observes_original(self.methods)
-        outputs = after if observes or any(method.targets for method in self.methods) else None
+        outputs = after if any(method.targets for method in self.methods) or (observes and not last) else None
         if observes or (index == 0 and any(method.data for method in self.methods)):
-            shared = Calibration(block.observe(source, self.batch, outputs), source, after, metric)
+            shared = Calibration(block.observe(source, self.at_once, outputs), source, after, metric)
         elif outputs:
-            outputs.write(block.outputs(source, self.batch))
+            outputs.write(block.outputs(source, self.at_once))
         spent = time.perf_counter() - started
         whole = True  # the block still holds the original weights
         for method in sorted(self.methods, key=lambda method: method.sequential):
@@ -196,12 +210,12 @@ class Walk:
             own = self._stream(method.name, index)
             if method.sequential and own.path.exists():
                 shared = None
-                calibration = Calibration(block.observe(own, self.batch), own, after, metric)
+                calibration = Calibration(block.observe(own, self.at_once), own, after, metric)
             else:
                 calibration, own = shared if method.data else None, source  # nothing is quantized before the first block
             found = method.quantize_block(self.source, block, calibration)
             if method.sequential and not last:
-                self._stream(method.name, index + 1).write(block.outputs(own, self.batch))
+                self._stream(method.name, index + 1).write(block.outputs(own, self.at_once))
             self._write(method, f"{index + 1:04}", found.stored)
             journal.add(method.name, block, found, time.perf_counter() - started + (spent if method.data else 0))
             whole = False

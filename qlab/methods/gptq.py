@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qlab.errors import UserError
-from qlab.methods.grid import GroupedIntegers, fit_grid, grouped, round_to_grid
+from qlab.methods.grid import GroupedIntegers, fit_grid, grouped
 from qlab.methods.grid_search import search_grid
 from qlab.methods.rtn import rtn
 
@@ -93,10 +93,11 @@ def compensated(
                 members = current.T.unsqueeze(1)
                 grid = search_grid(members, bits, symmetric, importance[j:end][None]) if search else fit_grid(members, bits, symmetric)
                 scale[group], zero[group] = (part[:, 0] for part in grid)
-            rounded = round_to_grid(work[j, :, None], scale[group], zero[group], bits)[:, 0]
-            codes[j] = rounded.to(torch.uint8)
+            step, middle = scale[group], zero[group]
+            rounded = torch.div(work[j], step).round_().add_(middle).clamp_(0, 2**bits - 1)
+            codes[j] = rounded
             if compensate:
-                error = (work[j] - (rounded - zero[group]) * scale[group]) / pivots[j]
+                error = torch.addcmul(work[j], rounded.sub_(middle), step, value=-1).div_(pivots[j])
                 errors[j - first] = error
                 work[j + 1 : last].addr_(factor[j, j + 1 : last], error, alpha=-1)
         if compensate and last < columns:
@@ -125,19 +126,21 @@ def column_order(diagonal: Tensor, size: int, order: str) -> Tensor:
 def inverse_factor(hessian: Tensor, places: Tensor, damping: float) -> tuple[Tensor | None, str]:
     """U, the upper Cholesky factor of H⁻¹ with rows and columns in the order `places`, and a note.
 
-    Row j of U holds what eliminating column j does to the later ones. λ = `damping` · mean diagonal is added first (section
-    3.3, step 3), and raised tenfold where H is still not positive definite. None, with a note, where nothing helped.
+    Row j of U holds what eliminating column j does to the later ones. It is had without H⁻¹: factored from its last row
+    upwards, H = R·Rᵀ with R upper triangular, so that H⁻¹ = R⁻ᵀ·R⁻¹ and U = R⁻¹. λ = `damping` · mean diagonal is added first
+    (section 3.3, step 3), and raised tenfold where H is still not positive definite. None, with a note, where nothing helped.
     """
+    backwards = places.flip(0)
     for attempt in range(DAMPINGS):
         raised = damping * 10**attempt
-        matrix = hessian.float()[places][:, places]  # gathered anew each time: a matrix kept for later is memory lost now
+        matrix = hessian.float()[backwards][:, backwards]  # gathered anew each time: a matrix kept for later is memory lost now
         diagonal = matrix.diagonal()
         diagonal.add_(raised * diagonal.mean()).masked_fill_(diagonal == 0, 1)
         matrix, failed = torch.linalg.cholesky_ex(matrix)
         if failed or not torch.isfinite(matrix.diagonal()).all():
             continue
-        matrix = torch.cholesky_inverse(matrix)
-        matrix, failed = torch.linalg.cholesky_ex(matrix, upper=True)
-        if not failed and torch.isfinite(matrix.diagonal()).all():
+        identity = torch.eye(len(places), device=matrix.device)
+        matrix = torch.linalg.solve_triangular(matrix, identity, upper=False, out=identity).flip(0, 1).contiguous()
+        if torch.isfinite(matrix).all():
             return matrix, "" if attempt == 0 else f"damping raised to {raised:g}"
     return None, f"RTN instead of GPTQ: the Hessian cannot be factored even with damping {raised:g}"

@@ -6,7 +6,7 @@ codes fixed, `refit_scales` solves for all scales of a row at once, so that the 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,37 +21,61 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, step
 
     The error is measured by `metric`: weights of the columns [groups, group_size], or blocks of H [groups, group_size,
     group_size], which know that errors of correlated columns add up. (Clipping errors do, all pointing to zero; AWQ's scale
-    search needs no more than weights.) Each trial shrinks the covering range a little, moves the zero point by one at most,
-    rounds, and takes the least-squares scale for the codes so found.
+    search needs no more than weights.) Each trial shrinks the covering range a little, rounds, and
+    takes the least-squares scale for the codes so found; about the best of them the zero point is then moved by one.
     """
-    parts = [_search_rows(part, bits, symmetric, metric, steps) for part in groups.split(rows_at_once(groups))]
-    return torch.cat([scale for scale, _ in parts]), torch.cat([zero for _, zero in parts])
+    # Groups come first from here on, so that a group's rows are a matrix, ready to be multiplied by its block of H.
+    parts = [_search_rows(part.transpose(0, 1).contiguous(), bits, symmetric, metric, steps) for part in groups.split(rows_at_once(groups))]
+    return torch.cat([scale.T for scale, _ in parts]), torch.cat([zero.T for _, zero in parts])
 
 
 def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    def weighted(values: Tensor) -> Tensor:
-        return metric * values if metric.ndim == 2 else torch.einsum("rgi,gij->rgj", values, metric)
+    """`search_grid` for groups [groups, out, group_size]."""
 
-    def cost(error: Tensor) -> Tensor:
-        return (weighted(error) * error).sum(-1)
+    def weighted(values: Tensor) -> Tensor:
+        return metric[:, None] * values if metric.ndim == 2 else values @ metric
 
     cover, middle = fit_grid(groups, bits, symmetric)
-    best_scale, best_zero = cover.clone(), middle.clone()
-    best_error = cost((round_to_grid(groups, cover, middle, bits) - middle[..., None]) * cover[..., None] - groups)
     narrowest = {2: 0.4, 3: 0.6}.get(bits, 0.75)  # the fewer levels, the more clipping pays
+    pace = (1 - narrowest) / steps
     target = weighted(groups)
+    best = Best(cover, middle, torch.full_like(cover, torch.inf), torch.ones_like(cover))
+
+    def attempt(factor: Tensor, zero: Tensor) -> None:
+        shrunk = cover * factor
+        whole = round_to_grid(groups, shrunk, zero, bits).sub_(zero[..., None])
+        seen = weighted(whole)
+        cross, square = (target * whole).sum(-1), (seen * whole).sum(-1)
+        scale = torch.where(cross > 0, cross / square.clamp_(min=1e-30), shrunk).half().float().clamp_(min=6e-8)
+        # The metric is linear: what it makes of the error is had from what it made of the codes.
+        seen.mul_(scale[..., None]).sub_(target)
+        best.offer(scale, zero, whole.mul_(scale[..., None]).sub_(groups).mul_(seen).sum(-1), factor)
+
     for step in range(steps + 1):
-        shrunk = cover * (1 + (narrowest - 1) * step / steps)
-        for shift in (0,) if symmetric else (-1, 0, 1):
-            zero = (middle + shift).clamp(1, 2**bits - 1)
-            whole = round_to_grid(groups, shrunk, zero, bits) - zero[..., None]
-            cross, square = (target * whole).sum(-1), cost(whole)
-            scale = torch.where(cross > 0, cross / square.clamp(min=1e-30), shrunk).half().float().clamp(min=6e-8)
-            error = cost(whole * scale[..., None] - groups)
-            better = error < best_error
-            best_error = torch.where(better, error, best_error)
-            best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-    return best_scale, best_zero
+        attempt(torch.full_like(cover, 1 - pace * step), middle)
+    if not symmetric:
+        centre = best.factor
+        for shift in (-1, 1):
+            zero = (middle + shift).clamp_(1, 2**bits - 1)
+            for nearby in (-pace, 0, pace):
+                attempt(centre + nearby, zero)
+    return best.scale, best.zero
+
+
+@dataclass
+class Best:
+    """The best grids so far, the error each leaves, and the factor of the covering range that led there."""
+
+    scale: Tensor
+    zero: Tensor
+    error: Tensor
+    factor: Tensor
+
+    def offer(self, scale: Tensor, zero: Tensor, error: Tensor, factor: Tensor) -> None:
+        """Take the grids that leave less error."""
+        better = error < self.error
+        self.scale, self.zero = torch.where(better, scale, self.scale), torch.where(better, zero, self.zero)
+        self.error, self.factor = torch.where(better, error, self.error), torch.where(better, factor, self.factor)
 
 
 def diagonal_blocks(hessian: Tensor, size: int) -> Tensor:
