@@ -29,9 +29,9 @@ from qlab.walk import observes_original, usual_batch
 __all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
 
 LIBRARIES = 110e6  # what torch and MKL set up once they compute
-# Weights, gradients and moments of a block that is tuned, in blocks; and glibc's share: a tensor below 32 MiB comes from its
+# Weights, gradients, moments and running means of a block that is tuned, in blocks; and glibc's share: a tensor below 32 MiB comes from its
 # heap, which these leave full of holes.
-TUNED, HOLES, OWN_PAGES = 5.7, 2.8, 1 << 25
+TUNED, HOLES, OWN_PAGES = 6.7, 2.8, 1 << 25
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 Group = tuple[int, int]
 """Layers that read one input: its width, and all their outputs together."""

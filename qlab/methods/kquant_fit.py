@@ -5,6 +5,7 @@ Blocks are columns, x float32 [size, m], as in kquant_search.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,17 +43,17 @@ def error_weights(x: Tensor, kind: Kind, importance: Tensor | None, row: int, ou
     return out.add_(mean).sqrt_().mul_(importance)
 
 
-def fit(x: Tensor, kind: Kind, weight: Tensor, room: Tensor) -> Grids:
-    """The grids of superblocks (and of single blocks), searched with the errors' weights [size, m].
+def fit(x: Tensor, kind: Kind, weight: Tensor, trials: Sequence[float], room: Tensor) -> Grids:
+    """The grids of superblocks (and of single blocks), searched by `trials` with the errors' weights [size, m].
 
     Overwrites `weight` and `room` [4, size, m].
     """
     total = weight.sum(0)
     if not kind.affine:
-        scale = search_scale(x, weight, -kind.middle, kind.middle - 1, kind.trials, room[:3])
+        scale = search_scale(x, weight, -kind.middle, kind.middle - 1, trials, room[:3])
         scales, d = in_units(scale, kind, total, signed=True)
         return Grids(scales, torch.zeros_like(scales), d, torch.zeros_like(d))
-    scale, offset = search_affine(x, weight, kind.levels, kind.trials, room)
+    scale, offset = search_affine(x, weight, kind.levels, trials, room)
     scales, d = in_units(scale, kind, total)
     # The stored scale is not quite the one found. llama.cpp stores the offset found with the latter; the best offset for the
     # former costs one more rounding and saves up to 3 % of the error.

@@ -87,7 +87,8 @@ def encode(weight: Tensor, kind: str, importance: Tensor | None = None) -> Super
             check_range(x)
             if layout.units or channels is not None:
                 repeated = None if channels is None else channels.repeat(1, stop - start)
-                grids = fit(x, layout, error_weights(x, layout, repeated, columns, room[1], room[2]), room[2:])
+                weights = error_weights(x, layout, repeated, columns, room[1], room[2])
+                grids = fit(x, layout, weights, layout.trials(channels is not None), room[2:])
                 chunk = codes_on(x, layout, grids, room[2])
             else:
                 chunk, grids = round_plainly(x, layout, room[1], room[2])
@@ -116,7 +117,7 @@ def single_scale(weight: Tensor) -> Tensor:
     q4 = layout_of(weight, "Q4_K")
     x = weight.float().reshape(-1, SUPERBLOCK).T.contiguous()
     room = x.new_empty(5, *x.shape)
-    scale, offset = search_affine(x, error_weights(x, q4, None, SUPERBLOCK, room[0], room[1]), q4.levels, q4.trials, room[1:])
+    scale, offset = search_affine(x, error_weights(x, q4, None, SUPERBLOCK, room[0], room[1]), q4.levels, q4.trials(False), room[1:])
     step = scale.clamp(min=1e-30)
     return (((x - offset) / step).round_().clamp_(0, q4.levels) * step + offset).T.reshape(weight.shape)
 

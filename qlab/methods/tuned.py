@@ -24,6 +24,7 @@ Run = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 # Learning rates: of the codes in steps of the grid, of scales relative to themselves, of what stays unquantized likewise.
 CODES, SCALES, REST = 0.01, 2e-3, 2e-3
+MEMORY = 0.95  # of the codes' running mean, which is what is kept: over some twenty steps, what single windows want averages out
 
 
 class Rounded(torch.autograd.Function):
@@ -108,6 +109,7 @@ def tune(
         fused=True,  # in place: no temporaries the size of the block
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / steps))
+    means = [soft.latent.detach().clone() for soft in quantized.values()]
     for _, (inputs, wanted) in zip(range(steps), batches):
         output = run({f"{name}.weight": soft.weight() for name, soft in quantized.items()} | rest, inputs)
         error = output - wanted
@@ -116,5 +118,9 @@ def tune(
         loss.backward()
         optimizer.step()
         schedule.step()
+        for soft, mean in zip(quantized.values(), means):
+            mean.lerp_(soft.latent.detach(), 1 - MEMORY)
+    for soft, mean in zip(quantized.values(), means):
+        soft.latent.data.copy_(mean)
     for tensor in rest.values():
         tensor.requires_grad_(False)

@@ -27,7 +27,7 @@ from qlab.statistics import Statistics
 from qlab.walk import Calibration, Quantized
 
 TUNED_WINDOWS = 4  # windows a step of tuning
-STEPS = 100  # of tuning a block; more fitted the calibration text better and other text worse
+STEPS = 125  # of tuning a block; more took longer than they gained
 Rounded = dict[str, tuple[GroupedIntegers, Tensor]]
 """Layers by name: quantized, and beside it the weights float32 [out, in] that were rounded."""
 DEFAULTS: dict[str, dict[str, Any]] = {
