@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH)
 
-.PHONY: run test lab lint bench-quantize bench-memory vllm environment lock embedded-model doctor clean help
+.PHONY: run test lab lint bench-quantize bench-runtimes bench-deploy vllm environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,8 +28,11 @@ lint: $(READY) ## style and types
 bench-quantize: $(READY) ## qlab's recipes against the libraries: quality, time, memory, resume (half an hour)
 	$(BIN)/python -m tests.bench.quantize
 
-bench-memory: $(READY) ## memory predicted against measured, in every runtime that is here (a quarter of an hour)
-	$(BIN)/python -m tests.bench.memory
+bench-runtimes: $(READY) ## memory predicted and measured, our clock and the runtime's, in every runtime that is here (a quarter of an hour)
+	$(BIN)/python -m tests.bench.runtimes
+
+bench-deploy: $(READY) ## serve, prove and load each format in each runtime that is here; vLLM's load tool beside ours (a quarter of an hour)
+	$(BIN)/python -m tests.bench.deploy
 
 vllm: $(VLLM)/.ready ## vLLM in an environment of its own, .venv-vllm (3.4 GB, minutes); `make test` then proves qlab's checkpoints in it
 

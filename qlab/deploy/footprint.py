@@ -91,10 +91,10 @@ def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = F
     return Footprint(weights, weights - embedding, cache, context, largest=shape.hidden * shape.intermediate)
 
 
-def computing_on_gpu(model: Footprint, capability: tuple[int, int], unpacked: float) -> Footprint:
-    """With what PyTorch takes on a GPU while it computes: cuBLAS's work space, by the GPU's compute capability, and what a library
-    unpacks of the layer at hand, in bytes a weight."""
-    return replace(model, work=CUBLAS[capability >= (9, 0)] + unpacked * model.largest)
+def computing(model: Footprint, unpacked: float, capability: tuple[int, int] | None = None) -> Footprint:
+    """With what PyTorch takes while it computes: the layer at hand as a library unpacks it, `unpacked` bytes a weight, and on a GPU
+    cuBLAS's work space, by its compute capability."""
+    return replace(model, work=(CUBLAS[capability >= (9, 0)] if capability else 0) + unpacked * model.largest)
 
 
 def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:

@@ -154,7 +154,7 @@ class Runner:
     held: Callable[[], int] = held_by_torch
     on_cpu: Callable[[Footprint], Footprint] = lambda model: model  # what of a model's own memory it makes on a CPU
     starts_slowly: bool = False
-    unpacked: float | None = None  # bytes a weight that it takes on a GPU for the layer at hand (measured); None: not known
+    unpacked: dict[str, float] = field(default_factory=dict)  # by device: bytes a weight that it takes for the layer at hand (measured)
 
 
 def with_one_block(folder: Path, library: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
@@ -206,19 +206,19 @@ def has(module: str) -> bool:
 RUNNERS = {
     "transformers": Runner(
         "transformers", ("dense",), "pip install transformers", partial(has, "transformers"), in_transformers, with_one_block,
-        unpacked=0,
+        unpacked={"cuda": 0, "cpu": 0},
     ),
     "bitsandbytes": Runner(
         "transformers + bitsandbytes", ("bitsandbytes",), "pip install bitsandbytes", partial(has, "bitsandbytes"),
-        partial(in_transformers, label="transformers + bitsandbytes"), with_one_block, unpacked=4.3,
+        partial(in_transformers, label="transformers + bitsandbytes"), with_one_block, unpacked={"cuda": 4.3, "cpu": 0},
     ),
     "autoawq": Runner(
         "AutoAWQ", ("awq",), "pip install autoawq", partial(has, "awq"), partial(in_library, autoawq, "AutoAWQ"),
-        partial(with_one_block, library=autoawq.imported), unpacked=0,
+        partial(with_one_block, library=autoawq.imported), unpacked={"cuda": 0, "cpu": 0},
     ),
     "autogptq": Runner(
         "AutoGPTQ", ("gptq",), "pip install auto-gptq", partial(has, "auto_gptq"), partial(in_library, autogptq, "AutoGPTQ"),
-        partial(with_one_block, library=autogptq.revived), unpacked=5.1,
+        partial(with_one_block, library=autogptq.revived), unpacked={"cuda": 5.1, "cpu": 0},
     ),
     "gptqmodel": Runner(
         "GPTQModel", ("awq", "gptq"), "pip install --no-build-isolation gptqmodel==7.6.0 optimum==2.3.0 numpy==2.2.6",

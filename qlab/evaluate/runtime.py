@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from qlab.deploy.deployment import Deployment
-from qlab.deploy.footprint import Footprint, computing_on_gpu, footprint
+from qlab.deploy.footprint import Footprint, computing, footprint
 from qlab.evaluate.bandwidth import read_bandwidth
 from qlab.evaluate.engines import RUNNERS
 from qlab.evaluate.memory import peak_during
@@ -68,8 +68,8 @@ def measure_runtime(
     expected = footprint(folder, context, 4 if speed.conditions["dtype"] == "float32" else 2, device == "cuda")
     if device == "cpu":
         expected = RUNNERS[runner].on_cpu(expected)
-    elif (unpacked := RUNNERS[runner].unpacked) is not None:
-        expected = computing_on_gpu(expected, torch.cuda.get_device_capability(), unpacked)
+    if (unpacked := RUNNERS[runner].unpacked.get(device)) is not None:
+        expected = computing(expected, unpacked, torch.cuda.get_device_capability() if device == "cuda" else None)
     step = expected.step + expected.cache * generated_tokens / 2  # the cache as it is half way
     bandwidth = read_bandwidth(round(step), device)
     return RuntimeFigures(speed, Memory(loaded, prompting, generating, expected), bandwidth, bandwidth / step)

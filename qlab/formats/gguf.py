@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +36,13 @@ TYPES = {"F32": torch.float32, "F16": torch.float16}
 BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
 
 
-def encode_tensor(name: str, tensor: Tensor, mix: str, config: dict[str, Any], importance: Tensor | None = None) -> dict[str, Tensor]:
+Encoder = Callable[[Tensor, str, Tensor | None], Tensor]
+"""(matrix [out, in], kind, importance [in] or None) → its bytes, uint8 [out, bytes a row]."""
+
+
+def encode_tensor(
+    name: str, tensor: Tensor, mix: str, config: dict[str, Any], importance: Tensor | None = None, encoder: Encoder | None = None
+) -> dict[str, Tensor]:
     """One tensor of a checkpoint, as the mix stores it: {"<GGML type>:<GGUF name>": tensor}.
 
     Quantized types are uint8 [rows, bytes a row], the others float. Rows of query and key projections come in llama.cpp's order.
@@ -45,6 +51,7 @@ def encode_tensor(name: str, tensor: Tensor, mix: str, config: dict[str, Any], i
     Args:
         name: the tensor's Hugging Face name, "model.layers.0.self_attn.q_proj.weight".
         importance: the mean squared activation of each input channel [in].
+        encoder: what makes the blocks, qlab's own where it is None.
 
     Raises:
         UserError: an unknown mix or architecture, a tensor without a place in it, or weights that cannot be encoded.
@@ -60,7 +67,7 @@ def encode_tensor(name: str, tensor: Tensor, mix: str, config: dict[str, Any], i
             raise UserError(f"{name} holds NaN, infinite values or values beyond {kind}'s range; check the checkpoint")
         return {f"{kind}:{target}": stored.contiguous()}
     try:
-        return {f"{kind}:{target}": encode_rows(tensor, kind, importance)}
+        return {f"{kind}:{target}": (encoder or encode_rows)(tensor, kind, importance)}
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from qlab.formats.gguf import Encoder
 from qlab.model import Source
-from qlab.recipes import Details
+from qlab.peers import llamacpp
+from qlab.recipes import GGUF, Details
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,18 @@ class BitsAndBytes:
 
         bitsandbytes.quantize(source, out, self.kind, self.double_quantization)
         return {}
+
+
+@dataclass(frozen=True)
+class LlamaCpp(GGUF):
+    """llama.cpp's own quantizer in qlab's walk: the same mix, file and importance, the blocks by ggml_quantize_chunk."""
+
+    importance: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"llamacpp-{self.mix}{'-importance' if self.importance else ''}"
+
+    @property
+    def encoder(self) -> Encoder:
+        return llamacpp.encode_rows

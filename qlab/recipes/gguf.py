@@ -41,6 +41,11 @@ class GGUF(Walked):
     def data(self) -> bool:  # type: ignore[override]
         return self.importance and self.data_matters
 
+    @property
+    def encoder(self) -> gguf.Encoder:
+        """What makes the blocks: qlab's own methods."""
+        return gguf.encode_rows
+
     def check(self, source: Source, shapes: Shapes) -> None:
         gguf.check_model(source.path, source.config, shapes)
 
@@ -50,7 +55,7 @@ class GGUF(Walked):
             layer = name.removesuffix(".weight")
             seen = calibration.statistics.get(layer) if calibration else None
             weights = seen.mean_square.cpu() if seen else None
-            stored = gguf.encode_tensor(block.prefix + name, tensor.cpu(), self.mix, source.config, weights)
+            stored = gguf.encode_tensor(block.prefix + name, tensor.cpu(), self.mix, source.config, weights, self.encoder)
             found.stored |= stored
             if seen and layer in block.layers:
                 original = gguf.rotary_order(block.prefix + name, tensor.cpu(), source.config)
@@ -58,7 +63,7 @@ class GGUF(Walked):
         return found
 
     def keep(self, source: Source, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        return gguf.encode_tensor(name, tensor, self.mix, source.config)
+        return gguf.encode_tensor(name, tensor, self.mix, source.config, encoder=self.encoder)
 
     def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
         gguf.assemble(parts, source.path, source.config, self.mix, out / f"model-{self.mix}.gguf")

@@ -17,24 +17,30 @@ from pathlib import Path
 import torch
 
 from qlab.artifact import Artifact, make_artifact, quantize_model
-from qlab.evaluate.quality import Quality, measure_quality
+from qlab.evaluate.quality import Quality, measure_quality, paired_difference
 from qlab.lesson import quiet
 from qlab.model import Source, load, load_tokenizer, locate
-from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
+from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes, LlamaCpp
 from qlab.process import peak_bytes, run_isolated
 from qlab.recipes import Recipe, parse
 from qlab.text import load_text, windows
+from tests.bench.kquants import against_llamacpp
 from tests.bench.made_up import make_checkpoint
 
 OWN = [
     "rtn-w4g128",
     "awq-w4g128",
     "gptq-w4g128-inorder-cover",
+    "gptq-w4g128-inorder-cover-sequential",
     "gptq-w4g128",
+    "gptq-w4g128-sequential",
     "gptq-w4g128-asym-actorder",
+    "gptq-w3g128-asym",
+    "gptq-w3g128-asym-sequential",
     "awq-gptq-w4g128",
     "nf4",
     "q4_k_m",
+    "q4_k_m-plain",
 ]
 LIBRARIES: list[Recipe] = [
     AutoAWQ(),
@@ -42,8 +48,10 @@ LIBRARIES: list[Recipe] = [
     AutoGPTQ(symmetric=False, act_order=True),
     AutoGPTQ(bits=3, symmetric=False, act_order=True),
     BitsAndBytes(),
+    LlamaCpp(),
+    LlamaCpp(importance=True),
 ]
-PARTS = ["quality", "memory", "resume", "large"]
+PARTS = ["quality", "blocks", "memory", "resume", "large"]
 TUNED = ["tuned-w4g128", "tuned-w3g128"]  # get more calibration text: as much as fits in the time that AutoAWQ takes
 
 
@@ -78,9 +86,15 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
 
     print(ratio("awq-w4g128", "autoawq-w4g128"))
     print(ratio("gptq-w4g128-inorder-cover", "autogptq-w4g128"))
+    print(ratio("gptq-w4g128-inorder-cover-sequential", "autogptq-w4g128"))
     print(ratio("gptq-w4g128-asym-actorder", "autogptq-w4g128-asym-actorder"))
     print(ratio("tuned-w4g128", "autogptq-w4g128-asym-actorder"))
     print(ratio("tuned-w3g128", "autogptq-w3g128-asym-actorder"))
+    print(ratio("q4_k_m", "llamacpp-q4_k_m"))
+    for name in ("gptq-w4g128", "gptq-w3g128-asym"):
+        difference, error = paired_difference(*(found[full][1].kl_windows or [] for full in (f"{name}-sequential", name)))
+        mean = found[name][1].kl or 1
+        print(f"{name}: behind quantized blocks KL changes by {difference / mean:+.1%} ± {error / mean:.1%}")
     print(f"tuned-w4g128 took {found['tuned-w4g128'][0].seconds / found['autoawq-w4g128'][0].seconds:.2f} of AutoAWQ's time")
     four = ["awq-w4g128", "gptq-w4g128", "nf4", "q4_k_m"]
     together = run_isolated(four_at_once, source, calibration, Path(work) / "four", four).seconds
@@ -158,7 +172,7 @@ def main() -> None:
     parser.add_argument(
         "--tuning-windows", type=int, default=512, help="calibration windows of the tuned recipe; all others get 64 of 256 tokens"
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:3], help="'large': an 8B shape")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:4], help="'large': an 8B shape")
     parser.add_argument("--device", default="cpu", help="of the part 'large'")
     parser.add_argument("--large-windows", type=int, default=128, help="calibration windows of 512 tokens of the part 'large'")
     options = parser.parse_args()
@@ -166,6 +180,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="qlab-bench-") as work:
         if "quality" in options.parts:
             quality_and_time(options, work)
+        if "blocks" in options.parts:
+            against_llamacpp()
         if "memory" in options.parts:
             memory(Path(work))
         if "resume" in options.parts:

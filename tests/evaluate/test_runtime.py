@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from qlab.artifact import make_artifact
-from qlab.deploy.footprint import Footprint, computing_on_gpu
+from qlab.deploy.footprint import Footprint, computing
 from qlab.errors import UserError
 from qlab.evaluate import rounds
 from qlab.evaluate.bandwidth import read_bandwidth
@@ -86,10 +86,11 @@ def test_every_runtime_reports(recipe: str, runner: str, tiny: Source, calibrati
     assert figures.memory.expected.weights > 0.9 * disk_bytes(folder)
 
 
-def test_the_peak_on_a_gpu_has_cublas_and_the_unpacked_layer() -> None:
+def test_the_peak_has_the_unpacked_layer_and_on_a_gpu_cublas() -> None:
     model = Footprint(100e6, 90e6, 10, 1000, largest=10_000_000)
-    assert computing_on_gpu(model, (9, 0), 5.0).peak - model.total == pytest.approx((32 << 20) + 50e6)
-    assert computing_on_gpu(model, (8, 9), 0.0).peak - model.total == 8 << 20
+    assert computing(model, 5.0, (9, 0)).peak - model.total == pytest.approx((32 << 20) + 50e6)
+    assert computing(model, 0.0, (8, 9)).peak - model.total == 8 << 20
+    assert computing(model, 12.0).peak - model.total == pytest.approx(120e6)
     assert model.peak == model.total
 
 

@@ -6,16 +6,29 @@ import contextlib
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
 
 from qlab.artifact import Artifact, make_artifact
+from qlab.errors import UserError
 from qlab.evaluate.quality import measure_quality
+from qlab.formats.kquant_bytes import byte_tensor
+from qlab.methods.kquant_kinds import KINDS
+from qlab.methods.kquants import encode
 from qlab.model import Source, load
-from qlab.peers import autoawq, autogptq
+from qlab.peers import autoawq, autogptq, llamacpp
 from qlab.peers.patching import patched
-from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
+from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes, LlamaCpp
 from qlab.recipes import Recipe
 
-RECIPES = [AutoAWQ(), AutoGPTQ(), AutoGPTQ(symmetric=False, act_order=True), BitsAndBytes(), BitsAndBytes(double_quantization=False)]
+RECIPES = [
+    AutoAWQ(),
+    AutoGPTQ(),
+    AutoGPTQ(symmetric=False, act_order=True),
+    BitsAndBytes(),
+    BitsAndBytes(double_quantization=False),
+    LlamaCpp(),
+]
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +81,26 @@ def test_patches_are_undone_also_after_an_error() -> None:
     assert seen == (2, 3)
     assert Target.kept == 1
     assert not hasattr(Target, "new")
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_our_blocks_are_as_near_as_llamacpps_own(kind: str, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(64, 1024, generator=generator) * 0.02 * (1 + 3 * torch.rand(64, 1, generator=generator))
+    importance = torch.rand(1024, generator=generator).pow(3) + 0.01 if weighted and kind != "Q8_0" else None
+    own, its = byte_tensor(encode(weight, kind, importance)), llamacpp.encode_rows(weight, kind, importance)
+    if kind in ("Q4_0", "Q5_0", "Q5_1", "Q8_0") and importance is None:
+        assert torch.equal(own, its)  # nothing is searched here
+        return
+
+    def error(stored: torch.Tensor) -> float:
+        decoded = torch.from_numpy(dequantize(stored.numpy(), GGMLQuantizationType[kind]))
+        return float(((decoded - weight).square() * (1 if importance is None else importance)).mean())
+
+    assert error(own) < 1.04 * error(its)
+
+
+def test_llamacpps_quantizer_refuses_what_its_blocks_do_not_divide() -> None:
+    with pytest.raises(UserError, match="multiple of 256"):
+        llamacpp.encode_rows(torch.zeros(2, 128), "Q4_K")

@@ -1,0 +1,107 @@
+"""A deployment from end to end, in each runtime that is here: proof, load, memory, and vLLM's own load tool beside ours.
+
+`make bench-deploy`. Each server is proved, carries all prompts of data/prompts.jsonl at every concurrency, and is stopped; the memory
+that it holds is printed. `vllm bench serve` then asks the same server the same prompts: its figures must be ours. Nothing here is a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from qlab.artifact import quantize_model
+from qlab.deploy.deployment import Deployment
+from qlab.deploy.load import Level, run_load
+from qlab.deploy.proof import prove
+from qlab.deploy.runtimes import RUNTIMES
+from qlab.deploy.server import Server, on_free_port, serving
+from qlab.deploy.vllm import QUIET, program
+from qlab.lesson import quiet
+from qlab.model import load_tokenizer, locate
+from qlab.recipes import parse
+from qlab.text import load_prompts, load_text, windows
+
+SERVED = {"llamacpp": ("q4_k_m",), "vllm": ("awq-w4g128", "gptq-w4g128")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--concurrency", nargs="*", type=int, default=[1, 4, 16])
+    o = parser.parse_args()
+    quiet()
+    texts = [entry["prompt"] for entry in load_prompts()]
+    table = Table("artifact", "runtime", "at a time", "tok/s", "TTFT p50/p99 ms", "TPOT p50/p99 ms", "lost", "changed", "wrong")
+    source = locate(o.model)
+    calibration = windows(load_text("docstrings"), load_tokenizer(source), 256, 32)
+    with tempfile.TemporaryDirectory(prefix="qlab-bench-") as work:
+        names = [name for served in SERVED.values() for name in served]
+        made = {made.path.name: made.path for made in quantize_model(source, [parse(name) for name in names], calibration, Path(work))}
+        for runtime_name, served in SERVED.items():
+            runtime = RUNTIMES[runtime_name]
+            if not runtime.present():
+                print(f"{runtime.label} is not on this machine: {runtime.install}")
+                continue
+            for name in served:
+                deployment = on_free_port(made[name], 1024, max(o.concurrency), threads=torch.get_num_threads())
+                with serving(runtime, deployment) as server:
+                    proof = prove(runtime, deployment, server)
+                    print(f"{name} in {runtime.label}: {'proved' if proof.holds else 'NOT PROVED'}, {proof.agreement}", flush=True)
+                    for level in run_load(server.url, server.model, texts, o.concurrency, o.tokens):
+                        table.add_row(name, runtime.label, *ours(level))
+                    print(f"  it holds {server.held_bytes() / 1e6:.0f} MB", flush=True)
+                    if program():
+                        table.add_row(name, f"{runtime.label}, by vllm bench", *theirs(server, deployment, texts, o.tokens, Path(work)))
+    Console(width=140).print(table)
+
+
+def ours(level: Level) -> list[str]:
+    """A row of our own figures."""
+    times = [f"{1000 * part['p50']:.1f} / {1000 * part['p99']:.1f}" for part in (level.ttft, level.tpot)]
+    return [
+        str(level.concurrency),
+        f"{level.output_throughput:.0f}",
+        *times,
+        str(sum(level.errors.values())),
+        str(level.changed),
+        str(level.wrong),
+    ]
+
+
+def theirs(server: Server, deployment: Deployment, texts: list[str], tokens: int, work: Path) -> list[str]:
+    """A row by `vllm bench serve`: the same prompts, as many at a time as the server takes."""
+    asked = work / "prompts.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts), encoding="utf-8")
+    python = (program() or [""])[0]
+    command = [python, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--base-url", server.url, "--model", server.model]
+    command += ["--tokenizer", str(deployment.folder), "--dataset-name", "custom", "--dataset-path", str(asked), "--skip-chat-template"]
+    command += ["--custom-output-len", str(tokens), "--num-prompts", str(len(texts)), "--max-concurrency", str(deployment.sequences)]
+    command += [
+        "--ignore-eos",
+        "--temperature",
+        "0",
+        "--disable-shuffle",
+        "--percentile-metrics",
+        "ttft,tpot",
+        "--metric-percentiles",
+        "50,99",
+    ]
+    command += ["--save-result", "--result-dir", str(work), "--result-filename", "bench.json", "--disable-tqdm"]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": str(work)} | QUIET, check=False)
+    if done.returncode:
+        return ["-", f"failed: {done.stderr.strip().splitlines()[-1:]}", "", "", "", "", ""]
+    found = json.loads((work / "bench.json").read_text())
+    times = [f"{found[f'p50_{name}_ms']:.1f} / {found[f'p99_{name}_ms']:.1f}" for name in ("ttft", "tpot")]
+    return [str(deployment.sequences), f"{found['output_throughput']:.0f}", *times, str(len(texts) - found["completed"]), "-", "-"]
+
+
+if __name__ == "__main__":
+    main()
