@@ -26,7 +26,7 @@ from qlab.walk import Journal, Walk
 
 MANIFEST = "qlab.json"
 COST = "qlab-cost.json"  # apart from the manifest: the same inputs make the same bytes everywhere else
-LIBRARIES = ("qlab", "torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf")
+LIBRARIES = ("qlab", "torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp")
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def predict(
     start = float(psutil.Process().memory_info().rss)
     work = max(working(recipe, groups, windows[1]) for recipe in recipes) + LIBRARIES
     seconds = duration(groups, recipes, windows, blocks, device)
-    usual = usual_batch(windows[1], device)
+    usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
         activations = batch * windows[1] * token * data + LIBRARIES
         found = Budget(start, 4.0 * weights, statistics, work, activations, rest, disk, seconds, batch, blocks)
@@ -135,12 +135,14 @@ def duration(groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: 
     """Seconds, from the floating-point operations and the speed of this machine's matrix product."""
     tokens = windows[0] * windows[1]
     forward = 2.0 * tokens * sum(width * out for width, out in groups)
-    observe = forward + 2.0 * tokens * sum(width**2 for width, _ in groups)
+    observe = forward + 1.25 * tokens * sum(width**2 for width, _ in groups)  # XᵀX by its upper half, in stripes
     total = observe if observes_original(recipes) else 0.0
     for recipe in recipes:
         total += sum(40.0 * width * out for width, out in groups)
         if recipe.sequential:
-            total += observe + forward + sum(3.0 * width**3 + 2.0 * width**2 * out for width, out in groups)
+            total += observe + forward
+        if isinstance(recipe, Integers) and recipe.method not in ("rtn", "awq"):
+            total += sum(3.0 * width**3 + 2.0 * width**2 * out for width, out in groups)
         if isinstance(recipe, Integers) and recipe.method == "tuned":
             total += forward
             total += recipe.steps * (3.0 * forward * TUNED_WINDOWS / windows[0] + sum(100.0 * width * out for width, out in groups))

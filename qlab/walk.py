@@ -99,6 +99,7 @@ class Journal:
     path: Path
     blocks: int = 0
     kept: bool = False
+    batch: int = 0  # windows computed at a time, for good: sums depend on it in their last bits
     seconds: dict[str, float] = field(default_factory=dict)
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -140,7 +141,7 @@ class Walk:
     @property
     def at_once(self) -> int:
         """Calibration windows computed at a time."""
-        return self.batch or usual_batch(self.windows.shape[1], self.device)
+        return usual_batch(self.windows.shape[1], self.device) if self.batch is None else self.batch
 
     def run(self) -> Journal:
         """Quantize all blocks, or those that an earlier run left undone; the encoded parts lie in `work` then."""
@@ -149,6 +150,7 @@ class Walk:
         for method in self.methods:
             (self.work / method.name).mkdir(parents=True, exist_ok=True)
         journal = Journal.open(self.work / "journal.json")
+        journal.batch = journal.batch or self.at_once
         if not journal.kept:
             self._keep_rest(skeleton, journal)
         arguments = skeleton.arguments(self.windows.shape[1])
@@ -197,9 +199,9 @@ class Walk:
         shared, started, observes = None, time.perf_counter(), observes_original(self.methods)
         outputs = after if any(method.targets for method in self.methods) or (observes and not last) else None
         if observes or (index == 0 and any(method.data for method in self.methods)):
-            shared = Calibration(block.observe(source, self.at_once, outputs), source, after, metric)
+            shared = Calibration(block.observe(source, journal.batch, outputs), source, after, metric)
         elif outputs:
-            outputs.write(block.outputs(source, self.at_once))
+            outputs.write(block.outputs(source, journal.batch))
         spent = time.perf_counter() - started
         whole = True  # the block still holds the original weights
         for method in sorted(self.methods, key=lambda method: method.sequential):
@@ -210,12 +212,12 @@ class Walk:
             own = self._stream(method.name, index)
             if method.sequential and own.path.exists():
                 shared = None
-                calibration = Calibration(block.observe(own, self.at_once), own, after, metric)
+                calibration = Calibration(block.observe(own, journal.batch), own, after, metric)
             else:
                 calibration, own = shared if method.data else None, source  # nothing is quantized before the first block
             found = method.quantize_block(self.source, block, calibration)
             if method.sequential and not last:
-                self._stream(method.name, index + 1).write(block.outputs(own, self.at_once))
+                self._stream(method.name, index + 1).write(block.outputs(own, journal.batch))
             self._write(method, f"{index + 1:04}", found.stored)
             journal.add(method.name, block, found, time.perf_counter() - started + (spent if method.data else 0))
             whole = False

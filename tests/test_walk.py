@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qlab import budget
 from qlab.artifact import Artifact, quantize_model
@@ -24,7 +25,7 @@ from qlab.folding import fold_scales
 from qlab.grouping import input_groups
 from qlab.methods.awq import best_scale
 from qlab.model import Source, load
-from qlab.recipes import parse
+from qlab.recipes import Integers, parse
 from qlab.skeleton import Skeleton
 from qlab.walk import Activations
 
@@ -32,6 +33,7 @@ RECIPES = [
     "rtn-w4g64",
     "awq-w4g64",
     "gptq-w4g64",
+    "gptq-w4g64-sequential",
     "gptq-w4g64-asym-actorder",
     "awq-gptq-w4g64",
     "tuned-w4g64-steps4",
@@ -59,6 +61,27 @@ def test_one_walk_makes_every_format(name: str, artifacts: dict[str, Artifact], 
     assert len(artifacts[name].errors) == 14
 
 
+@pytest.mark.parametrize("name", ["gptq-w4g64", "gptq-w4g64-sequential", "tuned-w4g64-steps4"])
+def test_company_in_a_walk_changes_nothing(
+    name: str, artifacts: dict[str, Artifact], tiny: Source, calibration: torch.Tensor, tmp_path: Path
+) -> None:
+    (alone,) = quantize_model(tiny, [parse(name)], calibration, tmp_path)
+    weights = [load_file(made.path / "model.safetensors") for made in (alone, artifacts[name])]
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+
+
+def test_what_follows_quantized_blocks_differs_from_what_follows_the_original(artifacts: dict[str, Artifact]) -> None:
+    codes = [load_file(artifacts[name].path / "model.safetensors") for name in ("gptq-w4g64", "gptq-w4g64-sequential")]
+    first, second = (f"model.layers.{block}.mlp.up_proj.qweight" for block in (0, 1))
+    assert torch.equal(codes[0][first], codes[1][first])  # nothing is quantized before it
+    assert not torch.equal(codes[0][second], codes[1][second])
+
+
+def test_tuning_that_does_not_follow_is_refused() -> None:
+    with pytest.raises(UserError, match="always sequential"):
+        Integers("tuned", order="group")
+
+
 def test_the_skeleton_computes_what_the_model_computes(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
     skeleton, model = Skeleton(tiny, "cpu"), load(tiny)
     hidden = Activations(tmp_path / "hidden", (8, 64, 256))
@@ -80,6 +103,8 @@ def test_folding_changes_weights_and_not_the_function(tiny: Source, calibration:
     assert [group.norm for group in block.groups] == ["input_layernorm", None, "post_attention_layernorm", None]
     before = torch.cat(list(block.outputs(hidden, 4)))
     statistics = block.observe(hidden, 4)
+    whole = block.observe(hidden, 4, Activations(tmp_path / "outputs.bin", hidden.shape))  # not stopped at the last layer
+    assert all(torch.equal(statistics[name].hessian, whole[name].hessian) for name in block.layers)
     with torch.no_grad():
         scaled = fold_scales(block, statistics, lambda weight, magnitude, square: best_scale(weight, magnitude.square(), square, 3, 64))
     assert torch.allclose(torch.cat(list(block.outputs(hidden, 4))), before, atol=1e-4)
@@ -89,7 +114,7 @@ def test_folding_changes_weights_and_not_the_function(tiny: Source, calibration:
 
 
 def command(model: Path, out: Path) -> list[str]:
-    recipes = [word for name in ("awq-w4g64", "gptq-w4g64", "q4_k_m") for word in ("--recipe", name)]
+    recipes = [word for name in ("awq-w4g64", "gptq-w4g64", "gptq-w4g64-sequential", "q4_k_m") for word in ("--recipe", name)]
     size = ["--calibration", "python-reference", "--windows", "64", "--length", "64"]
     return [sys.executable, "-m", "qlab", "quantize", "--model", str(model), *recipes, "--out", str(out), *size]
 

@@ -32,7 +32,7 @@ class Footprint:
     """Bytes: `weights` held in memory, `step` of them read for one token, `cache` a token of context, over `context` tokens.
 
     `overhead` is the runtime's own, where it is known; `pool` what it sets aside for the cache, where it does not go by the context;
-    `work` what it takes beyond all that while it computes. `largest`: weights of a block's largest layer.
+    `work` what it takes beyond all that while it computes. `largest`: weights of a projection of the MLP, a block's largest layer.
     """
 
     weights: float

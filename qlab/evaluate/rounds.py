@@ -75,6 +75,6 @@ def measure_in_turns(folders: Mapping[str, Path], runtimes: Sequence[str], proto
 
 def one_run(folder: Path, runtime: str, protocol: Protocol) -> RuntimeFigures:
     """One artifact in one runtime, in a fresh process."""
-    repetitions = protocol.repetitions * (protocol.rounds if RUNNERS[runtime].starts_slowly else 1)
-    sizes = (protocol.prompt_tokens, protocol.generated_tokens, repetitions, protocol.dtype)
-    return run_isolated(measure_runtime, folder, runtime, *sizes, limit=protocol.limit).value
+    rounds = protocol.rounds if RUNNERS[runtime].starts_slowly else 1
+    sizes = (protocol.prompt_tokens, protocol.generated_tokens, protocol.repetitions * rounds, protocol.dtype)
+    return run_isolated(measure_runtime, folder, runtime, *sizes, limit=protocol.limit * rounds).value

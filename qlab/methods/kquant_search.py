@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 TINY = 1e-30  # under any weight that FP16 scales can express, over float32's subnormals
-NORMAL = torch.finfo(torch.float32).tiny
+NORMAL = torch.finfo(torch.float32).tiny  # the smallest divisor whose reciprocal is finite: 0 / it is 0, not NaN
 RIDGE = 1 + 1e-6  # keeps the least squares solvable where all codes of a block are the same
 
 
@@ -66,7 +66,7 @@ def search_scale(x: Tensor, weight: Tensor, lowest: int, highest: int, trials: S
     side = -1.0 if lowest < 0 else 1.0
     best_scale = farthest * (side / max(-lowest, highest))
     best_gain = torch.full_like(farthest, -torch.inf)
-    inverse = side / farthest.masked_fill(farthest == 0, 1)
+    inverse = side / farthest.masked_fill(farthest.abs() < TINY, 1)  # below, FP16 knows no scale: codes of zero
     torch.mul(weight, x, out=pull)
     for trial in trials:
         torch.mul(x, inverse * trial, out=codes).round_().clamp_(lowest, highest)
@@ -74,7 +74,7 @@ def search_scale(x: Tensor, weight: Tensor, lowest: int, highest: int, trials: S
         s_qq = torch.mul(weight, codes, out=product).mul_(codes).sum(0)
         scale = s_qx / s_qq.clamp_(min=NORMAL)
         gain = s_qx.mul_(scale)  # what it takes off the error
-        best_scale.lerp_(scale, (gain > best_gain).float())  # one or the other, in a third of torch.where's time
+        best_scale.lerp_(scale, (gain > best_gain).float())  # one or the other (both are finite), in a third of torch.where's time
         best_gain = torch.maximum(best_gain, gain)
     return best_scale
 

@@ -24,7 +24,7 @@ Run = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 # Learning rates: of the codes in steps of the grid, of scales relative to themselves, of what stays unquantized likewise.
 CODES, SCALES, REST = 0.01, 2e-3, 2e-3
-MEMORY = 0.95  # of the codes' running mean, which is what is kept: over some twenty steps, what single windows want averages out
+MEAN_DECAY = 0.95  # of the codes' running mean, which is what is kept: over some twenty steps, what single windows want averages out
 
 
 class Rounded(torch.autograd.Function):
@@ -95,7 +95,7 @@ def tune(
 
     The loss is the squared error e of the output, each token's divided by the mean square of what is wanted there, since the
     norm that reads it divides by the same; half of it as it is, half measured by `metric` M [hidden, hidden], eᵀ·M·e, which
-    says how far e moves the model's predictions (qlab.sensitivity).
+    says how far e moves the model's predictions (qlab.sensitivity). Of the codes their running mean is kept, of all else the last.
     """
     for tensor in rest.values():
         tensor.requires_grad_()
@@ -110,7 +110,7 @@ def tune(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / steps))
     means = [soft.latent.detach().clone() for soft in quantized.values()]
-    for _, (inputs, wanted) in zip(range(steps), batches):
+    for step, (inputs, wanted) in zip(range(steps), batches):
         output = run({f"{name}.weight": soft.weight() for name, soft in quantized.items()} | rest, inputs)
         error = output - wanted
         loss = ((error + error @ metric) * error / 2).mean(-1).div(wanted.square().mean(-1)).mean()
@@ -119,7 +119,7 @@ def tune(
         optimizer.step()
         schedule.step()
         for soft, mean in zip(quantized.values(), means):
-            mean.lerp_(soft.latent.detach(), 1 - MEMORY)
+            mean.lerp_(soft.latent.detach(), max(1 - MEAN_DECAY, 1 / (step + 1)))
     for soft, mean in zip(quantized.values(), means):
         soft.latent.data.copy_(mean)
     for tensor in rest.values():

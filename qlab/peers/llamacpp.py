@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from qlab.errors import UserError
-from qlab.methods.kquant_kinds import KINDS
+from qlab.methods.kquants import channel_weights, check_range, layout_of
 
 
 @cache
@@ -25,10 +25,10 @@ def library() -> ctypes.CDLL:
     found = find_spec("xllamacpp")
     if found is None or found.origin is None:
         raise UserError("llama.cpp is not installed: pip install xllamacpp")
-    (file,) = Path(found.origin).parent.glob("xllamacpp*.so")
-    loaded = ctypes.CDLL(str(file))
-    if not hasattr(loaded, "ggml_quantize_chunk"):
-        raise UserError(f"{file.name} does not export ggml_quantize_chunk: install the xllamacpp that requirements.lock names")
+    files = list(Path(found.origin).parent.glob("xllamacpp*.so"))
+    loaded = ctypes.CDLL(str(files[0])) if len(files) == 1 else None
+    if loaded is None or not hasattr(loaded, "ggml_quantize_chunk"):
+        raise UserError("this xllamacpp does not export ggml_quantize_chunk: install the release that requirements.lock names")
     loaded.ggml_quantize_chunk.restype = ctypes.c_size_t
     loaded.ggml_quantize_chunk.argtypes = [
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
@@ -42,16 +42,18 @@ def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None = None) -> 
     `importance` float32 [in]: llama.cpp's imatrix.
 
     Raises:
-        UserError: llama.cpp is not here, or rows that the format's blocks do not divide.
+        UserError: llama.cpp is not here, or what qlab's own encoder refuses: see qlab.methods.kquants.encode.
     """
+    layout = layout_of(tensor, kind)
     rows, columns = tensor.shape
-    layout = KINDS[kind]
-    if columns % layout.block:
-        raise UserError(f"{kind} needs rows of a multiple of {layout.block} weights, not {columns}")
+    check_range(tensor.float())
+    if importance is not None:
+        channel_weights(importance, columns, layout.size)  # raises where it is no importance
     weights = tensor.float().cpu().contiguous()
     channels = None if importance is None else importance.float().cpu().contiguous()
     out = torch.empty(rows, columns // layout.block * layout.bytes, dtype=torch.uint8)
     pointer = None if channels is None else channels.data_ptr()
     written = library().ggml_quantize_chunk(GGMLQuantizationType[kind].value, weights.data_ptr(), out.data_ptr(), 0, rows, columns, pointer)
-    assert written == out.numel(), f"{kind}: llama.cpp wrote {written} bytes, not {out.numel()}"
+    if written != out.numel():
+        raise UserError(f"{kind}: llama.cpp wrote {written} bytes, not {out.numel()}")
     return out

@@ -49,7 +49,7 @@ class Integers(Walked):
     """Grouped integers: `method` rtn, awq, gptq, awq-gptq (scales by AWQ, rounding by GPTQ) or tuned (GPTQ, then by gradient).
 
     `order` and `search` as in qlab.methods.gptq; RTN and AWQ take `search` likewise. `sequential`: what a block sees is what the
-    blocks quantized before it make, not what the original's do. Tuning needs that; for GPTQ it took half as long again and changed
+    blocks quantized before it make, not what the original's do. Tuning needs that; for GPTQ it takes longer and changed
     KL by −2.4 to +3 % at 4 bits and by −2.4 to 0 % at 3 (two models of four blocks, tests/bench/quantize.py), so it is a choice.
     4-bit asymmetric codes in consecutive groups are stored in AWQ's layout, which current runtimes serve; all else in GPTQ's.
     """

@@ -91,6 +91,8 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
     print(ratio("tuned-w4g128", "autogptq-w4g128-asym-actorder"))
     print(ratio("tuned-w3g128", "autogptq-w3g128-asym-actorder"))
     print(ratio("q4_k_m", "llamacpp-q4_k_m"))
+    print(ratio("q4_k_m", "llamacpp-q4_k_m-importance"))
+    print(ratio("q4_k_m-plain", "llamacpp-q4_k_m"))
     for name in ("gptq-w4g128", "gptq-w3g128-asym"):
         difference, error = paired_difference(*(found[full][1].kl_windows or [] for full in (f"{name}-sequential", name)))
         mean = found[name][1].kl or 1
@@ -149,7 +151,7 @@ def walk_alone(model: Path, name: str, calibration: str, windows_count: int, out
 def resume(work: Path, kills: int) -> None:
     """Kill a walk at random moments and compare its bytes with those of a calm one."""
     command = [sys.executable, "-m", "qlab", "quantize", "--windows", "64", "--length", "256"]
-    command += [word for name in ("awq-w4g128", "gptq-w4g128", "nf4", "q4_k_m") for word in ("--recipe", name)]
+    command += [word for name in ("awq-w4g128", "gptq-w4g128-sequential", "nf4", "q4_k_m") for word in ("--recipe", name)]
     started = time.perf_counter()
     subprocess.run([*command, "--out", str(work / "calm")], check=True, capture_output=True)
     whole, chance = time.perf_counter() - started, random.Random(0)

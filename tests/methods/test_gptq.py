@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qlab.methods.awq import output_error
-from qlab.methods.gptq import gptq
+from qlab.methods.gptq import gptq, inverse_factor
 from qlab.methods.rtn import rtn
 
 
@@ -69,3 +69,18 @@ def test_layers_of_one_input_may_be_quantized_as_one_matrix(layer: tuple[torch.T
     whole = gptq(weight, hessian, 4, order="group", search=True).rows([12, 20])
     apart = [gptq(part, hessian, 4, order="group", search=True) for part in weight.split([12, 20])]
     assert all((a.codes == b.codes).float().mean() > 0.99 for a, b in zip(whole, apart))
+
+
+@pytest.mark.parametrize("tokens", [400, 20])  # 20: singular but for its damping
+def test_the_factor_is_that_of_the_inverse(tokens: int) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    inputs = torch.randn(tokens, 48, generator=generator)
+    inputs[:, 5] *= 100
+    hessian, places = inputs.T @ inputs, torch.randperm(48, generator=generator)
+    factor, note = inverse_factor(hessian, places, 0.01)
+    damped = hessian.double()[places][:, places]
+    damped += 0.01 * damped.diagonal().mean() * torch.eye(48)
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    assert note == ""
+    assert factor is not None
+    assert torch.allclose(factor.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))

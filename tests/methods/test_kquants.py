@@ -178,3 +178,15 @@ def test_wrong_shapes_kinds_and_importances_are_refused() -> None:
     for importance, message in ((torch.ones(255), "each of the 256"), (-torch.ones(256), "negative"), (torch.ones(256) / 0, "infinite")):
         with pytest.raises(UserError, match=message):
             encode(weight, "Q4_K", importance)
+
+
+@pytest.mark.parametrize("size", [1e-37, 1e-38, 1e-41])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_weights_next_to_nothing_leave_finite_scales(kind: str, weighted: bool, size: float) -> None:
+    weight = torch.zeros(2, 256)
+    weight[0, 3], weight[0, 9], weight[1, 40:90] = size, -size / 2, size
+    found = encode(weight, kind, torch.ones(256) if weighted else None)
+    assert found.d.isfinite().all()
+    assert found.dmin.isfinite().all()
+    assert found.dequantize().abs().max() < 1e-4
