@@ -29,7 +29,7 @@ from qlab.skeleton import Skeleton
 from qlab.statistics import Statistics
 
 ORIGINAL = "original"  # the stream of activations of the unquantized model
-TOKENS_ON_CPU, WINDOWS_ON_GPU = 512, 8  # computed at a time: on a CPU, more no longer lie in its cache and take a third longer
+TOKENS_ON_CPU, WINDOWS_ON_GPU = 512, 8  # computed at a time: on a CPU, more no longer lie in its cache and take longer
 
 
 @dataclass

@@ -27,7 +27,7 @@ from qlab.statistics import Statistics
 from qlab.walk import Calibration, Quantized
 
 TUNED_WINDOWS = 4  # windows a step of tuning
-STEPS = 125  # of tuning a block; more took longer than they gained
+STEPS = 125  # of tuning a block; more still gain, where there is calibration text for them
 Rounded = dict[str, tuple[GroupedIntegers, Tensor]]
 """Layers by name: quantized, and beside it the weights float32 [out, in] that were rounded."""
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -49,8 +49,8 @@ class Integers(Walked):
     """Grouped integers: `method` rtn, awq, gptq, awq-gptq (scales by AWQ, rounding by GPTQ) or tuned (GPTQ, then by gradient).
 
     `order` and `search` as in qlab.methods.gptq; RTN and AWQ take `search` likewise. `sequential`: what a block sees is what the
-    blocks quantized before it make, not what the original's do. Tuning needs that; for GPTQ it takes longer and changed
-    KL by −2.4 to +3 % at 4 bits and by −2.4 to 0 % at 3 (two models of four blocks, tests/bench/quantize.py), so it is a choice.
+    blocks quantized before it make, not what the original's do. Tuning needs that; for GPTQ it takes longer, and
+    on models of four blocks changes KL by a few percent at most (`make bench-quantize` prints it), so it is a choice.
     4-bit asymmetric codes in consecutive groups are stored in AWQ's layout, which current runtimes serve; all else in GPTQ's.
     """
 

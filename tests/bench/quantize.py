@@ -34,6 +34,8 @@ OWN = [
     "gptq-w4g128-inorder-cover-sequential",
     "gptq-w4g128",
     "gptq-w4g128-sequential",
+    "gptq-w4g128-asym",
+    "gptq-w4g128-asym-sequential",
     "gptq-w4g128-asym-actorder",
     "gptq-w3g128-asym",
     "gptq-w3g128-asym-sequential",
@@ -93,7 +95,7 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
     print(ratio("q4_k_m", "llamacpp-q4_k_m"))
     print(ratio("q4_k_m", "llamacpp-q4_k_m-importance"))
     print(ratio("q4_k_m-plain", "llamacpp-q4_k_m"))
-    for name in ("gptq-w4g128", "gptq-w3g128-asym"):
+    for name in ("gptq-w4g128", "gptq-w4g128-asym", "gptq-w3g128-asym"):
         difference, error = paired_difference(*(found[full][1].kl_windows or [] for full in (f"{name}-sequential", name)))
         mean = found[name][1].kl or 1
         print(f"{name}: behind quantized blocks KL changes by {difference / mean:+.1%} ± {error / mean:.1%}")
