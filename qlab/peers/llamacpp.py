@@ -46,10 +46,10 @@ def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None = None) -> 
     """
     layout = layout_of(tensor, kind)
     rows, columns = tensor.shape
-    check_range(tensor.float())
+    weights = tensor.float().cpu().contiguous()
+    check_range(weights)
     if importance is not None:
         channel_weights(importance, columns, layout.size)  # raises where it is no importance
-    weights = tensor.float().cpu().contiguous()
     channels = None if importance is None else importance.float().cpu().contiguous()
     out = torch.empty(rows, columns // layout.block * layout.bytes, dtype=torch.uint8)
     pointer = None if channels is None else channels.data_ptr()

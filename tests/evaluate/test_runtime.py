@@ -95,19 +95,19 @@ def test_the_peak_has_the_unpacked_layer_and_on_a_gpu_cublas() -> None:
 
 
 def test_what_starts_slowly_starts_once_and_is_timed_as_often(tiny: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    asked: list[tuple[int, float]] = []
 
     def measured(
         function: object, folder: Path, runtime: str, prompt: int, generated: int, repetitions: int, *_: object, limit: float
     ) -> object:
-        asked.append(repetitions)
+        asked.append((repetitions, limit))
         raise UserError("enough")
 
     monkeypatch.setattr(rounds, "run_isolated", measured)
-    measure_in_turns({"tiny": tiny.path}, ["transformers"], Protocol(16, 4, 2, 3))
+    measure_in_turns({"tiny": tiny.path}, ["transformers"], Protocol(16, 4, 2, 3, limit=10))
     monkeypatch.setitem(rounds.RUNNERS, "transformers", replace(RUNNERS["transformers"], starts_slowly=True))
-    measure_in_turns({"tiny": tiny.path}, ["transformers"], Protocol(16, 4, 2, 3))
-    assert asked == [2, 6]
+    measure_in_turns({"tiny": tiny.path}, ["transformers"], Protocol(16, 4, 2, 3, limit=10))
+    assert asked == [(2, 10), (6, 30)]
 
 
 def test_rounds_are_pooled(tiny: Source) -> None:
