@@ -97,9 +97,8 @@ def runtime_figures(figures: RuntimeFigures | None, problem: str = "") -> list[F
         if own is not None:
             found.append(Figure(f"{phase} by the runtime's clock", own, None, "tok/s", under))
     expected = memory.expected
-    sizes = {name: getattr(memory, name) for name in ("loaded", "prompting", "generating", "predicted")} | {
-        "predicted at the peak": expected.peak
-    }
+    sizes = {name: getattr(memory, name) for name in ("loaded", "prompting", "generating", "predicted")}
+    sizes |= {} if expected.peak is None else {"predicted at the peak": expected.peak}
     sizes |= {"weights": expected.weights, "cache": expected.cached, "cache per token": expected.cache, "overhead": expected.overhead}
     return found + [Figure(f"memory {name}", float(size), None, "B", under) for name, size in sizes.items()]
 

@@ -31,8 +31,9 @@ GGUF_CELLS = 256  # llama.cpp rounds a context up to so many tokens
 class Footprint:
     """Bytes: `weights` held in memory, `step` of them read for one token, `cache` a token of context, over `context` tokens.
 
-    `overhead` is the runtime's own, where it is known; `pool` what it sets aside for the cache, where it does not go by the context;
-    `work` what it takes beyond all that while it computes. `largest`: weights of a projection of the MLP, a block's largest layer.
+    `overhead` is the runtime's own, where it is known (llama.cpp's with its work space); `pool` what it sets aside for the cache, where
+    it does not go by the context; `work` what it takes beyond all that while it computes, None where that is not known. `largest`:
+    weights of a projection of the MLP, a block's largest layer.
     """
 
     weights: float
@@ -41,7 +42,7 @@ class Footprint:
     context: int
     overhead: float = 0.0
     pool: float | None = None
-    work: float = 0.0
+    work: float | None = None
     largest: int = 0
 
     @property
@@ -55,9 +56,9 @@ class Footprint:
         return self.weights + self.cached + self.overhead
 
     @property
-    def peak(self) -> float:
-        """The total, and what computing takes."""
-        return self.total + self.work
+    def peak(self) -> float | None:
+        """The total, and what computing takes; None where that is not known."""
+        return None if self.work is None else self.total + self.work
 
 
 def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = False) -> Footprint:
@@ -111,4 +112,6 @@ def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
     rounded = -(-context // GGUF_CELLS) * GGUF_CELLS
     shape = shape_of(config)
     work = 0 if on_gpu else 4 * 4 * shape.intermediate * min(LLAMACPP_BATCH, context)
-    return Footprint(stored + sum(again), stored - embedding, shape.kv_bytes_per_token, rounded, LLAMACPP + work)
+    return Footprint(
+        stored + sum(again), stored - embedding, shape.kv_bytes_per_token, rounded, LLAMACPP + work, work=None if on_gpu else 0
+    )

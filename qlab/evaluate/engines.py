@@ -206,19 +206,19 @@ def has(module: str) -> bool:
 RUNNERS = {
     "transformers": Runner(
         "transformers", ("dense",), "pip install transformers", partial(has, "transformers"), in_transformers, with_one_block,
-        unpacked={"cuda": 0, "cpu": 0},
+        unpacked={"cuda": 0},
     ),
     "bitsandbytes": Runner(
         "transformers + bitsandbytes", ("bitsandbytes",), "pip install bitsandbytes", partial(has, "bitsandbytes"),
-        partial(in_transformers, label="transformers + bitsandbytes"), with_one_block, unpacked={"cuda": 4.3, "cpu": 0},
+        partial(in_transformers, label="transformers + bitsandbytes"), with_one_block, unpacked={"cuda": 4.3},
     ),
     "autoawq": Runner(
         "AutoAWQ", ("awq",), "pip install autoawq", partial(has, "awq"), partial(in_library, autoawq, "AutoAWQ"),
-        partial(with_one_block, library=autoawq.imported), unpacked={"cuda": 0, "cpu": 0},
+        partial(with_one_block, library=autoawq.imported), unpacked={"cuda": 0},
     ),
     "autogptq": Runner(
         "AutoGPTQ", ("gptq",), "pip install auto-gptq", partial(has, "auto_gptq"), partial(in_library, autogptq, "AutoGPTQ"),
-        partial(with_one_block, library=autogptq.revived), unpacked={"cuda": 5.1, "cpu": 0},
+        partial(with_one_block, library=autogptq.revived), unpacked={"cuda": 5.1},
     ),
     "gptqmodel": Runner(
         "GPTQModel", ("awq", "gptq"), "pip install --no-build-isolation gptqmodel==7.6.0 optimum==2.3.0 numpy==2.2.6",

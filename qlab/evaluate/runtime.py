@@ -36,7 +36,7 @@ class Memory:
         return self.expected.total
 
     @property
-    def predicted_peak(self) -> float:
+    def predicted_peak(self) -> float | None:
         return self.expected.peak
 
 

@@ -49,7 +49,7 @@ def main() -> None:
                     continue
                 memory = one.figures.memory
                 total = memory.predicted
-                peak = memory.predicted_peak
+                peak = memory.predicted_peak or total  # where what computing takes is not known
                 ratios = (memory.loaded / total, memory.prompting / peak, memory.generating / peak)
                 sizes = (f"{total / 1e6:.0f}", f"{peak / 1e6:.0f}")
                 table.add_row(kind, one.name, one.runtime, *sizes, *(f"{ratio:.2f}" for ratio in ratios))

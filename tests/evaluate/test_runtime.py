@@ -91,7 +91,7 @@ def test_the_peak_has_the_unpacked_layer_and_on_a_gpu_cublas() -> None:
     assert computing(model, 5.0, (9, 0)).peak - model.total == pytest.approx((32 << 20) + 50e6)
     assert computing(model, 0.0, (8, 9)).peak - model.total == 8 << 20
     assert computing(model, 12.0).peak - model.total == pytest.approx(120e6)
-    assert model.peak == model.total
+    assert model.peak is None  # nothing is predicted that nobody measured
 
 
 def test_what_starts_slowly_starts_once_and_is_timed_as_often(tiny: Source, monkeypatch: pytest.MonkeyPatch) -> None:
