@@ -142,7 +142,8 @@ def duration(groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: 
         if recipe.sequential:
             total += observe + forward
         if isinstance(recipe, Integers) and recipe.method not in ("rtn", "awq"):
-            total += sum(3.0 * width**3 + 2.0 * width**2 * out for width, out in groups)
+            again = 2.0 + 10.0 * recipe.search  # for each weight, times the width: rounding, and two rounds of settling
+            total += sum(3.0 * width**3 + again * width**2 * out for width, out in groups)
         if isinstance(recipe, Integers) and recipe.method == "tuned":
             total += forward
             total += recipe.steps * (3.0 * forward * TUNED_WINDOWS / windows[0] + sum(100.0 * width * out for width, out in groups))

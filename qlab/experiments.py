@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qlab.block import Activations, Block
+from qlab.block import Activations
 from qlab.evaluate.quality import measure_quality
 from qlab.folding import fold_scales
 from qlab.grouping import input_groups
@@ -103,7 +103,7 @@ def folding_difference(source: Source, windows: Tensor) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="qlab-") as work:
         hidden = Activations(Path(work) / "hidden", (*windows.shape, skeleton.config.hidden_size))
         skeleton.embed(windows, hidden)
-        block = Block(0, skeleton.fill(0), skeleton.arguments(windows.shape[1])[0])
+        block = skeleton.block(0, windows.shape[1])
         block.groups = input_groups(block, hidden.pick(torch.arange(1)))
         layers = tuple(f"{name}." for name in block.layers)
         norms = {name: part.clone() for name, part in block.module.state_dict().items() if not name.startswith(layers)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qlab.block import PREFIX, Activations
+from qlab.block import PREFIX, Activations, Block
 from qlab.checkpoint import Checkpoint
 from qlab.errors import UserError
 from qlab.model import Source, weight_files
@@ -37,6 +37,7 @@ class Skeleton:
         self.checkpoint = Checkpoint(weight_files(source.path))
         self.config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
         self.device = device
+        self._arguments: dict[int, list[dict[str, Any]]] = {}
         try:
             with torch.device("meta"):
                 self.model = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32).eval()
@@ -85,6 +86,12 @@ class Skeleton:
         for name, tensor in module.state_dict().items():  # one at a time: never the block twice
             tensor.copy_(self.checkpoint.read(f"{PREFIX}.{index}.{name}"))
         return module
+
+    def block(self, index: int, length: int) -> Block:
+        """Block `index` with its weights, called as for windows of `length` tokens."""
+        if length not in self._arguments:
+            self._arguments[length] = self.arguments(length)
+        return Block(index, self.fill(index), self._arguments[length][index])
 
     def release(self, index: int) -> None:
         """Give back the memory of block `index`."""

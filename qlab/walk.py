@@ -22,6 +22,7 @@ from torch import Tensor
 from qlab.block import Activations, Block, InputGroup
 from qlab.grouping import input_groups
 from qlab.model import Source
+from qlab.precision import quick_products
 from qlab.process import steady_heap
 from qlab.progress import counter
 from qlab.sensitivity import prediction_metric
@@ -153,11 +154,10 @@ class Walk:
         journal.batch = journal.batch or self.at_once
         if not journal.kept:
             self._keep_rest(skeleton, journal)
-        arguments = skeleton.arguments(self.windows.shape[1])
         groups, metric = None, cache(lambda: prediction_metric(skeleton, self.windows))
         with counter(len(skeleton) * len(self.methods), journal.blocks * len(self.methods), "quantizing") as count:
             for index in range(journal.blocks, len(skeleton)):
-                block = Block(index, skeleton.fill(index), arguments[index])
+                block = skeleton.block(index, self.windows.shape[1])
                 block.groups = groups = self._groups(block, groups)
                 self._quantize(skeleton, block, metric, journal, count)
                 skeleton.release(index)
@@ -198,10 +198,11 @@ class Walk:
         source, after = self._stream(ORIGINAL, index), self._stream(ORIGINAL, index + 1)
         shared, started, observes = None, time.perf_counter(), observes_original(self.methods)
         outputs = after if any(method.targets for method in self.methods) or (observes and not last) else None
-        if observes or (index == 0 and any(method.data for method in self.methods)):
-            shared = Calibration(block.observe(source, journal.batch, outputs), source, after, metric)
-        elif outputs:
-            outputs.write(block.outputs(source, journal.batch))
+        with quick_products(block.device):
+            if observes or (index == 0 and any(method.data for method in self.methods)):
+                shared = Calibration(block.observe(source, journal.batch, outputs), source, after, metric)
+            elif outputs:
+                outputs.write(block.outputs(source, journal.batch))
         spent = time.perf_counter() - started
         whole = True  # the block still holds the original weights
         for method in sorted(self.methods, key=lambda method: method.sequential):
@@ -212,12 +213,14 @@ class Walk:
             own = self._stream(method.name, index)
             if method.sequential and own.path.exists():
                 shared = None
-                calibration = Calibration(block.observe(own, journal.batch), own, after, metric)
+                with quick_products(block.device):
+                    calibration = Calibration(block.observe(own, journal.batch), own, after, metric)
             else:
                 calibration, own = shared if method.data else None, source  # nothing is quantized before the first block
             found = method.quantize_block(self.source, block, calibration)
             if method.sequential and not last:
-                self._stream(method.name, index + 1).write(block.outputs(own, journal.batch))
+                with quick_products(block.device):
+                    self._stream(method.name, index + 1).write(block.outputs(own, journal.batch))
             self._write(method, f"{index + 1:04}", found.stored)
             journal.add(method.name, block, found, time.perf_counter() - started + (spent if method.data else 0))
             whole = False

@@ -98,7 +98,7 @@ def test_folding_changes_weights_and_not_the_function(tiny: Source, calibration:
     skeleton = Skeleton(tiny, "cpu")
     hidden = Activations(tmp_path / "hidden", (8, 64, 256))
     skeleton.embed(calibration, hidden)
-    block = Block(0, skeleton.fill(0), skeleton.arguments(64)[0])
+    block = skeleton.block(0, 64)
     block.groups = input_groups(block, hidden.pick(torch.arange(1)))
     assert [group.norm for group in block.groups] == ["input_layernorm", None, "post_attention_layernorm", None]
     before = torch.cat(list(block.outputs(hidden, 4)))

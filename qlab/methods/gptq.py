@@ -13,6 +13,7 @@ from qlab.errors import UserError
 from qlab.methods.grid import GroupedIntegers, fit_grid, grouped
 from qlab.methods.grid_search import search_grid
 from qlab.methods.rtn import rtn
+from qlab.methods.settle import settle
 
 BLOCK = 128  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2)
 DAMPINGS = 4  # the damping is raised tenfold this many times before GPTQ gives up on a Hessian
@@ -37,7 +38,8 @@ def gptq(
     group has become (GPTQModel calls it group-aware); "scattered", by falling diagonal with groups of whatever columns
     follow each other, which needs a g_idx (AutoGPTQ's desc_act). All but the last cost nothing at inference.
 
-    `search` looks for each grid in the metric that GPTQ itself minimises, instead of covering its group.
+    `search` looks for each grid in the metric that GPTQ itself minimises, instead of covering its group, and goes over the codes
+    again when all are there (qlab.methods.settle), but for scattered groups.
     `compensate=False` is the negative control: the same walk, errors thrown away.
     A Hessian that cannot be factored at any damping falls back to RTN, and the result's `note` says so.
 
@@ -107,6 +109,9 @@ def compensated(
         codes[back].T.contiguous(), scale.T.contiguous(), zero.T.to(torch.int16).contiguous(), bits,
         group_of[back] if order == "scattered" else None, note,
     )  # fmt: skip
+    if search and compensate and quantized.group_of is None:
+        del work, factor
+        return settle(quantized, weight, hessian, damping)
     return quantized, work[back].T
 
 

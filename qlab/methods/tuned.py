@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qlab.methods.grid import GroupedIntegers
+from qlab.precision import quick_products
 
 Run = Callable[[dict[str, Tensor], Tensor], Tensor]
 """(parameters by name, inputs [windows, length, hidden]) → the block's output with these parameters."""
@@ -105,15 +106,16 @@ def tune(
             {"params": [soft.log_scale for soft in quantized.values()], "lr": SCALES},
             {"params": list(rest.values()), "lr": REST},
         ],
-        betas=(0.9, 0.95),
+        betas=(0.9, 0.99),
         fused=True,  # in place: no temporaries the size of the block
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / steps))
     means = [soft.latent.detach().clone() for soft in quantized.values()]
     for step, (inputs, wanted) in zip(range(steps), batches):
-        output = run({f"{name}.weight": soft.weight() for name, soft in quantized.items()} | rest, inputs)
-        error = output - wanted
-        loss = ((error + error @ metric) * error / 2).mean(-1).div(wanted.square().mean(-1)).mean()
+        with quick_products(inputs.device):
+            output = run({f"{name}.weight": soft.weight() for name, soft in quantized.items()} | rest, inputs)
+            error = output - wanted
+            loss = ((error + error @ metric) * error / 2).mean(-1).div(wanted.square().mean(-1)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -27,7 +27,7 @@ from qlab.statistics import Statistics
 from qlab.walk import Calibration, Quantized
 
 TUNED_WINDOWS = 4  # windows a step of tuning
-STEPS = 125  # of tuning a block; more still gain, where there is calibration text for them
+STEPS = 160  # of tuning a block; more still gain, where there is calibration text for them
 Rounded = dict[str, tuple[GroupedIntegers, Tensor]]
 """Layers by name: quantized, and beside it the weights float32 [out, in] that were rounded."""
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--calibration", default="docstrings")
     parser.add_argument("--text", default="python-reference", help="held-out text to judge by")
     parser.add_argument(
-        "--tuning-windows", type=int, default=512, help="calibration windows of the tuned recipe; all others get 64 of 256 tokens"
+        "--tuning-windows", type=int, default=640, help="calibration windows of the tuned recipe; all others get 64 of 256 tokens"
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:4], help="'large': an 8B shape")
     parser.add_argument("--device", default="cpu", help="of the part 'large'")

@@ -1,0 +1,81 @@
+"""Coordinate descent over finished codes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from qlab.methods.gptq import gptq
+from qlab.methods.grid import GroupedIntegers
+from qlab.methods.rtn import rtn
+from qlab.methods.settle import one_round, settle
+
+
+def correlated(columns: int = 64, tokens: int = 400) -> Tensor:
+    """XᵀX of channels that are correlated."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
+    return x.T @ x
+
+
+def cost(layer: GroupedIntegers, weight: Tensor, hessian: Tensor) -> Tensor:
+    """E·H·Eᵀ of each row, damped as the descent has it."""
+    error = weight - layer.dequantize()
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+    return ((error @ damped) * error).sum(-1)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_every_row_comes_nearer_to_the_original_output(bits: int, symmetric: bool) -> None:
+    weight, hessian = torch.randn(24, 64, generator=torch.Generator().manual_seed(1)), correlated()
+    start = gptq(weight, hessian, bits, 32, symmetric, "group", search=False)
+    settled, _ = settle(start, weight, hessian)
+    before, after = cost(start, weight, hessian), cost(settled, weight, hessian)
+    assert (after <= before * 1.0001).all()
+    assert after.sum() < 0.97 * before.sum()
+    assert settled.zeros.equal(start.zeros)
+    assert int(settled.codes.max()) < 2**bits
+
+
+def test_at_rest_no_single_code_could_do_better() -> None:
+    weight, hessian = torch.randn(8, 64, generator=torch.Generator().manual_seed(2)), correlated()
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(64)
+    layer = rtn(weight, 3, 32)
+    for _ in range(50):
+        before, (layer, bottoms) = layer.codes, one_round(layer, weight, damped)
+        if layer.codes.equal(before):
+            break
+    else:
+        pytest.fail("the descent does not come to rest")
+    whole = cost(layer, weight, hessian)
+    for column in (0, 31, 40, 63):
+        for change in (-1, 1):
+            codes = layer.codes.int()
+            codes[:, column] = (codes[:, column] + change).clamp(0, 7)
+            moved = GroupedIntegers(codes.to(torch.uint8), layer.scales, layer.zeros, 3)
+            assert (cost(moved, weight, hessian) >= whole * 0.99999).all()
+    steps = layer.scales.repeat_interleave(32, 1)
+    inside = (layer.codes > 0) & (layer.codes < 7)
+    assert ((bottoms.T - layer.dequantize()).abs() <= 0.501 * steps)[inside].all()
+
+
+def test_channels_that_no_token_used_change_nothing_elsewhere() -> None:
+    weight, hessian = torch.randn(8, 64, generator=torch.Generator().manual_seed(3)), correlated()
+    hessian[5], hessian[:, 5] = 0, 0
+    weight[:, 5] = 0
+    settled, bottoms = settle(rtn(weight, 4, 32), weight, hessian)
+    assert torch.isfinite(bottoms).all()
+    assert torch.isfinite(settled.scales).all()
+    assert (settled.dequantize()[:, 5] == 0).all()
+
+
+def test_the_search_of_gptq_settles_and_its_control_does_not() -> None:
+    weight, hessian = torch.randn(24, 64, generator=torch.Generator().manual_seed(1)), correlated()
+    searched = gptq(weight, hessian, 3, 32, order="group", search=True)
+    again, _ = one_round(searched, weight, hessian + 0.01 * hessian.diagonal().mean() * torch.eye(64))
+    moved = (again.codes != searched.codes).float().mean()
+    control = gptq(weight, hessian, 3, 32, order="group", search=True, compensate=False)
+    assert moved < 0.1
+    assert cost(control, weight, hessian).sum() > 1.2 * cost(searched, weight, hessian).sum()
