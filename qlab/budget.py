@@ -123,8 +123,9 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int) -> float
     scaled = sum(4.0 * width**2 for width, _ in groups) if recipe.method in ("awq", "awq-gptq") else 0.0
     if recipe.method in ("rtn", "awq"):
         return scaled + 3.7 * largest
-    # Factoring H holds it 3.5 times beside the weights; rounding holds one factor, and the weights in three orders.
-    rounding = scaled + max(max(14.0 * width**2 + 12.0 * width * out, 4.0 * width**2 + 20.0 * width * out) for width, out in groups)
+    # Factoring H holds it nearly five times; rounding holds one factor and the weights in three orders, settling H and them in five.
+    copies = 24.0 if recipe.search else 15.0
+    rounding = scaled + max(max(19.0 * width**2, 4.0 * width**2 + copies * width * out) for width, out in groups)
     if recipe.method != "tuned":
         return rounding
     graph = 4.0 * TUNED_WINDOWS * length * (8 * max(width for width, _ in groups) + 12 * groups[0][0])

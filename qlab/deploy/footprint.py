@@ -89,7 +89,8 @@ def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = F
     weights = sum(map(held, names))
     embedding = 0 if tied else sum(held(name) for name in names if name.endswith("embed_tokens.weight"))
     cache = shape.kv_bytes_per_token * float_bytes / 2
-    return Footprint(weights, weights - embedding, cache, context, largest=shape.hidden * shape.intermediate)
+    fused = 2 if any("gate_up_proj" in name for name in names) else 1  # Phi's gate and up are one layer
+    return Footprint(weights, weights - embedding, cache, context, largest=fused * shape.hidden * shape.intermediate)
 
 
 def computing(model: Footprint, unpacked: float, capability: tuple[int, int] | None = None) -> Footprint:

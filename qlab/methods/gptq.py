@@ -59,13 +59,27 @@ def compensated(
     columns = weight.shape[1]
     size = columns if group_size == -1 else group_size
     grouped(weight, group_size)  # raises where the group size does not divide
-    dead = hessian.diagonal() == 0  # channels that no token ever used: any code serves, zero is cheapest
-    weight = weight.float().masked_fill(dead, 0)
+    weight = weight.float()
+    dead = hessian.diagonal() == 0
+    if dead.any():  # channels that no token ever used: any code serves, zero is cheapest
+        weight = weight.masked_fill(dead, 0)
     places = column_order(hessian.diagonal(), size, order)
     factor, note = inverse_factor(hessian, places, damping)
     if factor is None:
         return rtn(weight, bits, group_size, symmetric, note=note), weight
+    layer, rounded = one_pass(weight, factor, places, bits, size, symmetric, order, search, compensate, note)
+    if not search or not compensate or order == "scattered":
+        return layer, rounded
+    del factor, rounded
+    return settle(layer, weight, hessian, damping)
 
+
+def one_pass(
+    weight: Tensor, factor: Tensor, places: Tensor, bits: int, size: int, symmetric: bool, order: str, search: bool,
+    compensate: bool, note: str,
+) -> tuple[GroupedIntegers, Tensor]:  # fmt: skip
+    """The columns one after another, in the order `places`, with U `factor`; and the weights as they stood when they were rounded."""
+    columns = weight.shape[1]
     importance = factor.diagonal().pow(-2)  # column j costs error² / U_jj² (the paper's equation 2)
     work = weight.T[places].contiguous()  # [in, out]: a column of W is a contiguous row
     codes = torch.empty_like(work, dtype=torch.uint8)
@@ -75,7 +89,7 @@ def compensated(
     fixed = order == "static" or not compensate
     if fixed:
         source, weights = (weight, importance[torch.argsort(places)]) if natural else (work.T, importance)
-        members = grouped(source, group_size)
+        members = grouped(source, size)
         fitted = search_grid(members, bits, symmetric, weights.view(-1, size)) if search else fit_grid(members, bits, symmetric)
         scale[:], zero[:] = (part.T for part in fitted)
     names = group_of.tolist()
@@ -109,9 +123,6 @@ def compensated(
         codes[back].T.contiguous(), scale.T.contiguous(), zero.T.to(torch.int16).contiguous(), bits,
         group_of[back] if order == "scattered" else None, note,
     )  # fmt: skip
-    if search and compensate and quantized.group_of is None:
-        del work, factor
-        return settle(quantized, weight, hessian, damping)
     return quantized, work[back].T
 
 

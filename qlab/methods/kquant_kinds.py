@@ -37,11 +37,13 @@ class Kind:
     def trials(self, weighted: bool) -> tuple[float, ...]:
         """The numbers of steps over which the search stretches a block's range: about the plain one, more to the coarse side.
 
-        With 3 bits and without importance (`weighted`), the far ones would save no more than a two-thousandth of the error.
+        With 3 bits and without importance (`weighted`), more of them would save no more than a two-hundredth of the error.
         """
         if self.affine:
             return tuple(self.levels + 0.3 * i for i in range(-5, 5))
-        return tuple(self.middle + 0.5 * i for i in (range(-4, 3) if weighted or self.bits > 3 else range(-2, 2)))
+        if self.bits == 3 and not weighted:
+            return tuple(self.middle + 0.5 * i for i in (-1.5, -0.5, 0.5))
+        return tuple(self.middle + 0.5 * i for i in range(-4, 3))
 
 
 KINDS = {

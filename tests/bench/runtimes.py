@@ -12,11 +12,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from qlab.artifact import quantize_model
+from qlab.deploy.deployment import kind_of
+from qlab.evaluate.engines import RUNNERS
 from qlab.evaluate.rounds import Protocol, measure_in_turns
+from qlab.evaluate.runtime import RuntimeFigures
 from qlab.lesson import quiet
 from qlab.model import locate
 from qlab.recipes import parse
@@ -35,34 +36,34 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="*", default=[], help="only these of qlab bench's")
     o = parser.parse_args()
     quiet()
-    table = Table("model", "artifact", "runtime", "MB predicted", "MB at the peak", "loaded", "prompting", "generating")
-    speeds = Table("model", "artifact", "runtime", "prompt tok/s", "by its own clock", "generated tok/s", "by its own clock")
+    protocol = Protocol(o.prompt_tokens, o.generated_tokens, o.repetitions, 1)
+    print("Bytes in MB, the measured ones in parts of what was predicted; tokens a second by our clock, and by the runtime's own.")
     for kind in ("llama", "qwen2"):
         with tempfile.TemporaryDirectory() as work:
             source = locate(str(make_checkpoint(Path(work) / kind, o.blocks, 2048, 5632, 16, 8, kind)))
             windows = torch.randint(1, 1000, (2, 64), generator=torch.Generator().manual_seed(0))
             made = quantize_model(source, [parse(name) for name in o.recipes], windows, Path(work) / "out")
-            folders = {"original": source.path} | {artifact.path.name: artifact.path for artifact in made}
-            for one in measure_in_turns(folders, o.runtimes, Protocol(o.prompt_tokens, o.generated_tokens, o.repetitions, 1)):
-                if one.figures is None:
-                    table.add_row(kind, one.name, one.runtime, one.problem)
-                    continue
-                memory = one.figures.memory
-                total = memory.predicted
-                peak = memory.predicted_peak or total  # where what computing takes is not known
-                ratios = (memory.loaded / total, memory.prompting / peak, memory.generating / peak)
-                sizes = (f"{total / 1e6:.0f}", f"{peak / 1e6:.0f}")
-                table.add_row(kind, one.name, one.runtime, *sizes, *(f"{ratio:.2f}" for ratio in ratios))
-                speed = one.figures.speed
-                timed = [f"{speed.prompt:.1f} ± {speed.prompt_sd:.1f}", own(speed.prompt, speed.prompt_reported)]
-                timed += [f"{speed.generation:.1f} ± {speed.generation_sd:.1f}", own(speed.generation, speed.generation_reported)]
-                speeds.add_row(kind, one.name, one.runtime, *timed)
-    Console(width=140).print(table, speeds)
+            for folder in [source.path, *(artifact.path for artifact in made)]:
+                able = [name for name, runner in RUNNERS.items() if kind_of(folder) in runner.kinds and name in (o.runtimes or RUNNERS)]
+                for one in measure_in_turns({folder.name: folder}, able, protocol) if able else []:
+                    said = described(one.figures) if one.figures else one.problem
+                    print(f"{kind:6} {'original' if folder is source.path else one.name:15} {one.runtime:28} {said}", flush=True)
+
+
+def described(figures: RuntimeFigures) -> str:
+    """Memory against its prediction, and both clocks."""
+    memory, speed = figures.memory, figures.speed
+    peak = memory.predicted_peak
+    words = f"{memory.predicted / 1e6:4.0f} loaded {memory.loaded / memory.predicted:.2f}"
+    words += f" | {(peak or memory.predicted) / 1e6:4.0f}{'' if peak else ' (no peak known)'}"
+    words += "".join(f" {name} {getattr(memory, name) / (peak or memory.predicted):.2f}" for name in ("prompting", "generating"))
+    words += f" | prompt {speed.prompt:.1f} ± {speed.prompt_sd:.1f}{own(speed.prompt, speed.prompt_reported)}"
+    return words + f", generation {speed.generation:.1f} ± {speed.generation_sd:.1f}{own(speed.generation, speed.generation_reported)}"
 
 
 def own(ours: float, reported: float | None) -> str:
     """What the runtime says of itself, and ours in parts of it."""
-    return "-" if reported is None else f"{reported:.1f} ({ours / reported:.3f})"
+    return "" if reported is None else f", itself {reported:.1f} ({ours / reported:.3f})"
 
 
 if __name__ == "__main__":

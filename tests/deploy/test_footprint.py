@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PretrainedConfig
 
 from qlab.artifact import make_artifact
 from qlab.deploy.capacity import q4_k_bytes
@@ -34,6 +35,23 @@ def test_an_untied_embedding_is_not_read(tiny: Source, tmp_path: Path) -> None:
     found = footprint(tmp_path, 1)
     assert found.weights == 2 * untied.num_parameters()
     assert found.weights - found.step == 2 * untied.get_input_embeddings().weight.numel()
+
+
+@pytest.mark.parametrize("family", [LlamaConfig, Phi3Config])
+def test_the_largest_layer_is_that_of_the_model(family: type[PretrainedConfig], tmp_path: Path) -> None:
+    config = family(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=256,
+        pad_token_id=0,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    layers = [parameter.numel() for name, parameter in model.named_parameters() if "_proj" in name]
+    assert footprint(tmp_path, 1).largest == max(layers)
 
 
 @pytest.mark.parametrize("recipe", ["rtn-w4g128", "rtn-w4g128-sym", "nf4"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from qlab.methods.gptq import compensated
-from qlab.methods.tuned import SoftIntegers, tune
+from qlab.methods.tuned import Run, SoftIntegers, tune
 
 HIDDEN = 64
 
@@ -71,3 +72,21 @@ def test_before_the_first_step_it_is_what_gptq_made() -> None:
     soft = SoftIntegers(start, rounded)
     assert torch.equal(soft.finish().codes, start.codes)
     assert torch.equal(soft.weight().detach(), start.dequantize())
+
+
+def test_of_codes_the_running_mean_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight, inputs = torch.randn(HIDDEN, HIDDEN, generator=generator), torch.randn(4, 16, HIDDEN, generator=generator)
+    flat = inputs.view(-1, HIDDEN)
+    soft = SoftIntegers(*compensated(weight, flat.T @ flat, 3, 32, False, "group", True))
+    seen, step = [], torch.optim.Adam.step
+
+    def noting(self: torch.optim.Adam) -> None:
+        step(self)
+        seen.append(soft.latent.detach().clone())
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noting)
+    run: Run = lambda parameters, inputs: inputs @ parameters["layer.weight"].T  # noqa: E731
+    tune(run, {"layer": soft}, {}, [(inputs, torch.randn(4, 16, HIDDEN, generator=generator))] * 4, 4, torch.eye(HIDDEN))
+    assert not torch.allclose(seen[0], seen[-1])
+    assert torch.allclose(soft.latent.detach(), torch.stack(seen).mean(0), atol=1e-6)  # so early, of all steps alike
