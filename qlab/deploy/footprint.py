@@ -8,12 +8,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from gguf import GGUFReader
 from safetensors import safe_open
 
 from qlab.deploy.deployment import kind_of
 from qlab.deploy.plan import shape_of
 from qlab.model import gguf_config, read_json, weight_files
+from qlab.precision import multiplies_bfloat16
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 FLOATS = {"F32", "F16", "BF16"}
@@ -23,6 +25,9 @@ LLAMACPP = (
     16e6  # bytes of llama.cpp's code and buffers beside weights, cache and work space; measured on models of 11, 200 and 380 M weights
 )
 LLAMACPP_BATCH = 512  # tokens of a prompt that it computes at once, four rows of the MLP's width in FP32 for each (measured)
+# bitsandbytes on a CPU that multiplies in BF16 packs every layer anew at its first use, with scales in BF16, while the file stays
+# mapped: bytes a byte of codes, bytes a weight of the layer at hand, and of its own (measured on models of 47 to 377 M weights).
+BITSANDBYTES_AGAIN, BITSANDBYTES_PACKING, BITSANDBYTES = 1.06, 9.0, 45e6
 CUBLAS = (8 << 20, 32 << 20)  # bytes of work space that PyTorch gives cuBLAS: before Hopper, and from Hopper on
 GGUF_CELLS = 256  # llama.cpp rounds a context up to so many tokens
 
@@ -33,7 +38,7 @@ class Footprint:
 
     `overhead` is the runtime's own, where it is known (llama.cpp's with its work space); `pool` what it sets aside for the cache, where
     it does not go by the context; `work` what it takes beyond all that while it computes, None where that is not known. `largest`:
-    weights of a projection of the MLP, a block's largest layer.
+    weights of a projection of the MLP, a block's largest layer; `codes`: bytes of all quantized layers' codes.
     """
 
     weights: float
@@ -44,6 +49,7 @@ class Footprint:
     pool: float | None = None
     work: float | None = None
     largest: int = 0
+    codes: int = 0
 
     @property
     def cached(self) -> float:
@@ -90,13 +96,22 @@ def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = F
     embedding = 0 if tied else sum(held(name) for name in names if name.endswith("embed_tokens.weight"))
     cache = shape.kv_bytes_per_token * float_bytes / 2
     fused = 2 if any("gate_up_proj" in name for name in names) else 1  # Phi's gate and up are one layer
-    return Footprint(weights, weights - embedding, cache, context, largest=fused * shape.hidden * shape.intermediate)
+    largest = fused * shape.hidden * shape.intermediate
+    codes = sum(held(name) for name in names if name.startswith(quantized) and name.endswith(("weight", "qweight")))
+    return Footprint(weights, weights - embedding, cache, context, largest=largest, codes=codes)
 
 
 def computing(model: Footprint, unpacked: float, capability: tuple[int, int] | None = None) -> Footprint:
     """With what PyTorch takes while it computes: the layer at hand as a library unpacks it, `unpacked` bytes a weight, and on a GPU
     cuBLAS's work space, by its compute capability."""
     return replace(model, work=(CUBLAS[capability >= (9, 0)] if capability else 0) + unpacked * model.largest)
+
+
+def packed_by_bitsandbytes(model: Footprint) -> Footprint:
+    """With what bitsandbytes makes of the weights on this CPU; of one that does not multiply in BF16 it is not known."""
+    if not multiplies_bfloat16(torch.device("cpu")):
+        return model
+    return replace(model, work=BITSANDBYTES + BITSANDBYTES_AGAIN * model.codes + BITSANDBYTES_PACKING * model.largest)
 
 
 def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:

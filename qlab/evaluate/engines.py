@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qlab.deploy import llamacpp, vllm
 from qlab.deploy.deployment import Deployment, kind_of
-from qlab.deploy.footprint import Footprint
+from qlab.deploy.footprint import Footprint, packed_by_bitsandbytes
 from qlab.deploy.llamacpp import post
 from qlab.deploy.llamacpp_server import start
 from qlab.deploy.server import LINES, Server, free_port, on_free_port, serving
@@ -206,11 +206,12 @@ def has(module: str) -> bool:
 RUNNERS = {
     "transformers": Runner(
         "transformers", ("dense",), "pip install transformers", partial(has, "transformers"), in_transformers, with_one_block,
-        unpacked={"cuda": 0},
+        unpacked={"cuda": 0, "cpu": 0},
     ),
     "bitsandbytes": Runner(
         "transformers + bitsandbytes", ("bitsandbytes",), "pip install bitsandbytes", partial(has, "bitsandbytes"),
-        partial(in_transformers, label="transformers + bitsandbytes"), with_one_block, unpacked={"cuda": 4.3},
+        partial(in_transformers, label="transformers + bitsandbytes"), with_one_block, on_cpu=packed_by_bitsandbytes,
+        unpacked={"cuda": 4.3},
     ),
     "autoawq": Runner(
         "AutoAWQ", ("awq",), "pip install autoawq", partial(has, "awq"), partial(in_library, autoawq, "AutoAWQ"),

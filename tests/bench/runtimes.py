@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,13 +31,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--generated-tokens", type=int, default=4)
+    parser.add_argument("--generated-tokens", type=int, default=4, help="in PyTorch's libraries; some make less than one a second on a CPU")
+    parser.add_argument("--served-tokens", type=int, default=64, help="in servers, so that asking and the first token count little")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
     parser.add_argument("--runtimes", nargs="*", default=[], help="only these of qlab bench's")
     o = parser.parse_args()
     quiet()
-    protocol = Protocol(o.prompt_tokens, o.generated_tokens, o.repetitions, 1)
+    in_process = Protocol(o.prompt_tokens, o.generated_tokens, o.repetitions)
+    protocols = dict.fromkeys(("llamacpp", "vllm"), replace(in_process, generated_tokens=o.served_tokens))
     print("Bytes in MB, the measured ones in parts of what was predicted; tokens a second by our clock, and by the runtime's own.")
     for kind in ("llama", "qwen2"):
         with tempfile.TemporaryDirectory() as work:
@@ -44,8 +47,8 @@ def main() -> None:
             windows = torch.randint(1, 1000, (2, 64), generator=torch.Generator().manual_seed(0))
             made = quantize_model(source, [parse(name) for name in o.recipes], windows, Path(work) / "out")
             for folder in [source.path, *(artifact.path for artifact in made)]:
-                able = [name for name, runner in RUNNERS.items() if kind_of(folder) in runner.kinds and name in (o.runtimes or RUNNERS)]
-                for one in measure_in_turns({folder.name: folder}, able, protocol) if able else []:
+                for runtime in [name for name in o.runtimes or RUNNERS if kind_of(folder) in RUNNERS[name].kinds]:
+                    (one,) = measure_in_turns({folder.name: folder}, [runtime], protocols.get(runtime, in_process))
                     said = described(one.figures) if one.figures else one.problem
                     print(f"{kind:6} {'original' if folder is source.path else one.name:15} {one.runtime:28} {said}", flush=True)
 

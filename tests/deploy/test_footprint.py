@@ -58,6 +58,8 @@ def test_the_largest_layer_is_that_of_the_model(family: type[PretrainedConfig], 
 def test_quantized_layers_stay_as_they_are_stored(recipe: str, tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
     folder = make_artifact(parse(recipe), tiny, calibration, str(tmp_path)).path
     half, single = (footprint(folder, 1, float_bytes=size).weights for size in (2, 4))
+    linear = sum(p.numel() for name, p in load(tiny).named_parameters() if "_proj" in name)
+    assert footprint(folder, 1).codes == linear // 2
     assert half == pytest.approx(disk_bytes(folder), rel=0.02)  # but for the headers
     floats = sum(p.numel() for name, p in load(tiny).named_parameters() if "_proj" not in name)
     assert single - half == pytest.approx(2 * floats, rel=0.02)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from qlab.artifact import make_artifact
-from qlab.deploy.footprint import Footprint, computing
+from qlab.deploy.footprint import Footprint, computing, packed_by_bitsandbytes
 from qlab.errors import UserError
 from qlab.evaluate import rounds
 from qlab.evaluate.bandwidth import read_bandwidth
@@ -92,6 +92,17 @@ def test_the_peak_has_the_unpacked_layer_and_on_a_gpu_cublas() -> None:
     assert computing(model, 0.0, (8, 9)).peak - model.total == 8 << 20
     assert computing(model, 12.0).peak - model.total == pytest.approx(120e6)
     assert model.peak is None  # nothing is predicted that nobody measured
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_bitsandbytes_holds_the_codes_twice_where_the_processor_multiplies_in_bf16(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlab.deploy.footprint.multiplies_bfloat16", lambda device: able)
+    one, two = (packed_by_bitsandbytes(Footprint(100e6, 90e6, 10, 1000, largest=10_000_000, codes=codes)) for codes in (0, 50_000_000))
+    if not able:
+        assert two.peak is None
+    else:
+        assert 50e6 <= two.peak - one.peak <= 55e6
+        assert one.peak > one.total + 4 * 10_000_000
 
 
 def test_what_starts_slowly_starts_once_and_is_timed_as_often(tiny: Source, monkeypatch: pytest.MonkeyPatch) -> None:
