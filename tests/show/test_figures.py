@@ -29,7 +29,7 @@ def test_labels_of_a_scatter_neither_overlap_nor_leave_the_frame() -> None:
 
 
 def test_the_legend_of_grouped_bars_stands_clear_of_title_and_bars() -> None:
-    ways = ("RTN", "GPTQ", "GPTQ, group order, grids searched", "a fourth way to do it")
+    ways = ("RTN", "GPTQ", "GPTQ, group order, searched, settled", "a fourth way to do it")
     table = pd.DataFrame([{"layer": f"{n}.down_proj", "way": way, "error": 0.1} for n in range(12) for way in ways])
     figure = figures.grouped_bars(table, "layer", "error", "way", "The same, layer by layer", "error")
     figure.draw_without_rendering()
