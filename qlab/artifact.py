@@ -18,6 +18,7 @@ from torch import Tensor
 from qlab.errors import UserError
 from qlab.evaluate.memory import disk_bytes
 from qlab.model import Source, locate
+from qlab.precision import multiplies_bfloat16
 from qlab.process import peak_bytes, run_isolated
 from qlab.recipes import Recipe, WalkedRecipe, describe
 from qlab.skeleton import checkpoint_of
@@ -76,6 +77,7 @@ def inputs_of(recipe: Recipe, source: Source, windows: Tensor, device: str) -> d
         "calibration": {"sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16], "windows": list(windows.shape)},
         "versions": {name: version_of(name) for name in LIBRARIES},
         "device": device,
+        "products": "bf16" if multiplies_bfloat16(torch.device(device)) else "fp32",
     }
 
 

@@ -8,14 +8,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from gguf import GGUFReader
 from safetensors import safe_open
 
 from qlab.deploy.deployment import kind_of
 from qlab.deploy.plan import shape_of
 from qlab.model import gguf_config, read_json, weight_files
-from qlab.precision import multiplies_bfloat16
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 FLOATS = {"F32", "F16", "BF16"}
@@ -38,7 +36,7 @@ class Footprint:
 
     `overhead` is the runtime's own, where it is known (llama.cpp's with its work space); `pool` what it sets aside for the cache, where
     it does not go by the context; `work` what it takes beyond all that while it computes, None where that is not known. `largest`:
-    weights of a projection of the MLP, a block's largest layer; `codes`: bytes of all quantized layers' codes.
+    weights of the MLP's widest layer; `codes`: bytes of all quantized layers' codes.
     """
 
     weights: float
@@ -108,8 +106,10 @@ def computing(model: Footprint, unpacked: float, capability: tuple[int, int] | N
 
 
 def packed_by_bitsandbytes(model: Footprint) -> Footprint:
-    """With what bitsandbytes makes of the weights on this CPU; of one that does not multiply in BF16 it is not known."""
-    if not multiplies_bfloat16(torch.device("cpu")):
+    """With what bitsandbytes makes of the weights on this CPU; of one without AVX512-BF16 it is not known."""
+    from bitsandbytes.functional import has_avx512bf16  # its own word; the library is loaded where it is wanted only
+
+    if not has_avx512bf16():
         return model
     return replace(model, work=BITSANDBYTES + BITSANDBYTES_AGAIN * model.codes + BITSANDBYTES_PACKING * model.largest)
 

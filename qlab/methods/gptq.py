@@ -38,8 +38,8 @@ def gptq(
     group has become (GPTQModel calls it group-aware); "scattered", by falling diagonal with groups of whatever columns
     follow each other, which needs a g_idx (AutoGPTQ's desc_act). All but the last cost nothing at inference.
 
-    `search` looks for each grid in the metric that GPTQ itself minimises, instead of covering its group, and goes over the codes
-    again when all are there (qlab.methods.settle), but for scattered groups.
+    `search` looks for each grid in the metric that GPTQ itself minimises, instead of covering its group, and when all codes are
+    there goes over them again and fits the scales to them (qlab.methods.settle), but for scattered groups.
     `compensate=False` is the negative control: the same walk, errors thrown away.
     A Hessian that cannot be factored at any damping falls back to RTN, and the result's `note` says so.
 
@@ -68,7 +68,7 @@ def compensated(
     if factor is None:
         return rtn(weight, bits, group_size, symmetric, note=note), weight
     layer, rounded = one_pass(weight, factor, places, bits, size, symmetric, order, search, compensate, note)
-    if not search or not compensate or order == "scattered":
+    if not search or not compensate or order == "scattered" or note:  # a Hessian that took more damping is not to be trusted further
         return layer, rounded
     del factor, rounded
     return settle(layer, weight, hessian, damping)

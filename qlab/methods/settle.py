@@ -1,8 +1,9 @@
 """Going over finished codes again, by coordinate descent (QuantEase, Behdin et al. 2023, algorithm 1).
 
 GPTQ rounds a column knowing the errors of those before it, and never comes back to it. Here each column is rounded once more with
-all others as they now stand: E·H·Eᵀ of the error E = W − Ŵ is a parabola in every single weight, and the grid point nearest to its
-bottom is the best, so that the error can only fall. Between the rounds the scales of a row are fitted to its codes.
+all others as they now stand: E·H·Eᵀ of the error E = W − Ŵ, H damped, is a parabola in every single weight, and the grid point
+nearest to its bottom is the best, so that it can only fall (but for FP32's own errors). Between the rounds the scales of a row are
+fitted to its codes.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ ROUNDS = 2  # more gain little
 def settle(
     layer: GroupedIntegers, weight: Tensor, hessian: Tensor, damping: float = 0.01, rounds: int = ROUNDS
 ) -> tuple[GroupedIntegers, Tensor]:
-    """A better layer of the same form, and the weights float32 [out, in] that its codes are the nearest to, each for itself.
+    """A better layer of the same form, and the weights float32 [out, in] that its codes were rounded from, but for the last changes.
 
-    `weight` [out, in] is what it stands for, H = XᵀX `hessian` [in, in], damped as in GPTQ. Consecutive groups only.
+    `weight` [out, in] is what it stands for, H = XᵀX `hessian` [in, in], damped as GPTQ damps at first. Consecutive groups only.
     """
     damped = hessian.float().clone()
     diagonal = damped.diagonal()
@@ -39,7 +40,8 @@ def one_round(layer: GroupedIntegers, weight: Tensor, hessian: Tensor) -> tuple[
     """Every column in turn; the new codes, and the bottoms of the parabolas at the end [in, out]."""
     columns, size = len(hessian), len(hessian) // layer.scales.shape[1]
     scales, zeros = layer.scales.T.contiguous(), layer.zeros.T.float()
-    codes, present = layer.codes.T.contiguous(), layer.dequantize().T.contiguous()  # a column of Ŵ is a contiguous row
+    codes = layer.codes.T.clone(memory_format=torch.contiguous_format)
+    present = layer.dequantize().T.contiguous()  # a column of Ŵ is a contiguous row
     gradient = hessian @ (weight.T - present)  # H·Eᵀ: how far lowering the error wants to move each weight, times its curvature
     curvature = hessian.diagonal().tolist()
     for first in range(0, columns, BLOCK):

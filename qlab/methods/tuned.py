@@ -111,8 +111,9 @@ def tune(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / steps))
     means = [soft.latent.detach().clone() for soft in quantized.values()]
+    coarse = all(soft.start.bits <= 4 for soft in quantized.values())  # BF16 could not tell neighbouring codes of 8 bits apart
     for step, (inputs, wanted) in zip(range(steps), batches):
-        with quick_products(inputs.device):
+        with quick_products(inputs.device, coarse):
             output = run({f"{name}.weight": soft.weight() for name, soft in quantized.items()} | rest, inputs)
             error = output - wanted
             loss = ((error + error @ metric) * error / 2).mean(-1).div(wanted.square().mean(-1)).mean()

@@ -96,7 +96,7 @@ def test_the_peak_has_the_unpacked_layer_and_on_a_gpu_cublas() -> None:
 
 @pytest.mark.parametrize("able", [True, False])
 def test_bitsandbytes_holds_the_codes_twice_where_the_processor_multiplies_in_bf16(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlab.deploy.footprint.multiplies_bfloat16", lambda device: able)
+    monkeypatch.setattr("bitsandbytes.functional.has_avx512bf16", lambda: able)
     one, two = (packed_by_bitsandbytes(Footprint(100e6, 90e6, 10, 1000, largest=10_000_000, codes=codes)) for codes in (0, 50_000_000))
     if not able:
         assert two.peak is None

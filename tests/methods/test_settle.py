@@ -27,7 +27,7 @@ def cost(layer: GroupedIntegers, weight: Tensor, hessian: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_every_row_comes_nearer_to_the_original_output(bits: int, symmetric: bool) -> None:
     weight, hessian = torch.randn(24, 64, generator=torch.Generator().manual_seed(1)), correlated()
     start = gptq(weight, hessian, bits, 32, symmetric, "group", search=False)
@@ -59,6 +59,30 @@ def test_at_rest_no_single_code_could_do_better() -> None:
     steps = layer.scales.repeat_interleave(32, 1)
     inside = (layer.codes > 0) & (layer.codes < 7)
     assert ((bottoms.T - layer.dequantize()).abs() <= 0.501 * steps)[inside].all()
+
+
+def test_blocks_of_columns_change_nothing_and_nothing_given_is_written_to() -> None:
+    weight, hessian = torch.randn(6, 320, generator=torch.Generator().manual_seed(4)), correlated(320, 1000)
+    layer = rtn(weight, 4, 64)
+    kept = [tensor.clone() for tensor in (weight, hessian, layer.codes, layer.scales)]
+    found, _ = one_round(layer, weight, hessian)
+    codes, present = layer.codes.clone(), layer.dequantize().double()
+    for j in range(320):  # the same, column by column
+        best = present[:, j] + (weight.double() - present) @ hessian[:, j].double() / hessian[j, j].double()
+        scale, zero = layer.scales[:, j // 64].double(), layer.zeros[:, j // 64].double()
+        codes[:, j] = ((best / scale).round() + zero).clamp(0, 15)
+        present[:, j] = (codes[:, j] - zero) * scale
+    assert (found.codes != codes).float().mean() < 0.01  # FP32's own
+    assert (layer.codes != codes).float().mean() > 0.1
+    assert all(torch.equal(before, now) for before, now in zip(kept, (weight, hessian, layer.codes, layer.scales)))
+
+
+@pytest.mark.parametrize(("order", "group_size"), [("static", 32), ("given", 32), ("group", -1)])
+def test_every_order_of_consecutive_groups_gains(order: str, group_size: int) -> None:
+    weight, hessian = torch.randn(24, 64, generator=torch.Generator().manual_seed(1)), correlated()
+    searched = gptq(weight, hessian, 3, group_size, order=order, search=True)
+    again, _ = settle(searched, weight, hessian, rounds=1)
+    assert cost(again, weight, hessian).sum() > 0.97 * cost(searched, weight, hessian).sum()  # there is little left to gain
 
 
 def test_channels_that_no_token_used_change_nothing_elsewhere() -> None:
