@@ -95,18 +95,23 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
     print(ratio("q4_k_m", "llamacpp-q4_k_m"))
     print(ratio("q4_k_m", "llamacpp-q4_k_m-importance"))
     print(ratio("q4_k_m-plain", "llamacpp-q4_k_m"))
+    difference, error = paired_difference(*(found[name][1].kl_windows or [] for name in ("q4_k_m", "llamacpp-q4_k_m")))
+    mean = found["llamacpp-q4_k_m"][1].kl or 1
+    print(f"q4_k_m: KL differs from llama.cpp's without importance by {difference / mean:+.1%} ± {error / mean:.1%}")
     for name in ("gptq-w4g128", "gptq-w4g128-asym", "gptq-w3g128-asym"):
         difference, error = paired_difference(*(found[full][1].kl_windows or [] for full in (f"{name}-sequential", name)))
         mean = found[name][1].kl or 1
         print(f"{name}: behind quantized blocks KL changes by {difference / mean:+.1%} ± {error / mean:.1%}")
     print(f"tuned-w4g128 took {found['tuned-w4g128'][0].seconds / found['autoawq-w4g128'][0].seconds:.2f} of AutoAWQ's time")
     four = ["awq-w4g128", "gptq-w4g128", "nf4", "q4_k_m"]
-    together = run_isolated(four_at_once, source, calibration, Path(work) / "four", four).seconds
     slowest = max(four, key=lambda name: found[name][0].seconds)
-    print(f"four formats from one walk: {together:.1f} s, {together / found[slowest][0].seconds:.2f}× {slowest} alone")
+    together, alone = (
+        run_isolated(at_once, source, calibration, Path(work) / str(len(names)), names).seconds for names in (four, [slowest])
+    )
+    print(f"four formats from one walk: {together:.1f} s, {together / alone:.2f}× {slowest} alone")
 
 
-def four_at_once(source: Source, calibration: torch.Tensor, out: Path, names: list[str]) -> None:
+def at_once(source: Source, calibration: torch.Tensor, out: Path, names: list[str]) -> None:
     """One walk for all the names."""
     quantize_model(source, [parse(name) for name in names], calibration, out)
 
