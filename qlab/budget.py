@@ -125,10 +125,9 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int) -> float
     if recipe.method in ("rtn", "awq"):
         return scaled + 3.7 * largest
     # Factoring H holds it nearly five times; rounding holds one factor and the weights in three orders, settling H and them in five.
-    settles = recipe.search and recipe.order != "scattered"
-    copies = 24.0 if settles else 15.0
+    copies = 24.0 if recipe.settles else 15.0
     rounding = scaled + max(max(19.0 * width**2, 4.0 * width**2 + copies * width * out) for width, out in groups)
-    if settles and recipe.group_size > 0:  # the least squares of the scales, so many rows at a time
+    if recipe.settles and recipe.group_size > 0:  # the least squares of the scales, so many rows at a time
         rounding += max(16.0 * min(REFIT_ROWS, out) * (width / recipe.group_size) ** 2 for width, out in groups)
     if recipe.method != "tuned":
         return rounding
@@ -147,8 +146,7 @@ def duration(groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: 
         if recipe.sequential:
             total += observe + forward
         if isinstance(recipe, Integers) and recipe.method not in ("rtn", "awq"):
-            settles = recipe.search and recipe.order != "scattered"
-            again = 2.0 + 16.0 * settles  # for each weight, times the width: rounding, and two rounds of settling
+            again = 2.0 + 16.0 * recipe.settles  # for each weight, times the width: rounding, and two rounds of settling
             total += sum(3.0 * width**3 + again * width**2 * out for width, out in groups)
         if isinstance(recipe, Integers) and recipe.method == "tuned":
             total += forward

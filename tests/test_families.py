@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlab import EMBEDDED
 from qlab.artifact import quantize_model
-from qlab.block import Block
 from qlab.budget import input_shapes
 from qlab.cli import call
 from qlab.errors import UserError
@@ -89,8 +88,8 @@ def test_blocks_compute_what_the_model_computes_and_folding_keeps_it(
     skeleton.embed(calibration, hidden)
     assert torch.equal(hidden.pick(torch.arange(SHAPE[0])), expected[0])
     shapes = input_shapes(skeleton.checkpoint)
-    for index, arguments in enumerate(skeleton.arguments(SHAPE[1])):
-        block = Block(index, skeleton.fill(index), arguments)
+    for index in range(len(skeleton)):
+        block = skeleton.block(index, SHAPE[1])
         block.groups = input_groups(block, hidden.pick(torch.arange(1)))
         assert [group.layers for group in block.groups] == FAMILIES[family][2]
         readers = [[block.layer(name) for name in group.layers] for group in block.groups]

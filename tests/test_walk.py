@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 
 from qlab import budget
 from qlab.artifact import Artifact, quantize_model
-from qlab.block import Block
 from qlab.errors import UserError
 from qlab.evaluate.quality import measure_quality
 from qlab.folding import fold_scales
@@ -86,11 +85,10 @@ def test_the_skeleton_computes_what_the_model_computes(tiny: Source, calibration
     skeleton, model = Skeleton(tiny, "cpu"), load(tiny)
     hidden = Activations(tmp_path / "hidden", (8, 64, 256))
     skeleton.embed(calibration, hidden)
-    arguments = skeleton.arguments(64)
     with torch.no_grad():
         expected = model(calibration, output_hidden_states=True).hidden_states
     assert torch.equal(hidden.pick(torch.arange(8)), expected[0])
-    block = Block(0, skeleton.fill(0), arguments[0])
+    block = skeleton.block(0, 64)
     assert torch.allclose(torch.cat(list(block.outputs(hidden, 3))), expected[1], atol=1e-5)
 
 

@@ -24,7 +24,7 @@ LLAMACPP = (
 )
 LLAMACPP_BATCH = 512  # tokens of a prompt that it computes at once, four rows of the MLP's width in FP32 for each (measured)
 # bitsandbytes on a CPU that multiplies in BF16 packs every layer anew at its first use, with scales in BF16, while the file stays
-# mapped: bytes a byte of codes, bytes a weight of the layer at hand, and of its own (measured on models of 47 to 377 M weights).
+# mapped: bytes a byte of codes, bytes a weight of the layer at hand, and of its own (see `make bench-runtimes`).
 BITSANDBYTES_AGAIN, BITSANDBYTES_PACKING, BITSANDBYTES = 1.06, 9.0, 45e6
 CUBLAS = (8 << 20, 32 << 20)  # bytes of work space that PyTorch gives cuBLAS: before Hopper, and from Hopper on
 GGUF_CELLS = 256  # llama.cpp rounds a context up to so many tokens

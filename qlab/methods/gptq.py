@@ -13,7 +13,7 @@ from qlab.errors import UserError
 from qlab.methods.grid import GroupedIntegers, fit_grid, grouped
 from qlab.methods.grid_search import search_grid
 from qlab.methods.rtn import rtn
-from qlab.methods.settle import settle
+from qlab.methods.settle import damp, settle
 
 BLOCK = 128  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2)
 DAMPINGS = 4  # the damping is raised tenfold this many times before GPTQ gives up on a Hessian
@@ -150,9 +150,7 @@ def inverse_factor(hessian: Tensor, places: Tensor, damping: float) -> tuple[Ten
     for attempt in range(DAMPINGS):
         raised = damping * 10**attempt
         matrix = hessian.float()[backwards][:, backwards]  # gathered anew each time: a matrix kept for later is memory lost now
-        diagonal = matrix.diagonal()
-        diagonal.add_(raised * diagonal.mean()).masked_fill_(diagonal == 0, 1)
-        matrix, failed = torch.linalg.cholesky_ex(matrix)
+        matrix, failed = torch.linalg.cholesky_ex(damp(matrix, raised))
         if failed or not torch.isfinite(matrix.diagonal()).all():
             continue
         identity = torch.eye(len(places), device=matrix.device)

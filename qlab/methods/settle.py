@@ -17,7 +17,14 @@ from qlab.methods.grid import GroupedIntegers
 from qlab.methods.grid_search import refit_scales
 
 BLOCK = 128  # columns whose changes reach the rest of the gradient together
-ROUNDS = 2  # more gain little
+ROUNDS = 2
+
+
+def damp(hessian: Tensor, damping: float) -> Tensor:
+    """H with λ = `damping` · mean diagonal added in place (Frantar et al. 2022, section 3.3, step 3); of zeros alone, the identity."""
+    diagonal = hessian.diagonal()
+    diagonal.add_(damping * diagonal.mean()).masked_fill_(diagonal == 0, 1)
+    return hessian
 
 
 def settle(
@@ -27,9 +34,7 @@ def settle(
 
     `weight` [out, in] is what it stands for, H = XᵀX `hessian` [in, in], damped as GPTQ damps at first. Consecutive groups only.
     """
-    damped = hessian.float().clone()
-    diagonal = damped.diagonal()
-    diagonal.add_(damping * diagonal.mean()).masked_fill_(diagonal == 0, 1)
+    damped = damp(hessian.float().clone(), damping)
     for _ in range(rounds):
         layer, exact = one_round(layer, weight, damped)
         layer = refit_scales(layer, weight, damped)

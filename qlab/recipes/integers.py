@@ -84,6 +84,11 @@ class Integers(Walked):
         return self.method == "tuned"
 
     @property
+    def settles(self) -> bool:
+        """Whether GPTQ's codes are gone over again (qlab.methods.settle)."""
+        return self.method not in ("rtn", "awq") and self.search and self.order != "scattered"
+
+    @property
     def awq_layout(self) -> bool:
         return self.bits == 4 and not self.symmetric and self.order != "scattered" and self.method != "gptq"
 

@@ -86,6 +86,11 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
         (a, qa), (b, qb) = found[first], found[second]
         return f"{first} against {second}: KL {(qa.kl or 0) / (qb.kl or 1):.2f}×, {b.seconds / a.seconds:.1f}× as fast"
 
+    def in_pairs(first: str, second: str) -> str:
+        difference, error = paired_difference(*(found[name][1].kl_windows or [] for name in (first, second)))
+        mean = found[second][1].kl or 1
+        return f"{first} against {second}, window by window: KL {difference / mean:+.1%} ± {error / mean:.1%}"
+
     print(ratio("awq-w4g128", "autoawq-w4g128"))
     print(ratio("gptq-w4g128-inorder-cover", "autogptq-w4g128"))
     print(ratio("gptq-w4g128-inorder-cover-sequential", "autogptq-w4g128"))
@@ -95,13 +100,9 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
     print(ratio("q4_k_m", "llamacpp-q4_k_m"))
     print(ratio("q4_k_m", "llamacpp-q4_k_m-importance"))
     print(ratio("q4_k_m-plain", "llamacpp-q4_k_m"))
-    difference, error = paired_difference(*(found[name][1].kl_windows or [] for name in ("q4_k_m", "llamacpp-q4_k_m")))
-    mean = found["llamacpp-q4_k_m"][1].kl or 1
-    print(f"q4_k_m: KL differs from llama.cpp's without importance by {difference / mean:+.1%} ± {error / mean:.1%}")
+    print(in_pairs("q4_k_m", "llamacpp-q4_k_m"))
     for name in ("gptq-w4g128", "gptq-w4g128-asym", "gptq-w3g128-asym"):
-        difference, error = paired_difference(*(found[full][1].kl_windows or [] for full in (f"{name}-sequential", name)))
-        mean = found[name][1].kl or 1
-        print(f"{name}: behind quantized blocks KL changes by {difference / mean:+.1%} ± {error / mean:.1%}")
+        print(in_pairs(f"{name}-sequential", name))
     print(f"tuned-w4g128 took {found['tuned-w4g128'][0].seconds / found['autoawq-w4g128'][0].seconds:.2f} of AutoAWQ's time")
     four = ["awq-w4g128", "gptq-w4g128", "nf4", "q4_k_m"]
     slowest = max(four, key=lambda name: found[name][0].seconds)
@@ -122,7 +123,7 @@ def memory(work: Path) -> None:
     for layers in (8, 32):
         model = make_checkpoint(work / f"made-up-{layers}", layers, hidden=2048, mlp=5632, heads=16, kv_heads=4)
         command = [sys.executable, "-m", "qlab", "quantize", "--model", str(model), "--out", str(work / f"out-{layers}")]
-        # Codes gone over again would take three times as long here, and 2 % more memory.
+        # Without going over the codes again, which takes long at this size and less memory than factoring H.
         command += ["--recipe", "gptq-w4g128-cover", "--windows", "4", "--length", "256", "--max-memory", "2GB"]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         peaks.append(float(printed.split("peak memory ")[1].split(" GB")[0]))
