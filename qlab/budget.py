@@ -19,6 +19,7 @@ import torch
 from qlab.block import PREFIX, is_linear
 from qlab.checkpoint import Checkpoint
 from qlab.errors import UserError
+from qlab.formats.gguf import AT_ONCE
 from qlab.methods.grid_search import REFIT_ROWS
 from qlab.model import Source
 from qlab.process import peak_bytes
@@ -119,7 +120,8 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int) -> float
     if isinstance(recipe, NF4):
         return 60e6 + 1.5 * largest
     if isinstance(recipe, GGUF):
-        return 60e6 + (1.2 * largest if recipe.data else 0.0)
+        settling = max(4.0 * width**2 + 24.0 * min(width * out, AT_ONCE) for width, out in groups) if recipe.settles else 0.0
+        return 60e6 + max(1.2 * largest if recipe.data else 0.0, settling)
     assert isinstance(recipe, Integers)
     scaled = sum(4.0 * width**2 for width, _ in groups) if recipe.method in ("awq", "awq-gptq") else 0.0
     if recipe.method in ("rtn", "awq"):
@@ -143,6 +145,8 @@ def duration(groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: 
     total = observe if observes_original(recipes) else 0.0
     for recipe in recipes:
         total += sum(40.0 * width * out for width, out in groups)
+        if isinstance(recipe, GGUF) and recipe.settles:
+            total += sum(8.0 * width**2 * out for width, out in groups)
         if recipe.sequential:
             total += observe + forward
         if isinstance(recipe, Integers) and recipe.method not in ("rtn", "awq"):

@@ -28,10 +28,12 @@ from qlab.formats.gguf_tokenizer import add_tokenizer, pre_tokenizer_name, read_
 from qlab.formats.kquant_bytes import byte_tensor
 from qlab.methods.kquant_kinds import KINDS
 from qlab.methods.kquants import encode
+from qlab.methods.settle import damp, settle_blocks
 
 __all__ = ["assemble", "check_model", "encode_tensor", "more_bits", "pre_tokenizer_name", "tensor_type", "write_gguf"]
 
-ROWS_AT_ONCE = 1 << 22  # weights whose codes are turned into bytes at a time
+AT_ONCE, ON_DEVICE = 1 << 22, 1 << 26  # weights encoded, settled and turned into bytes at a time, on a CPU and elsewhere
+SETTLED_BITS = 5  # with more, another rounding of the codes changes next to nothing (measured: 0.3 ± 0.5 % of KL)
 TYPES = {"F32": torch.float32, "F16": torch.float16}
 BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
 
@@ -94,13 +96,18 @@ def check_model(folder: Path, config: dict[str, Any], names: Iterable[str]) -> N
     read_vocabulary(folder, config["vocab_size"])
 
 
-def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None) -> Tensor:
-    """The bytes of a matrix, uint8 [rows, bytes a row], made some rows at a time."""
+def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None, hessian: Tensor | None = None) -> Tensor:
+    """The bytes of a matrix, uint8 [rows, bytes a row], made some rows at a time.
+
+    With H `hessian` [in, in], codes of up to SETTLED_BITS are gone over again (qlab.methods.settle).
+    """
     rows, columns = tensor.shape
     out = torch.empty(rows, columns // KINDS[kind].block * KINDS[kind].bytes, dtype=torch.uint8, device=tensor.device)
-    step = max(1, ROWS_AT_ONCE // columns)
-    for start in range(0, rows, step):
-        out[start : start + step] = byte_tensor(encode(tensor[start : start + step], kind, importance))
+    step = max(1, (AT_ONCE if tensor.device.type == "cpu" else ON_DEVICE) // columns)
+    damped = damp(hessian.float().clone()) if hessian is not None and KINDS[kind].bits <= SETTLED_BITS else None
+    for part, stored in zip(tensor.split(step), out.split(step)):
+        blocks = encode(part, kind, importance)
+        stored.copy_(byte_tensor(blocks if damped is None else settle_blocks(blocks, part.float(), damped)))
     return out
 
 

@@ -13,4 +13,4 @@ def decode(stored: dict[str, Tensor]) -> Tensor:
     kind = key.partition(":")[0]
     if tensor.is_floating_point():
         return tensor.float()
-    return torch.from_numpy(gguf.quants.dequantize(tensor.numpy(), gguf.GGMLQuantizationType[kind]))
+    return torch.from_numpy(gguf.quants.dequantize(tensor.cpu().numpy(), gguf.GGMLQuantizationType[kind]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,14 @@ from torch import Tensor
 from qlab.errors import UserError
 
 SCALE_BITS = 16  # scales are stored in FP16 by every format of this family
+
+
+class Points(NamedTuple):
+    """What codes 0 … `levels` of each group stand for: `offset` + code · `step`, both float32 [out, groups]."""
+
+    step: Tensor
+    offset: Tensor
+    levels: int
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,11 @@ class GroupedIntegers:
             return (self.codes.float() - self.zeros[:, groups]) * self.scales[:, groups]
         weights = self.codes.float().view(*self.scales.shape, -1)
         return weights.sub_(self.zeros[..., None]).mul_(self.scales[..., None]).view(self.codes.shape)
+
+    @property
+    def points(self) -> Points:
+        """The values that the codes may stand for."""
+        return Points(self.scales, -self.zeros * self.scales, int(2**self.bits - 1))
 
     def rows(self, sizes: Sequence[int]) -> list[GroupedIntegers]:
         """Cut into tensors of so many rows each."""

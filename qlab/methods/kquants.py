@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qlab.errors import UserError
+from qlab.methods.grid import Points
 from qlab.methods.kquant_fit import codes_on, error_weights, fit, round_plainly, store_codes
 from qlab.methods.kquant_kinds import KINDS, Kind
 from qlab.methods.kquant_search import search_affine
@@ -53,6 +54,14 @@ class Superblocks:
         if kind.affine:
             values.sub_((self.dmin[:, None] * self.mins)[..., None])
         return values.view(self.shape)
+
+    @property
+    def points(self) -> Points:
+        """The values that the codes [out, in] may stand for; a sub-block is a group."""
+        kind, rows = KINDS[self.kind], self.shape[0]
+        step = (self.d[:, None] * self.scales).view(rows, -1)
+        offset = -(self.dmin[:, None] * self.mins).view(rows, -1) if kind.affine else -kind.middle * step
+        return Points(step, offset, kind.levels)
 
     @property
     def bits_per_weight(self) -> float:

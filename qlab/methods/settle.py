@@ -1,9 +1,9 @@
 """Going over finished codes again, by coordinate descent (QuantEase, Behdin et al. 2023, algorithm 1).
 
-GPTQ rounds a column knowing the errors of those before it, and never comes back to it. Here each column is rounded once more with
-all others as they now stand: E·H·Eᵀ of the error E = W − Ŵ, H damped, is a parabola in every single weight, and the grid point
-nearest to its bottom is the best, so that it can only fall (but for FP32's own errors). Between the rounds the scales of a row are
-fitted to its codes.
+GPTQ rounds a column knowing the errors of those before it, and never comes back to it; a K-quant's search knows of no column but
+its own. Here each column is rounded once more with all others as they now stand: E·H·Eᵀ of the error E = W − Ŵ, H damped, is a
+parabola in every single weight, and the grid point nearest to its bottom is the best, so that it can only fall (but for FP32's own
+errors). Between the rounds the scales of grouped integers are fitted to their codes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from qlab.methods.grid import GroupedIntegers
+from qlab.methods.grid import GroupedIntegers, Points
 from qlab.methods.grid_search import refit_scales
+from qlab.methods.kquant_fit import reciprocal
+from qlab.methods.kquants import Superblocks
 
 BLOCK = 128  # columns whose changes reach the rest of the gradient together
 ROUNDS = 2
 
 
-def damp(hessian: Tensor, damping: float) -> Tensor:
+def damp(hessian: Tensor, damping: float = 0.01) -> Tensor:
     """H with λ = `damping` · mean diagonal added in place (Frantar et al. 2022, section 3.3, step 3); of zeros alone, the identity."""
     diagonal = hessian.diagonal()
     diagonal.add_(damping * diagonal.mean()).masked_fill_(diagonal == 0, 1)
@@ -36,32 +38,42 @@ def settle(
     """
     damped = damp(hessian.float().clone(), damping)
     for _ in range(rounds):
-        layer, exact = one_round(layer, weight, damped)
-        layer = refit_scales(layer, weight, damped)
+        codes, exact = one_round(layer.codes, layer.points, weight, damped)
+        layer = refit_scales(replace(layer, codes=codes), weight, damped)
     return layer, exact.T
 
 
-def one_round(layer: GroupedIntegers, weight: Tensor, hessian: Tensor) -> tuple[GroupedIntegers, Tensor]:
-    """Every column in turn; the new codes, and the bottoms of the parabolas at the end [in, out]."""
-    columns, size = len(hessian), len(hessian) // layer.scales.shape[1]
-    scales, zeros = layer.scales.T.contiguous(), layer.zeros.T.float()
-    codes = layer.codes.T.clone(memory_format=torch.contiguous_format)
-    present = layer.dequantize().T.contiguous()  # a column of Ŵ is a contiguous row
+def settle_blocks(blocks: Superblocks, weight: Tensor, damped: Tensor, rounds: int = ROUNDS) -> Superblocks:
+    """Better codes for llama.cpp's blocks, whose scales stay, of the `weight` [out, in] by H [in, in], damped (`damp`)."""
+    codes = blocks.codes.view(blocks.shape)
+    for _ in range(rounds):
+        codes, _ = one_round(codes, blocks.points, weight, damped)
+    return replace(blocks, codes=codes.view(blocks.codes.shape))
+
+
+def one_round(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """Every column in turn: the new codes uint8 [out, in], and the bottoms of the parabolas at the end [in, out]."""
+    columns, groups = len(hessian), points.step.shape[1]
+    size = columns // groups
+    step, offset = points.step.T.contiguous(), points.offset.T.contiguous()
+    pace = reciprocal(step)  # a sub-block may have a scale of zero
+    codes = codes.T.clone(memory_format=torch.contiguous_format)  # a column of W is a contiguous row
+    present = codes.float().view(groups, size, -1).mul_(step[:, None]).add_(offset[:, None]).view(codes.shape)
     gradient = hessian @ (weight.T - present)  # H·Eᵀ: how far lowering the error wants to move each weight, times its curvature
     curvature = hessian.diagonal().tolist()
     for first in range(0, columns, BLOCK):
         here = slice(first, min(first + BLOCK, columns))
         changes = torch.empty_like(present[here])
         for j in range(here.start, here.stop):
-            step, middle = scales[j // size], zeros[j // size]
+            group = j // size
             bottom = torch.add(present[j], gradient[j], alpha=1 / curvature[j])
-            rounded = bottom.div_(step).round_().add_(middle).clamp_(0, 2**layer.bits - 1)
+            rounded = bottom.sub_(offset[group]).mul_(pace[group]).round_().clamp_(0, points.levels)
             codes[j] = rounded
-            value = rounded.sub_(middle).mul_(step)
+            value = torch.addcmul(offset[group], rounded, step[group])
             changes[j - first] = value - present[j]
             present[j] = value
             gradient[here].addr_(hessian[here, j], changes[j - first], alpha=-1)
         for rest in (slice(0, here.start), slice(here.stop, columns)):
             gradient[rest].addmm_(hessian[rest, here], changes, alpha=-1)
     bottoms = gradient.div_(hessian.diagonal()[:, None]).add_(present)
-    return replace(layer, codes=codes.T.contiguous()), bottoms
+    return codes.T.contiguous(), bottoms

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from qlab.errors import UserError
 from qlab.formats.gguf import Encoder
 from qlab.model import Source
 from qlab.peers import llamacpp
 from qlab.recipes import GGUF, Details
+from qlab.recipes.gguf import Search
+from qlab.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,17 @@ class BitsAndBytes:
 
 @dataclass(frozen=True)
 class LlamaCpp(GGUF):
-    """llama.cpp's own quantizer in qlab's walk: the same mix, file and importance, the blocks by ggml_quantize_chunk."""
+    """llama.cpp's own quantizer in qlab's walk: the same mix and file, the blocks by ggml_quantize_chunk; it cannot settle."""
 
-    importance: bool = False
+    search: Search = "plain"
+
+    def __post_init__(self) -> None:
+        if self.search == "settled":
+            raise UserError("llama.cpp's quantizer searches plainly or by importance; only qlab's settles")
 
     @property
     def name(self) -> str:
-        return f"llamacpp-{self.mix}{'-importance' if self.importance else ''}"
+        return f"llamacpp-{self.mix}{'-importance' if self.search == 'importance' else ''}"
 
-    @property
-    def encoder(self) -> Encoder:
+    def encoder(self, seen: Statistics | None) -> Encoder:
         return llamacpp.encode_rows

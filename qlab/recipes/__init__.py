@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from qlab.errors import UserError
 from qlab.formats.gguf_mix import check_mix
-from qlab.recipes.gguf import GGUF
+from qlab.recipes.gguf import GGUF, Search
 from qlab.recipes.integers import Integers, parse_integers
 from qlab.recipes.nf4 import NF4
 from qlab.recipes.recipe import Details, Recipe, WalkedRecipe, describe
@@ -22,12 +24,12 @@ def parse(name: str) -> WalkedRecipe:
         return NF4(name[:3], not name.endswith("-single"))
     if recipe := parse_integers(name):
         return recipe
-    mix, plain = (name.removesuffix("-plain"), name.endswith("-plain"))
+    mix, _, search = name.partition("-")
     try:
-        check_mix(mix)
+        check_mix(mix if search in ("", "importance", "plain") else name)
     except UserError as error:
         raise UserError(
             f"no recipe {name!r}: expected such as awq-w4g128, gptq-w4g128, gptq-w4g128-asym-actorder, awq-gptq-w4g128, tuned-w4g128, "
             f"rtn-w4g128, nf4, or a GGUF mix ({error})"
         ) from error
-    return GGUF(mix, importance=not plain)
+    return GGUF(mix, cast(Search, search or "settled"))

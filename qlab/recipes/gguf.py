@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -15,19 +17,26 @@ from qlab.formats.gguf_read import decode
 from qlab.methods.awq import output_error
 from qlab.model import Source
 from qlab.recipes.recipe import Shapes, Walked
+from qlab.statistics import Statistics
 from qlab.walk import Calibration, Quantized
+
+Search = Literal["settled", "importance", "plain"]
 
 
 @dataclass(frozen=True)
 class GGUF(Walked):
-    """A GGUF file in one of llama.cpp's mixes; `importance` weighs the search by the calibration text's activations."""
+    """A GGUF file in one of llama.cpp's mixes.
+
+    `search`: "plain", each block's grid for the least error of its weights; "importance", weighted by the calibration text's
+    activations, llama.cpp's imatrix; "settled", that and then the codes gone over again with all of H (qlab.methods.settle).
+    """
 
     mix: str = "q4_k_m"
-    importance: bool = True
+    search: Search = "settled"
 
     @property
     def name(self) -> str:
-        return f"{self.mix}{'' if self.importance or not self.data_matters else '-plain'}"
+        return self.mix if self.search == "settled" or not self.data_matters else f"{self.mix}-{self.search}"
 
     @property
     def format(self) -> str:
@@ -39,12 +48,16 @@ class GGUF(Walked):
 
     @property
     def data(self) -> bool:  # type: ignore[override]
-        return self.importance and self.data_matters
+        return self.search != "plain" and self.data_matters
 
     @property
-    def encoder(self) -> gguf.Encoder:
-        """What makes the blocks: qlab's own methods."""
-        return gguf.encode_rows
+    def settles(self) -> bool:
+        """Whether codes are gone over again (qlab.methods.settle)."""
+        return self.search == "settled" and self.data_matters
+
+    def encoder(self, seen: Statistics | None) -> gguf.Encoder:
+        """What makes the blocks of a layer whose inputs were `seen`: qlab's own methods."""
+        return partial(gguf.encode_rows, hessian=seen.hessian if seen and self.settles else None)
 
     def check(self, source: Source, shapes: Shapes) -> None:
         gguf.check_model(source.path, source.config, shapes)
@@ -54,16 +67,16 @@ class GGUF(Walked):
         for name, tensor in block.module.state_dict().items():
             layer = name.removesuffix(".weight")
             seen = calibration.statistics.get(layer) if calibration else None
-            weights = seen.mean_square.cpu() if seen else None
-            stored = gguf.encode_tensor(block.prefix + name, tensor.cpu(), self.mix, source.config, weights, self.encoder)
+            weights = seen.mean_square if seen else None
+            stored = gguf.encode_tensor(block.prefix + name, tensor, self.mix, source.config, weights, self.encoder(seen))
             found.stored |= stored
             if seen and layer in block.layers:
-                original = gguf.rotary_order(block.prefix + name, tensor.cpu(), source.config)
-                found.errors[layer] = output_error(decode(stored), original, seen.hessian.cpu())
+                original = gguf.rotary_order(block.prefix + name, tensor, source.config)
+                found.errors[layer] = output_error(decode(stored).to(block.device), original, seen.hessian)
         return found
 
     def keep(self, source: Source, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        return gguf.encode_tensor(name, tensor, self.mix, source.config, encoder=self.encoder)
+        return gguf.encode_tensor(name, tensor, self.mix, source.config, encoder=self.encoder(None))
 
     def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
         gguf.assemble(parts, source.path, source.config, self.mix, out / f"model-{self.mix}.gguf")

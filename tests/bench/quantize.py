@@ -42,6 +42,7 @@ OWN = [
     "awq-gptq-w4g128",
     "nf4",
     "q4_k_m",
+    "q4_k_m-importance",
     "q4_k_m-plain",
 ]
 LIBRARIES: list[Recipe] = [
@@ -51,7 +52,7 @@ LIBRARIES: list[Recipe] = [
     AutoGPTQ(bits=3, symmetric=False, act_order=True),
     BitsAndBytes(),
     LlamaCpp(),
-    LlamaCpp(importance=True),
+    LlamaCpp(search="importance"),
 ]
 PARTS = ["quality", "blocks", "memory", "resume", "large"]
 TUNED = ["tuned-w4g128", "tuned-w3g128"]  # get more calibration text: as much as fits in the time that AutoAWQ takes
@@ -98,7 +99,7 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
     print(ratio("tuned-w4g128", "autogptq-w4g128-asym-actorder"))
     print(ratio("tuned-w3g128", "autogptq-w3g128-asym-actorder"))
     print(ratio("q4_k_m", "llamacpp-q4_k_m"))
-    print(ratio("q4_k_m", "llamacpp-q4_k_m-importance"))
+    print(ratio("q4_k_m-importance", "llamacpp-q4_k_m-importance"))
     print(ratio("q4_k_m-plain", "llamacpp-q4_k_m"))
     print(in_pairs("q4_k_m", "llamacpp-q4_k_m"))
     for name in ("gptq-w4g128", "gptq-w4g128-asym", "gptq-w3g128-asym"):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from qlab.methods.gptq import gptq
 from qlab.methods.grid import GroupedIntegers
+from qlab.methods.kquant_kinds import KINDS
+from qlab.methods.kquants import Superblocks, encode
 from qlab.methods.rtn import rtn
-from qlab.methods.settle import one_round, settle
+from qlab.methods.settle import damp, one_round, settle, settle_blocks
 
 
 def correlated(columns: int = 64, tokens: int = 400) -> Tensor:
@@ -19,7 +23,7 @@ def correlated(columns: int = 64, tokens: int = 400) -> Tensor:
     return x.T @ x
 
 
-def cost(layer: GroupedIntegers, weight: Tensor, hessian: Tensor) -> Tensor:
+def cost(layer: GroupedIntegers | Superblocks, weight: Tensor, hessian: Tensor) -> Tensor:
     """E·H·Eᵀ of each row, damped as the descent has it."""
     error = weight - layer.dequantize()
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
@@ -44,9 +48,10 @@ def test_at_rest_no_single_code_could_do_better() -> None:
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(64)
     layer = rtn(weight, 3, 32)
     for _ in range(50):
-        before, (layer, bottoms) = layer.codes, one_round(layer, weight, damped)
-        if layer.codes.equal(before):
+        codes, bottoms = one_round(layer.codes, layer.points, weight, damped)
+        if codes.equal(layer.codes):
             break
+        layer = replace(layer, codes=codes)
     else:
         pytest.fail("the descent does not come to rest")
     whole = cost(layer, weight, hessian)
@@ -65,14 +70,14 @@ def test_blocks_of_columns_change_nothing_and_nothing_given_is_written_to() -> N
     weight, hessian = torch.randn(6, 320, generator=torch.Generator().manual_seed(4)), correlated(320, 1000)
     layer = rtn(weight, 4, 64)
     kept = [tensor.clone() for tensor in (weight, hessian, layer.codes, layer.scales)]
-    found, _ = one_round(layer, weight, hessian)
+    found, _ = one_round(layer.codes, layer.points, weight, hessian)
     codes, present = layer.codes.clone(), layer.dequantize().double()
     for j in range(320):  # the same, column by column
         best = present[:, j] + (weight.double() - present) @ hessian[:, j].double() / hessian[j, j].double()
         scale, zero = layer.scales[:, j // 64].double(), layer.zeros[:, j // 64].double()
         codes[:, j] = ((best / scale).round() + zero).clamp(0, 15)
         present[:, j] = (codes[:, j] - zero) * scale
-    assert (found.codes != codes).float().mean() < 0.01  # FP32's own
+    assert (found != codes).float().mean() < 0.01  # FP32's own
     assert (layer.codes != codes).float().mean() > 0.1
     assert all(torch.equal(before, now) for before, now in zip(kept, (weight, hessian, layer.codes, layer.scales)))
 
@@ -100,8 +105,34 @@ def test_what_no_token_used_stays_as_it_was() -> None:
 def test_the_search_of_gptq_settles_and_its_control_does_not() -> None:
     weight, hessian = torch.randn(24, 64, generator=torch.Generator().manual_seed(1)), correlated()
     searched = gptq(weight, hessian, 3, 32, order="group", search=True)
-    again, _ = one_round(searched, weight, hessian + 0.01 * hessian.diagonal().mean() * torch.eye(64))
-    moved = (again.codes != searched.codes).float().mean()
+    again, _ = one_round(searched.codes, searched.points, weight, hessian + 0.01 * hessian.diagonal().mean() * torch.eye(64))
+    moved = (again != searched.codes).float().mean()
     control = gptq(weight, hessian, 3, 32, order="group", search=True, compensate=False)
     assert moved < 0.1
     assert cost(control, weight, hessian).sum() > 1.2 * cost(searched, weight, hessian).sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_of_llama_cpp_come_nearer_and_keep_their_scales(kind: str) -> None:
+    weight, hessian = 0.02 * torch.randn(24, 512, generator=torch.Generator().manual_seed(1)), correlated(512, 2000)
+    weight[3, 256:288] = 0  # a sub-block of zeros has a scale of zero
+    start = encode(weight, kind, hessian.diagonal() / 2000)
+    kept = start.codes.clone()
+    settled = settle_blocks(start, weight, damp(hessian.clone()))
+    before, after = cost(start, weight, hessian), cost(settled, weight, hessian)
+    assert (after <= before * 1.0001).all()
+    assert after.sum() < 0.8 * before.sum()
+    assert start.codes.equal(kept)
+    assert settled.codes.shape == start.codes.shape
+    assert int(settled.codes.max()) <= KINDS[kind].levels
+    assert all(getattr(settled, part) is getattr(start, part) for part in ("scales", "mins", "d", "dmin"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_points_of_a_block_are_what_its_codes_decode_to(kind: str) -> None:
+    blocks = encode(torch.randn(4, 512, generator=torch.Generator().manual_seed(5)), kind)
+    step, offset, levels = blocks.points
+    size = 512 // step.shape[1]
+    values = blocks.codes.view(4, -1, size) * step[..., None] + offset[..., None]
+    assert torch.allclose(values.view(4, 512), blocks.dequantize(), rtol=1e-4, atol=1e-5)
+    assert levels == 2 ** KINDS[kind].bits - 1

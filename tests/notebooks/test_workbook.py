@@ -91,13 +91,17 @@ def test_negative_controls_come_out_negative(run: Run) -> None:
     assert results["nf4/layer-errors"]["NF4"] < results["nf4/layer-errors"]["uniform levels (control)"]
     superblock = results["gguf/layer-errors"]
     assert superblock["Q6_K"] < superblock["Q4_K: 8 scales a superblock"] < superblock["control: one scale a superblock"]
+    settled = results["gguf/settled"]
+    assert settled["control: settled by H's diagonal"] == settled["Q4_K by importance"]
+    assert settled["settled, two rounds"] < settled["settled, one round"] < 0.8 * settled["Q4_K by importance"]
 
 
 def test_methods_keep_their_order(run: Run) -> None:
     assert kl(run, "gptq-w4g128") < kl(run, "autogptq-w4g128")
     assert kl(run, "gptq-w4g128-asym-actorder") < min(kl(run, "autogptq-w4g128-asym-actorder"), kl(run, "rtn-w4g128"))
     assert kl(run, "awq-w4g128") < kl(run, "rtn-w4g128")
-    assert kl(run, "q4_k_m") < kl(run, "q4_k_m-plain")  # weighted by what the channels carry
+    assert kl(run, "q4_k_m") < 0.8 * kl(run, "q4_k_m-importance")
+    assert kl(run, "q4_k_m-importance") < kl(run, "q4_k_m-plain")  # weighted by what the channels carry
     assert kl(run, "f16") == pytest.approx(0, abs=1e-6)
     assert kl(run, "q8_0") < 0.1 * kl(run, "q4_k_m")
     assert kl(run, "nf4") < kl(run, "fp4-single")
