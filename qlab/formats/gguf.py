@@ -28,7 +28,7 @@ from qlab.formats.gguf_tokenizer import add_tokenizer, pre_tokenizer_name, read_
 from qlab.formats.kquant_bytes import byte_tensor
 from qlab.methods.kquant_kinds import KINDS
 from qlab.methods.kquants import encode
-from qlab.methods.settle import damp, settle_blocks
+from qlab.methods.settle import settle_blocks
 
 __all__ = ["assemble", "check_model", "encode_tensor", "more_bits", "pre_tokenizer_name", "tensor_type", "write_gguf"]
 
@@ -99,15 +99,15 @@ def check_model(folder: Path, config: dict[str, Any], names: Iterable[str]) -> N
 def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None, hessian: Tensor | None = None) -> Tensor:
     """The bytes of a matrix, uint8 [rows, bytes a row], made some rows at a time.
 
-    With H `hessian` [in, in], codes of up to SETTLED_BITS are gone over again (qlab.methods.settle).
+    With H `hessian` [in, in] (qlab.methods.settle.trusted), codes of up to SETTLED_BITS are gone over again.
     """
     rows, columns = tensor.shape
     out = torch.empty(rows, columns // KINDS[kind].block * KINDS[kind].bytes, dtype=torch.uint8, device=tensor.device)
     step = max(1, (AT_ONCE if tensor.device.type == "cpu" else ON_DEVICE) // columns)
-    damped = damp(hessian.float().clone()) if hessian is not None and KINDS[kind].bits <= SETTLED_BITS else None
+    again = hessian if KINDS[kind].bits <= SETTLED_BITS else None
     for part, stored in zip(tensor.split(step), out.split(step)):
         blocks = encode(part, kind, importance)
-        stored.copy_(byte_tensor(blocks if damped is None else settle_blocks(blocks, part.float(), damped)))
+        stored.copy_(byte_tensor(blocks if again is None else settle_blocks(blocks, part.float(), again)))
     return out
 
 
