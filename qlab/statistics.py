@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qlab.methods.hessian import damp, shrink, trust
+
 STRIPES = 4  # XᵀX is symmetric: of so many stripes of rows, only what lies on and above the diagonal is computed
 
 
@@ -32,6 +34,15 @@ class Statistics:
     def mean_square(self) -> Tensor:
         """Mean x² of each input channel: float32 [in]; llama.cpp calls this the importance matrix."""
         return self.hessian.diagonal() / max(1, self.tokens)
+
+    @property
+    def trust(self) -> float:
+        """The share of H's correlations that so many tokens can tell."""
+        return trust(self.tokens, len(self.hessian))
+
+    def trusted(self) -> Tensor:
+        """A new H, shrunk by what can be trusted of it and damped: float32 [in, in]."""
+        return damp(shrink(self.hessian.clone(), self.trust))
 
     def add(self, inputs: Tensor) -> None:
         """Take in activations [..., in]."""

@@ -23,9 +23,11 @@ from qlab.evaluate.quality import measure_quality
 from qlab.folding import fold_scales
 from qlab.grouping import input_groups
 from qlab.methods.awq import best_scale
-from qlab.model import Source, load
+from qlab.methods.gptq import gptq
+from qlab.model import Source, decoder_layers, load
 from qlab.recipes import Integers, parse
 from qlab.skeleton import Skeleton
+from qlab.statistics import collect
 from qlab.walk import Activations
 
 RECIPES = [
@@ -67,6 +69,22 @@ def test_company_in_a_walk_changes_nothing(
     (alone,) = quantize_model(tiny, [parse(name)], calibration, tmp_path)
     weights = [load_file(made.path / "model.safetensors") for made in (alone, artifacts[name])]
     assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+
+
+def test_gptq_trusts_as_much_of_h_as_the_tokens_tell(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+    (made,) = quantize_model(tiny, [parse("gptq-w4g64-inorder-cover")], calibration, tmp_path)
+    model, stored = load(tiny), load(made.source)
+    name = "model.layers.1.mlp.down_proj"
+    seen = collect(model, decoder_layers(model), calibration)[name]
+    by_share = {
+        share: gptq(decoder_layers(model)[name].weight, seen.hessian, 4, 64, True, trust=share).dequantize() for share in (seen.trust, 1.0)
+    }
+    same = {
+        share: float((weight - decoder_layers(stored)[name].weight).abs().lt(1e-4).float().mean()) for share, weight in by_share.items()
+    }
+    assert seen.trust == 0.5  # 8 x 64 tokens in 512 channels
+    assert same[0.5] > 0.99  # sums in another order may round a weight the other way
+    assert same[1.0] < 0.9
 
 
 def test_what_follows_quantized_blocks_differs_from_what_follows_the_original(artifacts: dict[str, Artifact]) -> None:

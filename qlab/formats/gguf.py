@@ -99,7 +99,7 @@ def check_model(folder: Path, config: dict[str, Any], names: Iterable[str]) -> N
 def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None, hessian: Tensor | None = None) -> Tensor:
     """The bytes of a matrix, uint8 [rows, bytes a row], made some rows at a time.
 
-    With H `hessian` [in, in] (qlab.methods.settle.trusted), codes of up to SETTLED_BITS are gone over again.
+    With H `hessian` [in, in] (shrunk and damped, qlab.methods.hessian), codes of up to SETTLED_BITS are gone over again.
     """
     rows, columns = tensor.shape
     out = torch.empty(rows, columns // KINDS[kind].block * KINDS[kind].bytes, dtype=torch.uint8, device=tensor.device)

@@ -12,8 +12,9 @@ from torch import Tensor
 from qlab.errors import UserError
 from qlab.methods.grid import GroupedIntegers, fit_grid, grouped
 from qlab.methods.grid_search import search_grid
+from qlab.methods.hessian import damp, shrink
 from qlab.methods.rtn import rtn
-from qlab.methods.settle import damp, settle
+from qlab.methods.settle import settle
 
 BLOCK = 128  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2)
 DAMPINGS = 4  # the damping is raised tenfold this many times before GPTQ gives up on a Hessian
@@ -29,6 +30,7 @@ def gptq(
     order: str = "given",
     search: bool = False,
     damping: float = 0.01,
+    trust: float = 1.0,
     compensate: bool = True,
 ) -> GroupedIntegers:
     """Quantize `weight` [out, in] against H = XᵀX `hessian` [in, in].
@@ -40,18 +42,19 @@ def gptq(
 
     `search` looks for each grid in the metric that GPTQ itself minimises, instead of covering its group, and when all codes are
     there goes over them again and fits the scales to them (qlab.methods.settle), but for scattered groups.
+    `trust`: what share of H's correlations to believe, the paper's all or that of qlab.methods.hessian.trust.
     `compensate=False` is the negative control: the same walk, errors thrown away.
     A Hessian that cannot be factored at any damping falls back to RTN, and the result's `note` says so.
 
     Raises:
         UserError: an unknown order, or a group size that does not divide the row.
     """
-    return compensated(weight, hessian, bits, group_size, symmetric, order, search, damping, compensate)[0]
+    return compensated(weight, hessian, bits, group_size, symmetric, order, search, damping, trust, compensate)[0]
 
 
 def compensated(
     weight: Tensor, hessian: Tensor, bits: int, group_size: int, symmetric: bool, order: str, search: bool,
-    damping: float = 0.01, compensate: bool = True,
+    damping: float = 0.01, trust: float = 1.0, compensate: bool = True,
 ) -> tuple[GroupedIntegers, Tensor]:  # fmt: skip
     """As `gptq`, and the weights float32 [out, in] as they stood, errors of others spread over them, when they were rounded."""
     if order not in ORDERS:
@@ -64,14 +67,14 @@ def compensated(
     if dead.any():  # channels that no token ever used: any code serves, zero is cheapest
         weight = weight.masked_fill(dead, 0)
     places = column_order(hessian.diagonal(), size, order)
-    factor, note = inverse_factor(hessian, places, damping)
+    factor, note = inverse_factor(hessian, places, damping, trust)
     if factor is None:
         return rtn(weight, bits, group_size, symmetric, note=note), weight
     layer, rounded = one_pass(weight, factor, places, bits, size, symmetric, order, search, compensate, note)
     if not search or not compensate or order == "scattered" or note:  # a Hessian that took more damping is not to be trusted further
         return layer, rounded
     del factor, rounded
-    return settle(layer, weight, hessian, damping)
+    return settle(layer, weight, hessian, damping, trust)
 
 
 def one_pass(
@@ -139,18 +142,19 @@ def column_order(diagonal: Tensor, size: int, order: str) -> Tensor:
     return (leading[:, None] * size + within).flatten()
 
 
-def inverse_factor(hessian: Tensor, places: Tensor, damping: float) -> tuple[Tensor | None, str]:
+def inverse_factor(hessian: Tensor, places: Tensor, damping: float, trust: float = 1.0) -> tuple[Tensor | None, str]:
     """U, the upper Cholesky factor of H⁻¹ with rows and columns in the order `places`, and a note.
 
     Row j of U holds what eliminating column j does to the later ones. It is had without H⁻¹: factored from its last row
-    upwards, H = R·Rᵀ with R upper triangular, so that H⁻¹ = R⁻ᵀ·R⁻¹ and U = R⁻¹. λ = `damping` · mean diagonal is added first
-    (section 3.3, step 3), and raised tenfold where H is still not positive definite. None, with a note, where nothing helped.
+    upwards, H = R·Rᵀ with R upper triangular, so that H⁻¹ = R⁻ᵀ·R⁻¹ and U = R⁻¹. H is shrunk by `trust`, then
+    λ = `damping` · mean diagonal is added (section 3.3, step 3), tenfold more wherever H is still not positive definite. None, with a
+    note, where nothing helped.
     """
     backwards = places.flip(0)
     for attempt in range(DAMPINGS):
         raised = damping * 10**attempt
         matrix = hessian.float()[backwards][:, backwards]  # gathered anew each time: a matrix kept for later is memory lost now
-        matrix, failed = torch.linalg.cholesky_ex(damp(matrix, raised))
+        matrix, failed = torch.linalg.cholesky_ex(damp(shrink(matrix, trust), raised))
         if failed or not torch.isfinite(matrix.diagonal()).all():
             continue
         identity = torch.eye(len(places), device=matrix.device)

@@ -15,7 +15,6 @@ from qlab.formats import gguf
 from qlab.formats.folder import finish_folder
 from qlab.formats.gguf_read import decode
 from qlab.methods.awq import output_error
-from qlab.methods.settle import trusted
 from qlab.model import Source
 from qlab.recipes.recipe import Shapes, Walked
 from qlab.statistics import Statistics
@@ -58,7 +57,7 @@ class GGUF(Walked):
 
     def encoder(self, seen: Statistics | None) -> gguf.Encoder:
         """What makes the blocks of a layer whose inputs were `seen`: qlab's own methods."""
-        return partial(gguf.encode_rows, hessian=trusted(seen.hessian, seen.tokens) if seen and self.settles else None)
+        return partial(gguf.encode_rows, hessian=seen.trusted() if seen and self.settles else None)
 
     def check(self, source: Source, shapes: Shapes) -> None:
         gguf.check_model(source.path, source.config, shapes)

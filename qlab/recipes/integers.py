@@ -137,7 +137,8 @@ class Integers(Walked):
         if self.method in ("rtn", "awq"):
             whole = rtn(stacked, self.bits, self.group_size, self.symmetric, seen.hessian if self.search else None)
         else:
-            whole, exact = compensated(stacked, seen.hessian, self.bits, self.group_size, self.symmetric, self.order, self.search)
+            options = (self.bits, self.group_size, self.symmetric, self.order, self.search)
+            whole, exact = compensated(stacked, seen.hessian, *options, trust=seen.trust)
             if self.method == "tuned":
                 weights = list(exact.split([len(weight) for weight in weights]))
             del exact

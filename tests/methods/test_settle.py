@@ -10,10 +10,11 @@ from torch import Tensor
 
 from qlab.methods.gptq import gptq
 from qlab.methods.grid import GroupedIntegers
+from qlab.methods.hessian import damp
 from qlab.methods.kquant_kinds import KINDS
 from qlab.methods.kquants import Superblocks, encode
 from qlab.methods.rtn import rtn
-from qlab.methods.settle import damp, one_round, settle, settle_blocks, trusted
+from qlab.methods.settle import one_round, settle, settle_blocks
 
 
 def correlated(columns: int = 64, tokens: int = 400) -> Tensor:
@@ -136,15 +137,3 @@ def test_the_points_of_a_block_are_what_its_codes_decode_to(kind: str) -> None:
     values = blocks.codes.view(4, -1, size) * step[..., None] + offset[..., None]
     assert torch.allclose(values.view(4, 512), blocks.dequantize(), rtol=1e-4, atol=1e-5)
     assert levels == 2 ** KINDS[kind].bits - 1
-
-
-def test_few_tokens_are_trusted_little_and_many_wholly() -> None:
-    hessian = correlated()
-    kept = hessian.clone()
-    beside = ~torch.eye(64, dtype=torch.bool)
-    few, half, many = (trusted(hessian, tokens) for tokens in (0, 64, 10**9))
-    assert torch.equal(few, few.diagonal().diag())
-    assert torch.allclose(half[beside], hessian[beside] / 2)
-    assert torch.allclose(many, damp(hessian.clone()))
-    assert few.diagonal().equal(many.diagonal())
-    assert hessian.equal(kept)
