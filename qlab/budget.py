@@ -19,7 +19,7 @@ import torch
 from qlab.block import PREFIX, is_linear
 from qlab.checkpoint import Checkpoint
 from qlab.errors import UserError
-from qlab.formats.gguf import AT_ONCE
+from qlab.formats.gguf import AT_ONCE, ON_DEVICE
 from qlab.methods.grid_search import REFIT_ROWS
 from qlab.model import Source
 from qlab.process import peak_bytes
@@ -99,7 +99,7 @@ def predict(
     stored = 2 * sum(checkpoint.bytes_of(name) for name in checkpoint.shapes) * 0.35 * len(recipes)
     disk = stored + (2 + 2 * sequential) * 4 * windows[0] * windows[1] * config["hidden_size"] * data
     start = float(psutil.Process().memory_info().rss)
-    work = max(working(recipe, groups, windows[1]) for recipe in recipes) + LIBRARIES
+    work = max(working(recipe, groups, windows[1], device) for recipe in recipes) + LIBRARIES
     seconds = duration(groups, recipes, windows, blocks, device)
     usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
@@ -113,14 +113,15 @@ def predict(
     )
 
 
-def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int) -> float:
+def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: str) -> float:
     """Bytes that a recipe needs beside a block and its statistics; tuning runs windows of `length` tokens through the block."""
     weights = sum(width * out for width, out in groups)
     largest = 4.0 * max(width * out for width, out in groups)
     if isinstance(recipe, NF4):
         return 60e6 + 1.5 * largest
     if isinstance(recipe, GGUF):
-        settling = max(4.0 * width**2 + 24.0 * min(width * out, AT_ONCE) for width, out in groups) if recipe.settles else 0.0
+        at_once = AT_ONCE if torch.device(device).type == "cpu" else ON_DEVICE
+        settling = max(4.0 * width**2 + 24.0 * min(width * out, at_once) for width, out in groups) if recipe.settles else 0.0
         return 60e6 + max(1.2 * largest if recipe.data else 0.0, settling)
     assert isinstance(recipe, Integers)
     scaled = sum(4.0 * width**2 for width, _ in groups) if recipe.method in ("awq", "awq-gptq") else 0.0

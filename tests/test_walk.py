@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file
 
 from qlab import budget
@@ -21,9 +22,11 @@ from qlab.artifact import Artifact, quantize_model
 from qlab.errors import UserError
 from qlab.evaluate.quality import measure_quality
 from qlab.folding import fold_scales
+from qlab.formats.gguf import encode_rows
 from qlab.grouping import input_groups
 from qlab.methods.awq import best_scale
 from qlab.methods.gptq import gptq
+from qlab.methods.hessian import damp
 from qlab.model import Source, decoder_layers, load
 from qlab.recipes import Integers, parse
 from qlab.skeleton import Skeleton
@@ -85,6 +88,22 @@ def test_gptq_trusts_as_much_of_h_as_the_tokens_tell(tiny: Source, calibration: 
     assert seen.trust == 0.5  # 8 x 64 tokens in 512 channels
     assert same[0.5] > 0.99  # sums in another order may round a weight the other way
     assert same[1.0] < 0.9
+
+
+def test_k_quants_settle_by_as_much_of_h_as_the_tokens_tell(
+    artifacts: dict[str, Artifact], tiny: Source, calibration: torch.Tensor
+) -> None:
+    model, name = load(tiny), "model.layers.1.mlp.up_proj"
+    weight, seen = decoder_layers(model)[name].weight.detach(), collect(model, decoder_layers(model), calibration)[name]
+    tensors = GGUFReader(artifacts["q4_k_m"].path / "model-q4_k_m.gguf").tensors
+    (stored,) = (tensor for tensor in tensors if tensor.name == "blk.1.ffn_up.weight")
+    assert stored.tensor_type.name == "Q4_K"
+    same = []
+    for hessian in (seen.trusted, lambda: damp(seen.hessian.clone())):
+        coded = encode_rows(weight, "Q4_K", seen.mean_square, hessian).flatten()
+        same.append(float(coded.eq(torch.from_numpy(stored.data.copy()).flatten()).float().mean()))
+    assert same[0] > 0.99
+    assert same[1] < 0.9
 
 
 def test_what_follows_quantized_blocks_differs_from_what_follows_the_original(artifacts: dict[str, Artifact]) -> None:
@@ -163,6 +182,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tiny: Source, tmp_
 def test_what_cannot_be_done_is_said_and_leaves_nothing(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no recipe 'awq-w9g128'"):
         parse("awq-w9g128")
+    for name in ("q4_k_m-", "q4_k_m-settled", "q4_k_m-Plain"):
+        with pytest.raises(UserError, match="with -importance or -plain"):
+            parse(name)
+    assert parse("q4_k_m-importance").name == "q4_k_m-importance"
     with pytest.raises(UserError, match="groups of 96 do not divide"):
         quantize_model(tiny, [parse("awq-w4g96")], calibration, tmp_path)
     assert not list(tmp_path.glob("[!.]*"))

@@ -25,7 +25,8 @@ from qlab.wording import signed
 SHAPE = SHAPES[SEVENTY]
 GUIDE_TABLE = {"FP16": (3.12, 79.8), "AWQ": (3.21, 79.1), "GPTQ": (3.24, 78.9), "Q4_K_M": (3.19, 79.2), "NF4": (3.28, 78.5)}
 """The guide's own benchmark of a 70B: perplexity and MMLU (%), which two of its other claims can be held against."""
-FOUR_BIT = ("autoawq-w4g128", "autogptq-w4g128", "q4_k_m", "nf4")
+FOUR_BIT = ("autoawq-w4g128", "autogptq-w4g128", "llama.cpp's q4_k_m", "nf4")
+"""What the guide's readers use: the libraries' own results, and NF4, which is bitsandbytes' to the byte."""
 
 
 def two_bytes(results: Results) -> Decided:

@@ -71,7 +71,7 @@ TESTS: dict[str, Test] = {
     "gptq-autogptq-recipe": settings("autogptq-w4g128", {"bits": 4, "group_size": 128, "damp_percent": 0.01}),
     "gptq-act-order-better": below("gptq/layer-errors", "GPTQ, act-order", "GPTQ"),
     "gptq-asymmetric-better": below("gptq/layer-errors", "GPTQ", "GPTQ, symmetric"),
-    "loss-q4-k-m": loss_within(["q4_k_m"], 1, 2),
+    "loss-q4-k-m": loss_within(["llama.cpp's q4_k_m"], 1, 2),
     "approach-gguf": below("gguf/layer-errors", "Q4_K: 8 scales a superblock", "control: one scale a superblock"),
     "approach-nf4": below("nf4/layer-errors", "NF4", "uniform levels (control)"),
     "time-nf4": Test("read as: made from the original checkpoint in one load, without calibration text, which this run did", on_the_fly),

@@ -74,7 +74,7 @@ def compensated(
     if not search or not compensate or order == "scattered" or note:  # a Hessian that took more damping is not to be trusted further
         return layer, rounded
     del factor, rounded
-    return settle(layer, weight, hessian, damping, trust)
+    return settle(layer, weight, damp(shrink(hessian.float().clone(), trust), damping))
 
 
 def one_pass(

@@ -1,6 +1,6 @@
 """Going over finished codes again, by coordinate descent (QuantEase, Behdin et al. 2023, algorithm 1).
 
-GPTQ rounds a column knowing the errors of those before it, and never comes back to it; a K-quant's search knows of no column but
+GPTQ rounds a column knowing the errors of those before it, and never comes back to it; a K-quant's rounding knows of no column but
 its own. Here each column is rounded once more with all others as they now stand: E·H·Eᵀ of the error E = W − Ŵ, H damped, is a
 parabola in every single weight, and the grid point nearest to its bottom is the best, so that it can only fall (but for FP32's own
 errors). Between the rounds the scales of grouped integers are fitted to their codes.
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from qlab.methods.grid import GroupedIntegers, Points
 from qlab.methods.grid_search import refit_scales
-from qlab.methods.hessian import damp, shrink
 from qlab.methods.kquant_fit import reciprocal
 from qlab.methods.kquants import Superblocks
 
@@ -23,23 +22,20 @@ BLOCK = 128  # columns whose changes reach the rest of the gradient together
 ROUNDS = 2
 
 
-def settle(
-    layer: GroupedIntegers, weight: Tensor, hessian: Tensor, damping: float = 0.01, trust: float = 1.0, rounds: int = ROUNDS
-) -> tuple[GroupedIntegers, Tensor]:
+def settle(layer: GroupedIntegers, weight: Tensor, hessian: Tensor, rounds: int = ROUNDS) -> tuple[GroupedIntegers, Tensor]:
     """A better layer of the same form, and the weights float32 [out, in] that its codes were rounded from, but for the last changes.
 
-    `weight` [out, in] is what it stands for, H = XᵀX `hessian` [in, in], shrunk by `trust` and damped as
-    GPTQ does at first. Consecutive groups only.
+    `weight` [out, in] is what it stands for, H = XᵀX `hessian` float32 [in, in], shrunk and damped (qlab.methods.hessian).
+    Consecutive groups only.
     """
-    damped = damp(shrink(hessian.float().clone(), trust), damping)
     for _ in range(rounds):
-        codes, exact = one_round(layer.codes, layer.points, weight, damped)
-        layer = refit_scales(replace(layer, codes=codes), weight, damped)
+        codes, exact = one_round(layer.codes, layer.points, weight, hessian)
+        layer = refit_scales(replace(layer, codes=codes), weight, hessian)
     return layer, exact.T
 
 
 def settle_blocks(blocks: Superblocks, weight: Tensor, hessian: Tensor, rounds: int = ROUNDS) -> Superblocks:
-    """Better codes for llama.cpp's blocks, whose scales stay, of the `weight` [out, in] by H [in, in], shrunk and damped."""
+    """Better codes for llama.cpp's blocks, whose scales stay, of the `weight` float32 [out, in]; H float32 [in, in] as in `settle`."""
     codes = blocks.codes.view(blocks.shape)
     for _ in range(rounds):
         codes, _ = one_round(codes, blocks.points, weight, hessian)
@@ -47,7 +43,10 @@ def settle_blocks(blocks: Superblocks, weight: Tensor, hessian: Tensor, rounds: 
 
 
 def one_round(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """Every column in turn: the new codes uint8 [out, in], and the bottoms of the parabolas at the end [in, out]."""
+    """Every column in turn (QuantEase, algorithm 1): the new codes uint8 [out, in], and the bottoms of the parabolas at the end [in, out].
+
+    `weight` float32 [out, in]; H `hessian` float32 [in, in], whose diagonal must be positive.
+    """
     columns, groups = len(hessian), points.step.shape[1]
     size = columns // groups
     step, offset = points.step.T.contiguous(), points.offset.T.contiguous()

@@ -24,12 +24,12 @@ def parse(name: str) -> WalkedRecipe:
         return NF4(name[:3], not name.endswith("-single"))
     if recipe := parse_integers(name):
         return recipe
-    mix, _, search = name.partition("-")
+    mix, dash, search = name.partition("-")
     try:
-        check_mix(mix if search in ("", "importance", "plain") else name)
+        check_mix(mix if not dash or search in ("importance", "plain") else name)
     except UserError as error:
         raise UserError(
             f"no recipe {name!r}: expected such as awq-w4g128, gptq-w4g128, gptq-w4g128-asym-actorder, awq-gptq-w4g128, tuned-w4g128, "
-            f"rtn-w4g128, nf4, or a GGUF mix ({error})"
+            f"rtn-w4g128, nf4, or a GGUF mix, alone or with -importance or -plain ({error})"
         ) from error
     return GGUF(mix, cast(Search, search or "settled"))

@@ -57,7 +57,7 @@ class GGUF(Walked):
 
     def encoder(self, seen: Statistics | None) -> gguf.Encoder:
         """What makes the blocks of a layer whose inputs were `seen`: qlab's own methods."""
-        return partial(gguf.encode_rows, hessian=seen.trusted() if seen and self.settles else None)
+        return partial(gguf.encode_rows, hessian=seen.trusted if seen and self.settles else None)
 
     def check(self, source: Source, shapes: Shapes) -> None:
         gguf.check_model(source.path, source.config, shapes)

@@ -48,6 +48,7 @@ PATTERN = re.compile(
 class Integers(Walked):
     """Grouped integers: `method` rtn, awq, gptq, awq-gptq (scales by AWQ, rounding by GPTQ) or tuned (GPTQ, then by gradient).
 
+    H is shrunk by what its tokens can tell (qlab.methods.hessian) wherever GPTQ rounds.
     `order` and `search` as in qlab.methods.gptq; RTN and AWQ take `search` likewise. `sequential`: what a block sees is what the
     blocks quantized before it make, not what the original's do. Tuning needs that; for GPTQ it takes longer, and
     on models of four blocks changes KL by a few percent at most (`make bench-quantize` prints it), so it is a choice.

@@ -102,6 +102,7 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
     print(ratio("q4_k_m-importance", "llamacpp-q4_k_m-importance"))
     print(ratio("q4_k_m-plain", "llamacpp-q4_k_m"))
     print(in_pairs("q4_k_m", "llamacpp-q4_k_m"))
+    print(in_pairs("q4_k_m", "llamacpp-q4_k_m-importance"))
     for name in ("gptq-w4g128", "gptq-w4g128-asym", "gptq-w3g128-asym"):
         print(in_pairs(f"{name}-sequential", name))
     print(f"tuned-w4g128 took {found['tuned-w4g128'][0].seconds / found['autoawq-w4g128'][0].seconds:.2f} of AutoAWQ's time")

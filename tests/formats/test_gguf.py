@@ -18,9 +18,10 @@ from qlab.deploy.llamacpp import LlamaCpp, post
 from qlab.deploy.server import on_free_port, serving
 from qlab.errors import UserError
 from qlab.evaluate.quality import measure_quality
-from qlab.formats.gguf import assemble, encode_tensor, write_gguf
+from qlab.formats.gguf import assemble, encode_rows, encode_tensor, write_gguf
 from qlab.formats.gguf_metadata import rope_factors
 from qlab.formats.gguf_mix import DEFAULT, tensor_type
+from qlab.methods.hessian import damp
 from qlab.model import Source, load, load_tokenizer, locate
 
 TEXTS = [
@@ -53,6 +54,19 @@ def test_f16_is_the_model_itself_and_fewer_bits_are_farther(subject: Source, fil
     assert [kl[mix] for mix in order] == sorted(kl[mix] for mix in order)
     assert kl["q8_0"] < 0.1 * kl["q4_k_m"]
     assert kl["q4_k_m"] < 0.1
+
+
+def test_kinds_of_up_to_five_bits_settle_and_wider_ones_do_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (
+        torch.randn(16, 512, generator=generator),
+        torch.randn(300, 512, generator=generator) @ torch.randn(512, 512, generator=generator),
+    )
+    moved = {
+        kind: not encode_rows(weight, kind, None, lambda: damp(x.T @ x)).equal(encode_rows(weight, kind, None))
+        for kind in ("Q2_K", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+    }
+    assert moved == {"Q2_K": True, "Q4_0": True, "Q4_K": True, "Q5_K": True, "Q6_K": False, "Q8_0": False}
 
 
 def test_the_file_follows_the_mix(files: dict[str, Path], subject: Source) -> None:

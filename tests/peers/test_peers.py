@@ -104,3 +104,5 @@ def test_our_blocks_are_as_near_as_llamacpps_own(kind: str, weighted: bool) -> N
 def test_llamacpps_quantizer_refuses_what_its_blocks_do_not_divide() -> None:
     with pytest.raises(UserError, match="multiple of 256"):
         llamacpp.encode_rows(torch.zeros(2, 128), "Q4_K")
+    with pytest.raises(UserError, match="only qlab's settles"):
+        LlamaCpp(search="settled")
