@@ -56,13 +56,30 @@ LIBRARIES: list[Recipe] = [
 ]
 PARTS = ["quality", "blocks", "memory", "resume", "large"]
 TUNED = ["tuned-w4g128", "tuned-w3g128"]  # get more calibration text: as much as fits in the time that AutoAWQ takes
+RATIOS = [
+    ("awq-w4g128", "autoawq-w4g128"),
+    ("gptq-w4g128-inorder-cover", "autogptq-w4g128"),
+    ("gptq-w4g128-inorder-cover-sequential", "autogptq-w4g128"),
+    ("gptq-w4g128-asym-actorder", "autogptq-w4g128-asym-actorder"),
+    ("gptq-w3g128-asym", "autogptq-w3g128-asym-actorder"),
+    ("tuned-w4g128", "autogptq-w4g128-asym-actorder"),
+    ("tuned-w3g128", "autogptq-w3g128-asym-actorder"),
+    ("q4_k_m-importance", "llamacpp-q4_k_m-importance"),
+    ("q4_k_m-plain", "llamacpp-q4_k_m"),
+]
+IN_PAIRS = [
+    ("q4_k_m", "llamacpp-q4_k_m"),
+    ("q4_k_m", "llamacpp-q4_k_m-importance"),
+    ("gptq-w4g128-inorder-cover", "autogptq-w4g128"),
+    *((f"{name}-sequential", name) for name in ("gptq-w4g128", "gptq-w4g128-asym", "gptq-w3g128-asym")),
+]
 
 
 def quality_and_time(options: argparse.Namespace, work: str) -> None:
     source = locate(options.model)
     tokenizer, original = load_tokenizer(source), load(source)
-    calibration = windows(load_text(options.calibration), tokenizer, 256, 64)
-    more = windows(load_text(options.calibration), tokenizer, 256, options.tuning_windows)
+    text = load_text(options.calibration)
+    calibration = windows(text, tokenizer, 256, 64)
     held_out = windows(load_text(options.text), tokenizer, 512, 40)
     original(calibration[:8], use_cache=False)
     started = time.perf_counter()
@@ -72,9 +89,10 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
     floor = time.perf_counter() - started
     print(f"{source.name}: {calibration.numel()} calibration tokens; one forward pass over them, the floor: {floor:.1f} s")
     found: dict[str, tuple[Artifact, Quality]] = {}
-    jobs = [(recipe, calibration) for recipe in [*LIBRARIES, *map(parse, OWN)]] + [(parse(name), more) for name in TUNED]
-    for recipe, text in jobs:
-        made = make_artifact(recipe, source, text, work)
+    jobs = [(recipe, calibration) for recipe in [*LIBRARIES, *map(parse, OWN)]]
+    jobs += [(parse(name), windows(text, tokenizer, 256, options.tuning_windows)) for name in TUNED if options.tuning_windows]
+    for recipe, seen in jobs:
+        made = make_artifact(recipe, source, seen, work)
         found[recipe.name] = made, measure_quality(load(made.source), held_out, original)
         q = found[recipe.name][1]
         print(
@@ -92,20 +110,13 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
         mean = found[second][1].kl or 1
         return f"{first} against {second}, window by window: KL {difference / mean:+.1%} ± {error / mean:.1%}"
 
-    print(ratio("awq-w4g128", "autoawq-w4g128"))
-    print(ratio("gptq-w4g128-inorder-cover", "autogptq-w4g128"))
-    print(ratio("gptq-w4g128-inorder-cover-sequential", "autogptq-w4g128"))
-    print(ratio("gptq-w4g128-asym-actorder", "autogptq-w4g128-asym-actorder"))
-    print(ratio("tuned-w4g128", "autogptq-w4g128-asym-actorder"))
-    print(ratio("tuned-w3g128", "autogptq-w3g128-asym-actorder"))
-    print(ratio("q4_k_m", "llamacpp-q4_k_m"))
-    print(ratio("q4_k_m-importance", "llamacpp-q4_k_m-importance"))
-    print(ratio("q4_k_m-plain", "llamacpp-q4_k_m"))
-    print(in_pairs("q4_k_m", "llamacpp-q4_k_m"))
-    print(in_pairs("q4_k_m", "llamacpp-q4_k_m-importance"))
-    for name in ("gptq-w4g128", "gptq-w4g128-asym", "gptq-w3g128-asym"):
-        print(in_pairs(f"{name}-sequential", name))
-    print(f"tuned-w4g128 took {found['tuned-w4g128'][0].seconds / found['autoawq-w4g128'][0].seconds:.2f} of AutoAWQ's time")
+    for first, second in RATIOS:
+        if first in found:
+            print(ratio(first, second))
+    for first, second in IN_PAIRS:
+        print(in_pairs(first, second))
+    if "tuned-w4g128" in found:
+        print(f"tuned-w4g128 took {found['tuned-w4g128'][0].seconds / found['autoawq-w4g128'][0].seconds:.2f} of AutoAWQ's time")
     four = ["awq-w4g128", "gptq-w4g128", "nf4", "q4_k_m"]
     slowest = max(four, key=lambda name: found[name][0].seconds)
     together, alone = (
@@ -183,7 +194,10 @@ def main() -> None:
     parser.add_argument("--calibration", default="docstrings")
     parser.add_argument("--text", default="python-reference", help="held-out text to judge by")
     parser.add_argument(
-        "--tuning-windows", type=int, default=640, help="calibration windows of the tuned recipe; all others get 64 of 256 tokens"
+        "--tuning-windows",
+        type=int,
+        default=640,
+        help="calibration windows of the tuned recipes, 0: leave them out; all others get 64 of 256 tokens",
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:4], help="'large': an 8B shape")
     parser.add_argument("--device", default="cpu", help="of the part 'large'")
