@@ -22,7 +22,7 @@ from torch import Tensor
 from qlab import ROOT
 from qlab.artifact import quantize_model
 from qlab.deploy.proof import PROMPTS, Agreement, compare
-from qlab.deploy.vllm import VLLM
+from qlab.deploy.vllm import VLLM, has_kernels
 from qlab.formats import awq
 from qlab.formats.packing import pack_words, unpack_words
 from qlab.model import Source, load, load_tokenizer, locate
@@ -31,7 +31,8 @@ from qlab.text import load_text, windows
 
 PYTHON = ROOT / ".venv-vllm/bin/python"
 pytestmark = pytest.mark.skipif(
-    not (PYTHON.parent.parent / ".ready").exists(), reason="needs vLLM, in an environment of its own: make vllm"
+    not (PYTHON.parent.parent / ".ready").exists() or not has_kernels(),
+    reason="needs vLLM, in an environment of its own (make vllm), and a processor that it has kernels for",
 )
 
 TOKENS = 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from qlab.deploy.llamacpp_server import KEY
 from qlab.deploy.runtime import Container
 
 IMAGE = "ghcr.io/ggml-org/llama.cpp:server-b11549"  # the release in the pinned xllamacpp, whose version ends in its number
+SAID = 300  # characters of a server's complaint that are passed on
 SERVER = 29e6  # bytes of Python, the wheel and the keeper; measured
 
 
@@ -44,6 +46,9 @@ class LlamaCpp:
     def environment(self, deployment: Deployment) -> dict[str, str]:
         return {KEY: deployment.key} if deployment.key else {}
 
+    def check_processor(self, deployment: Deployment) -> None:
+        """It runs on any."""
+
     def finish(self, deployment: Deployment) -> None:
         """Nothing."""
 
@@ -59,7 +64,15 @@ class LlamaCpp:
 
 
 def post(url: str, path: str, body: dict[str, Any], key: str | None = None) -> dict[str, Any]:
-    """One JSON request to the server's own interface."""
+    """One JSON request to the server's own interface.
+
+    Raises:
+        RuntimeError: what the server said where it answered with an error.
+    """
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    with urllib.request.urlopen(urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), headers), timeout=300) as answer:
-        return json.load(answer)
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), headers), timeout=300) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace").strip()
+        raise RuntimeError(f"the server answered {path} with {error.code}: {said[:SAID] or error.reason}") from error

@@ -46,6 +46,9 @@ class Ollama:
     def environment(self, deployment: Deployment) -> dict[str, str]:
         return {"OLLAMA_HOST": f"{deployment.host}:{deployment.port}", "OLLAMA_NUM_PARALLEL": str(deployment.sequences)}
 
+    def check_processor(self, deployment: Deployment) -> None:
+        """It runs on any."""
+
     def finish(self, deployment: Deployment) -> None:
         """Register the model, by a Modelfile that names the file where it lies."""
         with tempfile.TemporaryDirectory() as work:

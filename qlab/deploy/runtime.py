@@ -61,6 +61,9 @@ class Runtime(Protocol):
     def environment(self, deployment: Deployment) -> dict[str, str]:
         """What it reads from its environment: the key, and that nothing is reported to anybody."""
 
+    def check_processor(self, deployment: Deployment) -> None:
+        """Raise the UserError of a format that it has no kernels for on this machine's processor."""
+
     def finish(self, deployment: Deployment) -> None:
         """What is left to do once the server is up."""
 

@@ -75,6 +75,7 @@ def serving(runtime: Runtime, deployment: Deployment, limit: float = START_LIMIT
     """
     require(runtime)
     check(runtime, deployment.kind, deployment.folder.name)
+    runtime.check_processor(deployment)
     command = runtime.command(deployment)
     refuse_taken_port(deployment)
     process = subprocess.Popen(

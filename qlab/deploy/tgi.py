@@ -36,6 +36,9 @@ class TGI:
         key = {"API_KEY": deployment.key} if deployment.key else {}
         return {"USAGE_STATS": "off", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | key
 
+    def check_processor(self, deployment: Deployment) -> None:
+        """It runs on any."""
+
     def finish(self, deployment: Deployment) -> None:
         """Nothing."""
 

@@ -6,11 +6,14 @@ import shutil
 from dataclasses import dataclass, replace
 from math import ceil
 
+import torch
+
 from qlab import ROOT
 from qlab.deploy.deployment import Deployment
 from qlab.deploy.footprint import Footprint
 from qlab.deploy.plan import cache_bytes, shape_of
 from qlab.deploy.runtime import Container
+from qlab.errors import UserError
 
 IMAGE = "vllm/vllm-openai:v0.32.0"  # the release that tests/test_vllm.py holds qlab's checkpoints to
 COMMENTS = (
@@ -19,6 +22,7 @@ COMMENTS = (
 )
 SERVER = 1.6e9  # bytes that its two processes hold beside weights and cache, on a CPU; measured with models of 11 and 380 M weights
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+ALONE = {"VLLM_HOST_IP": "127.0.0.1"}  # else it opens a socket towards a public address to learn its own
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,14 @@ class VLLM:
 
     def environment(self, deployment: Deployment) -> dict[str, str]:
         key = {"VLLM_API_KEY": deployment.key} if deployment.key else {}
-        return QUIET | key | ({} if deployment.gpus else cpu_settings(deployment))
+        return QUIET | ALONE | key | ({} if deployment.gpus else cpu_settings(deployment))
+
+    def check_processor(self, deployment: Deployment) -> None:
+        if deployment.kind != "dense" and not deployment.gpus and not has_kernels():
+            raise UserError(
+                f"vLLM's kernels for {deployment.kind} on a CPU want AVX-512, which this processor lacks. "
+                "Serve a GGUF file in llama.cpp ('qlab quantize --recipe q4_k_m'), or use a GPU (--gpus 1)"
+            )
 
     def finish(self, deployment: Deployment) -> None:
         """Nothing."""
@@ -87,6 +98,12 @@ def cpu_settings(deployment: Deployment) -> dict[str, str]:
 def pool(cache: float) -> int:
     """Bytes set aside for a KV cache of so many: whole GiB, since vLLM is told no others."""
     return max(1, ceil(cache / (1 << 30))) << 30
+
+
+def has_kernels() -> bool:
+    """Whether vLLM's CPU build has kernels for 4 bits on this processor: on x86 they are made of AVX-512."""
+    able = torch.cpu.get_capabilities()
+    return able.get("architecture") != "x86_64" or bool(able.get("avx512_f"))
 
 
 def program() -> list[str] | None:

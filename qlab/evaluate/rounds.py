@@ -64,13 +64,19 @@ def measure_in_turns(folders: Mapping[str, Path], runtimes: Sequence[str], proto
         try:
             found[pair].append(one_run(folders[pair[0]], pair[1], protocol))
         except (UserError, RuntimeError, OSError) as error:
-            problems[pair] = str(error)
+            problems[pair] = in_one_line(error)
     return [
         Measured(name, RUNNERS[runtime].label, None, problems[name, runtime])
         if (name, runtime) in problems
         else Measured(name, RUNNERS[runtime].label, pooled(found[name, runtime]))
         for name, runtime in pairs
     ]
+
+
+def in_one_line(error: Exception) -> str:
+    """What happened, for a table: the first line, and the last of a log that follows, which is what the program said when it ended."""
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return first if not rest or rest[-1] in first else f"{first} … {rest[-1]}"
 
 
 def one_run(folder: Path, runtime: str, protocol: Protocol) -> RuntimeFigures:

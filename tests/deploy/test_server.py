@@ -8,18 +8,19 @@ import subprocess
 import sys
 import time
 import urllib.error
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from qlab.artifact import make_artifact
+from qlab.artifact import make_artifact, quantize_model
 from qlab.deploy.deployment import Deployment
 from qlab.deploy.llamacpp import LlamaCpp, post
 from qlab.deploy.runtime import expected_memory
 from qlab.deploy.server import on_free_port, serving
-from qlab.deploy.vllm import VLLM, pool
+from qlab.deploy.vllm import VLLM, has_kernels, pool
 from qlab.errors import UserError
 from qlab.formats.gguf import write_gguf
 from qlab.model import Source, locate
@@ -70,13 +71,34 @@ def test_llamacpp_holds_what_was_expected(calibration: torch.Tensor, tmp_path: P
         assert server.held_bytes() == pytest.approx(expected.total, rel=0.1)
 
 
-@pytest.mark.skipif(not VLLM().present(), reason="needs vLLM: make vllm")
+@pytest.mark.skipif(not VLLM().present() or not has_kernels(), reason="needs vLLM (make vllm) and a processor that it has kernels for")
 def test_vllm_holds_what_was_expected(calibration: torch.Tensor, tmp_path: Path) -> None:
     deployment = on_free_port(make_artifact(parse("rtn-w4g128"), locate("embedded"), calibration, str(tmp_path)).path)
     with serving(VLLM(), deployment) as server:
         expected = expected_memory(VLLM(), deployment)
         assert expected
         assert server.held_bytes() == pytest.approx(expected.total, rel=0.1)
+
+
+X86 = {"architecture": "x86_64"}
+
+
+@pytest.mark.parametrize(
+    ("able", "refused"), [(X86 | {"avx512_f": False}, True), (X86 | {"avx512_f": True}, False), ({"architecture": "aarch64"}, False)]
+)
+def test_a_processor_that_vllm_has_no_kernels_for_is_named(
+    able: dict, refused: bool, tiny: Source, calibration: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    (made,) = quantize_model(tiny, [parse("rtn-w4g128")], calibration, tmp_path)
+    with pytest.raises(UserError, match=r"AVX-512.*q4_k_m") if refused else nullcontext():
+        VLLM().check_processor(on_free_port(made.path))
+    VLLM().check_processor(on_free_port(made.path, gpus=1))
+    VLLM().check_processor(on_free_port(tiny.path))
+
+
+def test_vllm_asks_no_public_address_for_its_own(tiny: Source) -> None:
+    assert VLLM().environment(on_free_port(tiny.path))["VLLM_HOST_IP"] == "127.0.0.1"
 
 
 def test_the_pool_for_vllms_cache_is_whole_gibibytes_and_enough() -> None:
@@ -86,7 +108,7 @@ def test_the_pool_for_vllms_cache_is_whole_gibibytes_and_enough() -> None:
 def test_the_key_is_wanted_and_shown_to_nobody(file: Path, tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     with serving(LlamaCpp(), on_free_port(file, key=KEY), log=log) as server:
-        with pytest.raises(urllib.error.HTTPError, match="401"):
+        with pytest.raises(RuntimeError, match=r"the server answered /v1/completions with 401: .*[Kk]ey"):
             post(server.url, "/v1/completions", {"prompt": "a", "max_tokens": 1})
         post(server.url, "/v1/completions", {"prompt": "a", "max_tokens": 1}, KEY)
         for process in family(psutil.Process(server.process.pid)):

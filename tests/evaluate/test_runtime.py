@@ -143,6 +143,7 @@ def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: Source, monk
     assert not good.problem
     assert crashed.figures is None
     assert "exit code" in crashed.problem
+    assert "\n" not in crashed.problem
     assert hung.figures is None
     assert "not done within 3 s" in hung.problem
 

@@ -44,7 +44,7 @@ def execute(model: str, folder: Path) -> Run:
     given = [word for name, value in {**SMALLER, "work": str(folder / "work")}.items() for word in ("-p", name, str(value))]
     command = [sys.executable, "-m", "qlab", "run", "--model", model, "--out", str(out), *given]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "audit"), "QLAB_AUDIT_LOG": str(log)}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=3000)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
     return Run(out, json.loads((out / "results.json").read_text()), printed, log.read_text(), command, environment)
