@@ -75,13 +75,14 @@ def exponent_gains(
     return gains
 
 
-def calibration_curve(lesson: Lesson, rounding: Rounding, counts: Iterable[int]) -> dict[int, float]:
-    """KL to the original when every layer is quantized by `rounding` from statistics of only the first `count` calibration windows."""
-    layers, found = decoder_layers(lesson.reference), dict[int, float]()
+def calibration_curves(lesson: Lesson, ways: Mapping[str, Rounding], counts: Iterable[int]) -> dict[str, dict[int, float]]:
+    """KL to the original when every layer is quantized in each of `ways` from statistics of only the first `count` calibration windows."""
+    layers, found = decoder_layers(lesson.reference), {way: dict[int, float]() for way in ways}
     for count in progress(sorted(set(counts)), "calibration", leave=False):
         seen = collect(lesson.reference, layers, lesson.calibration[:count])
-        model = lesson.with_weights(lambda name, weight, seen=seen: rounding(weight, seen[name]))  # type: ignore[misc]
-        found[count] = measure_quality(model, lesson.evaluation, lesson.expected).kl or 0.0
+        for way, rounding in ways.items():
+            model = lesson.with_weights(lambda name, weight, by=rounding, seen=seen: by(weight, seen[name]))  # type: ignore[misc]
+            found[way][count] = measure_quality(model, lesson.evaluation, lesson.expected).kl or 0.0
     return found
 
 

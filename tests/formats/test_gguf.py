@@ -58,10 +58,8 @@ def test_f16_is_the_model_itself_and_fewer_bits_are_farther(subject: Source, fil
 
 def test_kinds_of_up_to_five_bits_settle_and_wider_ones_do_not() -> None:
     generator = torch.Generator().manual_seed(0)
-    weight, x = (
-        torch.randn(16, 512, generator=generator),
-        torch.randn(300, 512, generator=generator) @ torch.randn(512, 512, generator=generator),
-    )
+    weight = torch.randn(16, 512, generator=generator)
+    x = torch.randn(300, 512, generator=generator) @ torch.randn(512, 512, generator=generator)
     moved = {
         kind: not encode_rows(weight, kind, None, lambda: damp(x.T @ x)).equal(encode_rows(weight, kind, None))
         for kind in ("Q2_K", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0")

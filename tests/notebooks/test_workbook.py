@@ -44,7 +44,7 @@ def execute(model: str, folder: Path) -> Run:
     given = [word for name, value in {**SMALLER, "work": str(folder / "work")}.items() for word in ("-p", name, str(value))]
     command = [sys.executable, "-m", "qlab", "run", "--model", model, "--out", str(out), *given]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "audit"), "QLAB_AUDIT_LOG": str(log)}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=3000)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=2400)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
     return Run(out, json.loads((out / "results.json").read_text()), printed, log.read_text(), command, environment)
@@ -92,11 +92,11 @@ def test_negative_controls_come_out_negative(run: Run) -> None:
     superblock = results["gguf/layer-errors"]
     assert superblock["Q6_K"] < superblock["Q4_K: 8 scales a superblock"] < superblock["control: one scale a superblock"]
     settled = results["gguf/settled"]
-    assert settled["control: settled by H's diagonal"] == pytest.approx(settled["Q4_K by importance"], rel=1e-4)
+    assert settled["control: settled by H's diagonal"] == pytest.approx(settled["Q4_K by importance"], rel=1e-6)
     shrinking = results["gptq/shrinking"]
     least = min(shrinking["H shrunk"], key=int)
     assert shrinking["H shrunk"][least] < shrinking["H as it is"][least]
-    assert all(found == pytest.approx(kl(run, "rtn-w4g128"), rel=1e-3) for found in shrinking["control: H's diagonal"].values())
+    assert all(found == pytest.approx(kl(run, "rtn-w4g128"), rel=1e-6) for found in shrinking["control: H's diagonal"].values())
     assert settled["settled, two rounds"] < settled["settled, one round"] < 0.8 * settled["Q4_K by importance"]
 
 
