@@ -19,7 +19,7 @@ import torch
 from qlab.block import PREFIX, is_linear
 from qlab.checkpoint import Checkpoint
 from qlab.errors import UserError
-from qlab.formats.gguf import AT_ONCE, ON_DEVICE
+from qlab.formats.gguf import weights_at_once
 from qlab.methods.grid_search import REFIT_ROWS
 from qlab.model import Source
 from qlab.process import peak_bytes
@@ -120,8 +120,8 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
     if isinstance(recipe, NF4):
         return 60e6 + 1.5 * largest
     if isinstance(recipe, GGUF):
-        at_once = AT_ONCE if torch.device(device).type == "cpu" else ON_DEVICE
-        settling = max(4.0 * width**2 + 24.0 * min(width * out, at_once) for width, out in groups) if recipe.settles else 0.0
+        at_once = weights_at_once(torch.device(device))
+        settling = max(4.0 * width**2 + 28.0 * min(width * out, at_once) for width, out in groups) if recipe.settles else 0.0
         return 60e6 + max(1.2 * largest if recipe.data else 0.0, settling)
     assert isinstance(recipe, Integers)
     scaled = sum(4.0 * width**2 for width, _ in groups) if recipe.method in ("awq", "awq-gptq") else 0.0

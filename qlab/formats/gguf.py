@@ -1,14 +1,14 @@
 """GGUF: one file with weights, configuration and tokenizer, as llama.cpp and Ollama read it.
 
 A model passes through in three steps, so that no two large tensors are in memory at once: each tensor is encoded where it is
-read (encode_tensor), the encoded ones wait in safetensors files, and assemble joins them to a file.
+read (encode_tensors), the encoded ones wait in safetensors files, and assemble joins them to a file.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,9 +30,9 @@ from qlab.methods.kquant_kinds import KINDS
 from qlab.methods.kquants import encode
 from qlab.methods.settle import settle_blocks
 
-__all__ = ["assemble", "check_model", "encode_tensor", "more_bits", "pre_tokenizer_name", "tensor_type", "write_gguf"]
+__all__ = ["assemble", "check_model", "encode_tensor", "encode_tensors", "more_bits", "pre_tokenizer_name", "tensor_type", "write_gguf"]
 
-AT_ONCE, ON_DEVICE = 1 << 22, 1 << 26  # weights encoded, settled and turned into bytes at a time, on a CPU and elsewhere
+AT_ONCE, ON_DEVICE = 1 << 22, 1 << 26  # see weights_at_once: on a CPU and elsewhere
 SETTLED_BITS = 5  # with more, another rounding of the codes changes next to nothing
 TYPES = {"F32": torch.float32, "F16": torch.float16}
 BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
@@ -45,33 +45,67 @@ Encoder = Callable[[Tensor, str, Tensor | None], Tensor]
 def encode_tensor(
     name: str, tensor: Tensor, mix: str, config: dict[str, Any], importance: Tensor | None = None, encoder: Encoder | None = None
 ) -> dict[str, Tensor]:
-    """One tensor of a checkpoint, as the mix stores it: {"<GGML type>:<GGUF name>": tensor}.
+    """One tensor of a checkpoint, as `encode_tensors` has it: a dictionary of one entry, or an empty one."""
+    return encode_tensors({name: tensor}, mix, config, importance, encoder)
+
+
+def encode_tensors(
+    tensors: Mapping[str, Tensor], mix: str, config: dict[str, Any], importance: Tensor | None = None, encoder: Encoder | None = None
+) -> dict[str, Tensor]:
+    """Tensors of a checkpoint that read the same input, as the mix stores them: {"<GGML type>:<GGUF name>": tensor}, in their order.
 
     Quantized types are uint8 [rows, bytes a row], the others float. Rows of query and key projections come in llama.cpp's order.
-    Empty for what GGUF derives itself: rotary frequencies, and the output where it is the embedding.
+    What GGUF derives itself is left out: rotary frequencies, and the output where it is the embedding. Small matrices of one type
+    are encoded as one, which takes fewer and larger steps: no row knows of another.
 
     Args:
-        name: the tensor's Hugging Face name, "model.layers.0.self_attn.q_proj.weight".
+        tensors: by their Hugging Face names, "model.layers.0.self_attn.q_proj.weight".
         importance: the mean squared activation of each input channel [in].
         encoder: what makes the blocks, qlab's own where it is None.
 
     Raises:
         UserError: an unknown mix or architecture, a tensor without a place in it, or weights that cannot be encoded.
     """
-    target = gguf_name(name, config)
-    if target is None:
-        return {}
-    kind = tensor_type(target, tensor.shape, mix, config)
-    tensor = rotary_order(name, tensor, config)
-    if kind in TYPES:
-        stored = tensor.to(TYPES[kind])
-        if not bool(stored.isfinite().all()):
-            raise UserError(f"{name} holds NaN, infinite values or values beyond {kind}'s range; check the checkpoint")
-        return {f"{kind}:{target}": stored.contiguous()}
-    try:
-        return {f"{kind}:{target}": (encoder or encode_rows)(tensor, kind, importance)}
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+    names, found = {}, {}
+    for name, tensor in tensors.items():
+        if target := gguf_name(name, config):
+            key = f"{tensor_type(target, tensor.shape, mix, config)}:{target}"
+            names[key], found[key] = name, rotary_order(name, tensor, config)
+    for keys in batches(found):
+        kind = keys[0].partition(":")[0]
+        try:
+            if kind in TYPES:
+                found[keys[0]] = as_float(found[keys[0]], kind)
+                continue
+            rows = [len(found[key]) for key in keys]
+            matrix = torch.cat([found[key] for key in keys]) if len(keys) > 1 else found[keys[0]]
+            found |= zip(keys, (encoder or encode_rows)(matrix, kind, importance).split(rows))
+        except UserError as error:
+            raise UserError(f"{', '.join(names[key] for key in keys)}: {error}") from error
+    return found
+
+
+def batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Keys of encode_tensors that are encoded together: of one quantized type, and together no more than what is encoded at a time."""
+    by_kind: dict[str, list[str]] = {}
+    for key in tensors:
+        by_kind.setdefault(key.partition(":")[0], []).append(key)
+    for kind, keys in by_kind.items():
+        together = kind not in TYPES and sum(tensors[key].numel() for key in keys) <= weights_at_once(tensors[keys[0]].device)
+        yield from [keys] if together else ([key] for key in keys)
+
+
+def weights_at_once(device: torch.device) -> int:
+    """Weights to encode, settle and turn into bytes at a time."""
+    return AT_ONCE if device.type == "cpu" else ON_DEVICE
+
+
+def as_float(tensor: Tensor, kind: str) -> Tensor:
+    """The tensor as the float type `kind`; raises UserError where that cannot hold it."""
+    stored = tensor.to(TYPES[kind])
+    if not bool(stored.isfinite().all()):
+        raise UserError(f"NaN, infinite values or values beyond {kind}'s range; check the checkpoint")
+    return stored.contiguous()
 
 
 def gguf_name(name: str, config: dict[str, Any]) -> str | None:
@@ -103,7 +137,7 @@ def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None, hessian: C
     """
     rows, columns = tensor.shape
     out = torch.empty(rows, columns // KINDS[kind].block * KINDS[kind].bytes, dtype=torch.uint8, device=tensor.device)
-    step = max(1, (AT_ONCE if tensor.device.type == "cpu" else ON_DEVICE) // columns)
+    step = max(1, weights_at_once(tensor.device) // columns)
     again = hessian() if hessian and KINDS[kind].bits <= SETTLED_BITS else None
     for part, stored in zip(tensor.split(step), out.split(step)):
         blocks = encode(part, kind, importance)

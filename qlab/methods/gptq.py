@@ -16,7 +16,7 @@ from qlab.methods.hessian import damp, shrink
 from qlab.methods.rtn import rtn
 from qlab.methods.settle import settle
 
-BLOCK = 128  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2)
+BLOCK = 64  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2)
 DAMPINGS = 4  # the damping is raised tenfold this many times before GPTQ gives up on a Hessian
 ORDERS = ("given", "static", "group", "scattered")
 
@@ -52,6 +52,7 @@ def gptq(
     return compensated(weight, hessian, bits, group_size, symmetric, order, search, damping, trust, compensate)[0]
 
 
+@torch.no_grad()
 def compensated(
     weight: Tensor, hessian: Tensor, bits: int, group_size: int, symmetric: bool, order: str, search: bool,
     damping: float = 0.01, trust: float = 1.0, compensate: bool = True,
@@ -98,29 +99,24 @@ def one_pass(
     names = group_of.tolist()
     pivots = factor.diagonal().tolist()
     for first in range(0, columns, BLOCK):
-        last = min(first + BLOCK, columns)
-        errors = torch.zeros_like(work[first:last])
-        for j in range(first, last):
+        here = slice(first, min(first + BLOCK, columns))
+        errors = torch.zeros_like(work[here])
+        near = factor[here, here].T.contiguous()  # row j: what the errors before it do to column j
+        for j, column, spread, error, code in zip(range(first, columns), work[here], near, errors, codes[here]):
             group = names[j]
-            if not fixed and j % size == 0:  # the grid of a group sees the errors spread so far
+            if not fixed and j % size == 0:  # the grid of a group sees the errors spread so far, in this block too
                 end = j + size
-                if end > last:  # it reaches beyond the block: bring the columns there up to date first
-                    current = work[j:end].clone()
-                    current[last - j :] -= factor[first:j, last:end].T @ errors[: j - first]
-                else:
-                    current = work[j:end]
-                members = current.T.unsqueeze(1)
+                members = (work[j:end] - factor[first:j, j:end].T @ errors[: j - first]).T.unsqueeze(1)
                 grid = search_grid(members, bits, symmetric, importance[j:end][None]) if search else fit_grid(members, bits, symmetric)
                 scale[group], zero[group] = (part[:, 0] for part in grid)
             step, middle = scale[group], zero[group]
-            rounded = torch.div(work[j], step).round_().add_(middle).clamp_(0, 2**bits - 1)
-            codes[j] = rounded
+            column.addmv_(errors.T, spread, alpha=-1)
+            rounded = torch.div(column, step).round_().add_(middle).clamp_(0, 2**bits - 1)
+            code.copy_(rounded)
             if compensate:
-                error = torch.addcmul(work[j], rounded.sub_(middle), step, value=-1).div_(pivots[j])
-                errors[j - first] = error
-                work[j + 1 : last].addr_(factor[j, j + 1 : last], error, alpha=-1)
-        if compensate and last < columns:
-            work[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1)
+                torch.addcmul(column, rounded.sub_(middle), step, value=-1, out=error).div_(pivots[j])
+        if compensate and here.stop < columns:
+            work[here.stop :].addmm_(factor[here, here.stop :].T, errors, alpha=-1)
     back = torch.argsort(places)
     quantized = GroupedIntegers(
         codes[back].T.contiguous(), scale.T.contiguous(), zero.T.to(torch.int16).contiguous(), bits,

@@ -106,7 +106,15 @@ def fit_grid(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor
 
 def round_to_grid(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     """Nearest codes, 0 … 2^bits − 1, of weights [..., group_size] on the grids [...]."""
-    return torch.clamp(torch.round(groups / scale.unsqueeze(-1)) + zero.unsqueeze(-1), 0, 2**bits - 1)
+    return torch.div(groups, scale.unsqueeze(-1)).round_().add_(zero.unsqueeze(-1)).clamp_(0, 2**bits - 1)
+
+
+def rounded(weight: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:
+    """`weight` float32 [out, in] as round-to-nearest leaves it, had without its codes; raises as `grouped` does."""
+    groups = grouped(weight, group_size)
+    scale, zero = fit_grid(groups, bits, symmetric)
+    whole = round_to_grid(groups, scale, zero, bits).sub_(zero.unsqueeze(-1))
+    return whole.mul_(scale.unsqueeze(-1)).view(weight.shape)
 
 
 def rows_at_once(matrix: Tensor) -> int:

@@ -18,7 +18,7 @@ from qlab.methods.grid_search import refit_scales
 from qlab.methods.kquant_fit import reciprocal
 from qlab.methods.kquants import Superblocks
 
-BLOCK = 128  # columns whose changes reach the rest of the gradient together
+BLOCK = 64  # columns whose changes reach the rest of the gradient together
 ROUNDS = 2
 
 
@@ -29,45 +29,44 @@ def settle(layer: GroupedIntegers, weight: Tensor, hessian: Tensor, rounds: int 
     Consecutive groups only.
     """
     for _ in range(rounds):
-        codes, exact = one_round(layer.codes, layer.points, weight, hessian)
+        codes, exact = descend(layer.codes, layer.points, weight, hessian)
         layer = refit_scales(replace(layer, codes=codes), weight, hessian)
     return layer, exact.T
 
 
 def settle_blocks(blocks: Superblocks, weight: Tensor, hessian: Tensor, rounds: int = ROUNDS) -> Superblocks:
     """Better codes for llama.cpp's blocks, whose scales stay, of the `weight` float32 [out, in]; H float32 [in, in] as in `settle`."""
-    codes = blocks.codes.view(blocks.shape)
-    for _ in range(rounds):
-        codes, _ = one_round(codes, blocks.points, weight, hessian)
+    codes, _ = descend(blocks.codes.view(blocks.shape), blocks.points, weight, hessian, rounds)
     return replace(blocks, codes=codes.view(blocks.codes.shape))
 
 
-def one_round(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """Every column in turn (QuantEase, algorithm 1): the new codes uint8 [out, in], and the bottoms of the parabolas at the end [in, out].
+@torch.no_grad()
+def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, rounds: int = 1) -> tuple[Tensor, Tensor]:
+    """Every column in turn, `rounds` times (QuantEase, algorithm 1), on points that stay.
 
-    `weight` float32 [out, in]; H `hessian` float32 [in, in], whose diagonal must be positive.
+    `weight` float32 [out, in]; H `hessian` float32 [in, in], whose diagonal must be positive. Returns the new codes uint8 [out, in],
+    and the bottoms of the parabolas at the end [in, out].
     """
     columns, groups = len(hessian), points.step.shape[1]
     size = columns // groups
     step, offset = points.step.T.contiguous(), points.offset.T.contiguous()
-    pace = reciprocal(step)  # a sub-block may have a scale of zero
-    codes = codes.T.clone(memory_format=torch.contiguous_format)  # a column of W is a contiguous row
-    present = codes.float().view(groups, size, -1).mul_(step[:, None]).add_(offset[:, None]).view(codes.shape)
-    gradient = hessian @ (weight.T - present)  # H·Eᵀ: how far lowering the error wants to move each weight, times its curvature
+    steps, paces = step.unbind(), reciprocal(step).unbind()  # a sub-block may have a step of zero
+    codes = codes.T.to(torch.float32, memory_format=torch.contiguous_format)  # a column of W is a contiguous row
+
+    def values() -> Tensor:
+        return (codes.view(groups, size, -1) * step[:, None]).add_(offset[:, None]).view(codes.shape)
+
+    gradient = hessian @ (weight.T - values())  # H·Eᵀ: how far lowering the error wants to move each weight, times its curvature
     curvature = hessian.diagonal().tolist()
-    for first in range(0, columns, BLOCK):
+    for first in (first for _ in range(rounds) for first in range(0, columns, BLOCK)):
         here = slice(first, min(first + BLOCK, columns))
-        changes = torch.empty_like(present[here])
-        for j in range(here.start, here.stop):
-            group = j // size
-            bottom = torch.add(present[j], gradient[j], alpha=1 / curvature[j])
-            rounded = bottom.sub_(offset[group]).mul_(pace[group]).round_().clamp_(0, points.levels)
-            codes[j] = rounded
-            value = torch.addcmul(offset[group], rounded, step[group])
-            changes[j - first] = value - present[j]
-            present[j] = value
-            gradient[here].addr_(hessian[here, j], changes[j - first], alpha=-1)
-        for rest in (slice(0, here.start), slice(here.stop, columns)):
-            gradient[rest].addmm_(hessian[rest, here], changes, alpha=-1)
-    bottoms = gradient.div_(hessian.diagonal()[:, None]).add_(present)
-    return codes.T.contiguous(), bottoms
+        new, changes = torch.empty_like(codes[here]), torch.zeros_like(codes[here])
+        rows = zip(range(first, columns), codes[here], new, changes, gradient[here], hessian[here, here])
+        for j, code, better, change, slope, curve in rows:
+            slope = torch.addmv(slope, changes.T, curve, alpha=-1)  # as the changes before it in this block leave it
+            torch.addcmul(code, slope, paces[j // size], value=1 / curvature[j], out=better)  # the bottom, counted in codes
+            torch.sub(better.round_().clamp_(0, points.levels), code, out=change).mul_(steps[j // size])
+        codes[here] = new
+        gradient.addmm_(hessian[:, here], changes, alpha=-1)
+    bottoms = gradient.div_(hessian.diagonal()[:, None]).add_(values())
+    return codes.T.to(torch.uint8, memory_format=torch.contiguous_format), bottoms

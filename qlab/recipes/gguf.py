@@ -63,16 +63,20 @@ class GGUF(Walked):
         gguf.check_model(source.path, source.config, shapes)
 
     def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
-        found = Quantized({})
-        for name, tensor in block.module.state_dict().items():
-            layer = name.removesuffix(".weight")
-            seen = calibration.statistics.get(layer) if calibration else None
+        found, tensors = Quantized({}), block.module.state_dict()
+        linear = [[f"{layer}.weight" for layer in group.layers] for group in block.groups]
+        for names in [*linear, *([name] for name in tensors if name.removesuffix(".weight") not in block.layers)]:
+            seen = calibration.statistics.get(names[0].removesuffix(".weight")) if calibration else None
+            together = {block.prefix + name: tensors[name] for name in names}
             weights = seen.mean_square if seen else None
-            stored = gguf.encode_tensor(block.prefix + name, tensor, self.mix, source.config, weights, self.encoder(seen))
+            stored = gguf.encode_tensors(together, self.mix, source.config, weights, self.encoder(seen))
             found.stored |= stored
-            if seen and layer in block.layers:
-                original = gguf.rotary_order(block.prefix + name, tensor, source.config)
-                found.errors[layer] = output_error(decode(stored).to(block.device), original, seen.hessian)
+            if seen:
+                for (name, tensor), (key, coded) in zip(together.items(), stored.items()):
+                    approximation = decode({key: coded}).to(block.device)
+                    original = gguf.rotary_order(name, tensor, source.config)
+                    layer = name.removeprefix(block.prefix).removesuffix(".weight")
+                    found.errors[layer] = output_error(approximation, original, seen.hessian)
         return found
 
     def keep(self, source: Source, name: str, tensor: Tensor) -> dict[str, Tensor]:

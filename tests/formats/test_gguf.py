@@ -18,7 +18,7 @@ from qlab.deploy.llamacpp import LlamaCpp, post
 from qlab.deploy.server import on_free_port, serving
 from qlab.errors import UserError
 from qlab.evaluate.quality import measure_quality
-from qlab.formats.gguf import assemble, encode_rows, encode_tensor, write_gguf
+from qlab.formats.gguf import assemble, encode_rows, encode_tensor, encode_tensors, write_gguf
 from qlab.formats.gguf_metadata import rope_factors
 from qlab.formats.gguf_mix import DEFAULT, tensor_type
 from qlab.methods.hessian import damp
@@ -186,6 +186,17 @@ def test_an_encoded_tensor_says_what_it_is(tiny: Source) -> None:
     assert torch.equal(half, weights[name])
     assert encode_tensor("lm_head.weight", weights["model.embed_tokens.weight"], "q4_k_m", tiny.config) == {}
     assert encode_tensor("model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(4), "q4_k_m", tiny.config) == {}
+
+
+@pytest.mark.parametrize("mix", ["q4_k_m", "q3_k_m", "f16"])
+def test_tensors_of_one_input_become_together_what_each_becomes_alone(mix: str, tiny: Source) -> None:
+    weights, seen = weights_of(tiny), torch.arange(256) + 1.0
+    names = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"] + ["model.layers.1.input_layernorm.weight"]
+    together = encode_tensors({name: weights[name] for name in names}, mix, tiny.config, seen)
+    alone = [encode_tensor(name, weights[name], mix, tiny.config, seen) for name in names]
+    assert list(together) == [key for tensors in alone for key in tensors]
+    assert len({key.partition(":")[0] for key in together}) == (2 if mix == "f16" else 3)  # the values get more bits, the norm none
+    assert all(together[key].equal(tensor) for tensors in alone for key, tensor in tensors.items())
 
 
 def test_rows_of_queries_come_in_llama_cpps_order(tiny: Source) -> None:

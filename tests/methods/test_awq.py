@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qlab.methods.awq import channel_scale, output_error, protect_channels, scaled_rtn, sweep_exponents
+from qlab.methods.awq import best_scale, channel_scale, output_error, protect_channels, scaled_rtn, sweep_exponents
 from qlab.methods.rtn import rtn
 
 
@@ -52,3 +52,19 @@ def test_scales_survive_dead_channels() -> None:
     scale = channel_scale(torch.tensor([0.0, 1.0, 2.0]), 0.5)
     assert scale.isfinite().all()
     assert (scale > 0).all()
+
+
+@pytest.mark.parametrize("outliers", [0, 1, 16])
+def test_the_scale_found_is_that_of_the_whole_sweep(layer: tuple[torch.Tensor, torch.Tensor], outliers: int) -> None:
+    weight, inputs = layer
+    inputs = inputs.clone()
+    inputs[:, 7] /= 30
+    inputs[:, :outliers] *= 10
+    magnitude, mean_square = inputs.abs().mean(0), inputs.square().mean(0)
+
+    def error(scale: torch.Tensor) -> float:  # in the layer's own weights, as the paper has it
+        return float(((scaled_rtn(weight, scale, 3) - weight).square() * mean_square).sum())
+
+    sweep = [error(channel_scale(magnitude, step / 20)) for step in range(21)]
+    assert error(best_scale(weight, magnitude, mean_square, 3, 128)) == pytest.approx(min(sweep), rel=1e-5)
+    assert (min(sweep) < 0.9 * sweep[0]) == (outliers > 0)

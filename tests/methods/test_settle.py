@@ -14,7 +14,7 @@ from qlab.methods.hessian import damp
 from qlab.methods.kquant_kinds import KINDS
 from qlab.methods.kquants import Superblocks, encode
 from qlab.methods.rtn import rtn
-from qlab.methods.settle import one_round, settle, settle_blocks
+from qlab.methods.settle import descend, settle, settle_blocks
 
 
 def correlated(columns: int = 64, tokens: int = 400) -> Tensor:
@@ -49,7 +49,7 @@ def test_at_rest_no_single_code_could_do_better() -> None:
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(64)
     layer = rtn(weight, 3, 32)
     for _ in range(50):
-        codes, bottoms = one_round(layer.codes, layer.points, weight, damped)
+        codes, bottoms = descend(layer.codes, layer.points, weight, damped)
         if codes.equal(layer.codes):
             break
         layer = replace(layer, codes=codes)
@@ -71,7 +71,7 @@ def test_blocks_of_columns_change_nothing_and_nothing_given_is_written_to() -> N
     weight, hessian = torch.randn(6, 320, generator=torch.Generator().manual_seed(4)), correlated(320, 1000)
     layer = rtn(weight, 4, 64)
     kept = [tensor.clone() for tensor in (weight, hessian, layer.codes, layer.scales)]
-    found, _ = one_round(layer.codes, layer.points, weight, hessian)
+    found, _ = descend(layer.codes, layer.points, weight, hessian)
     codes, present = layer.codes.clone(), layer.dequantize().double()
     for j in range(320):  # the same, column by column
         best = present[:, j] + (weight.double() - present) @ hessian[:, j].double() / hessian[j, j].double()
@@ -106,7 +106,7 @@ def test_what_no_token_used_stays_as_it_was() -> None:
 def test_the_search_of_gptq_settles_and_its_control_does_not() -> None:
     weight, hessian = torch.randn(24, 64, generator=torch.Generator().manual_seed(1)), correlated()
     searched = gptq(weight, hessian, 3, 32, order="group", search=True)
-    again, _ = one_round(searched.codes, searched.points, weight, hessian + 0.01 * hessian.diagonal().mean() * torch.eye(64))
+    again, _ = descend(searched.codes, searched.points, weight, hessian + 0.01 * hessian.diagonal().mean() * torch.eye(64))
     moved = (again != searched.codes).float().mean()
     control = gptq(weight, hessian, 3, 32, order="group", search=True, compensate=False)
     assert moved < 0.1
