@@ -147,7 +147,7 @@ def duration(groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: 
     for recipe in recipes:
         total += sum(40.0 * width * out for width, out in groups)
         if isinstance(recipe, GGUF) and recipe.settles:
-            total += sum(8.0 * width**2 * out for width, out in groups)
+            total += sum(6.0 * width**2 * out for width, out in groups)
         if recipe.sequential:
             total += observe + forward
         if isinstance(recipe, Integers) and recipe.method not in ("rtn", "awq"):

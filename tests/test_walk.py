@@ -24,7 +24,7 @@ from qlab.evaluate.quality import measure_quality
 from qlab.folding import fold_scales
 from qlab.formats.gguf import encode_rows
 from qlab.grouping import input_groups
-from qlab.methods.awq import best_scale
+from qlab.methods.awq import best_scale, output_error
 from qlab.methods.gptq import gptq
 from qlab.methods.hessian import damp
 from qlab.model import Source, decoder_layers, load
@@ -104,6 +104,16 @@ def test_k_quants_settle_by_as_much_of_h_as_the_tokens_tell(
         same.append(float(coded.eq(torch.from_numpy(stored.data.copy()).flatten()).float().mean()))
     assert same[0] > 0.99
     assert same[1] < 0.9
+
+
+def test_the_errors_of_a_gguf_file_are_each_layers_own(artifacts: dict[str, Artifact], tiny: Source, calibration: torch.Tensor) -> None:
+    model = load(tiny)
+    layers, stored = decoder_layers(model), decoder_layers(load(artifacts["q4_k_m"].source))
+    found = {
+        name: output_error(stored[name].weight.detach(), layers[name].weight.detach(), seen.hessian)
+        for name, seen in collect(model, layers, calibration).items()
+    }
+    assert artifacts["q4_k_m"].errors == pytest.approx(found, rel=0.02)
 
 
 def test_what_follows_quantized_blocks_differs_from_what_follows_the_original(artifacts: dict[str, Artifact]) -> None:

@@ -1,6 +1,6 @@
 """GGUF: one file with weights, configuration and tokenizer, as llama.cpp and Ollama read it.
 
-A model passes through in three steps, so that no two large tensors are in memory at once: each tensor is encoded where it is
+A model passes through in three steps, so that never more than a block is in memory: tensors are encoded where they are
 read (encode_tensors), the encoded ones wait in safetensors files, and assemble joins them to a file.
 """
 
@@ -56,7 +56,8 @@ def encode_tensors(
 
     Quantized types are uint8 [rows, bytes a row], the others float. Rows of query and key projections come in llama.cpp's order.
     What GGUF derives itself is left out: rotary frequencies, and the output where it is the embedding. Small matrices of one type
-    are encoded as one, which takes fewer and larger steps: no row knows of another.
+    are encoded as one, which takes fewer and larger steps. No row knows of another, but sums of another width may round another way:
+    codes that were gone over again then differ here and there from those of each tensor alone.
 
     Args:
         tensors: by their Hugging Face names, "model.layers.0.self_attn.q_proj.weight".
@@ -66,23 +67,16 @@ def encode_tensors(
     Raises:
         UserError: an unknown mix or architecture, a tensor without a place in it, or weights that cannot be encoded.
     """
-    names, found = {}, {}
-    for name, tensor in tensors.items():
-        if target := gguf_name(name, config):
-            key = f"{tensor_type(target, tensor.shape, mix, config)}:{target}"
-            names[key], found[key] = name, rotary_order(name, tensor, config)
-    for keys in batches(found):
-        kind = keys[0].partition(":")[0]
-        try:
-            if kind in TYPES:
-                found[keys[0]] = as_float(found[keys[0]], kind)
-                continue
-            rows = [len(found[key]) for key in keys]
-            matrix = torch.cat([found[key] for key in keys]) if len(keys) > 1 else found[keys[0]]
-            found |= zip(keys, (encoder or encode_rows)(matrix, kind, importance).split(rows))
-        except UserError as error:
-            raise UserError(f"{', '.join(names[key] for key in keys)}: {error}") from error
-    return found
+    sources = {
+        f"{tensor_type(target, tensor.shape, mix, config)}:{target}": (name, tensor)
+        for name, tensor in tensors.items()
+        if (target := gguf_name(name, config)) is not None
+    }
+    stored: dict[str, Tensor] = {}
+    for keys in batches({key: tensor for key, (_, tensor) in sources.items()}):
+        named = {sources[key][0]: rotary_order(*sources[key], config) for key in keys}
+        stored |= zip(keys, encode_together(named, keys[0].partition(":")[0], importance, encoder or encode_rows), strict=True)
+    return {key: stored[key] for key in sources}
 
 
 def batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
@@ -95,6 +89,26 @@ def batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
         yield from [keys] if together else ([key] for key in keys)
 
 
+def encode_together(tensors: Mapping[str, Tensor], kind: str, importance: Tensor | None, encoder: Encoder) -> Sequence[Tensor]:
+    """What each of `tensors`, by the names for errors, becomes as `kind`; several are matrices of equal rows, encoded as one.
+
+    Raises:
+        UserError: weights that cannot be encoded, with the name of their tensor.
+    """
+    (name, tensor), *others = tensors.items()
+    try:
+        if kind in TYPES:
+            return [as_float(tensor, kind)]
+        matrix = torch.cat(list(tensors.values())) if others else tensor
+        return encoder(matrix, kind, importance).split([len(tensor) for tensor in tensors.values()])
+    except UserError as error:
+        if not others:
+            raise UserError(f"{name}: {error}") from error
+        for name, tensor in tensors.items():  # whichever it is fails alone, and is named
+            encode_together({name: tensor}, kind, importance, encoder)
+        raise
+
+
 def weights_at_once(device: torch.device) -> int:
     """Weights to encode, settle and turn into bytes at a time."""
     return AT_ONCE if device.type == "cpu" else ON_DEVICE
@@ -104,7 +118,7 @@ def as_float(tensor: Tensor, kind: str) -> Tensor:
     """The tensor as the float type `kind`; raises UserError where that cannot hold it."""
     stored = tensor.to(TYPES[kind])
     if not bool(stored.isfinite().all()):
-        raise UserError(f"NaN, infinite values or values beyond {kind}'s range; check the checkpoint")
+        raise UserError(f"holds NaN, infinite values or values beyond {kind}'s range; check the checkpoint")
     return stored.contiguous()
 
 
@@ -173,7 +187,7 @@ class Stored:
 def assemble(parts: Sequence[Path], folder: Path, config: dict[str, Any], mix: str, out: Path) -> None:
     """Write `out` from the encoded tensors in `parts` and the tokenizer in `folder`, one tensor in memory at a time.
 
-    `parts` are safetensors files of what encode_tensor returned. The same tensors make the same bytes, however they are divided.
+    `parts` are safetensors files of what encode_tensors returned. The same tensors make the same bytes, however they are divided.
 
     Raises:
         UserError: an architecture, tokenizer or mix that this writer does not know; tensors that are missing or come twice.

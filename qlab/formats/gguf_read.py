@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def decode(stored: dict[str, Tensor]) -> Tensor:
-    """The weights, float32, of the one tensor that encode_tensor returned; query and key rows stay in llama.cpp's order."""
+    """The weights, float32, of one tensor that encode_tensors returned; query and key rows stay in llama.cpp's order."""
     ((key, tensor),) = stored.items()
     kind = key.partition(":")[0]
     if tensor.is_floating_point():

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qlab.methods.grid import rounded, rows_at_once
+from qlab.methods.grid import nearest_values, rows_at_once
 from qlab.methods.rtn import rtn
 
-STEPS = 20  # exponents tried between 0 and 1, as in the paper's code
+STEPS = 20  # the sweep's exponents are i/20, as in the paper's code; an even number, see best_scale
 
 
 def output_error(approximation: Tensor, weight: Tensor, hessian: Tensor, rows: int = 1024) -> float:
@@ -30,7 +30,7 @@ def output_error(approximation: Tensor, weight: Tensor, hessian: Tensor, rows: i
 
 def scaled_rtn(weight: Tensor, scale: Tensor, bits: int, group_size: int = 128, symmetric: bool = False) -> Tensor:
     """Q(W·diag(s))·diag(s)⁻¹: round the scaled weight [out, in], undo the scale [in]; float32 [out, in]."""
-    return rounded(weight.float() * scale, bits, group_size, symmetric).div_(scale)
+    return nearest_values(weight.float() * scale, bits, group_size, symmetric).div_(scale)
 
 
 def channel_scale(magnitude: Tensor, exponent: float) -> Tensor:
@@ -55,24 +55,21 @@ def best_scale(weight: Tensor, magnitude: Tensor, mean_square: Tensor, bits: int
     """The scale [in] of least error, for all layers that read the same input: their weights one above another.
 
     The error is Σ_j E[x_j²]·‖E_j‖², the diagonal of trace(E·H·Eᵀ): rounding errors of different channels have no common
-    sign, so what lies off the diagonal averages out, and no matrix product is needed. Every second exponent is tried, then the two
-    beside the best: in 64 of 64 searches on two models that found what the whole sweep finds.
+    sign, so what lies off the diagonal averages out, and no matrix product is needed. Over the exponent it falls and rises once, so
+    every second one is tried, then the two beside the best.
     """
-    errors: dict[int, float] = {}
 
-    def attempt(step: int) -> None:
-        scale, error = channel_scale(magnitude, step / STEPS), 0.0
+    def error(step: int) -> float:
+        scale, total = channel_scale(magnitude, step / STEPS), 0.0
         for part in weight.split(rows_at_once(weight)):
             scaled = part * scale
-            difference = rounded(scaled, bits, group_size, symmetric).sub_(scaled)  # s_j times what it is in the layer's own weights
-            error += float((difference.square_().sum(0) * mean_square / scale.square()).sum())
-        errors[step] = error
+            difference = nearest_values(scaled, bits, group_size, symmetric).sub_(scaled)  # s_j times what it is in the layer's weights
+            total += float((difference.square_().sum(0) * mean_square / scale.square()).sum())
+        return total
 
-    for step in range(0, STEPS + 1, 2):
-        attempt(step)
+    errors = {step: error(step) for step in range(0, STEPS + 1, 2)}
     middle = min(errors, key=errors.__getitem__)
-    for step in {max(0, middle - 1), min(STEPS, middle + 1)} - {middle}:
-        attempt(step)
+    errors |= {step: error(step) for step in (middle - 1, middle + 1) if 0 <= step <= STEPS}
     return channel_scale(magnitude, min(errors, key=errors.__getitem__) / STEPS)
 
 

@@ -16,7 +16,7 @@ from qlab.methods.hessian import damp, shrink
 from qlab.methods.rtn import rtn
 from qlab.methods.settle import settle
 
-BLOCK = 64  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2)
+BLOCK = 64  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2, with 128 there; the same result)
 DAMPINGS = 4  # the damping is raised tenfold this many times before GPTQ gives up on a Hessian
 ORDERS = ("given", "static", "group", "scattered")
 
@@ -100,7 +100,7 @@ def one_pass(
     pivots = factor.diagonal().tolist()
     for first in range(0, columns, BLOCK):
         here = slice(first, min(first + BLOCK, columns))
-        errors = torch.zeros_like(work[here])
+        errors = torch.zeros_like(work[here])  # zeros: of columns still to come
         near = factor[here, here].T.contiguous()  # row j: what the errors before it do to column j
         for j, column, spread, error, code in zip(range(first, columns), work[here], near, errors, codes[here]):
             group = names[j]
@@ -110,7 +110,8 @@ def one_pass(
                 grid = search_grid(members, bits, symmetric, importance[j:end][None]) if search else fit_grid(members, bits, symmetric)
                 scale[group], zero[group] = (part[:, 0] for part in grid)
             step, middle = scale[group], zero[group]
-            column.addmv_(errors.T, spread, alpha=-1)
+            if compensate:
+                column.addmv_(errors.T, spread, alpha=-1)
             rounded = torch.div(column, step).round_().add_(middle).clamp_(0, 2**bits - 1)
             code.copy_(rounded)
             if compensate:

@@ -109,7 +109,7 @@ def round_to_grid(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Ten
     return torch.div(groups, scale.unsqueeze(-1)).round_().add_(zero.unsqueeze(-1)).clamp_(0, 2**bits - 1)
 
 
-def rounded(weight: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:
+def nearest_values(weight: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:
     """`weight` float32 [out, in] as round-to-nearest leaves it, had without its codes; raises as `grouped` does."""
     groups = grouped(weight, group_size)
     scale, zero = fit_grid(groups, bits, symmetric)

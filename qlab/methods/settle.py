@@ -28,7 +28,9 @@ def settle(layer: GroupedIntegers, weight: Tensor, hessian: Tensor, rounds: int 
     `weight` [out, in] is what it stands for, H = XᵀX `hessian` float32 [in, in], shrunk and damped (qlab.methods.hessian).
     Consecutive groups only.
     """
+    exact = weight.T
     for _ in range(rounds):
+        del exact  # as large as the weights, and only the last is wanted
         codes, exact = descend(layer.codes, layer.points, weight, hessian)
         layer = refit_scales(replace(layer, codes=codes), weight, hessian)
     return layer, exact.T
@@ -44,8 +46,8 @@ def settle_blocks(blocks: Superblocks, weight: Tensor, hessian: Tensor, rounds: 
 def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, rounds: int = 1) -> tuple[Tensor, Tensor]:
     """Every column in turn, `rounds` times (QuantEase, algorithm 1), on points that stay.
 
-    `weight` float32 [out, in]; H `hessian` float32 [in, in], whose diagonal must be positive. Returns the new codes uint8 [out, in],
-    and the bottoms of the parabolas at the end [in, out].
+    `codes` uint8 [out, in], left as they are; `weight` float32 [out, in]; H `hessian` float32 [in, in], symmetric, whose diagonal must be
+    positive. Returns the new codes, and the bottoms of the parabolas at the end [in, out].
     """
     columns, groups = len(hessian), points.step.shape[1]
     size = columns // groups
@@ -56,17 +58,21 @@ def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, roun
     def values() -> Tensor:
         return (codes.view(groups, size, -1) * step[:, None]).add_(offset[:, None]).view(codes.shape)
 
-    gradient = hessian @ (weight.T - values())  # H·Eᵀ: how far lowering the error wants to move each weight, times its curvature
+    error = values()
+    torch.sub(weight.T, error, out=error)  # Eᵀ, in place: memory is what a walk is short of
+    gradient = hessian @ error  # H·Eᵀ: how far lowering the error wants to move each weight, times its curvature
+    del error
     curvature = hessian.diagonal().tolist()
-    for first in (first for _ in range(rounds) for first in range(0, columns, BLOCK)):
-        here = slice(first, min(first + BLOCK, columns))
-        new, changes = torch.empty_like(codes[here]), torch.zeros_like(codes[here])
-        rows = zip(range(first, columns), codes[here], new, changes, gradient[here], hessian[here, here])
-        for j, code, better, change, slope, curve in rows:
-            slope = torch.addmv(slope, changes.T, curve, alpha=-1)  # as the changes before it in this block leave it
-            torch.addcmul(code, slope, paces[j // size], value=1 / curvature[j], out=better)  # the bottom, counted in codes
-            torch.sub(better.round_().clamp_(0, points.levels), code, out=change).mul_(steps[j // size])
-        codes[here] = new
-        gradient.addmm_(hessian[:, here], changes, alpha=-1)
+    for _ in range(rounds):
+        for first in range(0, columns, BLOCK):
+            here = slice(first, min(first + BLOCK, columns))
+            new, changes = torch.empty_like(codes[here]), torch.zeros_like(codes[here])  # zeros: of columns still to come
+            rows = zip(range(first, columns), codes[here], new, changes, gradient[here], hessian[here, here])
+            for j, code, better, change, slope, curve in rows:
+                slope = torch.addmv(slope, changes.T, curve, alpha=-1)  # as the changes before it in this block leave it
+                torch.addcmul(code, slope, paces[j // size], value=1 / curvature[j], out=better)  # the bottom, counted in codes
+                torch.sub(better.round_().clamp_(0, points.levels), code, out=change).mul_(steps[j // size])
+            codes[here] = new
+            gradient.addmm_(hessian[:, here], changes, alpha=-1)
     bottoms = gradient.div_(hessian.diagonal()[:, None]).add_(values())
     return codes.T.to(torch.uint8, memory_format=torch.contiguous_format), bottoms

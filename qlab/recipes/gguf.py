@@ -72,7 +72,7 @@ class GGUF(Walked):
             stored = gguf.encode_tensors(together, self.mix, source.config, weights, self.encoder(seen))
             found.stored |= stored
             if seen:
-                for (name, tensor), (key, coded) in zip(together.items(), stored.items()):
+                for (name, tensor), (key, coded) in zip(together.items(), stored.items(), strict=True):
                     approximation = decode({key: coded}).to(block.device)
                     original = gguf.rotary_order(name, tensor, source.config)
                     layer = name.removeprefix(block.prefix).removesuffix(".weight")

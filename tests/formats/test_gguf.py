@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,15 +189,32 @@ def test_an_encoded_tensor_says_what_it_is(tiny: Source) -> None:
     assert encode_tensor("model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(4), "q4_k_m", tiny.config) == {}
 
 
+@pytest.mark.parametrize("at_once", [1 << 22, 128 * 256])
 @pytest.mark.parametrize("mix", ["q4_k_m", "q3_k_m", "f16"])
-def test_tensors_of_one_input_become_together_what_each_becomes_alone(mix: str, tiny: Source) -> None:
+def test_tensors_of_one_input_become_together_what_each_becomes_alone(
+    mix: str, at_once: int, tiny: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights, seen = weights_of(tiny), torch.arange(256) + 1.0
+    x = torch.randn(300, 256, generator=torch.Generator().manual_seed(0)) * seen.sqrt()
     names = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"] + ["model.layers.1.input_layernorm.weight"]
-    together = encode_tensors({name: weights[name] for name in names}, mix, tiny.config, seen)
-    alone = [encode_tensor(name, weights[name], mix, tiny.config, seen) for name in names]
-    assert list(together) == [key for tensors in alone for key in tensors]
-    assert len({key.partition(":")[0] for key in together}) == (2 if mix == "f16" else 3)  # the values get more bits, the norm none
-    assert all(together[key].equal(tensor) for tensors in alone for key, tensor in tensors.items())
+    for encoder, like in ((None, 1.0), (partial(encode_rows, hessian=lambda: damp(x.T @ x)), 0.99)):
+        alone = [encode_tensor(name, weights[name], mix, tiny.config, seen, encoder) for name in names]
+        monkeypatch.setattr("qlab.formats.gguf.AT_ONCE", at_once)
+        together = encode_tensors({name: weights[name] for name in names}, mix, tiny.config, seen, encoder)
+        monkeypatch.undo()
+        assert list(together) == [key for tensors in alone for key in tensors]
+        assert len({key.partition(":")[0] for key in together}) == (2 if mix == "f16" else 3)  # the values get more bits, the norm none
+        assert all(float(together[key].eq(tensor).float().mean()) >= like for tensors in alone for key, tensor in tensors.items())
+
+
+def test_of_tensors_encoded_together_the_bad_one_is_named(tiny: Source) -> None:
+    names = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qk"]
+    weights = {name: torch.zeros(128, 256) for name in names}
+    weights[names[1]][3, 4] = torch.nan
+    with pytest.raises(UserError) as caught:
+        encode_tensors(weights, "q4_k_m", tiny.config)
+    assert str(caught.value).startswith(names[1])
+    assert names[0] not in str(caught.value)
 
 
 def test_rows_of_queries_come_in_llama_cpps_order(tiny: Source) -> None:

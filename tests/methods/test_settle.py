@@ -83,6 +83,17 @@ def test_blocks_of_columns_change_nothing_and_nothing_given_is_written_to() -> N
     assert all(torch.equal(before, now) for before, now in zip(kept, (weight, hessian, layer.codes, layer.scales)))
 
 
+def test_two_rounds_are_one_after_another() -> None:
+    weight, hessian = torch.randn(12, 320, generator=torch.Generator().manual_seed(6)), correlated(320, 1000)
+    layer = rtn(weight, 4, 64)
+    once, _ = descend(layer.codes, layer.points, weight, hessian)
+    again, bottoms = descend(once, layer.points, weight, hessian)
+    both, bottoms_of_both = descend(layer.codes, layer.points, weight, hessian, rounds=2)
+    assert (once != both).float().mean() > 0.02
+    assert (again != both).float().mean() < 0.002  # FP32's own: the gradient is carried over, not computed anew
+    assert float((bottoms - bottoms_of_both).abs().mean()) < 1e-3
+
+
 @pytest.mark.parametrize(("order", "group_size"), [("static", 32), ("given", 32), ("group", -1)])
 def test_every_order_of_consecutive_groups_gains(order: str, group_size: int) -> None:
     weight, hessian = torch.randn(24, 64, generator=torch.Generator().manual_seed(1)), correlated()
