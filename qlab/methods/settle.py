@@ -20,6 +20,7 @@ from qlab.methods.kquants import Superblocks
 
 BLOCK = 64  # columns whose changes reach the rest of the gradient together
 ROUNDS = 2
+STAY = 1 - 1e-5  # of the way to the bottom: a weight half-way between two codes keeps the one it has, whatever FP32 makes of it
 
 
 def settle(layer: GroupedIntegers, weight: Tensor, hessian: Tensor, rounds: int = ROUNDS) -> tuple[GroupedIntegers, Tensor]:
@@ -69,9 +70,12 @@ def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, roun
             new, changes = torch.empty_like(codes[here]), torch.zeros_like(codes[here])  # zeros: of columns still to come
             rows = zip(range(first, columns), codes[here], new, changes, gradient[here], hessian[here, here])
             for j, code, better, change, slope, curve in rows:
-                slope = torch.addmv(slope, changes.T, curve, alpha=-1)  # as the changes before it in this block leave it
-                torch.addcmul(code, slope, paces[j // size], value=1 / curvature[j], out=better)  # the bottom, counted in codes
-                torch.sub(better.round_().clamp_(0, points.levels), code, out=change).mul_(steps[j // size])
+                near = STAY / curvature[j]
+                way = torch.addmv(
+                    slope, changes.T, curve, beta=near, alpha=-near
+                )  # to the bottom, as the changes before it in this block leave it
+                torch.mul(way, paces[j // size], out=better).round_().add_(code).clamp_(0, points.levels)  # counted in codes
+                torch.sub(better, code, out=change).mul_(steps[j // size])
             codes[here] = new
             gradient.addmm_(hessian[:, here], changes, alpha=-1)
     bottoms = gradient.div_(hessian.diagonal()[:, None]).add_(values())
