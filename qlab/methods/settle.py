@@ -71,9 +71,8 @@ def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, roun
             rows = zip(range(first, columns), codes[here], new, changes, gradient[here], hessian[here, here])
             for j, code, better, change, slope, curve in rows:
                 near = STAY / curvature[j]
-                way = torch.addmv(
-                    slope, changes.T, curve, beta=near, alpha=-near
-                )  # to the bottom, as the changes before it in this block leave it
+                # To the bottom, as the changes before it in this block leave it.
+                way = torch.addmv(slope, changes.T, curve, beta=near, alpha=-near)
                 torch.mul(way, paces[j // size], out=better).round_().add_(code).clamp_(0, points.levels)  # counted in codes
                 torch.sub(better, code, out=change).mul_(steps[j // size])
             codes[here] = new
