@@ -1,4 +1,4 @@
-"""Run one function in a fresh process: no library's leftovers touch another's figures, and peak memory is its own.
+"""Run a function or a generator in a fresh process: no library's leftovers touch another's figures, and peak memory is its own.
 
 What the child prints goes to a log; if it fails, the error carries the log's last lines. The child dies with its parent.
 """
@@ -14,15 +14,17 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from qlab.errors import UserError
 
 T = TypeVar("T")
+CLOSING = 30.0  # seconds that a generator has to end in order; a server that it runs has 20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -42,32 +44,78 @@ def run_isolated(function: Callable[..., T], *arguments: Any, limit: float | Non
         UserError: as the function raised it.
         RuntimeError: any other failure, with what the child last printed; or it was not done within the limit, and was killed.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory(prefix="qlab-") as folder:
-        log = Path(folder) / "log"
-        child = context.Process(target=_child, args=(sender, str(log), function, arguments), daemon=True)
-        child.start()
-        sender.close()
+    with Isolated(called_once, function, arguments, name=full_name(function)) as process:
+        return process.next(limit)
+
+
+def called_once(function: Callable[..., T], arguments: tuple[Any, ...]) -> Iterator[Outcome[T]]:
+    """The one outcome of a call in this process."""
+    started = time.perf_counter()
+    value = function(*arguments)
+    yield Outcome(value, time.perf_counter() - started, peak_bytes())
+
+
+class Isolated(Generic[T]):
+    """A generator in a fresh process, which lives from one value to the next, with whatever the generator holds."""
+
+    def __init__(self, generator: Callable[..., Iterator[T]], *arguments: Any, name: str = "") -> None:
+        """Start the process, and the generator towards its first value; `name` is what a failure calls it."""
+        self.name = name or full_name(generator)
+        self._folder = tempfile.TemporaryDirectory(prefix="qlab-")
+        self._log = Path(self._folder.name) / "log"
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._child = context.Process(target=_child, args=(theirs, str(self._log), generator, arguments), daemon=True)
+        self._child.start()
+        theirs.close()
+        self._waiting = False  # whether a value was taken, and the child waits to be asked for the next
+
+    def next(self, limit: float | None = None) -> T:
+        """The generator's next value.
+
+        Raises:
+            UserError: as the generator raised it.
+            RuntimeError: any other failure, with what the child last printed; or it was not done within `limit` seconds.
+        """
         try:
-            if receiver.poll(limit):
-                kind, payload = receiver.recv()
-                child.join(timeout=5)
-            else:
-                kind, payload = "died", f"not done within {limit:g} s"
-        except EOFError:
-            child.join()
-            kind, payload = "died", f"the process ended with exit code {child.exitcode}"
-        finally:  # also on Ctrl-C: nothing is left running
-            child.kill()
-            child.join()
-        printed = log.read_text(errors="replace") if log.exists() else ""
-    if kind == "done":
-        return Outcome(*payload)
-    if kind == "user error":
-        raise UserError(payload)
-    tail = "\n".join(printed.splitlines()[-15:])
-    raise RuntimeError(f"{function.__module__}.{function.__qualname__} failed: {payload}\n{tail}".rstrip())
+            if self._waiting:
+                self._pipe.send(True)
+            message: tuple[str, Any] = self._pipe.recv() if self._pipe.poll(limit) else ("died", f"not done within {limit:g} s")
+        except (EOFError, OSError):
+            self._child.join()
+            message = "died", f"the process ended with exit code {self._child.exitcode}"
+        kind, payload = message
+        self._waiting = kind == "value"
+        if kind == "value":
+            return cast(T, payload)
+        if kind == "user error":
+            raise UserError(payload)
+        printed = self._log.read_text(errors="replace") if self._log.exists() else ""
+        tail = "\n".join(printed.splitlines()[-15:])
+        raise RuntimeError(f"{self.name} failed: {payload}\n{tail}".rstrip())
+
+    def close(self) -> None:
+        """End the generator, where it waits, and its process in any case: also on Ctrl-C nothing is left running."""
+        try:
+            if self._waiting:
+                with suppress(OSError):  # it is gone already
+                    self._pipe.send(False)
+                    self._pipe.poll(CLOSING)
+        finally:  # at once: a Python that has loaded PyTorch takes a second to end by itself
+            self._pipe.close()
+            self._child.kill()
+            self._child.join()
+            self._folder.cleanup()
+
+    def __enter__(self) -> Isolated[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def full_name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def peak_bytes() -> int:
@@ -90,21 +138,24 @@ def steady_heap() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 32 << 20)
 
 
-def _child(sender: Connection, log: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _child(pipe: Connection, log: str, generator: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> None:
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     try:
-        started = time.perf_counter()
-        value = function(*arguments)
-        message: tuple[str, Any] = ("done", (value, time.perf_counter() - started, peak_bytes()))
+        with closing(generator(*arguments)) as values:  # type: ignore[type-var]
+            for value in values:
+                pipe.send(("value", value))
+                if not pipe.recv():  # wanted no more
+                    break
+        message: tuple[str, Any] = ("ended", "it has come to its end")
     except UserError as error:
         message = ("user error", str(error))
     except BaseException as error:
         traceback.print_exc()
         message = ("error", f"{type(error).__name__}: {error}")
-    sender.send(message)
+    pipe.send(message)
 
 
 def _die_with(parent: int) -> None:

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from qlab.errors import UserError
-from qlab.process import peak_bytes, run_isolated
+from qlab.process import Isolated, peak_bytes, run_isolated
 
 
 def hold(megabytes: int) -> int:
@@ -46,6 +48,31 @@ def test_failures_say_what_happened() -> None:
         run_isolated(fail_with, "broken", False)
     with pytest.raises(RuntimeError, match="exit code 7"):
         run_isolated(die)
+
+
+def count(note: str) -> Iterator[tuple[int, int]]:
+    """1, 2, 3, each with the process that counts; at the end the file `note` says so."""
+    try:
+        yield from ((number, os.getpid()) for number in range(1, 4))
+    finally:
+        Path(note).write_text("closed")
+
+
+def test_a_generator_lives_in_one_process_from_value_to_value_and_is_closed(tmp_path: Path) -> None:
+    with Isolated(count, str(tmp_path / "note")) as process:
+        first, second = process.next(60), process.next(60)
+        assert (first[0], second[0]) == (1, 2)
+        assert first[1] == second[1] != os.getpid()
+        assert not (tmp_path / "note").exists()
+    assert (tmp_path / "note").read_text() == "closed"
+    assert not psutil.pid_exists(first[1])
+
+
+def test_a_generator_that_has_no_more_says_so(tmp_path: Path) -> None:
+    with Isolated(count, str(tmp_path / "note"), name="counting") as process:
+        assert [process.next(60)[0] for _ in range(3)] == [1, 2, 3]
+        with pytest.raises(RuntimeError, match="counting failed: it has come to its end"):
+            process.next(60)
 
 
 def test_what_takes_too_long_is_killed() -> None:

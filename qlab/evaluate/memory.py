@@ -29,6 +29,12 @@ def held_bytes(process: psutil.Process | None = None) -> int:
     return getattr(info, "pss", 0) or info.uss
 
 
+def free_bytes() -> int:
+    """What is free for another model: of the machine's memory, and where there is a GPU of its own too."""
+    free = psutil.virtual_memory().available
+    return min(free, torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else free
+
+
 def peak_during(work: Callable[[], object], held: Callable[[], int]) -> int:
     """The most that `held` counts while `work` runs: looked at every few milliseconds, in a run that is not timed.
 

@@ -1,4 +1,7 @@
-"""Several artifacts in several runtimes, in turns, each time in a process of its own; a crash or a time-out is a row that says so."""
+"""Several artifacts in several runtimes, in turns, each in a process of its own; a crash or a time-out is a row that says so.
+
+Loading a library and a model takes longer than timing it. So a process stays, idle, from one round to the next, while memory has room.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ from pathlib import Path
 
 from qlab.errors import UserError
 from qlab.evaluate.engines import RUNNERS, runners_of
-from qlab.evaluate.runtime import RuntimeFigures, measure_runtime, pooled
-from qlab.process import run_isolated
+from qlab.evaluate.memory import disk_bytes, free_bytes
+from qlab.evaluate.runtime import Reading, RuntimeFigures, measuring, pooled
+from qlab.process import Isolated
 from qlab.progress import progress
 
 ABSENT = "is not on this machine"
 LIMIT = 900.0  # seconds for one artifact in one runtime, loading included
+NEEDED, SPARE = 4, 2e9  # bytes that must be free for a new process: so many for each on disk (FP32, twice while it loads), and these
+Pair = tuple[str, str]
+"""An artifact's name, a runtime's."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ def measure_in_turns(folders: Mapping[str, Path], runtimes: Sequence[str], proto
     """Measure each of `folders` in every runtime of RUNNERS that runs its format (of `runtimes`, where some are named).
 
     The rounds go over all of them: a machine that grows slower or is busy for a while does so for all, and the spread shows it. A
-    runtime that takes half a minute to start has its timings in the first round, all of them.
+    runtime that takes half a minute to start has its turn first, all of its timings in one, and is gone before the others come.
 
     Raises:
         UserError: a runtime that there is not, a folder that none runs, or a single timing, which has no spread.
@@ -50,21 +57,23 @@ def measure_in_turns(folders: Mapping[str, Path], runtimes: Sequence[str], proto
     if protocol.rounds * protocol.repetitions < 2:
         raise UserError("one timing has no spread: give two rounds or repetitions, or more")
     pairs = [(name, runtime) for name, folder in folders.items() for runtime in runners_of(folder, runtimes)]
-    found: dict[tuple[str, str], list[RuntimeFigures]] = {pair: [] for pair in pairs}
-    problems: dict[tuple[str, str], str] = {
+    found: dict[Pair, list[Reading]] = {pair: [] for pair in pairs}
+    problems: dict[Pair, str] = {
         (name, runtime): f"{RUNNERS[runtime].label} {ABSENT}: {RUNNERS[runtime].install}"
         for name, runtime in pairs
         if not RUNNERS[runtime].present()
     }
-    able = [pair for pair in pairs if pair not in problems]
+    able = sorted((pair for pair in pairs if pair not in problems), key=lambda pair: not RUNNERS[pair[1]].starts_slowly)
     later = [pair for pair in able if not RUNNERS[pair[1]].starts_slowly]
-    for pair in progress(able + later * (protocol.rounds - 1), "speeds", leave=False):
-        if pair in problems:
-            continue
-        try:
-            found[pair].append(one_run(folders[pair[0]], pair[1], protocol))
-        except (UserError, RuntimeError, OSError) as error:
-            problems[pair] = in_one_line(error)
+    turns = able + later * (protocol.rounds - 1)
+    with Crew(folders, protocol) as crew:
+        for place, pair in enumerate(progress(turns, "speeds", leave=False)):
+            if pair in problems:
+                continue
+            try:
+                found[pair].append(crew.measure(pair, last=pair not in turns[place + 1 :]))
+            except (UserError, RuntimeError, OSError) as error:
+                problems[pair] = in_one_line(error)
     return [
         Measured(name, RUNNERS[runtime].label, None, problems[name, runtime])
         if (name, runtime) in problems
@@ -79,8 +88,46 @@ def in_one_line(error: Exception) -> str:
     return first if not rest or rest[-1] in first else f"{first} … {rest[-1]}"
 
 
-def one_run(folder: Path, runtime: str, protocol: Protocol) -> RuntimeFigures:
-    """One artifact in one runtime, in a fresh process."""
-    rounds = protocol.rounds if RUNNERS[runtime].starts_slowly else 1
-    sizes = (protocol.prompt_tokens, protocol.generated_tokens, protocol.repetitions * rounds, protocol.dtype)
-    return run_isolated(measure_runtime, folder, runtime, *sizes, limit=protocol.limit * rounds).value
+class Crew:
+    """The processes that measure: one for each pair of artifact and runtime, kept for its next turn while memory has room."""
+
+    def __init__(self, folders: Mapping[str, Path], protocol: Protocol) -> None:
+        self.folders, self.protocol = folders, protocol
+        self.kept: dict[Pair, Isolated[Reading]] = {}
+
+    def measure(self, pair: Pair, last: bool) -> Reading:
+        """The next figures of an artifact in a runtime, whose process ends if these are its `last`.
+
+        Raises:
+            UserError, RuntimeError: as Isolated does; the process is gone then.
+        """
+        process = self.kept.pop(pair, None) or self._start(pair)
+        rounds = self.protocol.rounds if RUNNERS[pair[1]].starts_slowly else 1
+        try:
+            figures = process.next(self.protocol.limit * rounds)
+        except BaseException:
+            process.close()
+            raise
+        if last:
+            process.close()
+        else:
+            self.kept[pair] = process
+        return figures
+
+    def _start(self, pair: Pair) -> Isolated[Reading]:
+        name, runtime = pair
+        for other in [other for other in self.kept if self.folders[other[0]] == self.folders[name]]:
+            self.kept.pop(other).close()  # of a file that two have mapped, memory counts a half for each
+        while self.kept and free_bytes() < NEEDED * disk_bytes(self.folders[name]) + SPARE:
+            self.kept.popitem()[1].close()  # the one that came last: its next turn is farthest away
+        protocol = self.protocol
+        repetitions = protocol.repetitions * (protocol.rounds if RUNNERS[runtime].starts_slowly else 1)
+        sizes = (protocol.prompt_tokens, protocol.generated_tokens, repetitions, protocol.dtype)
+        return Isolated(measuring, self.folders[name], runtime, *sizes, name=f"{name} in {RUNNERS[runtime].label}")
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.kept.values():
+            process.close()

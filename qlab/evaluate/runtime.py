@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,14 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What one turn of one artifact in one runtime tells."""
+
+    speed: Speed
+    memory: Memory
+
+
+@dataclass(frozen=True)
 class RuntimeFigures:
     """Speed and memory; `ceiling` is the tokens/s that the measured memory bandwidth (bytes/s) allows in generation at batch 1."""
 
@@ -50,10 +58,13 @@ class RuntimeFigures:
     ceiling: float
 
 
-def measure_runtime(
+def measuring(
     folder: Path, runner: str, prompt_tokens: int, generated_tokens: int, repetitions: int, dtype: str = "auto"
-) -> RuntimeFigures:
-    """Load the model or artifact of `folder` in the runtime `runner` of RUNNERS, and measure. Meant for a process of its own."""
+) -> Iterator[Reading]:
+    """Load the model or artifact of `folder` in the runtime `runner` of RUNNERS and measure it; and time it again as often as asked.
+
+    Meant for a process of its own (qlab.process.Isolated), which holds the model until it is closed.
+    """
     vocabulary = Deployment(folder, "model").config["vocab_size"]
     context = prompt_tokens + generated_tokens + SPARE
     ids = prompt_ids(vocabulary, prompt_tokens)
@@ -63,22 +74,30 @@ def measure_runtime(
         loaded = engine.held() - before
         prompting = peak_during(lambda: engine.read(ids), engine.held) - before
         generating = peak_during(lambda: engine.generate(ids[0], generated_tokens), engine.held) - before
-        speed = measure_speed(engine, vocabulary, prompt_tokens, generated_tokens, repetitions, warm=True)  # by what was done just now
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    expected = footprint(folder, context, 4 if speed.conditions["dtype"] == "float32" else 2, device == "cuda")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        expected = expected_of(folder, runner, context, device, engine.conditions["dtype"])
+        memory, warm = Memory(loaded, prompting, generating, expected), True  # by what was done just now
+        while True:
+            yield Reading(measure_speed(engine, vocabulary, prompt_tokens, generated_tokens, repetitions, warm), memory)
+            warm = False
+
+
+def expected_of(folder: Path, runner: str, context: int, device: str, dtype: str) -> Footprint:
+    """What the files' headers tell of memory in the runtime `runner` on this `device`."""
+    expected = footprint(folder, context, 4 if dtype == "float32" else 2, device == "cuda")
     if device == "cpu":
         expected = RUNNERS[runner].on_cpu(expected)
     if (unpacked := RUNNERS[runner].unpacked.get(device)) is not None:
         expected = computing(expected, unpacked, torch.cuda.get_device_capability() if device == "cuda" else None)
-    step = expected.step + expected.cache * generated_tokens / 2  # the cache as it is half way
-    bandwidth = read_bandwidth(round(step), device)
-    return RuntimeFigures(speed, Memory(loaded, prompting, generating, expected), bandwidth, bandwidth / step)
+    return expected
 
 
-def pooled(rounds: Sequence[RuntimeFigures]) -> RuntimeFigures:
-    """Several rounds as one: speeds with what varied between them in their spread, the rest in the mean."""
-
-    held = {name: round(statistics.mean(getattr(f.memory, name) for f in rounds)) for name in ("loaded", "prompting", "generating")}
-    memory = Memory(**held, expected=rounds[0].memory.expected)
-    bandwidth, ceiling = (statistics.mean(getattr(figures, name) for figures in rounds) for name in ("bandwidth", "ceiling"))
-    return RuntimeFigures(over_rounds([figures.speed for figures in rounds]), memory, bandwidth, ceiling)
+def pooled(rounds: Sequence[Reading]) -> RuntimeFigures:
+    """Several rounds in one runtime as one: speeds with what varied between them in their spread, memory in the mean; and the ceiling,
+    by the bandwidth of now."""
+    held = {name: round(statistics.mean(getattr(one.memory, name) for one in rounds)) for name in ("loaded", "prompting", "generating")}
+    memory = replace(rounds[0].memory, **held)
+    speed = over_rounds([one.speed for one in rounds])
+    step = memory.expected.step + memory.expected.cache * speed.generated_tokens / 2  # the cache as it is half way
+    bandwidth = read_bandwidth(round(step), speed.conditions["device"])
+    return RuntimeFigures(speed, memory, bandwidth, bandwidth / step)

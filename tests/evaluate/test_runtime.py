@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,11 @@ from qlab.evaluate.bandwidth import read_bandwidth
 from qlab.evaluate.engines import RUNNERS, runners_of
 from qlab.evaluate.memory import disk_bytes, peak_during
 from qlab.evaluate.rounds import Protocol, measure_in_turns
-from qlab.evaluate.runtime import measure_runtime, pooled
+from qlab.evaluate.runtime import Memory, Reading, measuring, pooled
 from qlab.evaluate.speed import measure_speed, prompt_ids, rate
 from qlab.model import Source
 from qlab.peers.recipes import BitsAndBytes
-from qlab.process import run_isolated
+from qlab.process import Isolated
 from qlab.recipes import Recipe, parse
 
 QUICK = Protocol(16, 4, 1, 2)
@@ -75,7 +76,8 @@ def test_speeds_are_tokens_over_seconds_by_our_clock_and_the_runtimes() -> None:
 def test_every_runtime_reports(recipe: str, runner: str, tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
     made: Recipe | None = BitsAndBytes() if recipe == "bitsandbytes" else parse(recipe) if recipe else None
     folder = make_artifact(made, tiny, calibration, str(tmp_path)).path if made else tiny.path
-    figures = run_isolated(measure_runtime, folder, runner, 16, 4, 1).value
+    with Isolated(measuring, folder, runner, 16, 4, 1) as process:
+        figures = pooled([process.next(120)])
     assert figures.speed.runtime == RUNNERS[runner].label
     assert figures.speed.prompt > 0
     assert figures.speed.generation > 0
@@ -105,57 +107,108 @@ def test_bitsandbytes_holds_the_codes_twice_where_the_processor_multiplies_in_bf
         assert one.peak > one.total + 4 * 10_000_000
 
 
-def test_what_starts_slowly_starts_once_and_is_timed_as_often(tiny: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, float]] = []
+class Pretender:
+    """In a process's stead: what was started, for how many repetitions, asked within what limits, and closed."""
 
-    def measured(
-        function: object, folder: Path, runtime: str, prompt: int, generated: int, repetitions: int, *_: object, limit: float
-    ) -> object:
-        asked.append((repetitions, limit))
-        raise UserError("enough")
+    started: list[tuple[str, int]] = []  # noqa: RUF012
+    limits: list[float] = []  # noqa: RUF012
+    alive: set[str] = set()  # noqa: RUF012
 
-    monkeypatch.setattr(rounds, "run_isolated", measured)
-    measure_in_turns({"tiny": tiny.path}, ["transformers"], Protocol(16, 4, 2, 3, limit=10))
-    monkeypatch.setitem(rounds.RUNNERS, "transformers", replace(RUNNERS["transformers"], starts_slowly=True))
-    measure_in_turns({"tiny": tiny.path}, ["transformers"], Protocol(16, 4, 2, 3, limit=10))
-    assert asked == [(2, 10), (6, 30)]
+    def __init__(self, generator: object, folder: Path, runtime: str, prompt: int, generated: int, repetitions: int, *_: object, name: str):
+        self.name = name.split()[0]
+        self.started.append((self.name, repetitions))
+        self.alive.add(self.name)
+
+    def next(self, limit: float) -> Reading:
+        self.limits.append(limit)
+        speed = measure_speed(Sleeper(), 1000, 1, 1, 1)
+        return Reading(speed, Memory(0, 0, 0, Footprint(1, 1, 1, 1)))
+
+    def close(self) -> None:
+        self.alive.remove(self.name)
 
 
-def test_rounds_are_pooled(tiny: Source) -> None:
-    found = run_isolated(measure_runtime, tiny.path, "transformers", 16, 4, 1).value
-    assert pooled([found]) == found
+@pytest.fixture
+def pretender(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
+    monkeypatch.setattr(rounds, "Isolated", Pretender)
+    monkeypatch.setattr(rounds, "pooled", len)  # how many readings there were
+    for record in (Pretender.started, Pretender.limits, Pretender.alive):
+        record.clear()
+    return Pretender
 
 
-def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = {"good": tiny.path, "crashes": tiny.path, "hangs": tiny.path}
-    really = rounds.one_run
-    names = iter(["good", "crashes", "hangs", "good"])  # a row with a problem has no second round
+def copies(tiny: Source, folder: Path, *names: str) -> dict[str, Path]:
+    """The same model in several folders."""
+    return {name: Path(shutil.copytree(tiny.path, folder / name)) for name in names}
 
-    def one_run(folder: Path, runtime: str, protocol: Protocol) -> object:
-        name = next(names)
-        if name == "good":
-            return really(folder, runtime, protocol)
-        return run_isolated(abort, limit=120) if name == "crashes" else run_isolated(sleep_long, limit=3)
 
-    monkeypatch.setattr(rounds, "one_run", one_run)
-    good, crashed, hung = measure_in_turns(folders, ["transformers"], QUICK)
+def test_what_starts_slowly_comes_first_alone_and_is_timed_as_often(
+    tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(rounds.RUNNERS, "gptqmodel", replace(RUNNERS["transformers"], starts_slowly=True, label="slow"))
+    measured = measure_in_turns(copies(tiny, tmp_path, "a", "b"), ["transformers", "gptqmodel"], Protocol(16, 4, 2, 3, limit=10))
+    assert [repetitions for _, repetitions in pretender.started] == [6, 6, 2, 2]
+    assert pretender.limits == [30, 30, *[10] * 6]
+    assert [one.figures for one in measured] == [3, 1, 3, 1]
+    assert not pretender.alive
+
+
+@pytest.mark.parametrize(("free", "started"), [(1e15, "abc"), (1e9, "abcabc")])
+def test_processes_stay_from_round_to_round_while_memory_has_room(
+    free: float, started: str, tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "free_bytes", lambda: free)
+    measured = measure_in_turns(copies(tiny, tmp_path, *"abc"), ["transformers"], QUICK)
+    assert "".join(name for name, _ in pretender.started) == started
+    assert [one.figures for one in measured] == [2, 2, 2]
+    assert not pretender.alive
+
+
+def test_two_processes_never_share_a_file(tiny: Source, pretender: type[Pretender]) -> None:
+    measure_in_turns({"one": tiny.path, "two": tiny.path}, ["transformers"], QUICK)
+    assert [name for name, _ in pretender.started] == ["one", "two", "one", "two"]
+
+
+def test_a_process_reads_anew_in_every_round(tiny: Source) -> None:
+    with Isolated(measuring, tiny.path, "transformers", 16, 4, 1) as process:
+        first, second = process.next(120), process.next(120)
+    assert first.memory == second.memory
+    assert first.speed.prompt != second.speed.prompt
+    found = pooled([first, second])
+    assert found.speed.prompt == pytest.approx((first.speed.prompt + second.speed.prompt) / 2)
+    assert found.ceiling == pytest.approx(found.bandwidth / (first.memory.expected.step + 2 * first.memory.expected.cache))
+
+
+def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = rounds.Crew._start
+
+    def start(crew: rounds.Crew, pair: tuple[str, str]) -> Isolated[Reading]:
+        if pair[0] == "good":
+            return really(crew, pair)
+        crew.protocol = replace(crew.protocol, limit=120 if pair[0] == "crashes" else 5)
+        return Isolated(abort if pair[0] == "crashes" else sleep_long)
+
+    monkeypatch.setattr(rounds.Crew, "_start", start)
+    good, crashed, hung = measure_in_turns(copies(tiny, tmp_path, "good", "crashes", "hangs"), ["transformers"], QUICK)
     assert good.figures
     assert not good.problem
     assert crashed.figures is None
     assert "exit code" in crashed.problem
     assert "\n" not in crashed.problem
     assert hung.figures is None
-    assert "not done within 3 s" in hung.problem
+    assert "not done within 5 s" in hung.problem
 
 
-def abort() -> None:
+def abort() -> Iterator[Reading]:
     import os
 
     os.abort()
+    yield
 
 
-def sleep_long() -> None:
+def sleep_long() -> Iterator[Reading]:
     time.sleep(600)
+    yield  # type: ignore[misc]
 
 
 def test_an_absent_runtime_is_a_row_with_the_command_that_installs_it(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
