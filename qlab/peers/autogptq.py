@@ -99,20 +99,31 @@ def tuple_outputs(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def running(folder: Path) -> Iterator[PreTrainedModel]:
-    """The checkpoint in AutoGPTQ's own layers, for measuring its speed; plain PyTorch where no GPU is."""
+    """The checkpoint in AutoGPTQ's own layers, for measuring its speed; plain PyTorch where no GPU is.
+
+    Made without memory for weights, which then are the file's own: what is not quantized in FP32 on a CPU, FP16 on a GPU.
+    """
+    from accelerate import init_empty_weights
     from safetensors.torch import load_file
 
-    description = json.loads((folder / "config.json").read_text())
-    quantization = description["quantization_config"]
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
+    quantization = json.loads((folder / "config.json").read_text())["quantization_config"]
     with revived():
         from auto_gptq.modeling._utils import make_quant
 
         config = AutoConfig.from_pretrained(folder)
         del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16 if torch.cuda.is_available() else torch.float32)
-        state = load_file(folder / "model.safetensors")
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        state = load_file(folder / "model.safetensors", device)
         names = [name.removesuffix(".qweight") for name in state if name.endswith(".qweight")]
         make_quant(model, names, quantization["bits"], quantization["group_size"], desc_act=quantization["desc_act"], use_cuda_fp16=False)
-        model.load_state_dict(state, strict=False)
-        model.tie_weights()
-        yield model.eval().to("cuda:0" if torch.cuda.is_available() else "cpu")
+        state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        model.load_state_dict(state, strict=False, assign=True)
+        for name in [name for name in names if f"{name}.bias" not in state]:
+            model.get_submodule(name).bias = None  # its layers are all made with one
+        del state
+        if config.tie_word_embeddings:
+            model.get_output_embeddings().weight = model.get_input_embeddings().weight
+        yield model.eval().to(device)
