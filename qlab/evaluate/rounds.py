@@ -6,6 +6,7 @@ Loading a library and a model takes longer than timing it. So a process stays, i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +75,13 @@ def measure_in_turns(folders: Mapping[str, Path], runtimes: Sequence[str], proto
                 found[pair].append(crew.measure(pair, last=pair not in turns[place + 1 :]))
             except (UserError, RuntimeError, OSError) as error:
                 problems[pair] = in_one_line(error)
-    return [
-        Measured(name, RUNNERS[runtime].label, None, problems[name, runtime])
-        if (name, runtime) in problems
-        else Measured(name, RUNNERS[runtime].label, pooled(found[name, runtime]))
-        for name, runtime in pairs
-    ]
+    figures: dict[Pair, RuntimeFigures] = {}
+    for pair in [pair for pair in able if pair not in problems]:
+        try:
+            figures[pair] = pooled(found[pair])
+        except RuntimeError as error:  # no memory to read for the ceiling
+            problems[pair] = in_one_line(error)
+    return [Measured(pair[0], RUNNERS[pair[1]].label, figures.get(pair), problems.get(pair, "")) for pair in pairs]
 
 
 def in_one_line(error: Exception) -> str:
@@ -123,11 +125,12 @@ class Crew:
         protocol = self.protocol
         repetitions = protocol.repetitions * (protocol.rounds if RUNNERS[runtime].starts_slowly else 1)
         sizes = (protocol.prompt_tokens, protocol.generated_tokens, repetitions, protocol.dtype)
-        return Isolated(measuring, self.folders[name], runtime, *sizes, name=f"{name} in {RUNNERS[runtime].label}")
+        return Isolated(measuring, self.folders[name], runtime, *sizes, name=RUNNERS[runtime].label)
 
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.kept.values():
-            process.close()
+        with ExitStack() as closing:  # all of them, also where one fails or Ctrl-C comes
+            for process in self.kept.values():
+                closing.callback(process.close)
