@@ -14,12 +14,14 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
+
+import psutil
 
 from qlab.errors import UserError
 
@@ -48,7 +50,7 @@ def run_isolated(function: Callable[..., T], *arguments: Any, limit: float | Non
         return process.next(limit)
 
 
-def called_once(function: Callable[..., T], arguments: tuple[Any, ...]) -> Iterator[Outcome[T]]:
+def called_once(function: Callable[..., T], arguments: tuple[Any, ...]) -> Generator[Outcome[T], None, None]:
     """The one outcome of a call in this process."""
     started = time.perf_counter()
     value = function(*arguments)
@@ -58,8 +60,12 @@ def called_once(function: Callable[..., T], arguments: tuple[Any, ...]) -> Itera
 class Isolated(Generic[T]):
     """A generator in a fresh process, which lives from one value to the next, with whatever the generator holds."""
 
-    def __init__(self, generator: Callable[..., Iterator[T]], *arguments: Any, name: str = "") -> None:
-        """Start the process, and the generator towards its first value; `name` is what a failure calls it."""
+    def __init__(self, generator: Callable[..., Generator[T, None, None]], *arguments: Any, name: str = "") -> None:
+        """Start the process, and the generator towards its first value; `name` is what a failure calls it.
+
+        Raises:
+            OSError: no process or no temporary folder can be made.
+        """
         self.name = name or full_name(generator)
         self._folder = tempfile.TemporaryDirectory(prefix="qlab-")
         self._log = Path(self._folder.name) / "log"
@@ -75,7 +81,8 @@ class Isolated(Generic[T]):
 
         Raises:
             UserError: as the generator raised it.
-            RuntimeError: any other failure, with what the child last printed; or it was not done within `limit` seconds.
+            RuntimeError: any other failure, with what the child last printed; or it was not done within `limit` seconds. Either way
+                nothing more comes: close it.
         """
         try:
             if self._waiting:
@@ -95,16 +102,21 @@ class Isolated(Generic[T]):
         raise RuntimeError(f"{self.name} failed: {payload}\n{tail}".rstrip())
 
     def close(self) -> None:
-        """End the generator, where it waits, and its process in any case: also on Ctrl-C nothing is left running."""
+        """End the generator, where it waits, and its process in any case, and wait for what that has started: also on Ctrl-C nothing is
+        left running."""
+        started: list[psutil.Process] = []
         try:
             if self._waiting:
                 with suppress(OSError):  # it is gone already
                     self._pipe.send(False)
                     self._pipe.poll(CLOSING)
+            with suppress(psutil.NoSuchProcess):
+                started = psutil.Process(self._child.pid).children(recursive=True)
         finally:  # at once: a Python that has loaded PyTorch takes a second to end by itself
             self._pipe.close()
             self._child.kill()
             self._child.join()
+            psutil.wait_procs(started, CLOSING)  # a server's keeper ends it when it sees that this child is gone
             self._folder.cleanup()
 
     def __enter__(self) -> Isolated[T]:
@@ -138,13 +150,13 @@ def steady_heap() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 32 << 20)
 
 
-def _child(pipe: Connection, log: str, generator: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> None:
+def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, None, None]], arguments: tuple[Any, ...]) -> None:
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     try:
-        with closing(generator(*arguments)) as values:  # type: ignore[type-var]
+        with closing(generator(*arguments)) as values:
             for value in values:
                 pipe.send(("value", value))
                 if not pipe.recv():  # wanted no more

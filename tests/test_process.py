@@ -83,6 +83,26 @@ def test_what_takes_too_long_is_killed() -> None:
     assert not any("spawn_main" in " ".join(child.cmdline()) for child in psutil.Process().children())
 
 
+def keeps_a_deaf_server(note: str) -> Iterator[None]:
+    """A command that minds no SIGTERM, under its keeper, as servers are; it never becomes ready."""
+    command = (
+        "import os, pathlib, signal, sys, time; signal.signal(15, signal.SIG_IGN); pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))"
+    )
+    keeper = [sys.executable, "-m", "qlab.deploy.supervisor", sys.executable, "-c", f"{command}; time.sleep(600)", note]
+    subprocess.Popen(keeper, stdin=subprocess.PIPE, start_new_session=True)
+    time.sleep(600)
+    yield
+
+
+def test_what_a_killed_child_has_started_is_gone_when_it_is_closed(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    with Isolated(keeps_a_deaf_server, str(note)) as process:
+        assert wait_for(lambda: note.exists() and note.read_text(), 60)
+        with pytest.raises(RuntimeError, match="not done within"):
+            process.next(0.1)
+    assert not psutil.pid_exists(int(note.read_text()))
+
+
 def test_the_child_dies_with_its_parent() -> None:
     code = "from tests.test_process import *; run_isolated(sleep_long)"
     parent = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n    {code}"])

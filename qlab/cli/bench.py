@@ -30,7 +30,7 @@ def bench(
     results: StoreOption = "build/results.sqlite",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
-    """Prompt and generation speed, the ceiling that memory bandwidth sets, and memory predicted and measured; each in a fresh process."""
+    """Prompt and generation speed, the ceiling that memory bandwidth sets, and memory predicted and measured; each in its own process."""
     from qlab.evaluate.engines import DTYPES
     from qlab.evaluate.rounds import Protocol, measure_in_turns
     from qlab.lesson import quiet

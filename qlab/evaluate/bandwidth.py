@@ -33,6 +33,9 @@ def read_bandwidth(size: int, device: str = "cpu") -> float:
                 passes += 1
             synchronize(device)
         best = max(best, passes * matrix.nbytes / (time.perf_counter() - started))
+    if matrix.is_cuda:  # a server may want the whole device next, and PyTorch would keep this
+        del matrix
+        torch.cuda.empty_cache()
     return best
 
 

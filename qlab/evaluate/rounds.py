@@ -19,7 +19,10 @@ from qlab.progress import progress
 
 ABSENT = "is not on this machine"
 LIMIT = 900.0  # seconds for one artifact in one runtime, loading included
-NEEDED, SPARE = 4, 2e9  # bytes that must be free for a new process: so many for each on disk (FP32, twice while it loads), and these
+NEEDED, BESIDE = (
+    4,
+    2e9,
+)  # bytes that must be free for a new process: so many for each on disk (FP16 as FP32, twice while it loads), and these
 Pair = tuple[str, str]
 """An artifact's name, a runtime's."""
 
@@ -91,7 +94,8 @@ def in_one_line(error: Exception) -> str:
 
 
 class Crew:
-    """The processes that measure: one for each pair of artifact and runtime, kept for its next turn while memory has room."""
+    """The processes that measure: one for each pair of artifact and runtime, kept for its next turn while memory has room, and until
+    another runtime wants the same files."""
 
     def __init__(self, folders: Mapping[str, Path], protocol: Protocol) -> None:
         self.folders, self.protocol = folders, protocol
@@ -101,12 +105,11 @@ class Crew:
         """The next figures of an artifact in a runtime, whose process ends if these are its `last`.
 
         Raises:
-            UserError, RuntimeError: as Isolated does; the process is gone then.
+            UserError, RuntimeError, OSError: as Isolated does; the process is gone then.
         """
         process = self.kept.pop(pair, None) or self._start(pair)
-        rounds = self.protocol.rounds if RUNNERS[pair[1]].starts_slowly else 1
         try:
-            figures = process.next(self.protocol.limit * rounds)
+            figures = process.next(self.protocol.limit * self._rounds_in_one(pair[1]))
         except BaseException:
             process.close()
             raise
@@ -120,12 +123,15 @@ class Crew:
         name, runtime = pair
         for other in [other for other in self.kept if self.folders[other[0]] == self.folders[name]]:
             self.kept.pop(other).close()  # of a file that two have mapped, memory counts a half for each
-        while self.kept and free_bytes() < NEEDED * disk_bytes(self.folders[name]) + SPARE:
+        while self.kept and free_bytes() < NEEDED * disk_bytes(self.folders[name]) + BESIDE:
             self.kept.popitem()[1].close()  # the one that came last: its next turn is farthest away
         protocol = self.protocol
-        repetitions = protocol.repetitions * (protocol.rounds if RUNNERS[runtime].starts_slowly else 1)
+        repetitions = protocol.repetitions * self._rounds_in_one(runtime)
         sizes = (protocol.prompt_tokens, protocol.generated_tokens, repetitions, protocol.dtype)
         return Isolated(measuring, self.folders[name], runtime, *sizes, name=RUNNERS[runtime].label)
+
+    def _rounds_in_one(self, runtime: str) -> int:
+        return self.protocol.rounds if RUNNERS[runtime].starts_slowly else 1
 
     def __enter__(self) -> Crew:
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one turn of one artifact in one runtime tells."""
+    """What one turn of one artifact in one runtime tells: its speed then, and the memory of the process, seen at its first turn."""
 
     speed: Speed
     memory: Memory
@@ -60,10 +60,13 @@ class RuntimeFigures:
 
 def measuring(
     folder: Path, runner: str, prompt_tokens: int, generated_tokens: int, repetitions: int, dtype: str = "auto"
-) -> Iterator[Reading]:
+) -> Generator[Reading, None, None]:
     """Load the model or artifact of `folder` in the runtime `runner` of RUNNERS and measure it; and time it again as often as asked.
 
     Meant for a process of its own (qlab.process.Isolated), which holds the model until it is closed.
+
+    Raises:
+        UserError, RuntimeError, OSError: what keeps the runtime from opening the folder or from computing.
     """
     vocabulary = Deployment(folder, "model").config["vocab_size"]
     context = prompt_tokens + generated_tokens + SPARE
@@ -74,8 +77,7 @@ def measuring(
         loaded = engine.held() - before
         prompting = peak_during(lambda: engine.read(ids), engine.held) - before
         generating = peak_during(lambda: engine.generate(ids[0], generated_tokens), engine.held) - before
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        expected = expected_of(folder, runner, context, device, engine.conditions["dtype"])
+        expected = expected_of(folder, runner, context, engine.conditions["device"], engine.conditions["dtype"])
         memory, warm = Memory(loaded, prompting, generating, expected), True  # by what was done just now
         while True:
             yield Reading(measure_speed(engine, vocabulary, prompt_tokens, generated_tokens, repetitions, warm), memory)
@@ -83,7 +85,7 @@ def measuring(
 
 
 def expected_of(folder: Path, runner: str, context: int, device: str, dtype: str) -> Footprint:
-    """What the files' headers tell of memory in the runtime `runner` on this `device`."""
+    """What the files' headers tell of memory in the runtime `runner` on the `device` that it uses."""
     expected = footprint(folder, context, 4 if dtype == "float32" else 2, device == "cuda")
     if device == "cpu":
         expected = RUNNERS[runner].on_cpu(expected)
@@ -93,8 +95,12 @@ def expected_of(folder: Path, runner: str, context: int, device: str, dtype: str
 
 
 def pooled(rounds: Sequence[Reading]) -> RuntimeFigures:
-    """Several rounds in one runtime as one: speeds with what varied between them in their spread, memory in the mean; and the ceiling,
-    by the bandwidth of now."""
+    """Several rounds in one runtime as one: speeds with what varied between them in their spread, memory in the mean over the
+    processes that there were; and the ceiling, by the bandwidth of now.
+
+    Raises:
+        RuntimeError: the device has no room for as many bytes as a token needs.
+    """
     held = {name: round(statistics.mean(getattr(one.memory, name) for one in rounds)) for name in ("loaded", "prompting", "generating")}
     memory = replace(rounds[0].memory, **held)
     speed = over_rounds([one.speed for one in rounds])

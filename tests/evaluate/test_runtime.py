@@ -108,15 +108,17 @@ def test_bitsandbytes_holds_the_codes_twice_where_the_processor_multiplies_in_bf
 
 
 class Pretender:
-    """In a process's stead: what was started, for how many repetitions, asked within what limits, and closed."""
+    """In a process's stead: what was started, for how many repetitions, beside what, asked within what limits, and closed."""
 
     started: list[tuple[str, int]] = []  # noqa: RUF012
+    beside: list[set[str]] = []  # noqa: RUF012
     limits: list[float] = []  # noqa: RUF012
     alive: set[str] = set()  # noqa: RUF012
 
     def __init__(self, generator: object, folder: Path, runtime: str, prompt: int, generated: int, repetitions: int, *_: object, name: str):
         self.name = f"{folder.name}/{name}"
         self.started.append((self.name, repetitions))
+        self.beside.append(set(self.alive))
         self.alive.add(self.name)
 
     def next(self, limit: float) -> Reading:
@@ -132,7 +134,7 @@ class Pretender:
 def pretender(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
     monkeypatch.setattr(rounds, "Isolated", Pretender)
     monkeypatch.setattr(rounds, "pooled", len)  # how many readings there were
-    for record in (Pretender.started, Pretender.limits, Pretender.alive):
+    for record in (Pretender.started, Pretender.beside, Pretender.limits, Pretender.alive):
         record.clear()
     return Pretender
 
@@ -145,6 +147,7 @@ def copies(tiny: Source, folder: Path, *names: str) -> dict[str, Path]:
 def test_what_starts_slowly_comes_first_alone_and_is_timed_as_often(
     tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rounds, "free_bytes", lambda: 1e15)
     monkeypatch.setitem(rounds.RUNNERS, "gptqmodel", replace(RUNNERS["transformers"], starts_slowly=True, label="slow"))
     measured = measure_in_turns(copies(tiny, tmp_path, "a", "b"), ["transformers", "gptqmodel"], Protocol(16, 4, 2, 3, limit=10))
     assert [repetitions for _, repetitions in pretender.started] == [6, 6, 2, 2]
@@ -152,13 +155,14 @@ def test_what_starts_slowly_comes_first_alone_and_is_timed_as_often(
     assert [one.figures for one in measured] == [3, 1, 3, 1]
     assert not pretender.alive
     assert [name for name, _ in pretender.started] == ["a/slow", "b/slow", "a/transformers", "b/transformers"]
+    assert pretender.beside == [set(), set(), set(), {"a/transformers"}]
 
 
-@pytest.mark.parametrize(("free", "started"), [(1e15, "abc"), (1e9, "abcabc")])
+@pytest.mark.parametrize(("room", "started"), [(3, "abc"), (2, "abcb"), (1, "abcabc")])
 def test_processes_stay_from_round_to_round_while_memory_has_room(
-    free: float, started: str, tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
+    room: int, started: str, tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "free_bytes", lambda: free)
+    monkeypatch.setattr(rounds, "free_bytes", lambda: 1e15 if len(pretender.alive) < room else 1e9)
     measured = measure_in_turns(copies(tiny, tmp_path, *"abc"), ["transformers"], QUICK)
     assert "".join(name[0] for name, _ in pretender.started) == started
     assert [one.figures for one in measured] == [2, 2, 2]
@@ -167,8 +171,9 @@ def test_processes_stay_from_round_to_round_while_memory_has_room(
 
 def test_two_processes_never_share_a_file(tiny: Source, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "free_bytes", lambda: 1e15)
-    measure_in_turns({"one": tiny.path, "two": tiny.path}, ["transformers"], QUICK)
-    assert len(pretender.started) == 4
+    measured = measure_in_turns({"one": tiny.path, "two": tiny.path}, ["transformers"], QUICK)
+    assert [len(others) for others in pretender.beside] == [0, 0, 0, 0]
+    assert [one.figures for one in measured] == [2, 2]
 
 
 def test_a_process_reads_anew_in_every_round(tiny: Source) -> None:
