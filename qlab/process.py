@@ -5,6 +5,7 @@ What the child prints goes to a log; if it fails, the error carries the log's la
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import multiprocessing
 import os
@@ -27,6 +28,7 @@ from qlab.errors import UserError
 
 T = TypeVar("T")
 CLOSING = 30.0  # seconds that a generator has to end in order; a server that it runs has 20
+LEAVING = 2.0  # and its process then, to give back the semaphores that it shares with this process's keeper of them
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -106,13 +108,14 @@ class Isolated(Generic[T]):
         left running."""
         started: list[psutil.Process] = []
         try:
+            with suppress(psutil.NoSuchProcess):
+                started = psutil.Process(self._child.pid).children(recursive=True)
             if self._waiting:
                 with suppress(OSError):  # it is gone already
                     self._pipe.send(False)
                     self._pipe.poll(CLOSING)
-            with suppress(psutil.NoSuchProcess):
-                started = psutil.Process(self._child.pid).children(recursive=True)
-        finally:  # at once: a Python that has loaded PyTorch takes a second to end by itself
+            self._child.join(LEAVING)
+        finally:
             self._pipe.close()
             self._child.kill()
             self._child.join()
@@ -168,6 +171,7 @@ def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, N
         traceback.print_exc()
         message = ("error", f"{type(error).__name__}: {error}")
     pipe.send(message)
+    atexit.register(os._exit, 0)  # after multiprocessing's own end: a Python that has loaded PyTorch takes a second to tear itself down
 
 
 def _die_with(parent: int) -> None:

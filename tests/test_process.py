@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import _multiprocessing
+import multiprocessing
+import multiprocessing.util
 import os
 import subprocess
 import sys
@@ -14,6 +17,8 @@ import pytest
 
 from qlab.errors import UserError
 from qlab.process import Isolated, peak_bytes, run_isolated
+
+held: list[object] = []  # by a child, to its end
 
 
 def hold(megabytes: int) -> int:
@@ -73,6 +78,20 @@ def test_a_generator_that_has_no_more_says_so(tmp_path: Path) -> None:
         assert [process.next(60)[0] for _ in range(3)] == [1, 2, 3]
         with pytest.raises(RuntimeError, match="counting failed: it has come to its end"):
             process.next(60)
+
+
+def leaves_slowly() -> str:
+    """The name of a semaphore that this process gives back at its end, after half a second."""
+    lock = multiprocessing.get_context("spawn").Lock()
+    held.append(lock)
+    multiprocessing.util.Finalize(None, time.sleep, args=(0.5,), exitpriority=10)
+    return str(lock._semlock.name)
+
+
+def test_a_child_gives_back_its_semaphores() -> None:
+    name = run_isolated(leaves_slowly).value
+    with pytest.raises(FileNotFoundError):
+        _multiprocessing.sem_unlink(name)
 
 
 def test_what_takes_too_long_is_killed() -> None:

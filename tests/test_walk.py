@@ -16,6 +16,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from qlab import budget
 from qlab.artifact import Artifact, quantize_model
@@ -28,9 +29,10 @@ from qlab.methods.awq import best_scale, output_error
 from qlab.methods.gptq import gptq
 from qlab.methods.hessian import damp
 from qlab.model import Source, decoder_layers, load
+from qlab.precision import quick_products
 from qlab.recipes import Integers, parse
 from qlab.skeleton import Skeleton
-from qlab.statistics import collect
+from qlab.statistics import Statistics, collect
 from qlab.walk import Activations
 
 RECIPES = [
@@ -74,11 +76,17 @@ def test_company_in_a_walk_changes_nothing(
     assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
 
 
+def observed_as_in_a_walk(model: PreTrainedModel, calibration: torch.Tensor) -> dict[str, Statistics]:
+    """Statistics by layer from the products that a walk multiplies with: BF16 where the CPU can."""
+    with quick_products(torch.device("cpu")):
+        return collect(model, decoder_layers(model), calibration)
+
+
 def test_gptq_trusts_as_much_of_h_as_the_tokens_tell(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
     (made,) = quantize_model(tiny, [parse("gptq-w4g64-inorder-cover")], calibration, tmp_path)
     model, stored = load(tiny), load(made.source)
     name = "model.layers.1.mlp.down_proj"
-    seen = collect(model, decoder_layers(model), calibration)[name]
+    seen = observed_as_in_a_walk(model, calibration)[name]
     by_share = {
         share: gptq(decoder_layers(model)[name].weight, seen.hessian, 4, 64, True, trust=share).dequantize() for share in (seen.trust, 1.0)
     }
@@ -94,7 +102,7 @@ def test_k_quants_settle_by_as_much_of_h_as_the_tokens_tell(
     artifacts: dict[str, Artifact], tiny: Source, calibration: torch.Tensor
 ) -> None:
     model, name = load(tiny), "model.layers.1.mlp.up_proj"
-    weight, seen = decoder_layers(model)[name].weight.detach(), collect(model, decoder_layers(model), calibration)[name]
+    weight, seen = decoder_layers(model)[name].weight.detach(), observed_as_in_a_walk(model, calibration)[name]
     tensors = GGUFReader(artifacts["q4_k_m"].path / "model-q4_k_m.gguf").tensors
     (stored,) = (tensor for tensor in tensors if tensor.name == "blk.1.ffn_up.weight")
     assert stored.tensor_type.name == "Q4_K"
@@ -111,7 +119,7 @@ def test_the_errors_of_a_gguf_file_are_each_layers_own(artifacts: dict[str, Arti
     layers, stored = decoder_layers(model), decoder_layers(load(artifacts["q4_k_m"].source))
     found = {
         name: output_error(stored[name].weight.detach(), layers[name].weight.detach(), seen.hessian)
-        for name, seen in collect(model, layers, calibration).items()
+        for name, seen in observed_as_in_a_walk(model, calibration).items()
     }
     assert artifacts["q4_k_m"].errors == pytest.approx(found, rel=0.02)
 
