@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from gguf import GGMLQuantizationType
@@ -16,7 +17,7 @@ from qlab.methods.kquants import encode
 from qlab.peers import llamacpp
 
 
-def against_llamacpp(rows: int = 2048, columns: int = 4096, repetitions: int = 3) -> None:
+def against_llamacpp(rows: int = 2048, columns: int = 4096, repetitions: int = 7) -> None:
     """Print, for each kind with and without importance, how many times as fast, and the error in parts of llama.cpp's."""
     generator = torch.Generator().manual_seed(0)
     weight = (0.02 * torch.randn(rows, columns, generator=generator)).half()
@@ -29,8 +30,8 @@ def against_llamacpp(rows: int = 2048, columns: int = 4096, repetitions: int = 3
             for label, channels in (("plain", None), ("importance", importance)):
                 if channels is not None and kind == "Q8_0":
                     continue
-                own_time, own = fastest(lambda k=kind, c=channels: byte_tensor(encode(weight, k, c)), repetitions)
-                its_time, its = fastest(lambda k=kind, c=channels: llamacpp.encode_rows(weight, k, c), repetitions)
+                ours, theirs = (partial(own_bytes, weight, kind, channels), partial(llamacpp.encode_rows, weight, kind, channels))
+                (own_time, own), (its_time, its) = fastest_in_turns(ours, theirs, repetitions)
                 errors = [weighted_error(found, kind, weight, channels) for found in (own, its)]
                 print(
                     f"{kind:5} {label:10} {its_time / own_time:5.2f}× as fast ({weight.numel() / own_time / 1e6:5.0f} M weights/s), "
@@ -41,14 +42,20 @@ def against_llamacpp(rows: int = 2048, columns: int = 4096, repetitions: int = 3
         torch.set_num_threads(threads)
 
 
-def fastest(work: Callable[[], Tensor], repetitions: int) -> tuple[float, Tensor]:
-    """Seconds of the fastest of several runs, and the result."""
-    best, found = float("inf"), work()
+def own_bytes(weight: Tensor, kind: str, importance: Tensor | None) -> Tensor:
+    """What qlab writes into a GGUF file."""
+    return byte_tensor(encode(weight, kind, importance))
+
+
+def fastest_in_turns(first: Callable[[], Tensor], second: Callable[[], Tensor], repetitions: int) -> list[tuple[float, Tensor]]:
+    """Of each, the seconds of its fastest run, and its result. They take turns, so that a machine's slow moments meet both."""
+    found, best = [first(), second()], [float("inf")] * 2
     for _ in range(repetitions):
-        started = time.perf_counter()
-        found = work()
-        best = min(best, time.perf_counter() - started)
-    return best, found
+        for which, work in enumerate((first, second)):
+            started = time.perf_counter()
+            found[which] = work()
+            best[which] = min(best[which], time.perf_counter() - started)
+    return list(zip(best, found, strict=True))
 
 
 def weighted_error(stored: Tensor, kind: str, weight: Tensor, importance: Tensor | None) -> float:

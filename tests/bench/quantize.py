@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -119,10 +120,16 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
         print(f"tuned-w4g128 took {found['tuned-w4g128'][0].seconds / found['autoawq-w4g128'][0].seconds:.2f} of AutoAWQ's time")
     four = ["awq-w4g128", "gptq-w4g128", "nf4", "q4_k_m"]
     slowest = max(four, key=lambda name: found[name][0].seconds)
-    together, alone = (
-        run_isolated(at_once, source, calibration, Path(work) / str(len(names)), names).seconds for names in (four, [slowest])
+    turns = [
+        [run_isolated(at_once, source, calibration, Path(work) / f"{turn}-{len(names)}", names).seconds for names in (four, [slowest])]
+        for turn in range(5)
+    ]
+    ratios = sorted(together / alone for together, alone in turns)
+    seconds = statistics.median(together for together, _ in turns)
+    print(
+        f"four formats from one walk: {seconds:.1f} s, {statistics.median(ratios):.2f}× {slowest} alone "
+        f"(medians of five turns, {ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
-    print(f"four formats from one walk: {together:.1f} s, {together / alone:.2f}× {slowest} alone")
 
 
 def at_once(source: Source, calibration: torch.Tensor, out: Path, names: list[str]) -> None:
