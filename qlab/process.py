@@ -103,6 +103,11 @@ class Isolated(Generic[T]):
         tail = "\n".join(printed.splitlines()[-15:])
         raise RuntimeError(f"{self.name} failed: {payload}\n{tail}".rstrip())
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there still."""
+        return self._child.is_alive()
+
     def close(self) -> None:
         """End the generator, where it waits, and its process in any case, and wait for what that has started: also on Ctrl-C nothing is
         left running."""

@@ -107,7 +107,11 @@ class Crew:
         Raises:
             UserError, RuntimeError, OSError: as Isolated does; the process is gone then.
         """
-        process = self.kept.pop(pair, None) or self._start(pair)
+        process = self.kept.pop(pair, None)
+        if process and not process.alive:  # killed while it was idle, for its memory perhaps: no fault of this pair
+            process.close()
+            process = None
+        process = process or self._start(pair)
         try:
             figures = process.next(self.protocol.limit * self._rounds_in_one(pair[1]))
         except BaseException:

@@ -25,7 +25,7 @@ from qlab.methods.kquant_search import search_affine
 SUPERBLOCK = 256
 LARGEST = 65504.0  # of FP16
 # Weights encoded at a time: on a CPU as many as its cache holds with their temporaries, elsewhere enough to fill the device.
-CHUNK, DEVICE_CHUNK = 1 << 18, 1 << 24
+CHUNK, DEVICE_CHUNK = 1 << 17, 1 << 24
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ TUNED = ["tuned-w4g128", "tuned-w3g128"]  # get more calibration text: as much a
 RATIOS = [
     ("awq-w4g128", "autoawq-w4g128"),
     ("gptq-w4g128-inorder-cover", "autogptq-w4g128"),
+    ("gptq-w4g128", "autogptq-w4g128"),
     ("gptq-w4g128-inorder-cover-sequential", "autogptq-w4g128"),
     ("gptq-w4g128-asym-actorder", "autogptq-w4g128-asym-actorder"),
     ("gptq-w3g128-asym", "autogptq-w3g128-asym-actorder"),
@@ -72,6 +73,7 @@ IN_PAIRS = [
     ("q4_k_m", "llamacpp-q4_k_m"),
     ("q4_k_m", "llamacpp-q4_k_m-importance"),
     ("gptq-w4g128-inorder-cover", "autogptq-w4g128"),
+    ("gptq-w4g128", "autogptq-w4g128"),
     *((f"{name}-sequential", name) for name in ("gptq-w4g128", "gptq-w4g128-asym", "gptq-w3g128-asym")),
 ]
 

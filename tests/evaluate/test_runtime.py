@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -113,13 +115,14 @@ class Pretender:
     started: list[tuple[str, int]] = []  # noqa: RUF012
     beside: list[set[str]] = []  # noqa: RUF012
     limits: list[float] = []  # noqa: RUF012
-    alive: set[str] = set()  # noqa: RUF012
+    living: set[str] = set()  # noqa: RUF012
+    alive = True
 
     def __init__(self, generator: object, folder: Path, runtime: str, prompt: int, generated: int, repetitions: int, *_: object, name: str):
         self.name = f"{folder.name}/{name}"
         self.started.append((self.name, repetitions))
-        self.beside.append(set(self.alive))
-        self.alive.add(self.name)
+        self.beside.append(set(self.living))
+        self.living.add(self.name)
 
     def next(self, limit: float) -> Reading:
         self.limits.append(limit)
@@ -127,14 +130,14 @@ class Pretender:
         return Reading(speed, Memory(0, 0, 0, Footprint(1, 1, 1, 1)))
 
     def close(self) -> None:
-        self.alive.remove(self.name)
+        self.living.remove(self.name)
 
 
 @pytest.fixture
 def pretender(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
     monkeypatch.setattr(rounds, "Isolated", Pretender)
     monkeypatch.setattr(rounds, "pooled", len)  # how many readings there were
-    for record in (Pretender.started, Pretender.beside, Pretender.limits, Pretender.alive):
+    for record in (Pretender.started, Pretender.beside, Pretender.limits, Pretender.living):
         record.clear()
     return Pretender
 
@@ -153,7 +156,7 @@ def test_what_starts_slowly_comes_first_alone_and_is_timed_as_often(
     assert [repetitions for _, repetitions in pretender.started] == [6, 6, 2, 2]
     assert pretender.limits == [30, 30, *[10] * 6]
     assert [one.figures for one in measured] == [3, 1, 3, 1]
-    assert not pretender.alive
+    assert not pretender.living
     assert [name for name, _ in pretender.started] == ["a/slow", "b/slow", "a/transformers", "b/transformers"]
     assert pretender.beside == [set(), set(), set(), {"a/transformers"}]
 
@@ -162,11 +165,11 @@ def test_what_starts_slowly_comes_first_alone_and_is_timed_as_often(
 def test_processes_stay_from_round_to_round_while_memory_has_room(
     room: int, started: str, tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "free_bytes", lambda: 1e15 if len(pretender.alive) < room else 1e9)
+    monkeypatch.setattr(rounds, "free_bytes", lambda: 1e15 if len(pretender.living) < room else 1e9)
     measured = measure_in_turns(copies(tiny, tmp_path, *"abc"), ["transformers"], QUICK)
     assert "".join(name[0] for name, _ in pretender.started) == started
     assert [one.figures for one in measured] == [2, 2, 2]
-    assert not pretender.alive
+    assert not pretender.living
 
 
 def test_two_processes_never_share_a_file(tiny: Source, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +177,22 @@ def test_two_processes_never_share_a_file(tiny: Source, pretender: type[Pretende
     measured = measure_in_turns({"one": tiny.path, "two": tiny.path}, ["transformers"], QUICK)
     assert [len(others) for others in pretender.beside] == [0, 0, 0, 0]
     assert [one.figures for one in measured] == [2, 2]
+
+
+def test_a_process_that_died_idle_is_started_anew(tiny: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really, killed = rounds.Crew.measure, []
+
+    def measure(crew: rounds.Crew, pair: tuple[str, str], last: bool) -> Reading:
+        if last and not killed:
+            killed.append(crew.kept[pair])
+            os.kill(crew.kept[pair]._child.pid or 0, signal.SIGKILL)
+            crew.kept[pair]._child.join()
+        return really(crew, pair, last)
+
+    monkeypatch.setattr(rounds.Crew, "measure", measure)
+    (row,) = measure_in_turns(copies(tiny, tmp_path, "a"), ["transformers"], QUICK)
+    assert killed
+    assert row.figures, row.problem
 
 
 def test_a_process_reads_anew_in_every_round(tiny: Source) -> None:
