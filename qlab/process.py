@@ -29,6 +29,8 @@ from qlab.errors import UserError
 T = TypeVar("T")
 CLOSING = 30.0  # seconds that a generator has to end in order; a server that it runs has 20
 LEAVING = 2.0  # and its process then, to give back the semaphores that it shares with this process's keeper of them
+STRAYING = 12.0  # and what a killed one has started; a server's keeper gives the server 8
+MARK = "QLAB_ISOLATED"  # of the environment: what a child starts carries the child's mark, also when the child is gone
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -41,12 +43,17 @@ class Outcome(Generic[T]):
     peak_bytes: int
 
 
+class Overdue(RuntimeError):
+    """It was not done within its limit."""
+
+
 def run_isolated(function: Callable[..., T], *arguments: Any, limit: float | None = None) -> Outcome[T]:
     """Call `function(*arguments)` in a new Python process and wait for it, for `limit` seconds where one is given.
 
     Raises:
         UserError: as the function raised it.
-        RuntimeError: any other failure, with what the child last printed; or it was not done within the limit, and was killed.
+        Overdue: it was not done within the limit, and was killed.
+        RuntimeError: any other failure, with what the child last printed.
     """
     with Isolated(called_once, function, arguments, name=full_name(function)) as process:
         return process.next(limit)
@@ -83,13 +90,14 @@ class Isolated(Generic[T]):
 
         Raises:
             UserError: as the generator raised it.
-            RuntimeError: any other failure, with what the child last printed; or it was not done within `limit` seconds. Either way
-                nothing more comes: close it.
+            Overdue: it was not done within `limit` seconds.
+            RuntimeError: any other failure, with what the child last printed. After any of them nothing more comes: close it.
         """
+        asks, self._waiting = self._waiting, False  # whatever interrupts us now, it computes
         try:
-            if self._waiting:
+            if asks:
                 self._pipe.send(True)
-            message: tuple[str, Any] = self._pipe.recv() if self._pipe.poll(limit) else ("died", f"not done within {limit:g} s")
+            message: tuple[str, Any] = self._pipe.recv() if self._pipe.poll(limit) else ("overdue", f"not done within {limit:g} s")
         except (EOFError, OSError):
             self._child.join()
             message = "died", f"the process ended with exit code {self._child.exitcode}"
@@ -101,7 +109,8 @@ class Isolated(Generic[T]):
             raise UserError(payload)
         printed = self._log.read_text(errors="replace") if self._log.exists() else ""
         tail = "\n".join(printed.splitlines()[-15:])
-        raise RuntimeError(f"{self.name} failed: {payload}\n{tail}".rstrip())
+        failure = Overdue if kind == "overdue" else RuntimeError
+        raise failure(f"{self.name} failed: {payload}\n{tail}".rstrip())
 
     @property
     def alive(self) -> bool:
@@ -109,8 +118,8 @@ class Isolated(Generic[T]):
         return self._child.is_alive()
 
     def close(self) -> None:
-        """End the generator, where it waits, and its process in any case, and wait for what that has started: also on Ctrl-C nothing is
-        left running."""
+        """End the generator, where it waits, and its process in any case, and what that has started: also on Ctrl-C nothing is left
+        running. A failure in the generator's own ending is dropped: what it yielded is whole, and nothing of it is left either."""
         started: list[psutil.Process] = []
         try:
             with suppress(psutil.NoSuchProcess):
@@ -124,7 +133,12 @@ class Isolated(Generic[T]):
             self._pipe.close()
             self._child.kill()
             self._child.join()
-            psutil.wait_procs(started, CLOSING)  # a server's keeper ends it when it sees that this child is gone
+            # A server's keeper ends it when it sees that this child is gone; who has no keeper is killed.
+            strays = psutil.wait_procs([*started, *marked(self._folder.name)], STRAYING)[1]
+            for stray in strays:
+                with suppress(psutil.NoSuchProcess):
+                    stray.kill()
+            psutil.wait_procs(strays, LEAVING)
             self._folder.cleanup()
 
     def __enter__(self) -> Isolated[T]:
@@ -135,7 +149,18 @@ class Isolated(Generic[T]):
 
 
 def full_name(function: Callable[..., Any]) -> str:
+    """A function's name with its module's, as failures call it."""
     return f"{function.__module__}.{function.__qualname__}"
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """The processes that were started with this mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it is gone, or another user's
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
 
 
 def peak_bytes() -> int:
@@ -159,6 +184,8 @@ def steady_heap() -> None:
 
 
 def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, None, None]], arguments: tuple[Any, ...]) -> None:
+    atexit.register(os._exit, 0)  # first, so it runs last: a Python that has loaded PyTorch takes a second to tear itself down
+    os.environ[MARK] = os.path.dirname(log)
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
@@ -176,7 +203,6 @@ def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, N
         traceback.print_exc()
         message = ("error", f"{type(error).__name__}: {error}")
     pipe.send(message)
-    atexit.register(os._exit, 0)  # after multiprocessing's own end: a Python that has loaded PyTorch takes a second to tear itself down
 
 
 def _die_with(parent: int) -> None:

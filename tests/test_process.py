@@ -9,14 +9,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
 import pytest
 
 from qlab.errors import UserError
-from qlab.process import Isolated, peak_bytes, run_isolated
+from qlab.process import Isolated, Overdue, peak_bytes, run_isolated
 
 held: list[object] = []  # by a child, to its end
 
@@ -96,30 +97,63 @@ def test_a_child_gives_back_its_semaphores() -> None:
 
 def test_what_takes_too_long_is_killed() -> None:
     started = time.monotonic()
-    with pytest.raises(RuntimeError, match="sleep_long failed: not done within 4 s"):
+    with pytest.raises(Overdue, match="sleep_long failed: not done within 4 s"):
         run_isolated(sleep_long, limit=4)
     assert time.monotonic() - started < 60
     assert not any("spawn_main" in " ".join(child.cmdline()) for child in psutil.Process().children())
 
 
-def keeps_a_deaf_server(note: str) -> Iterator[None]:
-    """A command that minds no SIGTERM, under its keeper, as servers are; it never becomes ready."""
+def starts_a_deaf_server(note: str, keeper: Sequence[str], dies: bool) -> Iterator[None]:
+    """A command that minds no SIGTERM, under a keeper, as servers are, or under none; it never becomes ready."""
     command = (
         "import os, pathlib, signal, sys, time; signal.signal(15, signal.SIG_IGN); pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))"
     )
-    keeper = [sys.executable, "-m", "qlab.deploy.supervisor", sys.executable, "-c", f"{command}; time.sleep(600)", note]
-    subprocess.Popen(keeper, stdin=subprocess.PIPE, start_new_session=True)
+    own = [sys.executable, "-c", f"{command}; time.sleep(600)", note]
+    held.append(subprocess.Popen([*keeper, *own], stdin=subprocess.PIPE, start_new_session=True))
+    wait_for(lambda: Path(note).exists() and Path(note).read_text(), 60)
+    if dies:
+        os._exit(7)
     time.sleep(600)
     yield
 
 
-def test_what_a_killed_child_has_started_is_gone_when_it_is_closed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize("keeper", [(sys.executable, "-m", "qlab.deploy.supervisor"), ()])
+def test_what_a_child_has_started_is_gone_when_it_is_closed(keeper: Sequence[str], dies: bool, tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    with Isolated(keeps_a_deaf_server, str(note)) as process:
+    with Isolated(starts_a_deaf_server, str(note), keeper, dies) as process:
         assert wait_for(lambda: note.exists() and note.read_text(), 60)
-        with pytest.raises(RuntimeError, match="not done within"):
-            process.next(0.1)
+        with pytest.raises(RuntimeError, match="exit code 7" if dies else "not done within"):
+            process.next(60 if dies else 0.1)
     assert not psutil.pid_exists(int(note.read_text()))
+
+
+def computes_long_after_the_first() -> Iterator[int]:
+    yield 1
+    time.sleep(600)
+    yield 2
+
+
+def test_who_is_interrupted_does_not_wait_for_a_child_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Isolated(computes_long_after_the_first)
+    process.next(60)
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "_pipe", Interrupted(process._pipe))
+        with pytest.raises(KeyboardInterrupt):
+            process.next(60)
+    started = time.monotonic()
+    process.close()
+    assert time.monotonic() - started < 10
+
+
+class Interrupted:
+    """A pipe on which Ctrl-C comes while it is waited for."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.send = pipe.send
+
+    def poll(self, limit: float) -> bool:
+        raise KeyboardInterrupt
 
 
 def test_the_child_dies_with_its_parent() -> None:

@@ -7,6 +7,7 @@ and over, as a step reads: the ceiling then is that of this model on this machin
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -33,10 +34,12 @@ def read_bandwidth(size: int, device: str = "cpu") -> float:
                 passes += 1
             synchronize(device)
         best = max(best, passes * matrix.nbytes / (time.perf_counter() - started))
-    if matrix.is_cuda:  # a server may want the whole device next, and PyTorch would keep this
-        del matrix
-        torch.cuda.empty_cache()
     return best
+
+
+def read_bandwidths(wanted: Sequence[tuple[int, str]]) -> list[float]:
+    """read_bandwidth of each (size, device)."""
+    return [read_bandwidth(size, device) for size, device in wanted]
 
 
 def synchronize(device: str) -> None:

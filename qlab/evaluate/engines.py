@@ -25,7 +25,7 @@ from qlab.deploy.llamacpp_server import start
 from qlab.deploy.server import LINES, Server, free_port, on_free_port, serving
 from qlab.errors import UserError
 from qlab.evaluate.bandwidth import synchronize
-from qlab.evaluate.memory import held_by_torch, held_bytes
+from qlab.evaluate.memory import held_by_torch, held_here
 from qlab.evaluate.speed import Engine
 from qlab.model import load, locate
 from qlab.peers import autoawq, autogptq
@@ -75,7 +75,7 @@ class InLlamaCpp:
     threads: int
     server: Any
     label: str = "llama.cpp"
-    held = staticmethod(held_bytes)
+    held = staticmethod(held_here)
 
     @property
     def conditions(self) -> dict[str, str]:
@@ -225,7 +225,7 @@ RUNNERS = {
         "GPTQModel", ("awq", "gptq"), "pip install --no-build-isolation gptqmodel==7.6.0 optimum==2.3.0 numpy==2.2.6",
         partial(has, "gptqmodel"), partial(in_transformers, label="GPTQModel"),
     ),
-    "llamacpp": Runner("llama.cpp", ("gguf",), llamacpp.LlamaCpp().install, llamacpp.LlamaCpp().present, in_llamacpp, held=held_bytes),
+    "llamacpp": Runner("llama.cpp", ("gguf",), llamacpp.LlamaCpp().install, llamacpp.LlamaCpp().present, in_llamacpp, held=held_here),
     "vllm": Runner(
         "vLLM", ("awq", "gptq"), vllm.VLLM().install, vllm.VLLM().present, in_vllm, held=int, on_cpu=vllm.VLLM().on_cpu,
         starts_slowly=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,19 +21,30 @@ def disk_bytes(folder: Path) -> int:
 
 def held_by_torch() -> int:
     """What PyTorch's models take here: where there is a GPU what torch has allocated on it, else the memory of this process."""
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else held_bytes()
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else held_here()
 
 
-def held_bytes(process: psutil.Process | None = None) -> int:
-    """The proportional set of a process, else of this one (shared pages shared out); on macOS, which counts none, what is its alone."""
-    info = (process or psutil.Process()).memory_full_info()
+def held_here() -> int:
+    """All that lies in this process's memory. Pages that others hold too count whole, so that nobody's coming or going changes it;
+    of what was held before and after, the difference is what came in between."""
+    return psutil.Process().memory_info().rss
+
+
+def held_bytes(process: psutil.Process) -> int:
+    """The proportional set of one process of several, whose sum is what they hold (shared pages shared out); on macOS, which counts
+    none, what is its alone."""
+    info = process.memory_full_info()
     return getattr(info, "pss", 0) or info.uss
 
 
 def free_bytes() -> int:
-    """What is free for another model: of the machine's memory, and where there is a GPU of its own too."""
-    free = psutil.virtual_memory().available
-    return min(free, torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else free
+    """What is free of the machine's memory."""
+    return psutil.virtual_memory().available
+
+
+def free_on_gpu() -> float:
+    """What is free of the GPU's memory; without limit where there is none. Makes this process one that uses the GPU."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else math.inf
 
 
 def peak_during(work: Callable[[], object], held: Callable[[], int]) -> int:

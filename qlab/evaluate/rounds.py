@@ -5,24 +5,24 @@ Loading a library and a model takes longer than timing it. So a process stays, i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from qlab.errors import UserError
+from qlab.evaluate.bandwidth import read_bandwidths
 from qlab.evaluate.engines import RUNNERS, runners_of
 from qlab.evaluate.memory import disk_bytes, free_bytes
-from qlab.evaluate.runtime import Reading, RuntimeFigures, measuring, pooled
-from qlab.process import Isolated
+from qlab.evaluate.runtime import Reading, RuntimeFigures, measuring, pooled, step_bytes
+from qlab.process import Isolated, Overdue, run_isolated
 from qlab.progress import progress
 
 ABSENT = "is not on this machine"
 LIMIT = 900.0  # seconds for one artifact in one runtime, loading included
-NEEDED, BESIDE = (
-    4,
-    2e9,
-)  # bytes that must be free for a new process: so many for each on disk (FP16 as FP32, twice while it loads), and these
+NEEDED = 4  # bytes that must be free for a new process, for each of the artifact's on disk: FP16 as FP32, twice while it loads
+BESIDE = 2e9  # and for Python and its libraries
 Pair = tuple[str, str]
 """An artifact's name, a runtime's."""
 
@@ -79,12 +79,22 @@ def measure_in_turns(folders: Mapping[str, Path], runtimes: Sequence[str], proto
             except (UserError, RuntimeError, OSError) as error:
                 problems[pair] = in_one_line(error)
     figures: dict[Pair, RuntimeFigures] = {}
-    for pair in [pair for pair in able if pair not in problems]:
-        try:
-            figures[pair] = pooled(found[pair])
-        except RuntimeError as error:  # no memory to read for the ceiling
-            problems[pair] = in_one_line(error)
+    try:
+        figures = with_ceilings({pair: found[pair] for pair in able if pair not in problems})
+    except (RuntimeError, OSError) as error:
+        problems = dict.fromkeys(able, f"the ceiling could not be read: {in_one_line(error)}") | problems
     return [Measured(pair[0], RUNNERS[pair[1]].label, figures.get(pair), problems.get(pair, "")) for pair in pairs]
+
+
+def with_ceilings(found: Mapping[Pair, Sequence[Reading]]) -> dict[Pair, RuntimeFigures]:
+    """Each pair's readings as one, with the bandwidth that a process of its own measures now that all others are gone.
+
+    Raises:
+        RuntimeError, OSError: as run_isolated does.
+    """
+    wanted = [(round(step_bytes(readings)), readings[0].speed.conditions["device"]) for readings in found.values()]
+    bandwidths = run_isolated(read_bandwidths, wanted).value if wanted else []
+    return {pair: pooled(readings, bandwidth) for (pair, readings), bandwidth in zip(found.items(), bandwidths, strict=True)}
 
 
 def in_one_line(error: Exception) -> str:
@@ -94,12 +104,12 @@ def in_one_line(error: Exception) -> str:
 
 
 class Crew:
-    """The processes that measure: one for each pair of artifact and runtime, kept for its next turn while memory has room, and until
-    another runtime wants the same files."""
+    """The processes that measure: one for each pair of artifact and runtime, kept for its next turn while memory has room."""
 
     def __init__(self, folders: Mapping[str, Path], protocol: Protocol) -> None:
         self.folders, self.protocol = folders, protocol
-        self.kept: dict[Pair, Isolated[Reading]] = {}
+        self.kept: dict[Pair, tuple[Isolated[Reading], Reading]] = {}  # with what it read last
+        self.room = math.inf  # bytes free on the GPU, by who used it last: to ask for itself would take some of it
 
     def measure(self, pair: Pair, last: bool) -> Reading:
         """The next figures of an artifact in a runtime, whose process ends if these are its `last`.
@@ -107,28 +117,46 @@ class Crew:
         Raises:
             UserError, RuntimeError, OSError: as Isolated does; the process is gone then.
         """
-        process = self.kept.pop(pair, None)
+        try:
+            return self._turn(pair, last)
+        except Overdue:
+            raise
+        except RuntimeError:  # of want of memory perhaps, which the others hold
+            if not self.kept:
+                raise
+            while self.kept:
+                self._dismiss()
+            return self._turn(pair, last)
+
+    def _turn(self, pair: Pair, last: bool) -> Reading:
+        process, _ = self.kept.pop(pair, (None, None))
         if process and not process.alive:  # killed while it was idle, for its memory perhaps: no fault of this pair
             process.close()
             process = None
         process = process or self._start(pair)
         try:
-            figures = process.next(self.protocol.limit * self._rounds_in_one(pair[1]))
+            reading = process.next(self.protocol.limit * self._rounds_in_one(pair[1]))
         except BaseException:
             process.close()
             raise
+        self.room = reading.free
         if last:
             process.close()
         else:
-            self.kept[pair] = process
-        return figures
+            self.kept[pair] = process, reading
+        return reading
+
+    def _dismiss(self) -> None:
+        """Let the one go that came last: its next turn is farthest away."""
+        process, reading = self.kept.popitem()[1]
+        process.close()
+        self.room += reading.memory.loaded
 
     def _start(self, pair: Pair) -> Isolated[Reading]:
         name, runtime = pair
-        for other in [other for other in self.kept if self.folders[other[0]] == self.folders[name]]:
-            self.kept.pop(other).close()  # of a file that two have mapped, memory counts a half for each
-        while self.kept and free_bytes() < NEEDED * disk_bytes(self.folders[name]) + BESIDE:
-            self.kept.popitem()[1].close()  # the one that came last: its next turn is farthest away
+        needed = NEEDED * disk_bytes(self.folders[name]) + BESIDE
+        while self.kept and min(free_bytes(), self.room) < needed:
+            self._dismiss()
         protocol = self.protocol
         repetitions = protocol.repetitions * self._rounds_in_one(runtime)
         sizes = (protocol.prompt_tokens, protocol.generated_tokens, repetitions, protocol.dtype)
@@ -142,5 +170,5 @@ class Crew:
 
     def __exit__(self, *_: object) -> None:
         with ExitStack() as closing:  # all of them, also where one fails or Ctrl-C comes
-            for process in self.kept.values():
-                closing.callback(process.close)
+            for kept in self.kept.values():
+                closing.callback(kept[0].close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +12,8 @@ import torch
 
 from qlab.deploy.deployment import Deployment
 from qlab.deploy.footprint import Footprint, computing, footprint
-from qlab.evaluate.bandwidth import read_bandwidth
 from qlab.evaluate.engines import RUNNERS
-from qlab.evaluate.memory import peak_during
+from qlab.evaluate.memory import free_on_gpu, peak_during
 from qlab.evaluate.speed import Speed, measure_speed, over_rounds, prompt_ids
 
 SPARE = 8  # tokens of context beyond prompt and answer
@@ -42,10 +42,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one turn of one artifact in one runtime tells: its speed then, and the memory of the process, seen at its first turn."""
+    """What one turn of one artifact in one runtime tells: its speed then, the memory of the process, seen at its first turn, and what
+    was free on the GPU (bytes; without limit where there is none) with this and all else in place."""
 
     speed: Speed
     memory: Memory
+    free: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def measuring(
         expected = expected_of(folder, runner, context, engine.conditions["device"], engine.conditions["dtype"])
         memory, warm = Memory(loaded, prompting, generating, expected), True  # by what was done just now
         while True:
-            yield Reading(measure_speed(engine, vocabulary, prompt_tokens, generated_tokens, repetitions, warm), memory)
+            speed = measure_speed(engine, vocabulary, prompt_tokens, generated_tokens, repetitions, warm)
+            yield Reading(speed, memory, free_on_gpu())
             warm = False
 
 
@@ -94,16 +97,15 @@ def expected_of(folder: Path, runner: str, context: int, device: str, dtype: str
     return expected
 
 
-def pooled(rounds: Sequence[Reading]) -> RuntimeFigures:
-    """Several rounds in one runtime as one: speeds with what varied between them in their spread, memory in the mean over the
-    processes that there were; and the ceiling, by the bandwidth of now.
+def step_bytes(rounds: Sequence[Reading]) -> float:
+    """Bytes that a generated token reads, in the mean: the weights, and the cache as it is half way."""
+    expected = rounds[0].memory.expected
+    return expected.step + expected.cache * rounds[0].speed.generated_tokens / 2
 
-    Raises:
-        RuntimeError: the device has no room for as many bytes as a token needs.
-    """
+
+def pooled(rounds: Sequence[Reading], bandwidth: float) -> RuntimeFigures:
+    """Several rounds in one runtime as one: speeds with what varied between them in their spread, memory in the mean; and the ceiling
+    by the `bandwidth` (bytes/s) at which as many bytes were read."""
     held = {name: round(statistics.mean(getattr(one.memory, name) for one in rounds)) for name in ("loaded", "prompting", "generating")}
     memory = replace(rounds[0].memory, **held)
-    speed = over_rounds([one.speed for one in rounds])
-    step = memory.expected.step + memory.expected.cache * speed.generated_tokens / 2  # the cache as it is half way
-    bandwidth = read_bandwidth(round(step), speed.conditions["device"])
-    return RuntimeFigures(speed, memory, bandwidth, bandwidth / step)
+    return RuntimeFigures(over_rounds([one.speed for one in rounds]), memory, bandwidth, bandwidth / step_bytes(rounds))

@@ -101,7 +101,7 @@ def tuple_outputs(model: nn.Module) -> Iterator[None]:
 def running(folder: Path) -> Iterator[PreTrainedModel]:
     """The checkpoint in AutoGPTQ's own layers, for measuring its speed; plain PyTorch where no GPU is.
 
-    Made without memory for weights, which then are the file's own: what is not quantized in FP32 on a CPU, FP16 on a GPU.
+    Made without memory for weights, which then are copies of the file's: what is not quantized in FP32 on a CPU, FP16 on a GPU.
     """
     from accelerate import init_empty_weights
     from safetensors.torch import load_file
@@ -119,7 +119,8 @@ def running(folder: Path) -> Iterator[PreTrainedModel]:
         state = load_file(folder / "model.safetensors", device)
         names = [name.removesuffix(".qweight") for name in state if name.endswith(".qweight")]
         make_quant(model, names, quantization["bits"], quantization["group_size"], desc_act=quantization["desc_act"], use_cuda_fp16=False)
-        state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        # Copied, also where nothing changes: a view would keep the file's mapping, and come into memory when it is first used.
+        state = {name: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True) for name, tensor in state.items()}
         model.load_state_dict(state, strict=False, assign=True)
         for name in [name for name in names if f"{name}.bias" not in state]:
             model.get_submodule(name).bias = None  # its layers are all made with one

@@ -122,21 +122,21 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
         print(f"tuned-w4g128 took {found['tuned-w4g128'][0].seconds / found['autoawq-w4g128'][0].seconds:.2f} of AutoAWQ's time")
     four = ["awq-w4g128", "gptq-w4g128", "nf4", "q4_k_m"]
     slowest = max(four, key=lambda name: found[name][0].seconds)
-    turns = [
-        [run_isolated(at_once, source, calibration, Path(work) / f"{turn}-{len(names)}", names).seconds for names in (four, [slowest])]
-        for turn in range(5)
-    ]
-    ratios = sorted(together / alone for together, alone in turns)
-    seconds = statistics.median(together for together, _ in turns)
+    together, alone = [], []
+    for turn in range(5):
+        for names, seconds in ((four, together), ([slowest], alone))[:: 1 if turn % 2 else -1]:
+            seconds.append(run_isolated(at_once, source, calibration, names).seconds)
+    ratios = sorted(a / b for a, b in zip(together, alone, strict=True))
     print(
-        f"four formats from one walk: {seconds:.1f} s, {statistics.median(ratios):.2f}× {slowest} alone "
+        f"four formats from one walk: {statistics.median(together):.1f} s, {statistics.median(ratios):.2f}× {slowest} alone "
         f"(medians of five turns, {ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
 
 
-def at_once(source: Source, calibration: torch.Tensor, out: Path, names: list[str]) -> None:
+def at_once(source: Source, calibration: torch.Tensor, names: list[str]) -> None:
     """One walk for all the names."""
-    quantize_model(source, [parse(name) for name in names], calibration, out)
+    with tempfile.TemporaryDirectory(prefix="qlab-bench-") as out:
+        quantize_model(source, [parse(name) for name in names], calibration, Path(out))
 
 
 def memory(work: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -27,7 +28,7 @@ from qlab.evaluate.runtime import Memory, Reading, measuring, pooled
 from qlab.evaluate.speed import measure_speed, prompt_ids, rate
 from qlab.model import Source
 from qlab.peers.recipes import BitsAndBytes
-from qlab.process import Isolated
+from qlab.process import Isolated, Outcome, Overdue
 from qlab.recipes import Recipe, parse
 
 QUICK = Protocol(16, 4, 1, 2)
@@ -73,13 +74,20 @@ def test_speeds_are_tokens_over_seconds_by_our_clock_and_the_runtimes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "runner"), [("", "transformers"), ("q8_0", "llamacpp"), ("bitsandbytes", "bitsandbytes"), ("rtn-w4g128", "autoawq")]
+    ("recipe", "runner"),
+    [
+        ("", "transformers"),
+        ("q8_0", "llamacpp"),
+        ("bitsandbytes", "bitsandbytes"),
+        ("rtn-w4g128", "autoawq"),
+        ("rtn-w4g128-sym", "autogptq"),
+    ],
 )
 def test_every_runtime_reports(recipe: str, runner: str, tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
     made: Recipe | None = BitsAndBytes() if recipe == "bitsandbytes" else parse(recipe) if recipe else None
     folder = make_artifact(made, tiny, calibration, str(tmp_path)).path if made else tiny.path
     with Isolated(measuring, folder, runner, 16, 4, 1) as process:
-        figures = pooled([process.next(120)])
+        figures = pooled([process.next(120)], 1e9)
     assert figures.speed.runtime == RUNNERS[runner].label
     assert figures.speed.prompt > 0
     assert figures.speed.generation > 0
@@ -116,7 +124,9 @@ class Pretender:
     beside: list[set[str]] = []  # noqa: RUF012
     limits: list[float] = []  # noqa: RUF012
     living: set[str] = set()  # noqa: RUF012
+    failures: list[BaseException] = []  # noqa: RUF012
     alive = True
+    free = 1e15  # bytes of its GPU
 
     def __init__(self, generator: object, folder: Path, runtime: str, prompt: int, generated: int, repetitions: int, *_: object, name: str):
         self.name = f"{folder.name}/{name}"
@@ -126,8 +136,10 @@ class Pretender:
 
     def next(self, limit: float) -> Reading:
         self.limits.append(limit)
+        if self.failures and self.name.startswith("b"):
+            raise self.failures.pop()
         speed = measure_speed(Sleeper(), 1000, 1, 1, 1)
-        return Reading(speed, Memory(0, 0, 0, Footprint(1, 1, 1, 1)))
+        return Reading(speed, Memory(int(1e9), 0, 0, Footprint(1, 1, 1, 1)), self.free - 1e9 * len(self.living))
 
     def close(self) -> None:
         self.living.remove(self.name)
@@ -136,8 +148,11 @@ class Pretender:
 @pytest.fixture
 def pretender(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
     monkeypatch.setattr(rounds, "Isolated", Pretender)
-    monkeypatch.setattr(rounds, "pooled", len)  # how many readings there were
-    for record in (Pretender.started, Pretender.beside, Pretender.limits, Pretender.living):
+    monkeypatch.setattr(rounds, "pooled", lambda readings, bandwidth: len(readings))
+    monkeypatch.setattr(rounds, "run_isolated", lambda function, wanted: Outcome([1e9] * len(wanted), 0, 0))
+    monkeypatch.setattr(rounds, "free_bytes", lambda: 1e15)
+    monkeypatch.setattr(Pretender, "free", 1e15)
+    for record in (Pretender.started, Pretender.beside, Pretender.limits, Pretender.living, Pretender.failures):
         record.clear()
     return Pretender
 
@@ -150,7 +165,6 @@ def copies(tiny: Source, folder: Path, *names: str) -> dict[str, Path]:
 def test_what_starts_slowly_comes_first_alone_and_is_timed_as_often(
     tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "free_bytes", lambda: 1e15)
     monkeypatch.setitem(rounds.RUNNERS, "gptqmodel", replace(RUNNERS["transformers"], starts_slowly=True, label="slow"))
     measured = measure_in_turns(copies(tiny, tmp_path, "a", "b"), ["transformers", "gptqmodel"], Protocol(16, 4, 2, 3, limit=10))
     assert [repetitions for _, repetitions in pretender.started] == [6, 6, 2, 2]
@@ -172,11 +186,62 @@ def test_processes_stay_from_round_to_round_while_memory_has_room(
     assert not pretender.living
 
 
-def test_two_processes_never_share_a_file(tiny: Source, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "free_bytes", lambda: 1e15)
-    measured = measure_in_turns({"one": tiny.path, "two": tiny.path}, ["transformers"], QUICK)
-    assert [len(others) for others in pretender.beside] == [0, 0, 0, 0]
-    assert [one.figures for one in measured] == [2, 2]
+def test_processes_stay_while_the_gpu_has_room(
+    tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pretender, "free", 4.5e9)  # of which each holds one: a third finds 2.5 free and needs a little over 2
+    measured = measure_in_turns(copies(tiny, tmp_path, *"abcd"), ["transformers"], QUICK)
+    assert [len(others) for others in pretender.beside[:4]] == [0, 1, 2, 2]
+    assert [one.figures for one in measured] == [2, 2, 2, 2]
+
+
+def test_what_fails_beside_others_gets_a_turn_alone(tiny: Source, tmp_path: Path, pretender: type[Pretender]) -> None:
+    pretender.failures.append(RuntimeError("out of memory"))
+    measured = measure_in_turns(copies(tiny, tmp_path, *"abc"), ["transformers"], QUICK)
+    assert "".join(name[0] for name, _ in pretender.started) == "abbca"
+    assert pretender.beside[2] == set()
+    assert [one.figures for one in measured] == [2, 2, 2]
+    assert not pretender.living
+
+
+@pytest.mark.parametrize(("failure", "asked"), [(Overdue("not done within 5 s"), 5), (UserError("no such layer"), 5)])
+def test_what_will_fail_again_has_no_second_try(
+    failure: Exception, asked: int, tiny: Source, tmp_path: Path, pretender: type[Pretender]
+) -> None:
+    pretender.failures.append(failure)
+    measured = measure_in_turns(copies(tiny, tmp_path, *"abc"), ["transformers"], QUICK)
+    assert [one.problem for one in measured] == ["", str(failure), ""]
+    assert len(pretender.limits) == asked
+    assert not pretender.living
+
+
+def test_an_interruption_leaves_no_process(
+    tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = pretender.next
+
+    def interrupted(process: Pretender, limit: float) -> Reading:
+        if process.name.startswith("c"):
+            raise KeyboardInterrupt
+        return really(process, limit)
+
+    monkeypatch.setattr(pretender, "next", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure_in_turns(copies(tiny, tmp_path, *"abc"), ["transformers"], QUICK)
+    assert pretender.beside[-1] == {"a/transformers", "b/transformers"}
+    assert not pretender.living
+
+
+def test_a_ceiling_that_cannot_be_read_is_said(
+    tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(rounds, "run_isolated", fail)
+    (row,) = measure_in_turns(copies(tiny, tmp_path, "a"), ["transformers"], QUICK)
+    assert row.figures is None
+    assert row.problem == "the ceiling could not be read: out of memory"
 
 
 def test_a_process_that_died_idle_is_started_anew(tiny: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,9 +249,9 @@ def test_a_process_that_died_idle_is_started_anew(tiny: Source, tmp_path: Path, 
 
     def measure(crew: rounds.Crew, pair: tuple[str, str], last: bool) -> Reading:
         if last and not killed:
-            killed.append(crew.kept[pair])
-            os.kill(crew.kept[pair]._child.pid or 0, signal.SIGKILL)
-            crew.kept[pair]._child.join()
+            killed.append(crew.kept[pair][0])
+            os.kill(killed[0]._child.pid or 0, signal.SIGKILL)
+            killed[0]._child.join()
         return really(crew, pair, last)
 
     monkeypatch.setattr(rounds.Crew, "measure", measure)
@@ -200,18 +265,18 @@ def test_a_process_reads_anew_in_every_round(tiny: Source) -> None:
         first, second = process.next(120), process.next(120)
     assert first.memory == second.memory
     assert first.speed.prompt != second.speed.prompt
-    found = pooled([first, second])
+    found = pooled([first, second], 1e9)
     assert found.speed.prompt == pytest.approx((first.speed.prompt + second.speed.prompt) / 2)
-    assert found.ceiling == pytest.approx(found.bandwidth / (first.memory.expected.step + 2 * first.memory.expected.cache))
+    assert found.ceiling == pytest.approx(1e9 / (first.memory.expected.step + 2 * first.memory.expected.cache))
 
 
 def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     really = rounds.Crew._start
 
     def start(crew: rounds.Crew, pair: tuple[str, str]) -> Isolated[Reading]:
+        crew.protocol = replace(crew.protocol, limit=5 if pair[0] == "hangs" else 120)
         if pair[0] == "good":
             return really(crew, pair)
-        crew.protocol = replace(crew.protocol, limit=120 if pair[0] == "crashes" else 5)
         return Isolated(abort if pair[0] == "crashes" else sleep_long)
 
     monkeypatch.setattr(rounds.Crew, "_start", start)
@@ -223,6 +288,7 @@ def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: Source, tmp_
     assert "\n" not in crashed.problem
     assert hung.figures is None
     assert "not done within 5 s" in hung.problem
+    assert not any("spawn_main" in " ".join(child.cmdline()) for child in psutil.Process().children())
 
 
 def abort() -> Iterator[Reading]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 
+import psutil
 import pytest
 import torch
 from gguf import GGMLQuantizationType
@@ -58,6 +60,15 @@ def test_the_librarys_own_layers_agree_with_our_reading(name: str, running, arti
     with running(artifacts[name].path) as model, torch.inference_mode():
         theirs = model(input_ids=window).logits.float()
     assert (ours - theirs).abs().max() < 0.02 * ours.abs().max()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which files are mapped")
+def test_autogptqs_model_is_in_memory_and_no_view_of_its_file(artifacts: dict[str, Artifact]) -> None:
+    folder = artifacts["autogptq-w4g128"].path
+    with autogptq.running(folder) as model:
+        held = next(module for module in model.modules() if hasattr(module, "qweight"))
+        assert held.qweight.numel()
+        assert not any(str(folder) in mapped.path for mapped in psutil.Process().memory_maps())
 
 
 def test_the_shim_undoes_itself() -> None:
