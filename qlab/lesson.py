@@ -16,14 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlab.artifact import Artifact, make_artifact
 from qlab.errors import UserError
 from qlab.evaluate.memory import disk_bytes
-from qlab.evaluate.quality import Quality, measure_quality, next_token_logits
+from qlab.evaluate.quality import Quality, kept_logits, measure_quality
 from qlab.model import Source, decoder_layers, load, load_tokenizer, locate
 from qlab.recipes import Recipe
 from qlab.record import record
 from qlab.statistics import Statistics, collect
 from qlab.text import load_text, windows
-
-KEPT_BYTES = 512 << 20  # of the original's logits
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,8 @@ class Lesson:
 
     @cached_property
     def expected(self) -> PreTrainedModel | list[Tensor]:
-        """The original's logits for every evaluation window, which dozens of models are held against; the original itself where they
-        would take more than half a GB."""
-        if 4 * self.evaluation.numel() * self.source.config["vocab_size"] > KEPT_BYTES:
-            return self.reference
-        with torch.inference_mode():
-            return [next_token_logits(self.reference, window) for window in self.evaluation.split(1)]
+        """The original's logits for every evaluation window, which dozens of models are held against; or the original."""
+        return kept_logits(self.reference, self.evaluation.split(1))
 
     def statistics(self) -> dict[str, Statistics]:
         """Statistics of every decoder layer's inputs over the calibration windows, by layer name."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import MODEL_ARCH_NAMES, GGUFReader
+from gguf import MODEL_ARCH_NAMES
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
@@ -31,6 +33,7 @@ from transformers import (
 from qlab import EMBEDDED
 from qlab.errors import UserError
 from qlab.formats.dense import dense_state
+from qlab.formats.gguf_header import read_header
 from qlab.formats.gguf_metadata import ARCHITECTURES
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -210,15 +213,24 @@ def gguf_config(file: Path) -> PreTrainedConfig:
     """The configuration in a GGUF file, with what transformers leaves out of it: the width of a head, and which layers have biases.
 
     Without these it takes a family's usual width, and drops the biases in silence.
+
+    Raises:
+        UserError: the file is no GGUF file, or not whole.
     """
-    config, reader = AutoConfig.from_pretrained(file.parent, gguf_file=file.name), GGUFReader(file)
-    kind = reader.fields["general.architecture"].contents()
+    known = file.stat()
+    return deepcopy(_gguf_config(file.resolve(), known.st_size, known.st_mtime_ns))
+
+
+@lru_cache(maxsize=8)  # transformers reads the whole vocabulary for it: ten seconds, where that is of 128 k tokens
+def _gguf_config(file: Path, size: int, changed: int) -> PreTrainedConfig:
+    header = read_header(file)
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    kind = header.settings["general.architecture"]
     if kind in {MODEL_ARCH_NAMES[written] for written in ARCHITECTURES.values()}:  # elsewhere a head may have several widths
-        tensors = {tensor.name for tensor in reader.tensors}
-        if (width := reader.fields.get(f"{kind}.attention.key_length")) is not None:
-            config.head_dim = int(width.contents())
+        if (width := header.settings.get(f"{kind}.attention.key_length")) is not None:
+            config.head_dim = int(width)
         for option, tensor in (("attention_bias", "blk.0.attn_output.bias"), ("mlp_bias", "blk.0.ffn_down.bias")):
-            if tensor in tensors:
+            if tensor in header.tensors:
                 setattr(config, option, True)
     return config
 

@@ -8,11 +8,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
 from safetensors import safe_open
 
 from qlab.deploy.deployment import kind_of
 from qlab.deploy.plan import shape_of
+from qlab.formats.gguf_header import read_header
 from qlab.model import gguf_config, read_json, weight_files
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -116,14 +116,14 @@ def packed_by_bitsandbytes(model: Footprint) -> Footprint:
 
 def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
     """The same for llama.cpp, whose weights stay as they lie in the file, mapped, but for those that it packs anew for a CPU."""
-    tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
-    stored = sum(int(tensor.n_bytes) for tensor in tensors.values())
+    tensors = read_header(file).tensors
+    stored = sum(tensor.bytes for tensor in tensors.values())
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     again = [
-        int(tensor.n_bytes) for name, tensor in tensors.items()
-        if tensor.tensor_type.name in REPACKED and name != "token_embd.weight" and not on_gpu and platform.machine() in ("x86_64", "AMD64")
+        tensor.bytes for name, tensor in tensors.items()
+        if tensor.kind in REPACKED and name != "token_embd.weight" and not on_gpu and platform.machine() in ("x86_64", "AMD64")
     ]  # fmt: skip
-    embedding = int(tensors["token_embd.weight"].n_bytes) if head == "output.weight" else 0
+    embedding = tensors["token_embd.weight"].bytes if head == "output.weight" else 0
     config: dict[str, Any] = gguf_config(file).to_dict()
     rounded = -(-context // GGUF_CELLS) * GGUF_CELLS
     shape = shape_of(config)

@@ -10,8 +10,9 @@ at once, and agree on nothing; or, its ends not heeded, begin the same unconditi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qlab.errors import UserError
+from qlab.evaluate.quality import kept_logits, next_token_logits, reference_logits
 from qlab.progress import progress
 from qlab.text import Tokenizer
 
@@ -83,14 +85,15 @@ def answer_prompts(
 
 
 @torch.inference_mode()
-def part(model: nn.Module, original: nn.Module, answered: Sequence[Answered]) -> list[Parting]:
-    """Read each prompt with its answer by both models and compare the distributions of every next token."""
+def part(model: nn.Module, original: nn.Module | Sequence[Tensor], answered: Sequence[Answered]) -> list[Parting]:
+    """Read each prompt with its answer by both models and compare the distributions of every next token.
+
+    Where several models are held against one, its logits can be given: qlab.evaluate.quality.kept_logits of the answers' `ids`.
+    """
     found = []
-    for entry in progress(answered, "agreement", leave=False):
-        log_p, log_q = (
-            m(input_ids=entry.ids.to(next(m.parameters()).device), use_cache=False).logits[0, :-1].float().log_softmax(-1).cpu()
-            for m in (original, model)
-        )
+    for index, entry in enumerate(progress(answered, "agreement", leave=False)):
+        own_logits, their_logits = reference_logits(original, index, entry.ids), next_token_logits(model, entry.ids)
+        log_p, log_q = own_logits.log_softmax(-1).cpu(), their_logits.log_softmax(-1).cpu()
         same = log_p.argmax(-1) == log_q.argmax(-1)
         own, theirs = (of[-entry.tokens :].index_fill(1, torch.tensor(entry.ends, dtype=torch.int64), -torch.inf) for of in (log_p, log_q))
         differs = (own.argmax(-1) != theirs.argmax(-1)).nonzero()
@@ -109,6 +112,13 @@ def agreement_table(partings: Sequence[Parting], seed: int = 0) -> pd.DataFrame:
         for value in sorted({getattr(one, name) for one in partings}):
             groups[f"{name} {value}"] = [one for one in partings if getattr(one, name) == value]
     return pd.DataFrame([{"prompts of": name, "prompts": len(group)} | _summary(group, seed) for name, group in groups.items()])
+
+
+def agreement_tables(original: PreTrainedModel, others: Iterable[tuple[str, nn.Module]], answered: Sequence[Answered]) -> pd.DataFrame:
+    """The agreement_table of each of `others` by its name, the column `format`; before them the original's with itself, the control."""
+    expected = kept_logits(original, [entry.ids for entry in answered])
+    named = chain([("original (control)", original)], others)
+    return pd.concat([agreement_table(part(model, expected, answered)).assign(format=name) for name, model in named])
 
 
 def _summary(group: Sequence[Parting], seed: int) -> dict[str, float]:

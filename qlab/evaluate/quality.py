@@ -15,9 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from qlab.errors import UserError
 from qlab.progress import progress
+
+KEPT_BYTES = 512 << 20  # of a reference's logits
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,7 @@ def measure_quality(
         target = window[0, 1:].to(logits.device)
         row = {"loss": float(nn.functional.cross_entropy(logits, target))}
         if reference is not None:
-            known = next_token_logits(reference, window) if isinstance(reference, nn.Module) else reference[index]
-            expected = known.to(logits.device)
+            expected = reference_logits(reference, index, window).to(logits.device)
             if expected.shape != logits.shape:
                 raise UserError(
                     f"the reference predicts {expected.shape[1]} tokens, the model {logits.shape[1]}: they are not of one family"
@@ -95,6 +97,19 @@ def next_token_logits(model: nn.Module, window: Tensor) -> Tensor:
     """Logits for positions 1 … of one window, int64 [1, length] → float32 [length − 1, vocabulary]."""
     device = next(model.parameters()).device
     return model(input_ids=window.to(device), use_cache=False).logits[0, :-1].float()
+
+
+@torch.inference_mode()
+def kept_logits(model: PreTrainedModel, windows: Sequence[Tensor]) -> PreTrainedModel | list[Tensor]:
+    """The model's next_token_logits for every window, that others be held against; the model itself where they take over half a GB."""
+    if 4 * sum(window.numel() for window in windows) * model.config.vocab_size > KEPT_BYTES:
+        return model
+    return [next_token_logits(model, window) for window in windows]
+
+
+def reference_logits(reference: nn.Module | Sequence[Tensor], index: int, window: Tensor) -> Tensor:
+    """What kept_logits kept of the window at `index`, or what the reference computes for it."""
+    return next_token_logits(reference, window) if isinstance(reference, nn.Module) else reference[index]
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

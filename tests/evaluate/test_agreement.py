@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 
+import pandas as pd
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from qlab.errors import UserError
-from qlab.evaluate.agreement import Parting, agreement_table, answer_prompts, part
+from qlab.evaluate import quality
+from qlab.evaluate.agreement import Parting, agreement_table, agreement_tables, answer_prompts, part
+from qlab.evaluate.quality import kept_logits
 from qlab.model import load, load_tokenizer, locate
 from qlab.text import load_prompts
 
@@ -65,3 +68,22 @@ def test_the_table_by_hand() -> None:
 def test_nothing_to_ask(original: PreTrainedModel) -> None:
     with pytest.raises(UserError, match="needs prompts"):
         answer_prompts(original, load_tokenizer(locate("embedded")), [])
+
+
+def test_several_models_are_held_against_the_original_read_once(original: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = copy.deepcopy(original)
+    other.lm_head.weight.data[::2] *= 1.1
+    answered = answer_prompts(original, load_tokenizer(locate("embedded")), PROMPTS[:4], TOKENS)
+    reads = []
+    with original.register_forward_hook(lambda *_: reads.append(1)):
+        table = agreement_tables(original, [("other", other), ("again", other)], answered)
+    assert len(reads) == 2 * len(answered)  # as what is expected, and as the control
+    control, one, again = (rows.drop(columns="format") for _, rows in table.groupby("format", sort=False))
+    assert list(dict.fromkeys(table["format"])) == ["original (control)", "other", "again"]
+    assert (control["kl"] == 0).all()
+    assert (control["identical"] == 1).all()
+    pd.testing.assert_frame_equal(one, again)
+    pd.testing.assert_frame_equal(one, agreement_table(part(other, original, answered)))
+    assert one["kl"].iloc[0] > 0
+    monkeypatch.setattr(quality, "KEPT_BYTES", 1000)  # of a large vocabulary nothing is kept
+    assert kept_logits(original, [entry.ids for entry in answered]) is original

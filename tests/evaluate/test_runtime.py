@@ -19,8 +19,8 @@ import torch
 from qlab.artifact import make_artifact
 from qlab.deploy.footprint import Footprint, computing, packed_by_bitsandbytes
 from qlab.errors import UserError
-from qlab.evaluate import rounds
-from qlab.evaluate.bandwidth import read_bandwidth
+from qlab.evaluate import bandwidth, rounds
+from qlab.evaluate.bandwidth import read_bandwidth, read_bandwidths
 from qlab.evaluate.engines import RUNNERS, runners_of
 from qlab.evaluate.memory import disk_bytes, peak_during
 from qlab.evaluate.rounds import Protocol, measure_in_turns
@@ -337,3 +337,15 @@ def test_the_peak_is_seen_though_it_is_gone_at_the_end() -> None:
 
 def test_bandwidth_is_that_of_this_machine() -> None:
     assert 1e9 < read_bandwidth(64 << 20) < 1e13
+
+
+def test_a_bandwidth_wanted_twice_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, str]] = []
+
+    def measured(size: int, device: str) -> float:
+        asked.append((size, device))
+        return float(len(asked))
+
+    monkeypatch.setattr(bandwidth, "read_bandwidth", measured)
+    assert read_bandwidths([(5, "cpu"), (7, "cpu"), (5, "cpu")]) == [1.0, 2.0, 1.0]
+    assert asked == [(5, "cpu"), (7, "cpu")]

@@ -1,0 +1,89 @@
+"""The header as gguf-py's own reader tells it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from qlab.errors import UserError
+from qlab.formats.gguf_header import Tensor, read_header
+from qlab.model import gguf_config
+
+KINDS = ("F32", "F16", "Q8_0", "Q4_0", "Q2_K", "Q4_K", "Q6_K")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file with a setting of every type, arrays among them (also of arrays), and a tensor of every kind."""
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    for name in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"):
+        getattr(writer, f"add_{name}")(f"a.{name}", 7)
+    writer.add_float32("a.float32", 0.5)
+    writer.add_float64("a.float64", 0.1)
+    writer.add_bool("a.bool", True)
+    writer.add_array("a.words", ["one", "zwei", "trois élèves", ""])
+    writer.add_array("a.numbers", [1, 2, 3])
+    writer.add_array("a.lists", [[1, 2], [3]])
+    writer.add_string("a.last", "that the arrays were skipped to the byte")
+    for kind in KINDS:
+        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+        data = np.zeros((3, 512 // block * size), np.uint8)
+        writer.add_tensor(f"blk.0.{kind}", data, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tmp_path / "m.gguf"
+
+
+def test_it_says_what_gguf_py_says(file: Path) -> None:
+    found, judge = read_header(file), gguf.GGUFReader(file)
+    assert found.tensors == {tensor.name: Tensor(tensor.tensor_type.name, int(tensor.n_bytes)) for tensor in judge.tensors}
+    assert [tensor.kind for tensor in found.tensors.values()] == list(KINDS)
+    expected = {name: field.contents() for name, field in judge.fields.items() if not name.startswith("GGUF.")}
+    single = {name: value for name, value in expected.items() if not isinstance(value, list)}
+    assert found.settings == single
+    assert len(single) == 13
+
+
+def test_a_file_that_breaks_off(file: Path) -> None:
+    whole = file.read_bytes()
+    header = whole.index(b"blk.0.Q6_K") + 30
+    for length in (0, 10, 23, 24, 60, header // 2, header - 8):
+        file.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"m\.gguf is no"):
+            read_header(file)
+        with pytest.raises(UserError, match=r"m\.gguf is no"):
+            gguf_config(file)
+
+
+@pytest.mark.parametrize(
+    ("at", "change", "said"),
+    [(0, b"GGJT", "does not begin with GGUF"), (4, b"\x01", "version 1"), (4, b"\x00\x00\x00\x03", "little-endian"),
+     (24, b"\xff" * 8, "no whole GGUF file")],
+)  # fmt: skip
+def test_what_is_no_such_file(file: Path, at: int, change: bytes, said: str) -> None:
+    content = bytearray(file.read_bytes())
+    content[at : at + len(change)] = change
+    file.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=said):
+        read_header(file)
+
+
+def test_a_configuration_follows_its_file(tmp_path: Path) -> None:
+    for width in (64, 128):
+        writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+        writer.add_embedding_length(width)
+        writer.add_head_count(2)
+        writer.add_block_count(1)
+        writer.add_token_list([f"t{index}" for index in range(width)])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        config = gguf_config(tmp_path / "m.gguf")
+        assert config.hidden_size == width
+        config.hidden_size = 1  # whoever asks again gets a copy of what the file says
+        assert gguf_config(tmp_path / "m.gguf").hidden_size == width
