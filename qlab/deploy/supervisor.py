@@ -1,7 +1,8 @@
 """A server's keeper: run as a program, it starts a command and sees to it that nothing of it outlives whoever wanted it.
 
 It ends the command, and all that this has started, when its standard input closes: that is a pipe to the process that wants
-the server, and closes however that process ends. Orphans fall to the keeper, not to the system, so none escapes it.
+the server, and closes however that process ends. Orphans fall to the keeper, not to the system, so none escapes it. Temporary files
+it has in a folder of its own, which goes with it: vLLM leaves sockets and more behind at every start.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 
@@ -30,11 +32,12 @@ def main() -> None:
     lifeline = os.dup(0)  # the command gets no input, and no copy of this
     os.set_inheritable(lifeline, False)
     threading.Thread(target=wait_for_end, args=(lifeline, wanted), daemon=True).start()
-    command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-    while not wanted.wait(0.1) and command.poll() is None:
-        pass
-    end_all()
-    code = command.wait()
+    with tempfile.TemporaryDirectory(prefix="qlab-", ignore_cleanup_errors=True) as folder:
+        command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": folder})
+        while not wanted.wait(0.1) and command.poll() is None:
+            pass
+        end_all()
+        code = command.wait()
     sys.stdout.flush()
     os._exit(code if code >= 0 else 128 - code)  # the thread still waits for the pipe
 

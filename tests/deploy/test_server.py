@@ -136,6 +136,23 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(file: Path) -> None
         pass
 
 
+@pytest.mark.parametrize("how", ["closed", "ended", "failed"])
+def test_temporary_files_go_with_the_server(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    code = "import os, sys, tempfile, time; os.mkdir(tempfile.mkdtemp() + '/left'); print('up', flush=True); "
+    code += {"closed": "time.sleep(600)", "ended": "", "failed": "sys.exit(3)"}[how]
+    command = [sys.executable, "-m", "qlab.deploy.supervisor", sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as keeper:
+        assert keeper.stdin
+        assert keeper.stdout
+        assert keeper.stdout.readline() == b"up\n"
+        if how == "closed":
+            assert len(list(tmp_path.glob("*/*/left"))) == 1  # in the keeper's folder
+            keeper.stdin.close()
+        assert keeper.wait(20) == (3 if how == "failed" else 0)
+    assert not list(tmp_path.iterdir())
+
+
 class Confined(LlamaCpp):
     """llama.cpp where a process may have 2 GiB of addresses."""
 
