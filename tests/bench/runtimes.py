@@ -1,15 +1,14 @@
 """Memory predicted against measured, and speed by our clock against the runtime's own, in every runtime that is here.
 
 `make bench-runtimes`. Two made-up models of random weights, large enough that a runtime's own work space is a small part of what it
-holds, and a request a small part of what it takes: the figures are the predicted bytes, loaded and at the peak, with the measured
-ones in ratio to them, and tokens a second. Nothing here is a test.
+holds; servers are timed by `qlab bench`'s 512 and 128 tokens, so that a request is a small part of what it takes. The figures are the
+predicted bytes, loaded and at the peak, with the measured ones in ratio to them, and tokens a second. Nothing here is a test.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,16 +29,15 @@ RECIPES = ("q8_0", "q4_k_m", "nf4", "rtn-w4g128", "rtn-w4g128-sym")  # the last 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=4)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--generated-tokens", type=int, default=4, help="in PyTorch's libraries; some make less than one a second on a CPU")
-    parser.add_argument("--served-tokens", type=int, default=64, help="in servers, so that asking and the first token count little")
+    parser.add_argument("--prompt-tokens", type=int, default=64, help="in PyTorch's libraries")
+    parser.add_argument("--generated-tokens", type=int, default=4, help="there too; some make less than one a second on a CPU")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
     parser.add_argument("--runtimes", nargs="*", default=[], help="only these of qlab bench's")
     o = parser.parse_args()
     quiet()
     in_process = Protocol(o.prompt_tokens, o.generated_tokens, o.repetitions)
-    protocols = dict.fromkeys(("llamacpp", "vllm"), replace(in_process, generated_tokens=o.served_tokens))
+    protocols = dict.fromkeys(("llamacpp", "vllm"), Protocol(repetitions=o.repetitions))
     print("Bytes in MB, the measured ones in parts of what was predicted; tokens a second by our clock, and by the runtime's own.")
     for kind in ("llama", "qwen2"):
         with tempfile.TemporaryDirectory() as work:
