@@ -14,10 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.artifact import Artifact, make_artifact
-from qlab.errors import UserError
 from qlab.evaluate.memory import disk_bytes
 from qlab.evaluate.quality import Quality, kept_logits, measure_quality
-from qlab.model import Source, decoder_layers, load, load_tokenizer, locate
+from qlab.model import Source, check_length, decoder_layers, load, load_tokenizer, locate
 from qlab.recipes import Recipe
 from qlab.record import record
 from qlab.statistics import Statistics, collect
@@ -87,10 +86,8 @@ def open_lesson(
     quiet()
     torch.manual_seed(0)
     source = locate(model)
-    limit = source.config.get("max_position_embeddings", evaluation_length)
-    for name, length in (("calibration_length", calibration_length), ("evaluation_length", evaluation_length)):
-        if not 2 <= length <= limit:
-            raise UserError(f"{name} is {length}: expected 2 to {limit}, the longest context of {source.name}")
+    check_length(source, calibration_length, "calibration_length")
+    check_length(source, evaluation_length, "evaluation_length")
     tokenizer = load_tokenizer(source)
     calibration = windows(load_text(calibration_text), tokenizer, calibration_length, calibration_windows)
     evaluation = windows(load_text(evaluation_text), tokenizer, evaluation_length, evaluation_windows)

@@ -182,6 +182,17 @@ def check_device(name: str) -> None:
         raise UserError(f"no device {name!r} here: {reason}. Expected cpu, or cuda on a machine with a GPU (see qlab doctor)") from error
 
 
+def check_length(source: Source, length: int, option: str) -> None:
+    """See that the model was made for texts of so many tokens, which `option` asks for.
+
+    Raises:
+        UserError: it was not, or they are fewer than two.
+    """
+    longest = source.config.get("max_position_embeddings", length)
+    if not 2 <= length <= longest:
+        raise UserError(f"{option} is {length}: expected 2 to {longest}, the longest context of {source.name}")
+
+
 def load(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False) -> PreTrainedModel:
     """The model of a folder or artifact, in evaluation mode, its weights in `dtype` on `device`.
 

@@ -45,6 +45,10 @@ def test_papermills_way_of_giving_parameters() -> None:
         (["evaluate", "embedded", "--device", "cuda:99"], "no device 'cuda:99' here"),
         (["quantize", "--recipe", "gptq-w5g128"], "the GPTQ format holds 2, 3, 4, 8 bits, not 5"),
         (["quantize", "--recipe", "awq-w4g100", "--dry-run"], "which groups of 100 do not divide"),
+        (["quantize", "--recipe", "nf4", "--length", "99999"], "--length is 99999: expected 2 to 1024, the longest context of"),
+        (["finetune", "embedded", "--text", "python-reference", "--length", "1025"], "--length is 1025: expected 2 to 1024"),
+        (["release", "--length", "1025"], "--length is 1025: expected 2 to 1024"),
+        (["evaluate", "embedded", "--window", "1025"], "--window is 1025: expected 2 to 1024"),
     ],
 )
 def test_wrong_input_is_one_message_and_nothing_is_written(

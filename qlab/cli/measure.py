@@ -37,7 +37,7 @@ def evaluate(
     from qlab.evaluate.quality import measure_quality
     from qlab.evaluate.tasks import run_tasks
     from qlab.lesson import quiet
-    from qlab.model import check_device, load, load_tokenizer, locate
+    from qlab.model import check_device, check_length, load, load_tokenizer, locate
     from qlab.results import Figure, quality_figures, score_figures
     from qlab.text import load_prompts, load_text, windows
 
@@ -46,12 +46,10 @@ def evaluate(
     if agreement and not reference:
         raise UserError("agreement with what? Give --reference MODEL")
     source = locate(path)
+    check_length(source, window, "--window")
     original = locate(reference) if reference else None
     tokenizer, words = load_tokenizer(original or source), load_text(text)
     batch = windows(words, tokenizer, window, max(1, tokens // window))
-    longest = source.config.get("max_position_embeddings", window)
-    if window > longest:
-        raise UserError(f"windows of {window} tokens are longer than the {longest} that {source.name} was made for: --window {longest}")
     model, judge = load(source, torch.float32, device), load(original, torch.float32, device) if original else None
     quality = measure_quality(model, batch, judge)
     figures = quality_figures(quality, Path(text).name, original.name if original else "")

@@ -30,7 +30,7 @@ def quantize(
     import qlab.budget as budget
     from qlab.artifact import check, quantize_model
     from qlab.lesson import quiet
-    from qlab.model import check_device, load_tokenizer, locate
+    from qlab.model import check_device, check_length, load_tokenizer, locate
     from qlab.recipes import parse
     from qlab.text import load_text
     from qlab.text import windows as cut
@@ -39,6 +39,7 @@ def quantize(
     check_device(device)
     recipes = [parse(name) for name in dict.fromkeys(recipe)]
     source = locate(model, weights=not dry_run)
+    check_length(source, length, "--length")
     check(source, recipes)
     limit = budget.parse_bytes(max_memory) if max_memory else None
     plan = budget.predict(source, recipes, (windows, length), limit, device)

@@ -31,13 +31,14 @@ def finetune(
     from qlab.finetune import Training
     from qlab.finetune import finetune as train
     from qlab.lesson import quiet
-    from qlab.model import check_device, load_tokenizer, locate
+    from qlab.model import check_device, check_length, load_tokenizer, locate
     from qlab.text import load_text
     from qlab.text import windows as cut
 
     quiet()
     check_device(device)
     source = locate(path)
+    check_length(source, length, "--length")
     training = Training(rank, 2 * rank, rate, steps, batch, seed)
     losses = train(source, cut(load_text(text), load_tokenizer(source), length, windows), out, training, device)
     tenth = max(1, steps // 10)
@@ -73,7 +74,7 @@ def release(
     """Merge, quantize, gate, prove, and move OUT/current; a release that fails is refused and leaves OUT/current as it is."""
     from qlab.deploy.runtimes import runtime_for, runtime_named
     from qlab.lesson import quiet
-    from qlab.model import check_device, load_tokenizer, locate
+    from qlab.model import check_device, check_length, load_tokenizer, locate
     from qlab.recipes import parse
     from qlab.release import FIGURES, GATES, Gate
     from qlab.release import release as attempt
@@ -84,6 +85,7 @@ def release(
     check_device(device)
     gates = [Gate.parse(words) for words in gate] if gate else list(GATES)
     source, wanted = locate(model), parse(recipe)
+    check_length(source, length, "--length")
     tokenizer = load_tokenizer(source)
     chosen = runtime_named(runtime) if runtime else runtime_for(wanted.format)
     found = attempt(
