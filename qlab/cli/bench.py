@@ -23,7 +23,9 @@ def bench(
     runtime: Annotated[list[str] | None, typer.Option(help="transformers, llamacpp, vllm, …; may be repeated; else all that can.")] = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt (pp).")] = 512,
     generated_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated (tg).")] = 128,
-    repetitions: Annotated[int, typer.Option(min=1, help="Timed repetitions after one warm-up, in every round.")] = 5,
+    repetitions: Annotated[
+        int, typer.Option(min=1, help="Timed repetitions after one warm-up, in every round; more of what takes milliseconds.")
+    ] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds over all artifacts, so that a drift of the machine shows.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 for transformers; auto: FP32 on a CPU, FP16 on a GPU.")] = "auto",
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds for one artifact in one runtime.")] = 900.0,

@@ -29,7 +29,8 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How speeds are taken: tokens of the prompt (pp) and generated (tg), timed `repetitions` in each of `rounds`, `limit` seconds each."""
+    """How speeds are taken: tokens of the prompt (pp) and generated (tg), timed `repetitions` at least in each of `rounds`, `limit` seconds
+    each."""
 
     prompt_tokens: int = 512
     generated_tokens: int = 128

@@ -1,5 +1,6 @@
 """Prompt and generation speed by llama-bench's conventions: pp N and tg N, one warm-up, repetitions, mean and spread.
 
+There are at least as many repetitions as asked for. What takes milliseconds is repeated for a while: a single timing of it tells little.
 Every runtime gets the same tokens and is timed by the same clock, ours; what it reports of itself stands beside it.
 """
 
@@ -12,6 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
+
+TIMED = 0.3  # seconds of timings that a speed rests on at least
+MOST = 100  # and as many repetitions at most, unless more are asked for
 
 
 class Engine(Protocol):
@@ -100,15 +104,19 @@ def over_rounds(rounds: Sequence[Speed]) -> Speed:
 
 
 def rate(work: Callable[[], float | None], tokens: int, repetitions: int, warm: bool = False) -> tuple[float, float, float | None]:
-    """Tokens a second, mean and standard deviation over `repetitions`, after one warm-up unless `warm`; and by the seconds that `work`
-    returns."""
+    """Tokens a second, mean and standard deviation over `repetitions` or as many as TIMED wants, after one warm-up unless `warm`; and
+    by the seconds that `work` returns."""
     if not warm:
         work()
-    rates, reported = [], []
-    for _ in range(repetitions):
+    rates: list[float] = []
+    reported: list[float] = []
+    spent = 0.0
+    while len(rates) < repetitions or (spent < TIMED and len(rates) < MOST):
         started = time.perf_counter()
         own = work()
-        rates.append(tokens / (time.perf_counter() - started))
+        seconds = time.perf_counter() - started
+        spent += seconds
+        rates.append(tokens / seconds)
         if own:
             reported.append(tokens / own)
     return statistics.mean(rates), statistics.pstdev(rates), statistics.mean(reported) if reported else None

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -20,6 +21,7 @@ from qlab.artifact import make_artifact
 from qlab.deploy.footprint import Footprint, computing, packed_by_bitsandbytes
 from qlab.errors import UserError
 from qlab.evaluate import bandwidth, rounds
+from qlab.evaluate import speed as speed_module
 from qlab.evaluate.bandwidth import read_bandwidth, read_bandwidths
 from qlab.evaluate.engines import RUNNERS, runners_of
 from qlab.evaluate.memory import disk_bytes, peak_during
@@ -54,12 +56,24 @@ class Sleeper:
     held = int
 
 
-def test_rate_leaves_out_the_warm_up() -> None:
-    calls: list[int] = []
-    mean, spread, reported = rate(lambda: calls.append(1), 10, 3)
-    assert len(calls) == 4
-    assert mean > 0
-    assert spread >= 0
+@pytest.mark.parametrize(
+    ("seconds", "asked", "timed"), [(0.001, 3, 100), (0.001, 120, 120), (0.125, 1, 3), (0.125, 5, 5), (0.4, 1, 1), (2, 2, 2)]
+)
+def test_a_rate_leaves_out_the_warm_up_and_rests_on_enough_timings(
+    seconds: float, asked: int, timed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, calls = 0.0, 0
+
+    def work() -> None:
+        nonlocal now, calls
+        now += seconds if calls else 50  # the first loads what it needs
+        calls += 1
+
+    monkeypatch.setattr(speed_module, "time", SimpleNamespace(perf_counter=lambda: now))
+    mean, spread, reported = rate(work, 10, asked)
+    assert calls == timed + 1
+    assert mean == pytest.approx(10 / seconds)
+    assert spread == pytest.approx(0, abs=1e-6 * mean)
     assert reported is None
 
 
