@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from gguf import MODEL_ARCH_NAMES
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
@@ -35,11 +36,13 @@ from qlab.errors import UserError
 from qlab.formats.dense import dense_state
 from qlab.formats.gguf_header import read_header
 from qlab.formats.gguf_metadata import ARCHITECTURES
+from qlab.progress import bars_on_terminals
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # no pickles, no Python
 WHOLE = 256 << 20  # a weight file up to this many bytes is in the fingerprint whole; of a larger one, so many samples
 SAMPLES, SAMPLE_BYTES = 1024, 65536
+UNOPENED = (ValueError, KeyError, TypeError, StrictDataclassError)  # what transformers raises of a configuration that makes no sense
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,8 @@ def load(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu"
         UserError: a format qlab does not read, or an architecture transformers does not know.
     """
     if gguf := sorted(source.path.glob("*.gguf")):
-        model = AutoModelForCausalLM.from_pretrained(source.path, config=gguf_config(gguf[0]), gguf_file=gguf[0].name, dtype=dtype)
+        with bars_on_terminals():
+            model = AutoModelForCausalLM.from_pretrained(source.path, config=gguf_config(gguf[0]), gguf_file=gguf[0].name, dtype=dtype)
         return model.eval().to(device)
     quantization = source.config.get("quantization_config")
     try:
@@ -215,7 +219,7 @@ def load(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu"
             del config.quantization_config
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
             fill(model, dense_state(source.path, quantization))
-    except (ValueError, KeyError) as error:
+    except UNOPENED as error:
         raise UserError(f"transformers cannot open {source.name}: {error}") from error
     return model.eval().to(device)
 
@@ -226,10 +230,14 @@ def gguf_config(file: Path) -> PreTrainedConfig:
     Without these it takes a family's usual width, and drops the biases in silence.
 
     Raises:
-        UserError: the file is no GGUF file, or not whole.
+        UserError: the file is no GGUF file, not whole, or of an architecture that transformers does not know.
+        OSError: it cannot be read.
     """
     known = file.stat()
-    return deepcopy(_gguf_config(file.resolve(), known.st_size, known.st_mtime_ns))
+    try:
+        return deepcopy(_gguf_config(file.absolute(), known.st_size, known.st_mtime_ns))
+    except UNOPENED as error:
+        raise UserError(f"transformers cannot open {file.name}: {error}") from error
 
 
 @lru_cache(maxsize=8)  # transformers reads the whole vocabulary for it: ten seconds, where that is of 128 k tokens

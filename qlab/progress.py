@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from io import StringIO
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -16,6 +17,13 @@ def progress(items: Iterable[T], label: str, leave: bool = True) -> Iterable[T]:
     """Iterate with a bar on a terminal; nothing is drawn where nobody watches (batch runs, redirected output)."""
     total = len(items) if isinstance(items, Sized) else None
     return tqdm(items, desc=label, total=total, leave=leave, disable=None, file=sys.stderr)
+
+
+@contextmanager
+def bars_on_terminals() -> Iterator[None]:
+    """Within the context, a library that draws its bars in any case draws them on a terminal only, as `progress` does."""
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO()):
+        yield
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def call(arguments: list[str]) -> int:
         console.print(message, markup=False, highlight=False)
         return 2
     except (typer.Abort, KeyboardInterrupt):
-        console.print("interrupted; finished lessons are kept, and the same command goes on from there")
+        console.print("interrupted; nothing is left running. What is finished is kept, and the same command goes on from there")
         return INTERRUPTED
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR):

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.errors import UserError
 from qlab.evaluate.local_tasks import CLOZE, cloze, local_config
+from qlab.progress import bars_on_terminals
 
 BOOTSTRAP = 1000  # resamples, for metrics whose standard error has no formula
 
@@ -57,10 +58,11 @@ def run_tasks(
             if not wanted and name not in manager.all_tasks:
                 raise UserError(f"no task {name!r}: expected one of lm-eval's, such as mmlu, hellaswag, lambada_openai, or {CLOZE}")
             try:
-                found = simple_evaluate(
-                    judge, tasks=[wanted or name], limit=limit, num_fewshot=fewshot, task_manager=manager,
-                    bootstrap_iters=BOOTSTRAP, log_samples=False,
-                )  # fmt: skip
+                with bars_on_terminals():
+                    found = simple_evaluate(
+                        judge, tasks=[wanted or name], limit=limit, num_fewshot=fewshot, task_manager=manager,
+                        bootstrap_iters=BOOTSTRAP, log_samples=False,
+                    )  # fmt: skip
             except (OSError, ConnectionError) as error:  # the hub's client, when there is no network
                 raise UserError(
                     f"the data of {name} could not be had ({type(error).__name__}): give its folder (--task-data), or a network"

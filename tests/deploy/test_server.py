@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,8 +138,10 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(file: Path) -> None
 
 
 @pytest.mark.parametrize("how", ["closed", "ended", "failed"])
-def test_temporary_files_go_with_the_server(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+def test_temporary_files_go_with_the_server(how: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    (base := Path("/tmp") / f"qlab-test-{os.getpid()}").mkdir()  # a short name, as the usual one is
+    request.addfinalizer(lambda: shutil.rmtree(base))
+    monkeypatch.setenv("TMPDIR", str(base))
     code = "import os, sys, tempfile, time; os.mkdir(tempfile.mkdtemp() + '/left'); print('up', flush=True); "
     code += {"closed": "time.sleep(600)", "ended": "", "failed": "sys.exit(3)"}[how]
     command = [sys.executable, "-m", "qlab.deploy.supervisor", sys.executable, "-c", code]
@@ -147,10 +150,10 @@ def test_temporary_files_go_with_the_server(how: str, tmp_path: Path, monkeypatc
         assert keeper.stdout
         assert keeper.stdout.readline() == b"up\n"
         if how == "closed":
-            assert len(list(tmp_path.glob("*/*/left"))) == 1  # in the keeper's folder
+            assert len(list(base.glob("*/*/left"))) == 1  # in the keeper's folder
             keeper.stdin.close()
-        assert keeper.wait(20) == (3 if how == "failed" else 0)
-    assert not list(tmp_path.iterdir())
+        assert keeper.wait(20) == {"closed": 128 + signal.SIGTERM, "ended": 0, "failed": 3}[how]
+    assert not list(base.iterdir())
 
 
 class Confined(LlamaCpp):

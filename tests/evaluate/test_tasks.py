@@ -12,8 +12,10 @@ import torch
 
 from qlab.cli import call
 from qlab.errors import UserError
+from qlab.evaluate import tasks
 from qlab.evaluate.local_tasks import CLOZE, cloze, hellaswag, questions
 from qlab.evaluate.tasks import run_tasks
+from qlab.evaluate.tasks import task_manager as manager
 from qlab.model import Source, load, load_tokenizer, locate
 from qlab.text import load_text
 from tests.conftest import SHARED
@@ -83,10 +85,15 @@ def test_mmlus_own_questions(folder: Path) -> None:
     assert score.value == pytest.approx(by_hand(data / "mmlu/test/anatomy_test.csv", "anatomy"))
 
 
-def test_the_others_and_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_others_and_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(tasks, "task_manager", lambda known: asked.append(known) or manager(known))
     words = ["evaluate", "embedded", "--tokens", "2048", "--tasks", f"hellaswag,lambada,{CLOZE}", "--limit", "100", "--json"]
     assert call([*words, "--task-data", str(folder)]) == 0
-    found = {(score["task"], score["metric"]): score for score in json.loads(capsys.readouterr().out.splitlines()[-1])["tasks"]}
+    printed = capsys.readouterr()
+    assert "%|" not in printed.err  # no bars where nobody watches
+    assert asked == [True, True, False]  # lm-eval's index, for tasks of its own
+    found = {(score["task"], score["metric"]): score for score in json.loads(printed.out.splitlines()[-1])["tasks"]}
     assert found["hellaswag", "acc"]["documents"] == 2
     assert found["lambada", "perplexity"]["value"] > 1
     assert found[CLOZE, "acc_norm"]["value"] - 3 * found[CLOZE, "acc_norm"]["stderr"] > 0.25  # clearly above chance
