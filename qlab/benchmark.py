@@ -32,9 +32,11 @@ FOUR_BIT: dict[str, Recipe] = {
     "NF4 by bitsandbytes": BitsAndBytes(),
 }
 SUBJECTS: dict[str, Recipe | None] = {ORIGINAL: None, "GGUF Q8_0": parse("q8_0"), **FOUR_BIT}
+NO_PEAK = "no peak is predicted where nobody has measured what the runtime's computing takes"
 NOTES = (
     "MB in memory: what the process that serves the format gained by loading it; at the peak: the most while prompting or generating. "
-    "Predicted: weights and cache from the files' headers, with llama.cpp's and vLLM's own. Of vLLM's server: all that its processes hold.",
+    "Predicted: weights and cache from the files' headers, with llama.cpp's and vLLM's own; at the peak with what computing takes. "
+    "Of vLLM's server: all that its processes hold.",
     "Loss increase: against the original on the same text, paired window by window, so that the text's own spread is not in its ±.",
     "Tokens a second at batch 1; the ± is the spread over rounds in which the formats take turns, drift of the machine included. "
     "% of ceiling: of the tokens/s that this machine's memory bandwidth, measured, allows.",
@@ -149,11 +151,15 @@ def results_table(measured: Sequence[Row]) -> dict[str, Any]:
     """
     tasks = [f"{score.task} {score.metric}" for score in measured[0].scores] if measured else []
     columns = [
-        "format", "run by", "MB on disk", "MB predicted", "MB in memory", "MB at the peak", "perplexity", "loss increase (nats/token)",
-        "KL to FP16 (nats/token)", *tasks, "prompt tok/s", "generation tok/s", "% of ceiling",
+        "format", "run by", "MB on disk", "MB predicted", "MB in memory", "MB predicted at the peak", "MB at the peak", "perplexity",
+        "loss increase (nats/token)", "KL to FP16 (nats/token)", *tasks, "prompt tok/s", "generation tok/s", "% of ceiling",
     ]  # fmt: skip
     rows, reasons, elsewhere = [], dict[str, int](), dict[str, None]()
     ran = {row.name for row in measured if row.figures}
+
+    def no(reason: str) -> str:
+        return f"no ({reasons.setdefault(reason, len(reasons) + 1)})"
+
     for row in measured:
         if ABSENT in row.problem and row.name in ran:  # a format that ran in another runtime needs no empty line
             elsewhere[row.problem] = None
@@ -162,12 +168,12 @@ def results_table(measured: Sequence[Row]) -> dict[str, Any]:
         quality += [f"{100 * score.value:.1f} ± {100 * score.stderr:.1f} %" for score in row.scores]
         if row.figures:
             memory, speed = row.figures.memory, row.figures.speed
-            held = [memory.predicted, memory.loaded, max(memory.prompting, memory.generating)]
+            held = [memory.predicted, memory.loaded, memory.predicted_peak, max(memory.prompting, memory.generating)]
             run = [f"{speed.prompt:.0f} ± {speed.prompt_sd:.0f}", f"{speed.generation:.1f} ± {speed.generation_sd:.1f}"]
-            cells = [[f"{size / 1e6:.0f}" for size in held], [*run, f"{100 * speed.generation / row.figures.ceiling:.0f}"]]
+            of_ceiling = f"{100 * speed.generation / row.figures.ceiling:.0f}"
+            cells = [[no(NO_PEAK) if size is None else f"{size / 1e6:.0f}" for size in held], [*run, of_ceiling]]
         else:
-            mark = f"no ({reasons.setdefault(row.problem, len(reasons) + 1)})"
-            cells = [[mark] * 3, [mark] * 3]
+            cells = [[no(row.problem)] * 4, [no(row.problem)] * 3]
         rows.append([row.name, row.runtime, f"{row.disk_bytes / 1e6:.1f}", *cells[0], *quality, *cells[1]])
     return {
         "columns": columns,

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from qlab.benchmark import FOUR_BIT, NOTES, SUBJECTS, Row, best_of, of_formats, results_table
+from qlab.benchmark import FOUR_BIT, NO_PEAK, NOTES, SUBJECTS, Row, best_of, of_formats, results_table
 from qlab.deploy.footprint import Footprint
 from qlab.evaluate.quality import Quality, paired_difference
 from qlab.evaluate.runtime import Memory, RuntimeFigures
@@ -20,7 +20,7 @@ def row(name: str, kl: list[float], size: int = 1000, generation: float = 100.0,
     mean = sum(kl) / len(kl)
     quality = Quality(20.0, 1.0, 100, 50, mean, 0.001, 0.9, -1e-9, 1e-3, kl)
     speed = Speed(500, 5, generation, spread, 8, 4, "some runtime", CONDITIONS)
-    memory = Memory(size, size + 10, size + 5, Footprint(size, size, 1, 7))
+    memory = Memory(size, size + 10, size + 5, Footprint(size, size, 1, 7, work=size))
     scores = [Score("cloze", "acc", 0.5, 0.05, 100)]
     return Row(name, "some runtime", size, quality, RuntimeFigures(speed, memory, 1e9, 2000.0), scores=scores)
 
@@ -74,12 +74,25 @@ def test_what_could_not_be_measured_has_its_reason_below_the_table() -> None:
     crashed = dataclasses.replace(ROWS[3], figures=None, problem="killed: out of memory")
     absent = dataclasses.replace(ROWS[4], figures=None, problem="vLLM is not on this machine: make vllm")
     table = results_table([ROWS[0], crashed, absent, absent])
-    assert table["rows"][1].count("no (1)") == 6
+    assert table["rows"][1].count("no (1)") == 7
     assert "no (2)" in table["rows"][2]
     assert "no (2)" in table["rows"][3]
     assert table["notes"][-2:] == ["no (1): killed: out of memory", "no (2): vLLM is not on this machine: make vllm"]
     assert "50.0 ± 5.0 %" in table["rows"][0]
     assert all(cell for cells in table["rows"] for cell in cells)
+
+
+def test_a_peak_that_nobody_can_predict_has_its_reason_too() -> None:
+    figures = ROWS[0].figures
+    assert figures
+    expected = dataclasses.replace(figures.memory.expected, work=None)
+    unknown = dataclasses.replace(
+        ROWS[0], figures=dataclasses.replace(figures, memory=dataclasses.replace(figures.memory, expected=expected))
+    )
+    table = results_table([ROWS[0], unknown])
+    at = table["columns"].index("MB predicted at the peak")
+    assert [cells[at] for cells in table["rows"]] == ["0", "no (1)"]
+    assert table["notes"][-1] == f"no (1): {NO_PEAK}"
 
 
 def test_an_absent_runtime_is_named_once_where_the_format_ran_in_another() -> None:
