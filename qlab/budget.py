@@ -71,12 +71,12 @@ class Budget:
     def check(self, out: Path, device: str) -> None:
         """Raises UserError where the machine has too little disk, or too little memory for this."""
         place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-        if shutil.disk_usage(place).free < self.disk:
-            free = gigabytes(shutil.disk_usage(place).free)
-            raise UserError(f"{gigabytes(self.disk)} of disk are needed and {free} free in {place}; choose another folder, or make room")
-        if device == "cpu" and psutil.virtual_memory().available + self.start < self.total:
-            free = gigabytes(psutil.virtual_memory().available)
-            raise UserError(f"{gigabytes(self.total)} of memory are needed and {free} free; close programs, or use a larger machine")
+        if (free := shutil.disk_usage(place).free) < self.disk:
+            needed = f"{gigabytes(self.disk)} of disk are needed and {gigabytes(free)} free in {place}"
+            raise UserError(f"{needed}; choose another folder, or make room")
+        if device == "cpu" and (free := psutil.virtual_memory().available) + self.start < self.total:
+            needed = f"{gigabytes(self.total)} of memory are needed and {gigabytes(free)} free"
+            raise UserError(f"{needed}; close programs, or use a larger machine")
 
 
 def predict(

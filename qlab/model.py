@@ -240,7 +240,7 @@ def gguf_config(file: Path) -> PreTrainedConfig:
         raise UserError(f"transformers cannot open {file.name}: {error}") from error
 
 
-@lru_cache(maxsize=8)  # transformers reads the whole vocabulary for it: ten seconds, where that is of 128 k tokens
+@lru_cache(maxsize=8)  # transformers makes objects of the whole vocabulary for it
 def _gguf_config(file: Path, size: int, changed: int) -> PreTrainedConfig:
     header = read_header(file)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)

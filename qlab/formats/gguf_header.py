@@ -1,6 +1,6 @@
 """A GGUF file's header: its settings and what its tensors are, without their data and without the vocabulary.
 
-gguf-py's reader makes an object of every token, which for a vocabulary of 128 k takes it ten seconds; a plan wants none of them.
+gguf-py's reader makes objects of every token, which takes it long where there are many; a plan wants none of them.
 (transformers has a reader like this one for itself: it knows fewer types, and believes what a damaged file says.)
 The layout is llama.cpp's (docs/gguf.md of ggml), versions 2 and 3, little-endian.
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
 from qlab.errors import UserError
 from qlab.formats.gguf_header import Tensor, read_header
@@ -118,7 +119,9 @@ def test_what_transformers_cannot_open(tmp_path: Path) -> None:
             gguf_config(tmp_path / "m.gguf")
 
 
-def test_a_configuration_follows_its_file(tmp_path: Path) -> None:
+def test_a_configuration_follows_its_file_and_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, really = [], AutoConfig.from_pretrained
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *words, **more: read.append(1) or really(*words, **more))
     for width in (64, 68):  # two files of one size
         writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
         writer.add_embedding_length(width)
@@ -132,3 +135,4 @@ def test_a_configuration_follows_its_file(tmp_path: Path) -> None:
         assert config.hidden_size == width
         config.hidden_size = 1  # whoever asks again gets a copy of what the file says
         assert gguf_config(tmp_path / "m.gguf").hidden_size == width
+    assert len(read) == 2
