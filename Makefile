@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH)
 
-.PHONY: run test lab lint bench-quantize bench-runtimes bench-deploy vllm environment lock embedded-model doctor clean help
+.PHONY: run test lab lint bench-quantize bench-quality bench-runtimes bench-deploy vllm environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,9 @@ lint: $(READY) ## style and types
 
 bench-quantize: $(READY) ## qlab's recipes against the libraries: quality, time, memory, resume (half an hour)
 	$(BIN)/python -m tests.bench.quantize
+
+bench-quality: $(READY) ## perplexity by qlab and by lm-eval's own code, and what it costs (two minutes)
+	$(BIN)/python -m tests.bench.quality
 
 bench-runtimes: $(READY) ## memory predicted and measured, our clock and the runtime's, in every runtime that is here (a quarter of an hour)
 	$(BIN)/python -m tests.bench.runtimes
