@@ -106,7 +106,7 @@ def quiet() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for library in ("torch", "bitsandbytes"):  # bitsandbytes advises a package that it can do without
+    for library in ("torch", "bitsandbytes", "lm_eval"):  # of packages that one can do without, and models given as they are
         logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
