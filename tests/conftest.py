@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qlab import EMBEDDED, ROOT
-from qlab.model import Source, load_tokenizer, locate
+from qlab.models.opening import Source, load_tokenizer, locate
 
 SHARED = ROOT.parent / "shared"
 

@@ -9,9 +9,9 @@ import pytest
 
 from qlab import ROOT
 from qlab.cli.lessons import chosen_lessons
-from qlab.parameters import parameters_of
 from qlab.recipes import parse
-from qlab.workbook import NOTEBOOKS, lesson_names
+from qlab.workbook.parameters import parameters_of
+from qlab.workbook.runner import NOTEBOOKS, lesson_names
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]

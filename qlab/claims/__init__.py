@@ -14,7 +14,7 @@ import yaml
 from qlab import DATA
 from qlab.claims.ledger import TESTS
 from qlab.claims.rules import ADVICE, FAILS, HOLDS, NOISE, OPEN, UNTESTABLE, Results, Test
-from qlab.deploy.runtimes import RUNTIMES
+from qlab.serve.runtimes.registry import RUNTIMES
 
 __all__ = ["ADVICE", "FAILS", "HOLDS", "NOISE", "OPEN", "TESTS", "UNTESTABLE", "Results", "Test", "Verdict", "judge", "load_claims"]
 

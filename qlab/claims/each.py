@@ -18,9 +18,9 @@ from qlab.claims.rules import (
     plain,
     worst,
 )
-from qlab.deploy.plan import GB, SHAPES, weight_bytes
 from qlab.evaluate.quality import paired_difference
-from qlab.wording import signed
+from qlab.plan.plan import GB, SHAPES, weight_bytes
+from qlab.support.wording import signed
 
 SHAPE = SHAPES[SEVENTY]
 GUIDE_TABLE = {"FP16": (3.12, 79.8), "AWQ": (3.21, 79.1), "GPTQ": (3.24, 78.9), "Q4_K_M": (3.19, 79.2), "NF4": (3.28, 78.5)}

@@ -101,7 +101,7 @@ TESTS: dict[str, Test] = {
     "gptq-calibration-texts": Test("read as: so many are needed; it does not hold where KL has levelled off with fewer", many_texts),
     "gptq-act-order-slower": faster("autogptq-w4g128", "autogptq-w4g128-asym-actorder"),
     "approach-gptq": Test("read as: its codes are those of Optimal Brain Quantization in the same order, on a small layer", layerwise_obq),
-    "vllm-supports-awq": documented(True, "quant_method awq, by vLLM's documentation; tests/test_vllm.py serves qlab's checkpoints in it"),
+    "vllm-supports-awq": documented(True, "quant_method awq, by vLLM's documentation; tests/serve/test_vllm.py serves qlab's in it"),
     "vllm-supports-gptq": documented(True, "quant_method gptq, on Marlin kernels where symmetric, by vLLM's documentation"),
     "tgi-supports-awq": documented(True, "--quantize awq, by the documentation of TGI's launcher (read-only since 2026-03)"),
     "tgi-supports-gptq": documented(True, "--quantize gptq, by the documentation of TGI's launcher (read-only since 2026-03)"),

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qlab.deploy.capacity import read_bytes
-from qlab.deploy.plan import GB, SHAPES, USABLE, device_named, explain, fit, weight_bytes
 from qlab.evaluate.quality import paired_difference
-from qlab.wording import signed
+from qlab.plan.capacity import read_bytes
+from qlab.plan.plan import GB, SHAPES, USABLE, device_named, explain, fit, weight_bytes
+from qlab.support.wording import signed
 
 HOLDS, FAILS, NOISE = "holds", "does not hold", "within noise"
 UNTESTABLE, OPEN, ADVICE = "not testable here", "not tested yet", "advice"

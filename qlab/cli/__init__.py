@@ -9,7 +9,7 @@ import typer
 
 from qlab.cli import bench, doctor, lessons, load, measure, plan, quantize, release, serve  # noqa: F401  (each adds its commands to the app)
 from qlab.cli.app import app, console
-from qlab.errors import UserError
+from qlab.support.errors import UserError
 
 INTERRUPTED = 130
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qlab.cli.app import app, console
-from qlab.errors import UserError
+from qlab.support.errors import UserError
 
 SHOWN = ("perplexity", "kl", "prompt", "generation", "generation ceiling", "memory loaded", "memory generating")
 StoreOption = Annotated[str, typer.Option(help="SQLite file that figures are added to; '' keeps them nowhere.")]
@@ -34,10 +34,10 @@ def bench(
 ) -> None:
     """Prompt and generation speed, the ceiling that memory bandwidth sets, and memory predicted and measured; each in its own process."""
     from qlab.evaluate.engines import DTYPES
+    from qlab.evaluate.results import runtime_figures
     from qlab.evaluate.rounds import Protocol, measure_in_turns
-    from qlab.lesson import quiet
-    from qlab.model import locate
-    from qlab.results import runtime_figures
+    from qlab.models.opening import locate
+    from qlab.workbook.lesson import quiet
 
     if dtype not in ("auto", *DTYPES):
         raise UserError(f"--dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
@@ -65,8 +65,8 @@ def by_short_name(sources: list[Any]) -> dict[str, Any]:
 
 def subject_of(source: Any, runtime: str = "") -> Any:
     """What the figures of a model or artifact are filed under."""
-    from qlab.artifact import Artifact
-    from qlab.results import Subject
+    from qlab.artifacts.artifact import Artifact
+    from qlab.evaluate.results import Subject
 
     if Artifact.open(source.path):
         return Subject(source.path.parent.name, source.path.name, source.fingerprint, runtime)
@@ -75,8 +75,8 @@ def subject_of(source: Any, runtime: str = "") -> Any:
 
 def keep(store: str, model: str, found: list[Any]) -> None:
     """Add figures to the table, if one is wanted; a table that cannot be written is said, and costs nobody the figures."""
-    from qlab.results import add
-    from qlab.workbook import provenance
+    from qlab.evaluate.results import add
+    from qlab.workbook.runner import provenance
 
     if store:
         try:
@@ -120,7 +120,7 @@ def results(
     as_json: Annotated[bool, typer.Option("--json", help="The tidy table as one JSON list.")] = False,
 ) -> None:
     """Everything measured so far, over models, runtimes and machines: `qlab bench`, `qlab evaluate` and lesson 7 add to it."""
-    from qlab.results import read, wide
+    from qlab.evaluate.results import read, wide
 
     table = read(store, every)
     table = table[table["model"].str.contains(model, regex=False, case=False)]

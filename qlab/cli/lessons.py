@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qlab.cli.app import ModelOption, app, console
-from qlab.errors import UserError
+from qlab.support.errors import UserError
 
 ON_TERMINALS = (
     "format", "run by", "MB on disk", "MB at the peak", "perplexity", "KL to FP16 (nats/token)", "prompt tok/s", "generation tok/s",
@@ -29,10 +29,10 @@ def run(
     fresh: Annotated[bool, typer.Option(help="Do everything again, also what is done.")] = False,
 ) -> None:
     """Execute lessons by papermill and write the report. Finished lessons are not done again."""
-    from qlab.report import write_report
-    from qlab.results import STORE, Figure, Subject, add
+    from qlab.evaluate.results import STORE, Figure, Subject, add
     from qlab.show.progress import LessonProgress
-    from qlab.workbook import DONE, prepare, provenance, run_lessons
+    from qlab.workbook.report import write_report
+    from qlab.workbook.runner import DONE, prepare, provenance, run_lessons
 
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
     out.mkdir(parents=True, exist_ok=True)
@@ -57,8 +57,8 @@ def run(
 @app.command()
 def lessons() -> None:
     """List the lessons and their parameters."""
-    from qlab.parameters import parameters_of
-    from qlab.workbook import NOTEBOOKS, lesson_names
+    from qlab.workbook.parameters import parameters_of
+    from qlab.workbook.runner import NOTEBOOKS, lesson_names
 
     for lesson in lesson_names():
         print(lesson)
@@ -72,7 +72,7 @@ def chosen_lessons(names: list[str]) -> list[str]:
     Raises:
         UserError: a name that fits no lesson.
     """
-    from qlab.workbook import lesson_names
+    from qlab.workbook.runner import lesson_names
 
     known = lesson_names()
     for name in names:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qlab.cli.app import app
-from qlab.errors import UserError
+from qlab.support.errors import UserError
 
 
 @app.command()
@@ -26,9 +26,9 @@ def load(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
     """Send all prompts at rising concurrency: TTFT, TPOT, ITL, throughput, errors, and where the server saturates."""
-    from qlab.deploy.deployment import read_key
-    from qlab.deploy.load import run_load, saturation
-    from qlab.text import load_prompts
+    from qlab.models.text import load_prompts
+    from qlab.serve.deployment import read_key
+    from qlab.serve.load import run_load, saturation
 
     try:
         wanted = [int(word) for word in concurrency.split(",")]

@@ -11,7 +11,7 @@ import typer
 
 from qlab.cli.app import DeviceOption, app
 from qlab.cli.bench import StoreOption, keep, subject_of
-from qlab.errors import UserError
+from qlab.support.errors import UserError
 
 
 @app.command()
@@ -35,11 +35,11 @@ def evaluate(
 
     from qlab.evaluate.agreement import agreement_table, answer_prompts, part
     from qlab.evaluate.quality import measure_quality
+    from qlab.evaluate.results import Figure, quality_figures, score_figures
     from qlab.evaluate.tasks import run_tasks
-    from qlab.lesson import quiet
-    from qlab.model import check_device, check_length, load, load_tokenizer, locate
-    from qlab.results import Figure, quality_figures, score_figures
-    from qlab.text import load_prompts, load_text, windows
+    from qlab.models.opening import check_device, check_length, load, load_tokenizer, locate
+    from qlab.models.text import load_prompts, load_text, windows
+    from qlab.workbook.lesson import quiet
 
     quiet()
     check_device(device)

@@ -26,8 +26,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Count the memory of a deployment: weights, cache, what fits, tensor parallelism, the ceiling on tokens/s. Loads no model."""
-    from qlab.deploy import capacity
-    from qlab.deploy.shapes import find_device, find_format, find_shape
+    from qlab.plan import capacity
+    from qlab.plan.shapes import find_device, find_format, find_shape
 
     name, shape = find_shape(model)
     chosen, device = find_format(format_name), find_device(gpu)

@@ -27,13 +27,13 @@ def quantize(
     ] = False,
 ) -> None:
     """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
-    import qlab.budget as budget
-    from qlab.artifact import check, quantize_model
-    from qlab.lesson import quiet
-    from qlab.model import check_device, check_length, load_tokenizer, locate
+    import qlab.artifacts.budget as budget
+    from qlab.artifacts.artifact import check, quantize_model
+    from qlab.models.opening import check_device, check_length, load_tokenizer, locate
+    from qlab.models.text import load_text
+    from qlab.models.text import windows as cut
     from qlab.recipes import parse
-    from qlab.text import load_text
-    from qlab.text import windows as cut
+    from qlab.workbook.lesson import quiet
 
     quiet()
     check_device(device)

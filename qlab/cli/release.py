@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from qlab.cli.app import DeviceOption, ModelOption, app
-from qlab.errors import UserError
+from qlab.support.errors import UserError
 
 
 @app.command()
@@ -28,12 +28,12 @@ def finetune(
     device: DeviceOption = "cpu",
 ) -> None:
     """Train a LoRA adapter on a model that stays in NF4 (QLoRA)."""
-    from qlab.finetune import Training
-    from qlab.finetune import finetune as train
-    from qlab.lesson import quiet
-    from qlab.model import check_device, check_length, load_tokenizer, locate
-    from qlab.text import load_text
-    from qlab.text import windows as cut
+    from qlab.models.opening import check_device, check_length, load_tokenizer, locate
+    from qlab.models.text import load_text
+    from qlab.models.text import windows as cut
+    from qlab.release.finetune import Training
+    from qlab.release.finetune import finetune as train
+    from qlab.workbook.lesson import quiet
 
     quiet()
     check_device(device)
@@ -72,14 +72,14 @@ def release(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
     """Merge, quantize, gate, prove, and move OUT/current; a release that fails is refused and leaves OUT/current as it is."""
-    from qlab.deploy.runtimes import runtime_for, runtime_named
-    from qlab.lesson import quiet
-    from qlab.model import check_device, check_length, load_tokenizer, locate
+    from qlab.models.opening import check_device, check_length, load_tokenizer, locate
+    from qlab.models.text import load_text
+    from qlab.models.text import windows as cut
     from qlab.recipes import parse
-    from qlab.release import FIGURES, GATES, Gate
-    from qlab.release import release as attempt
-    from qlab.text import load_text
-    from qlab.text import windows as cut
+    from qlab.release.release import FIGURES, GATES, Gate
+    from qlab.release.release import release as attempt
+    from qlab.serve.runtimes.registry import runtime_for, runtime_named
+    from qlab.workbook.lesson import quiet
 
     quiet()
     check_device(device)

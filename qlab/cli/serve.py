@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from qlab.cli.app import app, console
-from qlab.errors import UserError
+from qlab.support.errors import UserError
 
 if TYPE_CHECKING:
-    from qlab.deploy.proof import Check
+    from qlab.serve.proof import Check
 
 
 @app.command()
@@ -41,14 +41,14 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="The proof as one JSON object; then stop.")] = False,
 ) -> None:
     """Serve an artifact, prove that the server is the model that was measured, and stay until Ctrl-C."""
-    from qlab.deploy.deployment import Deployment, kind_of, read_key
-    from qlab.deploy.files import write_files
-    from qlab.deploy.proof import prove as prove_server
-    from qlab.deploy.runtime import expected_memory
-    from qlab.deploy.runtimes import runtime_for, runtime_named
-    from qlab.deploy.server import serving
-    from qlab.lesson import quiet
-    from qlab.model import locate
+    from qlab.models.opening import kind_of, locate
+    from qlab.serve.deployment import Deployment, read_key
+    from qlab.serve.files import write_files
+    from qlab.serve.proof import prove as prove_server
+    from qlab.serve.runtimes.registry import runtime_for, runtime_named
+    from qlab.serve.runtimes.runtime import expected_memory
+    from qlab.serve.server import serving
+    from qlab.workbook.lesson import quiet
 
     quiet()
     folder = locate(str(path)).path

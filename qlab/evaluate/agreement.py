@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qlab.errors import UserError
 from qlab.evaluate.quality import kept_logits, next_token_logits, reference_logits
-from qlab.progress import progress
-from qlab.text import Tokenizer
+from qlab.models.text import Tokenizer
+from qlab.support.errors import UserError
+from qlab.support.progress import progress
 
 RESAMPLES = 500  # of the bootstrap
 
@@ -56,7 +56,7 @@ class Parting:
 def answer_prompts(
     original: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[Mapping[str, str]], tokens: int = 16, batch: int = 16
 ) -> list[Answered]:
-    """Greedy answers of `tokens` tokens, none of them an end of text, to prompts as qlab.text.load_prompts gives them.
+    """Greedy answers of `tokens` tokens, none of them an end of text, to prompts as qlab.models.text.load_prompts gives them.
 
     Of a prompt too long for the model's context the last tokens are kept.
 

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from qlab.deploy import llamacpp, vllm
-from qlab.deploy.deployment import Deployment, kind_of
-from qlab.deploy.footprint import Footprint, packed_by_bitsandbytes
-from qlab.deploy.llamacpp import post
-from qlab.deploy.llamacpp_server import start
-from qlab.deploy.server import LINES, Server, free_port, on_free_port, serving
-from qlab.errors import UserError
 from qlab.evaluate.bandwidth import synchronize
-from qlab.evaluate.memory import held_by_torch, held_here
 from qlab.evaluate.speed import Engine
-from qlab.model import load, locate
+from qlab.models.opening import kind_of, load, locate
 from qlab.peers import autoawq, autogptq
+from qlab.plan.footprint import Footprint, packed_by_bitsandbytes
+from qlab.serve.deployment import Deployment
+from qlab.serve.runtimes import llamacpp, vllm
+from qlab.serve.runtimes.llamacpp import post
+from qlab.serve.runtimes.llamacpp_server import start
+from qlab.serve.server import LINES, Server, free_port, on_free_port, serving
+from qlab.support.errors import UserError
+from qlab.support.memory import held_by_torch, held_here
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

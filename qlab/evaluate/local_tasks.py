@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qlab.errors import UserError
+from qlab.support.errors import UserError
 
 CLOZE = "heldout-cloze"
 CONTEXT_WORDS, ENDING_WORDS, CHOICES = 48, 12, 4

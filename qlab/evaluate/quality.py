@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qlab.errors import UserError
-from qlab.progress import progress
+from qlab.support.errors import UserError
+from qlab.support.progress import progress
 
 KEPT_BYTES = 512 << 20  # of a reference's logits
 

@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlab.errors import UserError
 from qlab.evaluate.bandwidth import read_bandwidths
 from qlab.evaluate.engines import RUNNERS, runners_of
-from qlab.evaluate.memory import disk_bytes, free_bytes
 from qlab.evaluate.runtime import Reading, RuntimeFigures, measuring, pooled, step_bytes
-from qlab.process import Isolated, Overdue, run_isolated
-from qlab.progress import progress
+from qlab.support.errors import UserError
+from qlab.support.memory import disk_bytes, free_bytes
+from qlab.support.process import Isolated, Overdue, run_isolated
+from qlab.support.progress import progress
 
 ABSENT = "is not on this machine"
 LIMIT = 900.0  # seconds for one artifact in one runtime, loading included

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from qlab.deploy.deployment import Deployment
-from qlab.deploy.footprint import Footprint, computing, footprint
 from qlab.evaluate.engines import RUNNERS
-from qlab.evaluate.memory import free_on_gpu, peak_during
 from qlab.evaluate.speed import Speed, measure_speed, over_rounds, prompt_ids
+from qlab.plan.footprint import Footprint, computing, footprint
+from qlab.serve.deployment import Deployment
+from qlab.support.memory import free_on_gpu, peak_during
 
 SPARE = 8  # tokens of context beyond prompt and answer
 
@@ -65,7 +65,7 @@ def measuring(
 ) -> Generator[Reading, None, None]:
     """Load the model or artifact of `folder` in the runtime `runner` of RUNNERS and measure it; and time it again as often as asked.
 
-    Meant for a process of its own (qlab.process.Isolated), which holds the model until it is closed.
+    Meant for a process of its own (qlab.support.process.Isolated), which holds the model until it is closed.
 
     Raises:
         UserError, RuntimeError, OSError: what keeps the runtime from opening the folder or from computing.

@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlab.errors import UserError
 from qlab.evaluate.local_tasks import CLOZE, cloze, local_config
-from qlab.progress import bars_on_terminals
+from qlab.support.errors import UserError
+from qlab.support.progress import bars_on_terminals
 
 BOOTSTRAP = 1000  # resamples, for metrics whose standard error has no formula
 

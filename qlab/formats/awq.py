@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from qlab.errors import UserError
 from qlab.formats.packing import pack_words, unpack_words
 from qlab.methods.grid import GroupedIntegers
+from qlab.support.errors import UserError
 
 BITS = 4
 PER_WORD = 8

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qlab.errors import UserError
 from qlab.methods.nf4 import BLOCK, KINDS, SUPERBLOCK, NestedAbsmax, NormalFloat, dynamic_map, nearest
+from qlab.support.errors import UserError
 
 STATE = "weight.quant_state.bitsandbytes__"
 

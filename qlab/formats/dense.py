@@ -11,11 +11,11 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qlab.errors import UserError
 from qlab.formats import awq, bitsandbytes, gptq
 from qlab.formats.packing import WIDTHS
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.nf4 import NormalFloat
+from qlab.support.errors import UserError
 
 Reader = Callable[[dict[str, Tensor]], GroupedIntegers | NormalFloat]
 PACKED = re.compile(r"(.+)\.(qweight|qzeros|scales|g_idx|weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+))")

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.errors import UserError
 from qlab.formats.shards import assemble
-from qlab.model import Source
+from qlab.support.errors import UserError
 
 COMPANIONS = (
     "tokenizer*",
@@ -40,16 +39,16 @@ def half_precision(name: str, tensor: Tensor) -> Tensor:
     return half
 
 
-def finish_folder(source: Source, parts: Sequence[Path], out: Path, quantization: dict[str, Any] | None) -> None:
-    """Join the parts and lay the model's companions beside them; with `quantization`, a config.json that names it."""
+def finish_folder(model: Path, config: dict[str, Any], parts: Sequence[Path], out: Path, quantization: dict[str, Any] | None) -> None:
+    """Lay the companions of the folder `model` beside the joined parts; with `quantization`, write a config.json that names it."""
     for pattern in COMPANIONS:
-        for file in source.path.glob(pattern):
+        for file in model.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, out / file.name)
     if quantization is None:
         return
     assemble(parts, out)
-    config = source.config | {"quantization_config": quantization}
+    config = config | {"quantization_config": quantization}
     config |= {name: "float16" for name in ("dtype", "torch_dtype") if name in config} or {"torch_dtype": "float16"}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if quantization["quant_method"] == "gptq":  # where AutoGPTQ's loader looks

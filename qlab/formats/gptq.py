@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.errors import UserError
 from qlab.formats.packing import WORD, pack_words, period, unpack_words
 from qlab.methods.grid import GroupedIntegers, column_groups
+from qlab.support.errors import UserError
 
 VERSIONS = {1: "gptq", 2: "gptq_v2"}  # config.json's name for each, `checkpoint_format`
 STORED_LESS = {1: 1, 2: 0}  # what each takes from a zero point before storing it

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from qlab.errors import UserError
+from qlab.support.errors import UserError
 
 WORD = 32  # bits
 WIDTHS = (2, 3, 4, 8)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from qlab.errors import UserError
+from qlab.support.errors import UserError
 
 BUFFER = 1 << 20
 LENGTH = struct.Struct("<Q")

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qlab.errors import UserError
 from qlab.methods.grid import GroupedIntegers, fit_grid, grouped
 from qlab.methods.grid_search import search_grid
 from qlab.methods.hessian import damp, shrink
 from qlab.methods.rtn import rtn
 from qlab.methods.settle import settle
+from qlab.support.errors import UserError
 
 BLOCK = 64  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2, with 128 there; the same result)
 DAMPINGS = 4  # the damping is raised tenfold this many times before GPTQ gives up on a Hessian

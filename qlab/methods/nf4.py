@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qlab.errors import UserError
+from qlab.support.errors import UserError
 
 BLOCK = 64
 SUPERBLOCK = 256  # blocks whose absmax share one scale when they are quantized again (double quantization)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from qlab.methods.grid import GroupedIntegers, Points
 from qlab.methods.grid_search import refit_scales
-from qlab.methods.kquant_fit import reciprocal
-from qlab.methods.kquants import Superblocks
+from qlab.methods.kquants.blocks import Superblocks
+from qlab.methods.kquants.fit import reciprocal
 
 BLOCK = 64  # columns whose changes reach the rest of the gradient together
 ROUNDS = 2

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qlab.methods.grid import GroupedIntegers
-from qlab.precision import quick_products
+from qlab.support.precision import quick_products
 
 Run = Callable[[dict[str, Tensor], Tensor], Tensor]
 """(parameters by name, inputs [windows, length, hidden]) → the block's output with these parameters."""
@@ -96,7 +96,7 @@ def tune(
 
     The loss is the squared error e of the output, each token's divided by the mean square of what is wanted there, since the
     norm that reads it divides by the same; half of it as it is, half measured by `metric` M [hidden, hidden], eᵀ·M·e, which
-    says how far e moves the model's predictions (qlab.sensitivity). Of the codes their running mean is kept, of all else the last.
+    says how far e moves the model's predictions (qlab.walk.sensitivity). Of the codes their running mean is kept, of all else the last.
     """
     for tensor in rest.values():
         tensor.requires_grad_()

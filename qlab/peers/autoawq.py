@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlab.errors import UserError
-from qlab.model import Source, load_tokenizer
+from qlab.models.opening import Source, load_tokenizer
 from qlab.peers.patching import patched
+from qlab.support.errors import UserError
 
 
 def quantize(source: Source, windows: Tensor, out: Path, group_size: int) -> None:

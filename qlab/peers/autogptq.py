@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from qlab.errors import UserError
-from qlab.model import Source, load, load_tokenizer
+from qlab.models.opening import Source, load, load_tokenizer
 from qlab.peers.patching import patched
+from qlab.support.errors import UserError
 
 
 @contextmanager

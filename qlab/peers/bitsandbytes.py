@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from qlab.model import Source, load_tokenizer
+from qlab.models.opening import Source, load_tokenizer
 
 
 def quantize(source: Source, out: Path, kind: str, double_quantization: bool) -> None:

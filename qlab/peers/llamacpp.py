@@ -11,8 +11,8 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from qlab.errors import UserError
-from qlab.methods.kquants import channel_weights, check_range, layout_of
+from qlab.methods.kquants.blocks import channel_weights, check_range, layout_of
+from qlab.support.errors import UserError
 
 
 @cache
@@ -42,7 +42,7 @@ def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None = None) -> 
     `importance` float32 [in]: llama.cpp's imatrix.
 
     Raises:
-        UserError: llama.cpp is not here, or what qlab's own encoder refuses: see qlab.methods.kquants.encode.
+        UserError: llama.cpp is not here, or what qlab's own encoder refuses: see qlab.methods.kquants.blocks.encode.
     """
     layout = layout_of(tensor, kind)
     rows, columns = tensor.shape

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from qlab.errors import UserError
-from qlab.formats.gguf import Encoder
-from qlab.model import Source
+from qlab.formats.gguf.file import Encoder
+from qlab.models.opening import Source
 from qlab.peers import llamacpp
 from qlab.recipes import GGUF, Details
 from qlab.recipes.gguf import Search
-from qlab.statistics import Statistics
+from qlab.support.errors import UserError
+from qlab.walk.statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import cast
 
-from qlab.errors import UserError
-from qlab.formats.gguf_mix import check_mix
+from qlab.formats.gguf.mix import check_mix
 from qlab.recipes.gguf import GGUF, Search
 from qlab.recipes.integers import Integers, parse_integers
 from qlab.recipes.nf4 import NF4
 from qlab.recipes.recipe import Details, Recipe, WalkedRecipe, describe
+from qlab.support.errors import UserError
 
 __all__ = ["GGUF", "NF4", "Details", "Integers", "Recipe", "WalkedRecipe", "describe", "parse"]
 

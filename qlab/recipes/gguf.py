@@ -10,15 +10,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from qlab.block import Block
-from qlab.formats import gguf
 from qlab.formats.folder import finish_folder
-from qlab.formats.gguf_read import decode
+from qlab.formats.gguf import file as gguf
+from qlab.formats.gguf.decode import decode
 from qlab.methods.awq import output_error
-from qlab.model import Source
+from qlab.models.opening import Source
 from qlab.recipes.recipe import Shapes, Walked
-from qlab.statistics import Statistics
-from qlab.walk import Calibration, Quantized
+from qlab.walk.block import Block
+from qlab.walk.statistics import Statistics
+from qlab.walk.walk import Calibration, Quantized
 
 Search = Literal["settled", "importance", "plain"]
 
@@ -84,4 +84,4 @@ class GGUF(Walked):
 
     def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
         gguf.assemble(parts, source.path, source.config, self.mix, out / f"model-{self.mix}.gguf")
-        finish_folder(source, [], out, None)  # llama.cpp reads the tokenizer from the file; Python tools keep the original's
+        finish_folder(source.path, source.config, [], out, None)  # Python tools read the original's tokenizer

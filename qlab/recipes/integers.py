@@ -11,9 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.block import Block, is_linear
-from qlab.errors import UserError
-from qlab.folding import fold_scales
 from qlab.formats import awq, gptq
 from qlab.formats.folder import finish_folder
 from qlab.methods.awq import best_scale, output_error
@@ -21,10 +18,13 @@ from qlab.methods.gptq import compensated
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.rtn import rtn
 from qlab.methods.tuned import SoftIntegers, tune
-from qlab.model import Source
+from qlab.models.opening import Source
 from qlab.recipes.recipe import Shapes, Walked
-from qlab.statistics import Statistics
-from qlab.walk import Calibration, Quantized
+from qlab.support.errors import UserError
+from qlab.walk.block import Block, is_linear
+from qlab.walk.folding import fold_scales
+from qlab.walk.statistics import Statistics
+from qlab.walk.walk import Calibration, Quantized
 
 TUNED_WINDOWS = 4  # windows a step of tuning
 STEPS = 160  # of tuning a block; more still gain, where there is calibration text for them
@@ -168,7 +168,7 @@ class Integers(Walked):
             entry = awq.quantization_config(self.group_size, ["lm_head"])
         else:
             entry = gptq.quantization_config(self.bits, self.group_size, self.symmetric, self.order == "scattered")
-        finish_folder(source, parts, out, entry)
+        finish_folder(source.path, source.config, parts, out, entry)
 
 
 def parse_integers(name: str) -> Integers | None:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlab.block import Block
 from qlab.formats import bitsandbytes as bnb
 from qlab.formats.folder import finish_folder, half_precision
 from qlab.methods.nf4 import nf4
-from qlab.model import Source
+from qlab.models.opening import Source
 from qlab.recipes.recipe import Walked
-from qlab.walk import Calibration, Quantized
+from qlab.walk.block import Block
+from qlab.walk.walk import Calibration, Quantized
 
 
 @dataclass(frozen=True)
@@ -44,4 +44,4 @@ class NF4(Walked):
         return found
 
     def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
-        finish_folder(source, parts, out, bnb.quantization_config(self.kind, self.double))
+        finish_folder(source.path, source.config, parts, out, bnb.quantization_config(self.kind, self.double))

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from qlab.formats.folder import half_precision
-from qlab.model import Source
-from qlab.walk import Method, Walk
+from qlab.models.opening import Source
+from qlab.walk.walk import Method, Walk
 
 Shapes = dict[str, tuple[int, ...]]
 Details = dict[str, Any]

@@ -6,8 +6,8 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from qlab.claims import judge
-from qlab.record import recorded
 from qlab.show.tables import styled
+from qlab.workbook.record import recorded
 
 
 def recap(lesson: str) -> Styler:

@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from qlab.evaluate.quality import Quality
-from qlab.wording import signed
+from qlab.support.wording import signed
 
 MISSING = "not measured"
 FIGURE = re.compile(r"[+−-]?[\d.,]+( ± [\d.,]+)?( ?%)?")

@@ -18,17 +18,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from qlab.artifact import quantize_model
-from qlab.deploy.deployment import Deployment
-from qlab.deploy.load import Level, run_load
-from qlab.deploy.proof import prove
-from qlab.deploy.runtimes import RUNTIMES
-from qlab.deploy.server import Server, on_free_port, serving
-from qlab.deploy.vllm import QUIET, program
-from qlab.lesson import quiet
-from qlab.model import load_tokenizer, locate
+from qlab.artifacts.artifact import quantize_model
+from qlab.models.opening import load_tokenizer, locate
+from qlab.models.text import load_prompts, load_text, windows
 from qlab.recipes import parse
-from qlab.text import load_prompts, load_text, windows
+from qlab.serve.deployment import Deployment
+from qlab.serve.load import Level, run_load
+from qlab.serve.proof import prove
+from qlab.serve.runtimes.registry import RUNTIMES
+from qlab.serve.runtimes.vllm import QUIET, program
+from qlab.serve.server import Server, on_free_port, serving
+from qlab.workbook.lesson import quiet
 
 SERVED = {"llamacpp": ("q4_k_m",), "vllm": ("awq-w4g128", "gptq-w4g128")}
 

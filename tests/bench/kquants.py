@@ -11,9 +11,9 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
-from qlab.formats.kquant_bytes import byte_tensor
-from qlab.methods.kquant_kinds import KINDS
-from qlab.methods.kquants import encode
+from qlab.formats.gguf.block_bytes import byte_tensor
+from qlab.methods.kquants.blocks import encode
+from qlab.methods.kquants.kinds import KINDS
 from qlab.peers import llamacpp
 
 

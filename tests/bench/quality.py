@@ -24,11 +24,11 @@ from transformers import PreTrainedModel
 from qlab.evaluate.local_tasks import questions, write
 from qlab.evaluate.quality import measure_quality
 from qlab.evaluate.tasks import run_tasks
-from qlab.lesson import Lesson, open_lesson
-from qlab.model import load
-from qlab.progress import bars_on_terminals
+from qlab.models.opening import load
+from qlab.models.text import load_text
 from qlab.recipes import parse
-from qlab.text import load_text
+from qlab.support.progress import bars_on_terminals
+from qlab.workbook.lesson import Lesson, open_lesson
 
 RECIPES = ("awq-w4g128", "gptq-w4g128", "nf4", "q8_0", "q4_k_m")
 CHARACTERS, TOKENS = 4000, 480  # of the text that both read, which fits into a window

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from qlab.artifact import Artifact, make_artifact, quantize_model
+from qlab.artifacts.artifact import Artifact, make_artifact, quantize_model
 from qlab.evaluate.quality import Quality, measure_quality, paired_difference
-from qlab.lesson import quiet
-from qlab.model import Source, load, load_tokenizer, locate
+from qlab.models.opening import Source, load, load_tokenizer, locate
+from qlab.models.text import load_text, windows
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes, LlamaCpp
-from qlab.process import peak_bytes, run_isolated
 from qlab.recipes import Recipe, parse
-from qlab.text import load_text, windows
+from qlab.support.process import peak_bytes, run_isolated
+from qlab.workbook.lesson import quiet
 from tests.bench.kquants import against_llamacpp
 from tests.bench.made_up import make_checkpoint
 

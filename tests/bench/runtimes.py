@@ -13,14 +13,13 @@ from pathlib import Path
 
 import torch
 
-from qlab.artifact import quantize_model
-from qlab.deploy.deployment import kind_of
+from qlab.artifacts.artifact import quantize_model
 from qlab.evaluate.engines import RUNNERS
 from qlab.evaluate.rounds import Protocol, measure_in_turns
 from qlab.evaluate.runtime import RuntimeFigures
-from qlab.lesson import quiet
-from qlab.model import locate
+from qlab.models.opening import kind_of, locate
 from qlab.recipes import parse
+from qlab.workbook.lesson import quiet
 from tests.bench.made_up import make_checkpoint
 
 RECIPES = ("q8_0", "q4_k_m", "nf4", "rtn-w4g128", "rtn-w4g128-sym")  # the last two: AWQ's and GPTQ's layouts, without calibration

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlab.artifact import make_artifact
-from qlab.errors import UserError
+from qlab.artifacts.artifact import make_artifact
 from qlab.evaluate.quality import measure_quality, next_token_logits
-from qlab.model import Source, load, load_tokenizer, locate
+from qlab.models.opening import Source, load, load_tokenizer, locate
 from qlab.recipes import parse
+from qlab.support.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_perplexity_is_lm_evals(windows: torch.Tensor) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from qlab.text import python_reference
+    from qlab.models.text import python_reference
 
     source = locate("embedded")
     model, tokenizer = load(source), load_tokenizer(source)
@@ -77,9 +77,9 @@ def test_perplexity_of_a_gguf_file_is_llamacpps_by_its_own_protocol(calibration:
 
     It rounds activations to 8 bits, so the two agree to a hundredth of a nat, not to rounding.
     """
-    from qlab.deploy.llamacpp import LlamaCpp, post
-    from qlab.deploy.server import on_free_port, serving
-    from qlab.text import python_reference
+    from qlab.models.text import python_reference
+    from qlab.serve.runtimes.llamacpp import LlamaCpp, post
+    from qlab.serve.server import on_free_port, serving
 
     source = locate("embedded")
     made = make_artifact(parse("q8_0"), source, calibration, str(tmp_path))

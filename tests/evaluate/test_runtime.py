@@ -17,21 +17,21 @@ import psutil
 import pytest
 import torch
 
-from qlab.artifact import make_artifact
-from qlab.deploy.footprint import Footprint, computing, packed_by_bitsandbytes
-from qlab.errors import UserError
+from qlab.artifacts.artifact import make_artifact
 from qlab.evaluate import bandwidth, rounds
 from qlab.evaluate import speed as speed_module
 from qlab.evaluate.bandwidth import read_bandwidth, read_bandwidths
 from qlab.evaluate.engines import RUNNERS, runners_of
-from qlab.evaluate.memory import disk_bytes, peak_during
 from qlab.evaluate.rounds import Protocol, measure_in_turns
 from qlab.evaluate.runtime import Memory, Reading, measuring, pooled
 from qlab.evaluate.speed import measure_speed, prompt_ids, rate
-from qlab.model import Source
+from qlab.models.opening import Source
 from qlab.peers.recipes import BitsAndBytes
-from qlab.process import Isolated, Outcome, Overdue
+from qlab.plan.footprint import Footprint, computing, packed_by_bitsandbytes
 from qlab.recipes import Recipe, parse
+from qlab.support.errors import UserError
+from qlab.support.memory import disk_bytes, peak_during
+from qlab.support.process import Isolated, Outcome, Overdue
 
 QUICK = Protocol(16, 4, 1, 2)
 

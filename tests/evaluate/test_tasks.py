@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from qlab.cli import call
-from qlab.errors import UserError
 from qlab.evaluate import tasks
 from qlab.evaluate.local_tasks import CLOZE, cloze, hellaswag, questions
 from qlab.evaluate.tasks import run_tasks
 from qlab.evaluate.tasks import task_manager as manager
-from qlab.model import Source, load, load_tokenizer, locate
-from qlab.text import load_text
+from qlab.models.opening import Source, load, load_tokenizer, locate
+from qlab.models.text import load_text
+from qlab.support.errors import UserError
 from tests.conftest import SHARED
 
 QUESTIONS = [
@@ -130,7 +130,7 @@ def test_reading_a_local_task_is_reported_to_nobody(tiny: Source, monkeypatch: p
         raise OSError("no network in this test")
 
     monkeypatch.setattr("socket.getaddrinfo", refuse)
-    from qlab.text import python_reference
+    from qlab.models.text import python_reference
 
     assert run_tasks(load(tiny), load_tokenizer(tiny), ["heldout-cloze"], 4, None, python_reference()[:60000])
     assert asked == []

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from qlab.methods.grid import GroupedIntegers
-from qlab.model import Source, decoder_layers, load
+from qlab.models.opening import Source, decoder_layers, load
 
 Quantize = Callable[[torch.Tensor], GroupedIntegers]
 

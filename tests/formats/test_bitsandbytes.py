@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from qlab.errors import UserError
 from qlab.formats.bitsandbytes import pack, quantization_config, unpack
 from qlab.formats.dense import dense_state
 from qlab.methods.nf4 import KINDS, nf4, uniform_levels
-from qlab.model import Source, decoder_layers, load
+from qlab.models.opening import Source, decoder_layers, load
 from qlab.peers import bitsandbytes as peer
+from qlab.support.errors import UserError
 
 
 def library_tensors(weight: torch.Tensor, kind: str, double: bool) -> dict[str, torch.Tensor]:

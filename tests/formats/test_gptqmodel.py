@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from qlab.formats import awq, gptq
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.rtn import rtn
-from qlab.model import Source, decoder_layers
+from qlab.models.opening import Source, decoder_layers
 from tests.formats.checkpoints import dense_model, logits, quantized, scattered
 
 pytestmark = pytest.mark.skipif(

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlab.errors import UserError
 from qlab.formats import awq, gptq
 from qlab.formats.dense import dense_state, unpacker
 from qlab.formats.packing import WIDTHS, pack_words, period, unpack_words
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.rtn import rtn
-from qlab.model import Source, decoder_layers, load, locate
+from qlab.models.opening import Source, decoder_layers, load, locate
 from qlab.peers import autoawq, autogptq
+from qlab.support.errors import UserError
 from tests.formats.checkpoints import dense_model, logits, quantized, scattered
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from qlab.errors import UserError
 from qlab.formats.shards import DTYPES, assemble
-from qlab.model import Source, check_weights
+from qlab.models.opening import Source, check_weights
+from qlab.support.errors import UserError
 
 TORCH = [
     torch.uint64, torch.int64, torch.float64, torch.complex64, torch.float32, torch.uint32, torch.int32, torch.bfloat16, torch.float16,

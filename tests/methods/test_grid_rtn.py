@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlab.errors import UserError
 from qlab.methods.grid import fit_grid, grouped
 from qlab.methods.rtn import rtn
+from qlab.support.errors import UserError
 
 
 def weights(rows: int, columns: int, seed: int) -> torch.Tensor:

@@ -6,8 +6,8 @@ import bitsandbytes.functional as library
 import pytest
 import torch
 
-from qlab.errors import UserError
 from qlab.methods.nf4 import KINDS, dynamic_map, float_levels, nest, nf4, normal_levels, stored_bits, uniform_levels
+from qlab.support.errors import UserError
 
 
 def random_weight(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:

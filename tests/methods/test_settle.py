@@ -11,8 +11,8 @@ from torch import Tensor
 from qlab.methods.gptq import gptq
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.hessian import damp
-from qlab.methods.kquant_kinds import KINDS
-from qlab.methods.kquants import Superblocks, encode
+from qlab.methods.kquants.blocks import Superblocks, encode
+from qlab.methods.kquants.kinds import KINDS
 from qlab.methods.rtn import rtn
 from qlab.methods.settle import descend, settle, settle_blocks
 

@@ -18,8 +18,8 @@ import pytest
 
 from qlab import ROOT
 from qlab.claims import FAILS, HOLDS, OPEN, load_claims
-from qlab.results import read
-from qlab.workbook import lesson_names
+from qlab.evaluate.results import read
+from qlab.workbook.runner import lesson_names
 
 SMALLER = {
     "evaluation_windows": 6, "evaluation_length": 256, "calibration_windows": 8, "calibration_length": 128,

@@ -11,17 +11,17 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from qlab.artifact import Artifact, make_artifact
-from qlab.errors import UserError
+from qlab.artifacts.artifact import Artifact, make_artifact
 from qlab.evaluate.quality import measure_quality
-from qlab.formats.kquant_bytes import byte_tensor
-from qlab.methods.kquant_kinds import KINDS
-from qlab.methods.kquants import encode
-from qlab.model import Source, load
+from qlab.formats.gguf.block_bytes import byte_tensor
+from qlab.methods.kquants.blocks import encode
+from qlab.methods.kquants.kinds import KINDS
+from qlab.models.opening import Source, load
 from qlab.peers import autoawq, autogptq, llamacpp
 from qlab.peers.patching import patched
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes, LlamaCpp
 from qlab.recipes import Recipe
+from qlab.support.errors import UserError
 
 RECIPES = [
     AutoAWQ(),

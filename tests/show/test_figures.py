@@ -8,7 +8,7 @@ import pandas as pd
 
 from qlab.show import figures
 from qlab.show.tables import is_number, styled
-from qlab.wording import counted, listed, signed
+from qlab.support.wording import counted, listed, signed
 
 POINTS = {
     "GGUF Q4_K_M": (7.2, 0.017), "AWQ by qlab": (8.8, 0.0312), "AWQ by AutoAWQ": (8.8, 0.0306), "GPTQ by qlab": (8.9, 0.0228),

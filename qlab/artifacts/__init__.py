@@ -1,0 +1,1 @@
+"""Finished folders, and what making them takes."""

@@ -1,0 +1,162 @@
+"""Artifacts: a finished folder with a quantized checkpoint and a manifest. It exists whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlab.models.opening import Source, locate
+from qlab.recipes import Recipe, WalkedRecipe, describe
+from qlab.support.errors import UserError
+from qlab.support.memory import disk_bytes
+from qlab.support.precision import multiplies_bfloat16
+from qlab.support.process import peak_bytes, run_isolated
+from qlab.support.versions import version_of
+from qlab.walk.skeleton import checkpoint_of
+from qlab.walk.walk import Journal, Walk
+
+MANIFEST = "qlab.json"
+COST = "qlab-cost.json"  # apart from the manifest: the same inputs make the same bytes everywhere else
+LIBRARIES = ("qlab", "torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checkpoint at `path`; `manifest` says what it was made from, by what, and what was found; `cost` what that took."""
+
+    path: Path
+    manifest: dict[str, Any]
+    cost: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> Artifact | None:
+        """The finished artifact at `path`, if there is one."""
+        if not (path / MANIFEST).exists() or not (path / COST).exists():
+            return None
+        return cls(path, json.loads((path / MANIFEST).read_text()), json.loads((path / COST).read_text()))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that quantizing took when the artifact was made."""
+        return self.cost["seconds"]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak memory of the process that made it."""
+        return self.cost["peak_bytes"]
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Relative squared error of each quantized layer's output on the calibration text; empty where the method has no such thing."""
+        return self.manifest["errors"]
+
+    @property
+    def disk_bytes(self) -> int:
+        return disk_bytes(self.path)
+
+    @property
+    def source(self) -> Source:
+        return locate(str(self.path))
+
+
+def inputs_of(recipe: Recipe, source: Source, windows: Tensor, device: str) -> dict[str, Any]:
+    """All that an artifact's bytes depend on."""
+    return {
+        "model": source.fingerprint,
+        "recipe": describe(recipe),
+        "calibration": {"sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16], "windows": list(windows.shape)},
+        "versions": {name: version_of(name) for name in LIBRARIES},
+        "device": device,
+        "products": "bf16" if multiplies_bfloat16(torch.device(device)) else "fp32",
+    }
+
+
+def make_artifact(recipe: Recipe, source: Source, windows: Tensor, work: str) -> Artifact:
+    """Quantize `source` by `recipe` with the calibration `windows`, or take the artifact that the same inputs made before.
+
+    It lies in `work`/<model>-<hash>/<recipe>. Quantizing runs in a process of its own.
+
+    Raises:
+        UserError: what the recipe cannot do with this model.
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    # The libraries compute in half precision on a GPU wherever there is one, and in FP32 on the CPU.
+    inputs = inputs_of(recipe, source, windows, "cuda" if torch.cuda.is_available() else "cpu")
+    folder = Path(work) / f"{source.path.name}-{source.fingerprint[:8]}" / recipe.name
+    known = Artifact.open(folder)
+    if known and known.manifest["inputs"] == inputs:
+        return known
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{recipe.name}-") as unfinished:
+        out = Path(unfinished) / recipe.name
+        out.mkdir()
+        outcome = run_isolated(recipe.quantize, source, windows, out)
+        return finish(out, folder, inputs, outcome.value, {"seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes})
+
+
+def finish(out: Path, folder: Path, inputs: dict[str, Any], details: dict[str, Any], cost: dict[str, Any]) -> Artifact:
+    """Write manifest and cost into the complete folder `out` and put it in its place at once."""
+    manifest = {"inputs": inputs, "errors": {}, "notes": {}} | details
+    (out / COST).write_text(json.dumps(cost, indent=2) + "\n")
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    out.rename(folder)
+    return Artifact(folder, manifest, cost)
+
+
+def check(source: Source, recipes: Sequence[WalkedRecipe]) -> None:
+    """Raise the UserError of a recipe that cannot store this model, as far as its names and configuration tell, before any work."""
+    shapes = checkpoint_of(source).shapes
+    for recipe in recipes:
+        recipe.check(source, shapes)
+
+
+def quantize_model(
+    source: Source, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu"
+) -> list[Artifact]:
+    """Quantize by all `recipes` in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
+
+    Raises:
+        UserError: a model or layer that a recipe cannot take.
+        OSError: the disk is full or not writable; what is finished is kept for the next call, and no artifact is half there.
+    """
+    wanted = {recipe.name: inputs_of(recipe, source, windows, device) for recipe in recipes}
+    known = {name: Artifact.open(out / name) for name in wanted}
+    missing = [recipe for recipe in recipes if (found := known[recipe.name]) is None or found.manifest["inputs"] != wanted[recipe.name]]
+    key = hashlib.sha256(json.dumps([wanted[recipe.name] for recipe in missing], sort_keys=True).encode()).hexdigest()[:12]
+    work = out / f".walk-{key}"
+    if missing:
+        check(source, missing)
+        work.mkdir(parents=True, exist_ok=True)
+        walk = Walk(source, missing, windows, work, batch, device)
+        try:
+            journal = walk.run()
+        except UserError:
+            if not Journal.open(work / "journal.json").blocks:  # nothing that the same call could go on from
+                shutil.rmtree(work)
+            raise
+        for recipe in missing:
+            started, folder = time.perf_counter(), work / "finished" / recipe.name
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            recipe.assemble(source, walk.parts(recipe), folder)
+            seconds = journal.seconds[recipe.name] + time.perf_counter() - started
+            finish(
+                folder,
+                out / recipe.name,
+                wanted[recipe.name],
+                journal.details(recipe.name),
+                {"seconds": seconds, "peak_bytes": peak_bytes()},
+            )
+        shutil.rmtree(work)
+    return [artifact for name in wanted if (artifact := Artifact.open(out / name))]

@@ -1,0 +1,211 @@
+"""What a walk will take, before it starts: memory, disk and time from the checkpoint's shapes alone.
+
+The peak is that of one block, whatever their number: its weights in FP32, H of each group of layers, and what the
+hungriest recipe needs beside them. Factors were fitted to measured peaks; `make bench-quantize` prints both.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from qlab.formats.gguf.file import weights_at_once
+from qlab.methods.grid_search import REFIT_ROWS
+from qlab.models.checkpoint import Checkpoint
+from qlab.models.opening import Source
+from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
+from qlab.recipes.integers import TUNED_WINDOWS
+from qlab.support.errors import UserError
+from qlab.support.process import peak_bytes
+from qlab.walk.block import PREFIX, is_linear
+from qlab.walk.skeleton import checkpoint_of
+from qlab.walk.walk import observes_original, usual_batch
+
+__all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
+
+LIBRARIES = 110e6  # what torch and MKL set up once they compute
+# Weights, gradients, moments and running means of a block that is tuned, in blocks; and glibc's share: a tensor below 32 MiB comes from its
+# heap, which these leave full of holes.
+TUNED, HOLES, OWN_PAGES = 6.7, 2.8, 1 << 25
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+Group = tuple[int, int]
+"""Layers that read one input: its width, and all their outputs together."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes of memory and disk, seconds, and the calibration windows to compute at a time."""
+
+    start: float
+    block: float
+    statistics: float
+    recipe: float
+    activations: float
+    rest: float
+    disk: float
+    seconds: float
+    batch: int
+    blocks: int
+
+    @property
+    def total(self) -> float:
+        """Peak memory of the process."""
+        return self.start + max(self.rest, self.block + self.statistics + max(self.recipe, self.activations))
+
+    def text(self) -> str:
+        """The prediction, for people."""
+        return (
+            f"memory {gigabytes(self.total)}: {gigabytes(self.start)} the process, {gigabytes(self.block)} one of {self.blocks} blocks, "
+            f"{gigabytes(self.statistics)} statistics, {gigabytes(self.recipe)} the hungriest recipe at work, "
+            f"{gigabytes(self.activations)} activations of {self.batch} windows at a time\n"
+            f"disk {gigabytes(self.disk)} while it works; about {time_text(self.seconds)}"
+        )
+
+    def check(self, out: Path, device: str) -> None:
+        """Raises UserError where the machine has too little disk, or too little memory for this."""
+        place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+        if (free := shutil.disk_usage(place).free) < self.disk:
+            needed = f"{gigabytes(self.disk)} of disk are needed and {gigabytes(free)} free in {place}"
+            raise UserError(f"{needed}; choose another folder, or make room")
+        if device == "cpu" and (free := psutil.virtual_memory().available) + self.start < self.total:
+            needed = f"{gigabytes(self.total)} of memory are needed and {gigabytes(free)} free"
+            raise UserError(f"{needed}; close programs, or use a larger machine")
+
+
+def predict(
+    source: Source, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], limit: float | None = None, device: str = "cpu"
+) -> Budget:
+    """The budget of a walk over `windows` (their number and length) that stays below `limit` bytes of memory.
+
+    Raises:
+        UserError: even one window at a time needs more than `limit`.
+    """
+    checkpoint = checkpoint_of(source)
+    groups = input_shapes(checkpoint)
+    config = source.config
+    weights = sum(width * out for width, out in groups)
+    data, sequential = any(recipe.data for recipe in recipes), sum(recipe.sequential for recipe in recipes)
+    statistics = sum(4.0 * width**2 for width, _ in groups) if data else 0.0
+    blocks = config["num_hidden_layers"]
+    outside = [name for name in checkpoint.shapes if not name.startswith(f"{PREFIX}.")]
+    rest = 2.2 * max((checkpoint.bytes_of(name) for name in outside), default=0) + LIBRARIES
+    token = 4.0 * (3 * config["hidden_size"] + max(out for _, out in groups) + max(width for width, _ in groups))
+    stored = 2 * sum(checkpoint.bytes_of(name) for name in checkpoint.shapes) * 0.35 * len(recipes)
+    disk = stored + (2 + 2 * sequential) * 4 * windows[0] * windows[1] * config["hidden_size"] * data
+    start = float(psutil.Process().memory_info().rss)
+    work = max(working(recipe, groups, windows[1], device) for recipe in recipes) + LIBRARIES
+    seconds = duration(groups, recipes, windows, blocks, device)
+    usual = min(usual_batch(windows[1], device), windows[0])
+    for batch in (usual >> halvings for halvings in range(usual.bit_length())):
+        activations = batch * windows[1] * token * data + LIBRARIES
+        found = Budget(start, 4.0 * weights, statistics, work, activations, rest, disk, seconds, batch, blocks)
+        if limit is None or found.total <= limit:
+            return found
+    raise UserError(
+        f"the walk needs {gigabytes(found.total)} even with one window at a time, more than the {gigabytes(limit or 0)} allowed: "
+        f"{gigabytes(found.block)} a block, {gigabytes(found.statistics)} statistics, {gigabytes(found.recipe)} the recipe at work"
+    )
+
+
+def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: str) -> float:
+    """Bytes that a recipe needs beside a block and its statistics; tuning runs windows of `length` tokens through the block."""
+    weights = sum(width * out for width, out in groups)
+    largest = 4.0 * max(width * out for width, out in groups)
+    if isinstance(recipe, NF4):
+        return 60e6 + 1.5 * largest
+    if isinstance(recipe, GGUF):
+        at_once = weights_at_once(torch.device(device))
+        settling = max(4.0 * width**2 + 28.0 * min(width * out, at_once) for width, out in groups) if recipe.settles else 0.0
+        return 60e6 + max(1.2 * largest if recipe.data else 0.0, settling)
+    assert isinstance(recipe, Integers)
+    scaled = sum(4.0 * width**2 for width, _ in groups) if recipe.method in ("awq", "awq-gptq") else 0.0
+    if recipe.method in ("rtn", "awq"):
+        return scaled + 3.7 * largest
+    # Factoring H holds it nearly five times; rounding holds one factor and the weights in three orders, settling H and them in five.
+    copies = 24.0 if recipe.settles else 15.0
+    rounding = scaled + max(max(19.0 * width**2, 4.0 * width**2 + copies * width * out) for width, out in groups)
+    if recipe.settles and recipe.group_size > 0:  # the least squares of the scales, so many rows at a time
+        rounding += max(16.0 * min(REFIT_ROWS, out) * (width / recipe.group_size) ** 2 for width, out in groups)
+    if recipe.method != "tuned":
+        return rounding
+    graph = 4.0 * TUNED_WINDOWS * length * (8 * max(width for width, _ in groups) + 12 * groups[0][0])
+    return max(rounding, (TUNED + (HOLES if 4 * max(width for width, _ in groups) * groups[0][0] < OWN_PAGES else 0)) * 4 * weights + graph)
+
+
+def duration(groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, device: str) -> float:
+    """Seconds, from the floating-point operations and the speed of this machine's matrix product."""
+    tokens = windows[0] * windows[1]
+    forward = 2.0 * tokens * sum(width * out for width, out in groups)
+    observe = forward + 1.25 * tokens * sum(width**2 for width, _ in groups)  # XᵀX by its upper half, in stripes
+    total = observe if observes_original(recipes) else 0.0
+    for recipe in recipes:
+        total += sum(40.0 * width * out for width, out in groups)
+        if isinstance(recipe, GGUF) and recipe.settles:
+            total += sum(6.0 * width**2 * out for width, out in groups)
+        if recipe.sequential:
+            total += observe + forward
+        if isinstance(recipe, Integers) and recipe.method not in ("rtn", "awq"):
+            again = 2.0 + 16.0 * recipe.settles  # for each weight, times the width: rounding, and two rounds of settling
+            total += sum(3.0 * width**3 + again * width**2 * out for width, out in groups)
+        if isinstance(recipe, Integers) and recipe.method == "tuned":
+            total += forward
+            total += recipe.steps * (3.0 * forward * TUNED_WINDOWS / windows[0] + sum(100.0 * width * out for width, out in groups))
+    size = 1024
+    matrix = torch.randn(size, size, device=device)
+    rates = []
+    for _ in range(3):
+        started = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        rates.append(2 * size**3 / (time.perf_counter() - started))
+    return 1.5 * blocks * total / max(rates)
+
+
+def input_shapes(checkpoint: Checkpoint) -> list[Group]:
+    """The groups of the first decoder block by shape; which layers read one input is told by their names, before anything is run.
+
+    Where a block has a single norm of its inputs, attention and MLP both read it (Cohere, Phi).
+    """
+    attention, mlp = ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj", "fc1")
+    block = re.compile(rf"{re.escape(PREFIX)}\.0\.(.+)\.weight")
+    shapes = {match[1]: shape for name, shape in checkpoint.shapes.items() if (match := block.fullmatch(name))}
+    norms = [name for name, shape in shapes.items() if len(shape) == 1 and "." not in name]
+    together = (attention + mlp,) if len(norms) == 1 else (attention, mlp)
+    found: dict[str, Group] = {}
+    for name, shape in shapes.items():
+        part = name.rpartition(".")[2]
+        if is_linear(f"{PREFIX}.0.{name}.weight", shape):
+            key = next((names[0] for names in together if part in names), name)
+            width, out = found.get(key, (shape[1], 0))
+            found[key] = (width, out + shape[0])
+    if not found:
+        raise UserError(f"no linear layers in {PREFIX}.0: qlab walks models whose decoder blocks lie in {PREFIX}")
+    return list(found.values())
+
+
+def parse_bytes(text: str) -> float:
+    """Bytes of a size such as 8GiB, 500M, 24 GB (powers of 1024, but of 1000 where GB, MB or KB is written).
+
+    Raises:
+        UserError: no such size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B?)\s*", text, re.IGNORECASE)
+    if not match:
+        raise UserError(f"{text!r} is no size: expected such as 8GiB, 500MB")
+    unit = UNITS[match[2].upper()]
+    return float(match[1]) * (unit if match[3].lower() != "b" or not match[2] else 1000 ** "KMGT".index(match[2].upper()) * 1000)
+
+
+def time_text(seconds: float) -> str:
+    """A duration in minutes, or in hours where it is long."""
+    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.0f} hours"
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"

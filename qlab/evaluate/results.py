@@ -1,0 +1,172 @@
+"""The table of everything measured, over models, machines and days: one row a figure, with what it was measured under (SQLite)."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qlab.evaluate.quality import Quality
+from qlab.evaluate.runtime import RuntimeFigures
+from qlab.evaluate.tasks import Score
+from qlab.support.errors import UserError
+
+STORE = Path("build/results.sqlite")
+COLUMNS = (
+    "run",
+    "date",
+    "model",
+    "artifact",
+    "fingerprint",
+    "runtime",
+    "metric",
+    "value",
+    "error",
+    "unit",
+    "reason",
+    "conditions",
+    "provenance",
+)
+KEY = ["model", "artifact", "fingerprint", "runtime", "metric"]  # what a newer figure takes the place of
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number: `metric` in `unit`, its standard error or spread, and the `conditions` (sizes, text, device, dtype, kernel).
+
+    Where there is none, `reason` says why and `value` is None.
+    """
+
+    metric: str
+    value: float | None
+    error: float | None
+    unit: str
+    conditions: Mapping[str, Any]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured: the original `model`, the `artifact` (a recipe's name, or "original"), a hash of its files, and the runtime."""
+
+    model: str
+    artifact: str
+    fingerprint: str
+    runtime: str = ""
+
+
+def quality_figures(quality: Quality, text: str, reference: str = "") -> list[Figure]:
+    """Perplexity and the distances from the original."""
+    under = {"text": text, "tokens": quality.tokens, "window": quality.window}
+    found = [Figure("perplexity", quality.perplexity, quality.stderr, "", under)]
+    if quality.kl is not None:
+        under = under | {"reference": reference}
+        found += [
+            Figure("kl", quality.kl, quality.kl_stderr, "nats/token", under),
+            Figure("top1", quality.top1, None, "share", under),
+            Figure("loss increase", quality.loss_increase, quality.loss_increase_stderr, "nats/token", under),
+        ]
+    return found
+
+
+def score_figures(scores: Sequence[Score]) -> list[Figure]:
+    """lm-eval's scores."""
+    return [Figure(f"{s.task} {s.metric}", s.value, s.stderr, "", {"documents": s.documents}) for s in scores]
+
+
+def runtime_figures(figures: RuntimeFigures | None, problem: str = "") -> list[Figure]:
+    """Speeds, ceiling and memory in one runtime; or why there are none."""
+    if figures is None:
+        return [Figure("generation", None, None, "tok/s", {}, problem)]
+    speed, memory = figures.speed, figures.memory
+    under = {"batch": 1, **speed.conditions, "pp": speed.prompt_tokens, "tg": speed.generated_tokens}
+    found = [
+        Figure("prompt", speed.prompt, speed.prompt_sd, "tok/s", under),
+        Figure("generation", speed.generation, speed.generation_sd, "tok/s", under),
+        Figure("generation ceiling", figures.ceiling, None, "tok/s", under),
+        Figure("bandwidth", figures.bandwidth, None, "B/s", under),
+    ]
+    for phase, own in (("prompt", speed.prompt_reported), ("generation", speed.generation_reported)):
+        if own is not None:
+            found.append(Figure(f"{phase} by the runtime's clock", own, None, "tok/s", under))
+    expected = memory.expected
+    sizes = {name: getattr(memory, name) for name in ("loaded", "prompting", "generating", "predicted")}
+    sizes |= {} if expected.peak is None else {"predicted at the peak": expected.peak}
+    sizes |= {"weights": expected.weights, "cache": expected.cached, "cache per token": expected.cache, "overhead": expected.overhead}
+    return found + [Figure(f"memory {name}", float(size), None, "B", under) for name, size in sizes.items()]
+
+
+def add(store: Path, provenance: Mapping[str, Any], measured: Sequence[tuple[Subject, Sequence[Figure]]]) -> None:
+    """Append figures to the table in the file `store`, all of one run or none.
+
+    Raises:
+        UserError: the file is no such table, or cannot be written.
+    """
+    run, date, facts = uuid.uuid4().hex[:12], provenance["date"], json.dumps(provenance, sort_keys=True)
+    rows = [
+        (
+            run, date, subject.model, subject.artifact, subject.fingerprint, subject.runtime, figure.metric, figure.value, figure.error,
+            figure.unit, figure.reason, json.dumps(figure.conditions, sort_keys=True), facts,
+        )
+        for subject, figures in measured
+        for figure in figures
+    ]  # fmt: skip
+    with opened(store, create=True) as database, database:
+        database.executemany(f"INSERT INTO measurements ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})", rows)
+
+
+def read(store: Path, every: bool = False) -> pd.DataFrame:
+    """The table, one row a figure, oldest first; of the same figure measured again only the newest, unless `every` is wanted.
+
+    Raises:
+        UserError: no such file, or it is no such table.
+    """
+    with opened(store) as database:
+        table = pd.read_sql_query(f"SELECT {', '.join(COLUMNS)} FROM measurements ORDER BY rowid", database)
+    return table if every else table.drop_duplicates(KEY, keep="last").reset_index(drop=True)
+
+
+def wide(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """A row for each model, artifact and runtime, a column for each of `metrics`, as text with its error, or the reason that there is none.
+
+    What is true of an artifact in every runtime (its quality) stands in each of its rows.
+    """
+    rows = []
+    for (model, artifact, fingerprint), group in table.groupby(["model", "artifact", "fingerprint"], sort=False):
+        runtimes = [name for name in group["runtime"].unique() if name] or [""]
+        for runtime in runtimes:
+            known = group[group["runtime"].isin(["", runtime])].set_index("metric")
+            cells = {metric: cell(known.loc[metric]) if metric in known.index else "not measured" for metric in metrics}
+            rows.append({"model": model, "artifact": artifact, "files": fingerprint[:8], "runtime": runtime or "—"} | cells)
+    return pd.DataFrame(rows)
+
+
+def cell(figure: pd.Series) -> str:
+    """A figure as text: bytes in MB, the error behind ±."""
+    if pd.isna(figure["value"]):
+        return f"no: {figure['reason'].splitlines()[0]}"
+    scale = 1e6 if figure["unit"] == "B" else 1e9 if figure["unit"] == "B/s" else 1
+    unit = {"B": " MB", "B/s": " GB/s"}.get(figure["unit"], "")
+    error = "" if pd.isna(figure["error"]) else f" ± {figure['error'] / scale:.2g}"
+    return f"{figure['value'] / scale:.4g}{error}{unit}"
+
+
+@contextmanager
+def opened(store: Path, create: bool = False) -> Iterator[sqlite3.Connection]:
+    """The database of `store`, closed afterwards."""
+    if not create and not store.is_file():
+        raise UserError(f"no results at {store}: 'qlab bench', 'qlab evaluate' and lesson 7 write them")
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(store, timeout=30)) as database:
+            database.execute(f"CREATE TABLE IF NOT EXISTS measurements ({', '.join(COLUMNS)})")
+            yield database
+    except (sqlite3.Error, pd.errors.DatabaseError, OSError) as error:
+        raise UserError(f"{store} cannot be used as a table of results ({error}): expected a file that qlab wrote, or none yet") from error

@@ -1,0 +1,290 @@
+"""GGUF: one file with weights, configuration and tokenizer, as llama.cpp and Ollama read it.
+
+A model passes through in three steps, so that never more than a block is in memory: tensors are encoded where they are
+read (encode_tensors), the encoded ones wait in safetensors files, and assemble joins them to a file.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qlab.formats.gguf.block_bytes import byte_tensor
+from qlab.formats.gguf.metadata import add_configuration, architecture, rope_factors
+from qlab.formats.gguf.mix import check_mix, more_bits, tensor_type
+from qlab.formats.gguf.tokenizer import add_tokenizer, pre_tokenizer_name, read_vocabulary
+from qlab.methods.kquants.blocks import encode
+from qlab.methods.kquants.kinds import KINDS
+from qlab.methods.settle import settle_blocks
+from qlab.support.errors import UserError
+
+__all__ = ["assemble", "check_model", "encode_tensor", "encode_tensors", "more_bits", "pre_tokenizer_name", "tensor_type", "write_gguf"]
+
+AT_ONCE, ON_DEVICE = 1 << 22, 1 << 26  # see weights_at_once: on a CPU and elsewhere
+SETTLED_BITS = 5  # with more, another rounding of the codes changes next to nothing
+TYPES = {"F32": torch.float32, "F16": torch.float16}
+BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+
+
+Encoder = Callable[[Tensor, str, Tensor | None], Tensor]
+"""(matrix [out, in], kind, importance [in] or None) → its bytes, uint8 [out, bytes a row]."""
+
+
+def encode_tensor(
+    name: str, tensor: Tensor, mix: str, config: dict[str, Any], importance: Tensor | None = None, encoder: Encoder | None = None
+) -> dict[str, Tensor]:
+    """One tensor of a checkpoint, as `encode_tensors` has it: a dictionary of one entry, or an empty one."""
+    return encode_tensors({name: tensor}, mix, config, importance, encoder)
+
+
+def encode_tensors(
+    tensors: Mapping[str, Tensor], mix: str, config: dict[str, Any], importance: Tensor | None = None, encoder: Encoder | None = None
+) -> dict[str, Tensor]:
+    """Tensors of a checkpoint that read the same input, as the mix stores them: {"<GGML type>:<GGUF name>": tensor}, in their order.
+
+    Quantized types are uint8 [rows, bytes a row], the others float. Rows of query and key projections come in llama.cpp's order.
+    What GGUF derives itself is left out: rotary frequencies, and the output where it is the embedding. Small matrices of one type
+    are encoded as one, which takes fewer and larger steps. No row knows of another, but sums of another width may round another way:
+    codes that were gone over again then differ here and there from those of each tensor alone.
+
+    Args:
+        tensors: by their Hugging Face names, "model.layers.0.self_attn.q_proj.weight".
+        importance: the mean squared activation of each input channel [in].
+        encoder: what makes the blocks, qlab's own where it is None.
+
+    Raises:
+        UserError: an unknown mix or architecture, a tensor without a place in it, or weights that cannot be encoded.
+    """
+    sources = {
+        f"{tensor_type(target, tensor.shape, mix, config)}:{target}": (name, tensor)
+        for name, tensor in tensors.items()
+        if (target := gguf_name(name, config)) is not None
+    }
+    stored: dict[str, Tensor] = {}
+    for keys in batches({key: tensor for key, (_, tensor) in sources.items()}):
+        named = {sources[key][0]: rotary_order(*sources[key], config) for key in keys}
+        stored |= zip(keys, encode_together(named, keys[0].partition(":")[0], importance, encoder or encode_rows), strict=True)
+    return {key: stored[key] for key in sources}
+
+
+def batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Keys of encode_tensors that are encoded together: of one quantized type, and together no more than what is encoded at a time."""
+    by_kind: dict[str, list[str]] = {}
+    for key in tensors:
+        by_kind.setdefault(key.partition(":")[0], []).append(key)
+    for kind, keys in by_kind.items():
+        together = kind not in TYPES and sum(tensors[key].numel() for key in keys) <= weights_at_once(tensors[keys[0]].device)
+        yield from [keys] if together else ([key] for key in keys)
+
+
+def encode_together(tensors: Mapping[str, Tensor], kind: str, importance: Tensor | None, encoder: Encoder) -> Sequence[Tensor]:
+    """What each of `tensors`, by the names for errors, becomes as `kind`; several are matrices of equal rows, encoded as one.
+
+    Raises:
+        UserError: weights that cannot be encoded, with the name of their tensor.
+    """
+    (name, tensor), *others = tensors.items()
+    try:
+        if kind in TYPES:
+            return [as_float(tensor, kind)]
+        matrix = torch.cat(list(tensors.values())) if others else tensor
+        return encoder(matrix, kind, importance).split([len(tensor) for tensor in tensors.values()])
+    except UserError as error:
+        if not others:
+            raise UserError(f"{name}: {error}") from error
+        for name, tensor in tensors.items():  # whichever it is fails alone, and is named
+            encode_together({name: tensor}, kind, importance, encoder)
+        raise
+
+
+def weights_at_once(device: torch.device) -> int:
+    """Weights to encode, settle and turn into bytes at a time."""
+    return AT_ONCE if device.type == "cpu" else ON_DEVICE
+
+
+def as_float(tensor: Tensor, kind: str) -> Tensor:
+    """The tensor as the float type `kind`; raises UserError where that cannot hold it."""
+    stored = tensor.to(TYPES[kind])
+    if not bool(stored.isfinite().all()):
+        raise UserError(f"holds NaN, infinite values or values beyond {kind}'s range; check the checkpoint")
+    return stored.contiguous()
+
+
+def gguf_name(name: str, config: dict[str, Any]) -> str | None:
+    """GGUF's name for the tensor `name`; None for what GGUF derives itself.
+
+    Raises:
+        UserError: an unknown architecture, or a tensor without a place in it.
+    """
+    arch = architecture(config)
+    if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.get("tie_word_embeddings", False)):
+        return None
+    target = gguf_names(arch, config["num_hidden_layers"]).get_name(name, try_suffixes=(".weight", ".bias"))
+    if target is None:
+        raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[arch]}")
+    return str(target)
+
+
+def check_model(folder: Path, config: dict[str, Any], names: Iterable[str]) -> None:
+    """Raise the UserError that writing the model of `folder` would: see assemble. A walk may take hours before it assembles."""
+    for name in names:
+        gguf_name(name, config)
+    read_vocabulary(folder, config["vocab_size"])
+
+
+def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None, hessian: Callable[[], Tensor] | None = None) -> Tensor:
+    """The bytes of a matrix, uint8 [rows, bytes a row], made some rows at a time.
+
+    With `hessian`, which makes H [in, in] as qlab.methods.settle wants it, codes of up to SETTLED_BITS are gone over again.
+    """
+    rows, columns = tensor.shape
+    out = torch.empty(rows, columns // KINDS[kind].block * KINDS[kind].bytes, dtype=torch.uint8, device=tensor.device)
+    step = max(1, weights_at_once(tensor.device) // columns)
+    again = hessian() if hessian and KINDS[kind].bits <= SETTLED_BITS else None
+    for part, stored in zip(tensor.split(step), out.split(step)):
+        blocks = encode(part, kind, importance)
+        stored.copy_(byte_tensor(blocks if again is None else settle_blocks(blocks, part.float(), again)))
+    return out
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that waits in a part: where, under which key, and its shape as stored."""
+
+    part: Path
+    key: str
+    shape: tuple[int, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.key.split(":")[0]
+
+    @property
+    def name(self) -> str:
+        return self.key.split(":")[1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype({"F32": np.float32, "F16": np.float16}.get(self.kind, np.uint8))
+
+    def read(self) -> np.ndarray:
+        with safe_open(self.part, "np") as opened:
+            return np.asarray(opened.get_tensor(self.key))
+
+
+def assemble(parts: Sequence[Path], folder: Path, config: dict[str, Any], mix: str, out: Path) -> None:
+    """Write `out` from the encoded tensors in `parts` and the tokenizer in `folder`, one tensor in memory at a time.
+
+    `parts` are safetensors files of what encode_tensors returned. The same tensors make the same bytes, however they are divided.
+
+    Raises:
+        UserError: an architecture, tokenizer or mix that this writer does not know; tensors that are missing or come twice.
+    """
+    check_mix(mix)
+    arch = architecture(config)
+    stored = stored_tensors(parts, config)
+    factors = rope_factors(config)
+    writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[arch])
+    add_configuration(writer, config, mix)
+    add_tokenizer(writer, folder, config["vocab_size"])
+    if factors is not None:
+        writer.add_tensor_info("rope_freqs.weight", factors.shape, np.dtype(np.float32), factors.numel() * 4)
+    for tensor in stored:
+        size = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
+        writer.add_tensor_info(tensor.name, tensor.shape, tensor.dtype, size, gguf.GGMLQuantizationType[tensor.kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if factors is not None:
+        writer.write_tensor_data(factors.numpy())
+    for tensor in stored:
+        writer.write_tensor_data(tensor.read())
+    writer.close()
+
+
+def stored_tensors(parts: Sequence[Path], config: dict[str, Any]) -> list[Stored]:
+    """All tensors of the parts in the order of the file: embedding, blocks, output.
+
+    Raises:
+        UserError: a tensor comes twice, or a block or an end of the model is missing.
+    """
+    found: dict[str, Stored] = {}
+    for part in parts:
+        with safe_open(part, "np") as opened:
+            for key in opened.keys():  # noqa: SIM118 - not a dictionary
+                tensor = Stored(part, key, tuple(opened.get_slice(key).get_shape()))
+                if tensor.name in found:
+                    raise UserError(f"{tensor.name} comes twice, in {found[tensor.name].part.name} and in {part.name}")
+                found[tensor.name] = tensor
+    ends = ["token_embd.weight", "output_norm.weight"] + ([] if config.get("tie_word_embeddings", False) else ["output.weight"])
+    # What one block has, biases say, all must have.
+    parts_of_block = {f"{part}.weight" for part in BLOCK} | {name.split(".", 2)[2] for name in found if name.startswith("blk.")}
+    blocks = [f"blk.{layer}.{part}" for layer in range(config["num_hidden_layers"]) for part in sorted(parts_of_block)]
+    if missing := [name for name in ends + blocks if name not in found]:
+        raise UserError(f"the model is not complete: it lacks {len(missing)} tensors, {', '.join(missing[:3])} among them")
+    return sorted(found.values(), key=lambda tensor: file_order(tensor.name))
+
+
+def file_order(name: str) -> tuple[int, int, str]:
+    """The embedding, then the blocks by number, then what follows them."""
+    if name.startswith("blk."):
+        return 1, int(name.split(".")[1]), name
+    return (0 if name.startswith("token_embd") else 2), 0, name
+
+
+def write_gguf(folder: Path, config: dict[str, Any], mix: str, out: Path, importance: Mapping[str, Tensor] | None = None) -> None:
+    """Write the model of `folder` to the file `out` in the `mix`, a key of mix.DEFAULT.
+
+    `importance` holds the mean squared activation of each input channel [in] by layer, "model.layers.0.self_attn.q_proj".
+    Encoded tensors wait on disk beside `out`.
+
+    Raises:
+        UserError: an architecture, tokenizer or mix that this writer does not know, or weights that cannot be encoded.
+    """
+    check_mix(mix)
+    architecture(config)
+    parts: list[Path] = []
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as waiting:
+        for shard in shards(folder):
+            with safe_open(shard, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a dictionary
+                    weights = (importance or {}).get(name.removesuffix(".weight"))
+                    if encoded := encode_tensor(name, opened.get_tensor(name), mix, config, weights):
+                        parts.append(Path(waiting) / f"{len(parts)}.safetensors")
+                        save_file(encoded, parts[-1])
+        assemble(parts, folder, config, mix, out)
+
+
+def shards(folder: Path) -> list[Path]:
+    """The checkpoint's weight files: those that its index names, or all."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    return sorted(folder.glob("*.safetensors"))
+
+
+@lru_cache(maxsize=4)
+def gguf_names(arch: gguf.MODEL_ARCH, layers: int) -> gguf.TensorNameMap:
+    """GGUF's names for an architecture's tensors."""
+    return gguf.get_tensor_name_map(arch, layers)
+
+
+def rotary_order(name: str, tensor: Tensor, config: dict[str, Any]) -> Tensor:
+    """Rows of a query or key projection in the order of llama.cpp's interleaved rotary embedding (its "llama" models)."""
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config.get("num_key_value_heads") or config["num_attention_heads"]}
+    part = name.split(".")[-2]
+    if architecture(config) != gguf.MODEL_ARCH.LLAMA or part not in heads:
+        return tensor
+    return tensor.view(heads[part], 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)

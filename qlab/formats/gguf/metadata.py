@@ -1,0 +1,118 @@
+"""A model's sizes and its rotary embedding under GGUF's names (llama.cpp's conversion/base.py and conversion/llama.py)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gguf
+import torch
+from torch import Tensor
+
+from qlab.formats.gguf.mix import FILE_TYPES
+from qlab.support.errors import UserError
+
+ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mistral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+}
+
+
+def architecture(config: dict[str, Any]) -> gguf.MODEL_ARCH:
+    """GGUF's architecture for the model.
+
+    Raises:
+        UserError: a model type that this writer does not know, or a variant of one that llama.cpp would run wrongly.
+    """
+    kind = config["model_type"]
+    if kind not in ARCHITECTURES:
+        raise UserError(f"no GGUF writer for model type {kind!r}: expected one of {', '.join(ARCHITECTURES)}")
+    if config.get("hidden_act", "silu") != "silu":
+        raise UserError(f"llama.cpp's {kind} models compute silu, this one {config['hidden_act']}: it cannot be written as GGUF")
+    rope_type(config)
+    return ARCHITECTURES[kind]
+
+
+def add_configuration(writer: gguf.GGUFWriter, config: dict[str, Any], mix: str) -> None:
+    """The model's sizes, the mix and the rotary embedding."""
+    heads = config["num_attention_heads"]
+    writer.add_file_type(FILE_TYPES[mix])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(head_size(config))
+    writer.add_key_length(head_size(config))
+    writer.add_value_length(head_size(config))
+    writer.add_vocab_size(config["vocab_size"])
+    add_rope(writer, config)
+    if mix != "f16":
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def add_rope(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    """The rotary embedding's base and how it is stretched beyond the length of training."""
+    rope, kind = rope_parameters(config), rope_type(config)
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    if kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+    if kind == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+        writer.add_rope_scaling_orig_ctx_len(int(rope.get("original_max_position_embeddings") or config["max_position_embeddings"]))
+        for key, add in (
+            ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),
+            ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
+            ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
+        ):
+            if rope.get(key) is not None:
+                add(float(rope[key]))
+
+
+def rope_factors(config: dict[str, Any]) -> Tensor | None:
+    """Llama 3's rotary scaling: what to divide each frequency by, float32 [head size / 2]; None for other kinds.
+
+    Long waves are stretched by the factor, short ones stay, and between the two limits it passes smoothly from one to the other.
+    """
+    if rope_type(config) != "llama3":
+        return None
+    rope, size = rope_parameters(config), head_size(config)
+    frequencies = rope["rope_theta"] ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    waves_in_training = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    smooth = ((waves_in_training - low) / (high - low)).clamp(0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).float()
+
+
+def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """transformers' description of the rotary embedding, in its new place or its two old ones; its kind under `rope_type`."""
+    parameters: dict[str, Any] = {"rope_theta": config.get("rope_theta") or 10000.0, "rope_type": "default"}
+    for given in (config.get("rope_parameters") or {}, config.get("rope_scaling") or {}):
+        parameters |= given
+        parameters["rope_type"] = str(given.get("rope_type") or given.get("type") or parameters["rope_type"])
+    return parameters
+
+
+def rope_type(config: dict[str, Any]) -> str:
+    """default, linear, yarn or llama3.
+
+    Raises:
+        UserError: another kind, which the writer does not know.
+    """
+    rope = rope_parameters(config)
+    kind = str(rope["rope_type"])
+    if kind not in ("default", "linear", "yarn", "llama3"):
+        raise UserError(f"no GGUF writer for rotary embeddings of type {kind!r}; expected default, linear, yarn or llama3")
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise UserError("no GGUF writer for rotary embeddings that turn a part of each head only (partial_rotary_factor)")
+    return kind
+
+
+def head_size(config: dict[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])

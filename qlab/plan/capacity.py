@@ -1,0 +1,159 @@
+"""What given devices hold of a model, how fast they can be at best, and what stays on the CPU.
+
+The ceiling on speed is that of memory: one step reads the blocks, the head and the cache of every sequence once,
+and gives each sequence a token. Kernels at batch 1 reach 65 to 75 % of it; with many sequences arithmetic may bind before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qlab.plan.plan import FORMATS, GB, USABLE, Shape, cache_bytes, fit, splits, weight_bytes
+from qlab.support.errors import UserError
+from qlab.support.wording import counted
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """A deployment counted out. GB are 10⁹ bytes; `ceiling` is tokens/s of all sequences together."""
+
+    linear: float
+    embedding: float
+    cache: float
+    reserve: float
+    needed: float
+    usable: float
+    holds: bool
+    splits: bool
+    longest: int
+    most_sequences: int
+    ceiling: float
+    fp16_weights: float
+    fp16_holds: bool
+
+
+def capacity(shape: Shape, format_name: str, context: int, sequences: int, device: dict[str, Any], count: int) -> Capacity:
+    """Count out `sequences` of `context` tokens on `count` devices of data/hardware.yaml under tensor parallelism.
+
+    `longest` is the context that so many sequences can have, `most_sequences` how many of `context` tokens fit. Where devices
+    outnumber the KV heads, heads and their cache are held more than once.
+
+    Raises:
+        UserError: a number below one.
+    """
+    if min(context, sequences, count) < 1:
+        raise UserError(f"context {context}, sequences {sequences}, count {count}: expected each to be at least 1")
+    found = fit(shape, format_name, context, device["memory_gb"], count, sequences)
+    one = fit(shape, format_name, context, device["memory_gb"], count, 1)
+    cache = found.needed - found.weights
+    reading = read_bytes(shape, format_name) / GB + cache
+    return Capacity(
+        linear=shape.linear_parameters * FORMATS[format_name][0] / 8 / GB,
+        embedding=shape.embedding_parameters * FORMATS[format_name][1] / 8 / GB,
+        cache=cache,
+        reserve=(1 - USABLE) * count * device["memory_gb"],
+        needed=found.needed,
+        usable=found.usable,
+        holds=found.holds,
+        splits=splits(shape, count),
+        longest=found.longest,
+        most_sequences=one.longest // context,
+        ceiling=sequences * count * device["bandwidth_gb_s"] / reading,
+        fp16_weights=weight_bytes(shape, "FP16") / GB,
+        fp16_holds=fit(shape, "FP16", context, device["memory_gb"], count, sequences).holds,
+    )
+
+
+def read_bytes(shape: Shape, format_name: str) -> float:
+    """Bytes of weights that one step reads: blocks and head; of the input embedding only a row a token, which is left out."""
+    linear, embedding = FORMATS[format_name]
+    return (shape.linear_parameters * linear + shape.vocabulary * shape.hidden * embedding) / 8
+
+
+@dataclass(frozen=True)
+class Offload:
+    """llama.cpp's split: `layers` of `of` with head and their cache on the devices, the rest on the CPU. GB; tokens/s of all sequences.
+
+    `twice` of `on_cpu` are weights that llama.cpp holds a second time, packed for AVX2; the first copy is the mapped file, which the
+    system can take back.
+    """
+
+    layers: int
+    of: int
+    on_devices: float
+    on_cpu: float
+    twice: float
+    cpu_holds: bool
+    ceiling: float
+
+
+def offload(
+    shape: Shape, format_name: str, context: int, sequences: int, device: dict[str, Any], count: int, cpu: dict[str, Any]
+) -> Offload:
+    """How many layers fit on the devices (llama.cpp's n_gpu_layers), and the ceiling with the rest read at the CPU's bandwidth.
+
+    Layers lie on devices one after the other, so a step reads at one device's bandwidth at a time, and heads need not divide.
+    A layer lies whole on one device. The head counts as on the devices where it fits; the input embedding lies on the CPU.
+    """
+    linear, embedding = FORMATS[format_name]
+    head = shape.vocabulary * shape.hidden * embedding / 8 / GB
+    layer = (shape.linear_parameters * linear / 8 + cache_bytes(shape, context, sequences)) / shape.layers / GB
+    room = USABLE * device["memory_gb"]
+    places = (int((room - head) / layer) + (count - 1) * int(room / layer)) if count and room >= head else 0
+    layers = min(shape.layers, places)
+    on_devices = layers * layer + (head if layers else 0.0)
+    on_cpu = (shape.layers - layers) * layer + (0.0 if layers else head)
+    seconds = on_devices / device["bandwidth_gb_s"] + on_cpu / cpu["bandwidth_gb_s"]
+    twice = q4_k_bytes(shape) / GB * (shape.layers - layers) / shape.layers if format_name == "GGUF Q4_K_M" else 0.0
+    held = on_cpu + twice + (head if layers or not shape.tied else 0.0)  # with the input embedding, of which a step reads a row
+    return Offload(layers, shape.layers, on_devices, held, twice, held <= USABLE * cpu["memory_gb"], sequences / seconds)
+
+
+def q4_k_bytes(shape: Shape) -> float:
+    """Bytes of Q4_K_M's linear layers that are Q4_K, 4.5 bits a weight: all but the half of values and down projections in Q6_K."""
+    mixed = shape.layers * shape.hidden * (shape.kv_heads * shape.head_size + shape.intermediate) / 2
+    return (shape.linear_parameters - mixed) * 4.5 / 8
+
+
+def sentences(
+    found: Capacity, shape: Shape, format_name: str, context: int, sequences: int, device: dict[str, Any], count: int
+) -> list[str]:
+    """The arithmetic in words, and where the guide counts otherwise."""
+    devices = f"{count} × {device['name']}"
+    text = [
+        f"{found.linear:.1f} GB of linear layers (scales and zero points included) + {found.embedding:.1f} GB of embedding and head + "
+        f"{found.cache:.1f} GB of FP16 cache ({counted(sequences, 'sequence')} of {context:,} tokens) = "
+        f"{found.needed:.1f} GB; {devices} {'has' if count == 1 else 'have'} "
+        f"{count * device['memory_gb']} GB, of which {found.reserve:.1f} GB are kept for activations and the runtime: "
+        f"{found.usable:.1f} GB."
+    ]
+    if not found.splits:
+        text.append(
+            f"Tensor parallelism cannot split it over {count}: {shape.heads} heads and {shape.kv_heads} KV heads do not divide evenly."
+        )
+    if found.holds:
+        text.append(
+            f"The memory suffices, up to {found.longest:,} tokens a sequence, "
+            f"or {counted(found.most_sequences, 'sequence')} of {context:,}."
+        )
+    else:
+        text.append(
+            f"It does not fit: {found.needed - found.usable:.1f} GB too many; "
+            + (f"{found.longest:,} tokens a sequence would fit." if found.longest else "the weights alone are too large.")
+        )
+    if found.holds and found.splits:
+        text.append(f"At most {found.ceiling:,.0f} tokens/s in all: the bandwidth's ceiling, which no kernel reaches.")
+    beside = "fits too" if found.fp16_holds else "does not fit"
+    text.append(
+        f"In FP16 the weights are {found.fp16_weights:.1f} GB, "
+        f"{found.fp16_weights / (found.linear + found.embedding):.2f} times as much: {beside}."
+    )
+    if 65e9 < shape.parameters < 75e9 and FORMATS[format_name][0] < 5 and FORMATS[format_name][0] >= 4:
+        text.append(
+            f"The guide counts 35 GB for 70B at 4 bits: the floor. With scales, zero points, embedding and head it is "
+            f"{found.linear + found.embedding:.1f} GB, and the cache comes on top."
+        )
+    if 65e9 < shape.parameters < 75e9 and format_name == "FP16" and device["id"] == "rtx-4090":
+        text.append(f"The guide puts it on four RTX 4090: they hold 96 GB, not {found.fp16_weights:.0f} GB.")
+    return text

@@ -1,0 +1,192 @@
+"""The memory planner: what a model takes in each format, with its context, and what hardware holds that.
+
+GB are decimal (10⁹ bytes), as vendors and the guide count them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from qlab import DATA
+from qlab.support.wording import listed
+
+GB = 1e9
+# Bits a weight of the decoder's linear layers, with scales and zero points; embedding and head beside them.
+# Grouped integers at 128: 4 bits, an FP16 scale and a 4-bit zero point a group. Q4_K_M: mostly Q4_K, a third Q6_K.
+FORMATS = {
+    "FP32": (32.0, 32.0),
+    "FP16": (16.0, 16.0),
+    "INT8": (8 + 24 / 128, 16.0),
+    "AWQ/GPTQ INT4 g128": (4 + 20 / 128, 16.0),
+    "GGUF Q4_K_M": (4.83, 5.53),
+    "NF4 double quant": (4 + 8 / 64 + 32 / (64 * 256), 16.0),
+    "INT3 g128": (3 + 19 / 128, 16.0),
+    "INT2 g128": (2 + 18 / 128, 16.0),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a dense decoder that decide its memory."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    tied: bool = False
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights in the decoder blocks' linear layers: q, k, v, o, gate, up, down."""
+        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        return self.linear_parameters + self.embedding_parameters
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of every layer in FP16."""
+        return 2 * 2 * self.layers * self.kv_heads * self.head_size
+
+
+SHAPES = {  # as published in the models' config.json
+    "Llama-3.1-8B": Shape(32, 4096, 14336, 32, 8, 128, 128256),
+    "Llama-3.1-70B": Shape(80, 8192, 28672, 64, 8, 128, 128256),
+    "Mistral-7B-v0.3": Shape(32, 4096, 14336, 32, 8, 128, 32768),
+    "Qwen2.5-7B": Shape(28, 3584, 18944, 28, 4, 128, 152064),
+    "Command-R+": Shape(64, 12288, 33792, 96, 8, 128, 256000, tied=True),
+}
+
+
+def shape_of(config: dict[str, Any]) -> Shape:
+    """The shape that a config.json describes."""
+    heads = config["num_attention_heads"]
+    return Shape(
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_size=config.get("head_dim") or config["hidden_size"] // heads,
+        vocabulary=config["vocab_size"],
+        tied=config.get("tie_word_embeddings", False),
+    )
+
+
+def weight_bytes(shape: Shape, format_name: str) -> float:
+    """Bytes of all weights in a format of FORMATS; norms and biases, less than a thousandth, are left out."""
+    linear_bits, embedding_bits = FORMATS[format_name]
+    return (shape.linear_parameters * linear_bits + shape.embedding_parameters * embedding_bits) / 8
+
+
+def cache_bytes(shape: Shape, context: int, sequences: int = 1) -> float:
+    """Bytes of the KV cache in FP16 for so many sequences of `context` tokens."""
+    return float(shape.kv_bytes_per_token * context * sequences)
+
+
+USABLE = 0.9
+"""The share of a GPU's memory that weights and cache may take: vLLM's --gpu-memory-utilization 0.90, as the guide gives it."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether `count` devices hold a model with so much context, in GB: `needed` against `usable`; and the longest context they hold."""
+
+    weights: float
+    needed: float
+    usable: float
+    longest: int
+
+    @property
+    def holds(self) -> bool:
+        return self.needed <= self.usable
+
+
+def fit(shape: Shape, format_name: str, context: int, memory_gb: float, count: int, sequences: int = 1, usable: float = USABLE) -> Fit:
+    """The one rule by which this workbook says that a model fits: weights plus FP16 KV cache within `usable` of the memory.
+
+    Devices beyond the number of KV heads repeat heads, and with them the cache.
+    """
+    weights, room = weight_bytes(shape, format_name) / GB, usable * count * memory_gb
+    repeated = max(1.0, count / shape.kv_heads)
+    longest = int((room - weights) * GB / (shape.kv_bytes_per_token * sequences * repeated)) if room > weights else 0
+    return Fit(weights, weights + repeated * cache_bytes(shape, context, sequences) / GB, room, longest)
+
+
+def splits(shape: Shape, count: int) -> bool:
+    """Whether tensor parallelism can split a model over so many devices: each takes as many heads, and whole or repeated KV heads."""
+    return shape.heads % count == 0 and (shape.kv_heads % count == 0 or count % shape.kv_heads == 0)
+
+
+def device_named(name: str) -> dict[str, Any]:
+    """The entry of data/hardware.yaml whose name ends so."""
+    return next(device for device in hardware() if device["name"].endswith(name))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What serving takes, in GB, and the devices that hold it (`count` of each, split by tensor parallelism)."""
+
+    weights: float
+    cache: float
+    total: float
+    fits: list[dict[str, Any]]
+
+
+def plan(shape: Shape, format_name: str, context: int, sequences: int = 1, usable: float = USABLE, most: int = 8) -> Plan:
+    """Size a deployment: weights, KV cache, and which GPUs of data/hardware.yaml hold both in `usable` of their memory.
+
+    Only counts over which tensor parallelism can split the model are offered.
+    """
+    weights, cache = weight_bytes(shape, format_name) / GB, cache_bytes(shape, context, sequences) / GB
+    fits = []
+    for device in hardware():
+        if device["kind"] != "gpu":
+            continue
+        for count in range(1, most + 1):
+            if splits(shape, count) and fit(shape, format_name, context, device["memory_gb"], count, sequences, usable).holds:
+                ceiling = count * device["bandwidth_gb_s"] / weights
+                fits.append({"device": device["name"], "count": count, "tokens/s ceiling": round(ceiling)})
+                break
+    return Plan(weights, cache, weights + cache, fits)
+
+
+def explain(name: str, format_name: str, context: int, device_name: str, count: int) -> str:
+    """Why so many of a device do, or do not, hold the model `name` of SHAPES; and how many do."""
+    shape, device = SHAPES[name], device_named(device_name)
+    found = fit(shape, format_name, context, device["memory_gb"], count)
+    devices = f"{count} × {device_name}"
+    text = (
+        f"{name} in {format_name} on {devices}: {found.weights:.1f} GB of weights and {found.needed - found.weights:.1f} GB of cache for "
+        f"{context:,} tokens are {found.needed:.1f} GB; {USABLE:.0%} of {count} × {device['memory_gb']} GB are {found.usable:.1f} GB. "
+    )
+    if found.holds:
+        return text + f"It fits, up to a context of {found.longest:,} tokens."
+    text += f"It does not fit; {f'a context of {found.longest:,} tokens would' if found.longest else 'the weights alone are too large'}."
+    enough = next((f["count"] for f in plan(shape, format_name, context).fits if f["device"] == device["name"]), None)
+    if enough is None:
+        return text + " Eight do not hold it either."
+    skipped = [n for n in range(count + 1, enough) if not splits(shape, n)]
+    if skipped:
+        counts = listed([str(n) for n in skipped])
+        text += (
+            f" {counts} cannot share {shape.heads} heads and {shape.kv_heads} KV heads evenly (tensor parallelism gives each as many), so"
+        )
+    return text + f" it takes {enough}."
+
+
+def hardware() -> list[dict[str, Any]]:
+    """data/hardware.yaml."""
+    return yaml.safe_load((DATA / "hardware.yaml").read_text())

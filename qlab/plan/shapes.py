@@ -1,0 +1,126 @@
+"""From what a user calls a model, a format or a device to the planner's own entry for it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from qlab import EMBEDDED
+from qlab.models.opening import HUB_ID
+from qlab.plan.plan import FORMATS, SHAPES, Shape, hardware, shape_of
+from qlab.support.errors import UserError
+from qlab.support.wording import listed
+
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "cohere", "gemma", "gemma2", "phi3")  # gated MLPs, one cache entry a layer and KV head
+TIED_UNLESS_SAID = ("cohere", "gemma", "gemma2")  # types whose default is one matrix for embedding and head
+NEAR = 1.5  # a size such as 70B is planned as a published model of at most this many times its parameters, or as much smaller
+INT4 = "AWQ/GPTQ INT4 g128"
+ALIASES = {
+    "fp32": "FP32", "fp16": "FP16", "bf16": "FP16", "int8": "INT8", "int4": INT4, "awq": INT4, "gptq": INT4, "awq-w4g128": INT4,
+    "gptq-w4g128": INT4, "q4_k_m": "GGUF Q4_K_M", "nf4": "NF4 double quant", "int3": "INT3 g128", "int2": "INT2 g128",
+}  # fmt: skip
+
+
+def find_shape(name: str) -> tuple[str, Shape]:
+    """The shape of a model, with what it was taken from in words.
+
+    `name`: one of SHAPES, a size such as 70B (the nearest of SHAPES), 'embedded', a folder, a config.json, or a hub id, of which only
+    config.json is fetched.
+
+    Raises:
+        UserError: none of these, or an architecture that this arithmetic does not cover.
+    """
+    for known, shape in SHAPES.items():
+        if plain(known) == plain(name):
+            return known, shape
+    if size := re.fullmatch(r"(\d+(?:\.\d+)?)\s*[bB]", name):
+        return nearest(float(size[1]))
+    path = EMBEDDED if name == "embedded" else Path(name).expanduser()
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file() and not path.exists() and HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
+        file = fetched_config(name)
+    if not file.is_file():
+        raise UserError(
+            f"no model {name!r}: expected {', '.join(SHAPES)}, a size such as 70B, 'embedded', a folder, a config.json or a hub id"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} is not JSON: expected a model's config.json") from error
+    return name, dense_shape(config, name)
+
+
+def nearest(billions: float) -> tuple[str, Shape]:
+    """The published model nearest to so many billion parameters, and the words that say so."""
+    if billions <= 0:
+        raise UserError(f"a model of {billions:g} B parameters: expected more than none")
+    known, shape = min(SHAPES.items(), key=lambda item: abs(math.log(item[1].parameters / 1e9 / billions)))
+    found = shape.parameters / 1e9
+    if not 1 / NEAR <= found / billions <= NEAR:
+        raise UserError(f"no published shape near {billions:g}B: the nearest, {known}, has {found:.1f} B parameters. Give a config.json")
+    return f"{known} ({found:.1f} B parameters, the published shape nearest to {billions:g}B)", shape
+
+
+def dense_shape(config: Any, name: str) -> Shape:
+    """The shape in a config.json, if it is a dense decoder of a known type.
+
+    Raises:
+        UserError: another architecture, or sizes missing.
+    """
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in DENSE:
+        raise UserError(f"{name} is of type {kind!r}: the planner counts dense decoders of type {listed(list(DENSE))}")
+    try:
+        return shape_of({"tie_word_embeddings": kind in TIED_UNLESS_SAID, **config})
+    except KeyError as error:
+        raise UserError(f"{name}: config.json lacks {error}, without which its memory cannot be counted") from error
+
+
+def fetched_config(hub_id: str) -> Path:
+    """A hub model's config.json, from the local cache or the hub; no weights."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(hub_id, "config.json"))
+    except Exception as error:  # the client raises many kinds when the network is away; all mean the same here
+        raise UserError(
+            f"could not read config.json of {hub_id!r} from the hub ({type(error).__name__}). Give a folder or a config.json, or one of "
+            f"{', '.join(SHAPES)}"
+        ) from error
+
+
+def find_format(name: str) -> str:
+    """The key of FORMATS for a format, a recipe such as awq-w4g128, or a short name such as q4_k_m.
+
+    Raises:
+        UserError: no such format.
+    """
+    known = {key.lower(): key for key in FORMATS} | ALIASES
+    if name.lower() not in known:
+        raise UserError(f"no format {name!r}: expected one of {', '.join(ALIASES)}")
+    return known[name.lower()]
+
+
+def find_device(name: str, kinds: tuple[str, ...] = ("gpu", "apple")) -> dict[str, Any]:
+    """The one entry of data/hardware.yaml that is called so: its id, its whole name, the end of it, or a part that no other has.
+
+    Raises:
+        UserError: none, or several.
+    """
+    devices = [device for device in hardware() if device["kind"] in kinds]
+    wanted = name.strip().lower()
+    exact = [device for device in devices if wanted == device["id"] or device["name"].lower().endswith(f" {wanted}")]
+    exact = exact or [device for device in devices if device["name"].lower() == wanted]
+    found = exact or [device for device in devices if wanted and wanted in device["name"].lower()]
+    if len(found) != 1:
+        several = f"{name!r} names {len(found)} devices" if found else f"no device {name!r} in data/hardware.yaml"
+        raise UserError(f"{several}: expected one of {', '.join(device['name'] for device in found or devices)}")
+    return found[0]
+
+
+def plain(name: str) -> str:
+    """A name without case, spaces and dashes."""
+    return re.sub(r"[\s_-]", "", name).lower()

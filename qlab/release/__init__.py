@@ -1,0 +1,1 @@
+"""A fine-tuned model from adapter to release."""

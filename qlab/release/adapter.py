@@ -1,0 +1,78 @@
+"""Low-rank adapters as peft stores them: opened with suspicion, and merged into the model that they were trained for."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qlab.formats.folder import finish_folder, half_precision
+from qlab.models.opening import Source, load, read_json
+from qlab.support.errors import UserError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Configuration and tensors of a LoRA adapter.
+
+    Raises:
+        UserError: something is missing or damaged, a value is not finite, or it is another kind of adapter.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder.name}/ has no {name}: expected an adapter as peft saves it, in safetensors")
+    kind = read_json(folder / CONFIG).get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"{folder.name}/ is an adapter of type {kind}: only LORA is merged here")
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder.name}/{WEIGHTS} is damaged ({error}); copy it again, or train it again") from error
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{folder.name}/{WEIGHTS} is damaged: {name} holds values that are not finite; train it again")
+    return LoraConfig.from_pretrained(str(folder)), tensors
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of the adapter's two files."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def merge(source: Source, folder: Path, out: Path) -> None:
+    """Write `source` with the adapter in `folder` added to its weights, W + (alpha/rank)·B·A, in FP16, into the empty folder `out`.
+
+    QLoRA's adapter was trained on the model in NF4 and is merged into the unquantized one, as the paper does. The whole model
+    is in memory, in FP32.
+
+    Raises:
+        UserError: the adapter is damaged or belongs to another model, or a merged weight leaves FP16's range.
+    """
+    config, tensors = read_adapter(folder)
+    config.inference_mode = True
+    try:
+        base = load(source)
+        config.base_model_name_or_path = base.name_or_path  # peft warns of another name, and the adapter says how it was trained
+        model = get_peft_model(base, config)
+        found: Any = set_peft_model_state_dict(model, tensors)
+    except (RuntimeError, ValueError) as error:  # peft's and torch's, for layers that are not there and shapes that do not fit
+        raise UserError(f"{folder.name}/ is no adapter of {source.name}: {str(error).splitlines()[-1].strip()}") from error
+    missing = [name for name in found.missing_keys if "lora_" in name]
+    if found.unexpected_keys or missing:
+        raise UserError(f"{folder.name}/ is no adapter of {source.name}: {[*found.unexpected_keys, *missing][0]} has no counterpart")
+    merged: Any = model.merge_and_unload()
+    for name, parameter in merged.named_parameters():
+        parameter.data = half_precision(name, parameter.data)
+    merged.config.dtype = torch.float16
+    merged.save_pretrained(out)
+    finish_folder(source.path, source.config, [], out, None)

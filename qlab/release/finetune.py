@@ -1,0 +1,90 @@
+"""QLoRA: low-rank adapters trained on a model that stays in NF4 (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from torch import Tensor, nn
+
+from qlab.models.opening import Source, load
+from qlab.support.errors import UserError
+from qlab.support.progress import counter
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an adapter is trained. `rank` of the two factors of W + (alpha/rank)·B·A; Adam's step `rate` is constant, as in the paper."""
+
+    rank: int = 16
+    alpha: int = 32
+    rate: float = 1e-3
+    steps: int = 100
+    batch: int = 4
+    seed: int = 0
+
+
+def finetune(source: Source, windows: Tensor, out: Path, training: Training, device: str = "cpu") -> list[float]:
+    """Train adapters on all linear layers of the NF4 artifact `source`, on windows, int64 [windows, length]; each step's loss.
+
+    The folder `out` then holds the adapter as peft stores it. It appears whole or not at all.
+
+    Raises:
+        UserError: the model is not in NF4, there is something at `out`, or the loss stops being a number.
+    """
+    if source.config.get("quantization_config", {}).get("quant_method") != "bitsandbytes":
+        raise UserError(
+            f"{source.name} is not in NF4: QLoRA trains on a model that stays in four bits; 'qlab quantize --recipe nf4' makes one"
+        )
+    if out.exists():
+        raise UserError(f"{out} is there already; remove it, or write to another folder")
+    model, losses = train(source, windows, training, device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".unfinished-") as unfinished:
+        model.save_pretrained(str(Path(unfinished) / "adapter"), save_embedding_layers=False)
+        (Path(unfinished) / "adapter").rename(out)
+    return losses
+
+
+def train(source: Source, windows: Tensor, training: Training, device: str = "cpu") -> tuple[Any, list[float]]:
+    """The peft model of `source` with trained adapters, and each step's loss. What is in NF4 stays so; a dense model computes in FP32.
+
+    Raises:
+        UserError: the loss stops being a number.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        base = load(source, device=device, native=True)
+        if "quantization_config" in source.config:
+            base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+        wanted = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(base, wanted)
+        order = torch.randperm(len(windows))
+    model.peft_config["default"].base_model_name_or_path = source.name  # not a path of this machine
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=training.rate, weight_decay=0.0)
+    batches, losses = cycle(order.split(training.batch)), list[float]()
+    with counter(training.steps, 0, "steps") as count:
+        for _ in range(training.steps):
+            batch = windows[next(batches)].to(device)
+            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 0.3)  # the paper's
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise UserError(f"the loss is not a number after {len(losses)} steps: a smaller --rate is wanted")
+            count(f"loss {losses[-1]:.3f}", {})
+    return model.eval(), losses
+
+
+def frozen_bytes(model: nn.Module) -> int:
+    """Bytes of the weights that training leaves alone: what has to be held of the model beside the adapters."""
+    return sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)

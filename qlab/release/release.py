@@ -1,0 +1,175 @@
+"""A release: a model, with an adapter or without, merged, quantized, measured, proved, and only then put where it is served from.
+
+`OUT/current` is a link to the release being served. It moves at once, and only to a release that passed every gate and whose
+artifact was really served; a refused one leaves it as it is. Every attempt is a line of `OUT/history.jsonl`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlab.artifacts.artifact import inputs_of, quantize_model
+from qlab.evaluate.quality import measure_quality
+from qlab.models.opening import Source, load, locate
+from qlab.recipes import WalkedRecipe
+from qlab.release import adapter as adapters
+from qlab.serve.proof import Proof, prove
+from qlab.serve.runtimes.runtime import Runtime, check, require
+from qlab.serve.server import on_free_port, serving
+from qlab.support.errors import UserError
+
+CURRENT, HISTORY = "current", "history.jsonl"
+FIGURES = {
+    "kl": "KL divergence to the merged model, nats/token",
+    "top1": "same likeliest token as the merged model, share",
+    "perplexity": "perplexity over that of the model before the adapter",
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bound on one of FIGURES: at most for all but top1, of which at least."""
+
+    figure: str
+    bound: float
+
+    def passes(self, value: float) -> bool:
+        return value >= self.bound if self.figure == "top1" else value <= self.bound
+
+    @classmethod
+    def parse(cls, text: str) -> Gate:
+        """Such as kl=0.05.
+
+        Raises:
+            UserError: no such figure, or no positive number.
+        """
+        figure, _, bound = text.partition("=")
+        try:
+            value = float(bound)
+        except ValueError:
+            value = float("nan")
+        if figure not in FIGURES or not 0 < value < float("inf"):
+            raise UserError(f"gate {text!r}: expected one of {', '.join(FIGURES)}, '=' and a positive number, such as kl=0.05")
+        return cls(figure, value)
+
+
+GATES = (Gate("kl", 0.1), Gate("top1", 0.8), Gate("perplexity", 1.05))
+
+
+@dataclass(frozen=True)
+class Release:
+    """What became of an attempt: `figures` by name of FIGURES, `refused` for what reasons, `path` of the artifact if there were none."""
+
+    id: str
+    figures: dict[str, float]
+    refused: list[str]
+    path: Path | None
+
+
+def release(
+    source: Source,
+    adapter: Path | None,
+    recipe: WalkedRecipe,
+    calibration: Tensor,
+    held_out: Tensor,
+    runtime: Runtime,
+    out: Path,
+    gates: Sequence[Gate] = GATES,
+    device: str = "cpu",
+) -> Release:
+    """Merge, quantize with `calibration`, measure on `held_out` (both int64 [windows, length]), serve once, and move OUT/current.
+
+    Interrupted, the same call quantizes on from where it was.
+
+    Raises:
+        UserError: the runtime is missing, the adapter is damaged or of another model, or the recipe cannot take the model.
+    """
+    check(runtime, recipe.format, recipe.name)
+    require(runtime)
+    made_from = inputs_of(recipe, source, calibration, device) | {"adapter": adapters.fingerprint(checked(adapter)) if adapter else None}
+    name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+    out.mkdir(parents=True, exist_ok=True)
+    work = out / f".{name}"
+    merged = merged_model(source, adapter, work)
+    (artifact,) = quantize_model(merged, [recipe], calibration, work / "quantized", device=device)
+    figures = measure(artifact.source, merged, source, held_out, device)
+    refused = [
+        f"{gate.figure} {figures[gate.figure]:.4g}, the gate is {gate.bound:g}" for gate in gates if not gate.passes(figures[gate.figure])
+    ]
+    if not refused:
+        proof = served_once(runtime, artifact.path)
+        refused = [f"{found.name}: {found.found}" for found in proof.checks if not found.passed]
+    placed = None
+    if not refused:
+        shutil.rmtree(out / name, ignore_errors=True)
+        (work / "quantized").rename(out / name)
+        point(out / CURRENT, name)
+        placed = out / CURRENT / artifact.path.name
+    shutil.rmtree(work)
+    note = {"release": name, "refused": refused, "figures": figures, "gates": [asdict(gate) for gate in gates], "inputs": made_from}
+    with (out / HISTORY).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(note) + "\n")
+    return Release(name, figures, refused, placed)
+
+
+def checked(adapter: Path) -> Path:
+    """The adapter's folder, its files whole.
+
+    Raises:
+        UserError: as read_adapter.
+    """
+    adapters.read_adapter(adapter)
+    return adapter
+
+
+def merged_model(source: Source, adapter: Path | None, work: Path) -> Source:
+    """`source` with the adapter, in the folder `work`; `source` itself where there is none."""
+    if adapter is None:
+        return source
+    folder = work / "merged"
+    if not folder.exists():
+        work.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=work) as unfinished:
+            adapters.merge(source, adapter, Path(unfinished) / "merged")
+            (Path(unfinished) / "merged").rename(folder)
+    return locate(str(folder))
+
+
+@torch.inference_mode()
+def measure(artifact: Source, merged: Source, before: Source, held_out: Tensor, device: str) -> dict[str, float]:
+    """FIGURES of the artifact, on one and the same text."""
+    quality = measure_quality(load(artifact, device=device), held_out, load(merged, device=device), "gate: artifact and merged model")
+    base = measure_quality(load(before, device=device), held_out, label="gate: the model before")
+    assert quality.kl is not None and quality.top1 is not None  # noqa: PT018
+    return {"kl": quality.kl, "top1": quality.top1, "perplexity": quality.perplexity / base.perplexity}
+
+
+def served_once(runtime: Runtime, folder: Path) -> Proof:
+    """The proof of the artifact, served for as long as that takes."""
+    deployment = on_free_port(folder)
+    with serving(runtime, deployment) as server:
+        return prove(runtime, deployment, server)
+
+
+def point(link: Path, target: str) -> None:
+    """Make `link` point to its neighbour `target`, at once: whoever opens it finds the old or the new, never nothing."""
+    with tempfile.TemporaryDirectory(dir=link.parent, prefix=".link-") as folder:
+        (Path(folder) / "new").symlink_to(target, target_is_directory=True)
+        os.replace(Path(folder) / "new", link)
+
+
+def history(out: Path) -> list[dict[str, Any]]:
+    """Every attempt at `out`, the oldest first."""
+    file = out / HISTORY
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []

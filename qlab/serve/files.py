@@ -1,0 +1,159 @@
+"""Files for an operations team: Docker Compose, Kubernetes, and for Ollama a Modelfile, from one description of a deployment.
+
+No file holds the key. Containers run as an unprivileged user with a read-only root and no capabilities, and are published on
+loopback unless the deployment says otherwise.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qlab.plan.plan import cache_bytes, shape_of
+from qlab.serve.deployment import KEY_VARIABLE, Deployment
+from qlab.serve.runtimes import ollama
+from qlab.serve.runtimes.runtime import Container, Runtime, check, expected_memory
+from qlab.support.errors import UserError
+
+USER = 10001
+OVERHEAD = 2 << 30  # bytes of a runtime beside weights and cache
+START_SECONDS = 600  # what a large model may take to load
+
+
+def files_of(runtime: Runtime, deployment: Deployment) -> dict[str, str]:
+    """Contents by file name.
+
+    Raises:
+        UserError: the runtime does not serve this format.
+    """
+    check(runtime, deployment.kind, deployment.folder.name)
+    container = runtime.container(deployment)
+    found = {"compose.yaml": compose(runtime, deployment, container), "kubernetes.yaml": kubernetes(runtime, deployment, container)}
+    if isinstance(runtime, ollama.Ollama):
+        found["Modelfile"] = ollama.modelfile(deployment, f"./{deployment.gguf.name}")
+    return found
+
+
+def write_files(runtime: Runtime, deployment: Deployment, out: Path) -> list[Path]:
+    """Write `files_of` into the folder `out`, all of them or none; those that are there already stay.
+
+    Raises:
+        UserError: one of the files is there already.
+    """
+    contents = files_of(runtime, deployment)
+    if there := [name for name in contents if (out / name).exists()]:
+        raise UserError(f"{out.name}/{there[0]} is there already; remove it, or write to another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as work:
+        for name, text in contents.items():
+            (Path(work) / name).write_text(text, encoding="utf-8")
+        for name in contents:
+            shutil.move(Path(work) / name, out / name)
+    return [out / name for name in contents]
+
+
+def memory_bytes(runtime: Runtime, deployment: Deployment) -> int:
+    """What weights, the KV cache of all sequences and the runtime itself may take, with a tenth to spare."""
+    expected = expected_memory(runtime, deployment)
+    cache = cache_bytes(shape_of(deployment.config), deployment.context, deployment.sequences)
+    return ceil(max(1.1 * deployment.weight_bytes + cache + OVERHEAD, 1.1 * expected.total if expected else 0))
+
+
+def mebibytes(size: int) -> int:
+    return ceil(size / 2**20)
+
+
+def compose(runtime: Runtime, deployment: Deployment, container: Container) -> str:
+    """A Compose file: `docker compose up` beside the model folder, which MODEL names."""
+    key = container.key_variable
+    secret = {key: f"${{{KEY_VARIABLE}:?the key that clients must give}}"} if key and deployment.key else {}
+    published = deployment.host if key else "127.0.0.1"
+    service: dict[str, Any] = {
+        "image": container.image,
+        "command": container.arguments,
+        "environment": container.environment | secret,
+        "volumes": [{"type": "bind", "source": "${MODEL:?the model folder}", "target": "/model", "read_only": True}],
+        "ports": [f"{published}:{deployment.port}:{container.port}"],
+        "user": f"{USER}:{USER}",
+        "read_only": True,
+        "tmpfs": ["/tmp"],
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "shm_size": "1gb",
+        "restart": "unless-stopped",
+        "deploy": {"resources": {"limits": {"memory": f"{mebibytes(memory_bytes(runtime, deployment))}M"}}},
+    }
+    if deployment.gpus:
+        device = {"driver": "nvidia", "count": deployment.gpus, "capabilities": ["gpu"]}
+        service["deploy"]["resources"]["reservations"] = {"devices": [device]}
+    head = [
+        f"{runtime.label}, {deployment.name}. MODEL=/path/to/{deployment.folder.name} docker compose up",
+        *container.comments,
+        *([f"The key: export {KEY_VARIABLE}, or an .env file that only its owner reads."] if secret else []),
+    ]
+    return commented(head) + yaml.safe_dump({"services": {deployment.name.lower().replace(".", "-"): service}}, sort_keys=False)
+
+
+def kubernetes(runtime: Runtime, deployment: Deployment, container: Container) -> str:
+    """A Deployment and a Service within the cluster; model folder and key are a claim and a secret that the cluster's owner makes."""
+    label = deployment.name.lower().replace(".", "-").replace("_", "-").rstrip("-")
+    memory = {"memory": f"{mebibytes(memory_bytes(runtime, deployment))}Mi", "cpu": str(deployment.threads)}
+    gpus = {"nvidia.com/gpu": str(deployment.gpus)} if deployment.gpus else {}
+    probe = {"httpGet": {"path": container.health, "port": "http"}}
+    environment: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in container.environment.items()]
+    if container.key_variable:
+        reference = {"secretKeyRef": {"name": f"{label}-key", "key": "key"}}
+        environment.append({"name": container.key_variable, "valueFrom": reference})
+    pod = {
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [
+            {
+                "name": "server",
+                "image": container.image,
+                "args": container.arguments,
+                "env": environment,
+                "ports": [{"name": "http", "containerPort": container.port}],
+                "startupProbe": probe | {"periodSeconds": 5, "failureThreshold": START_SECONDS // 5},
+                "readinessProbe": probe | {"periodSeconds": 10},
+                "livenessProbe": probe | {"periodSeconds": 30, "timeoutSeconds": 10},
+                "resources": {"requests": memory | gpus, "limits": memory | gpus},
+                "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}},
+                "volumeMounts": [
+                    {"name": "model", "mountPath": "/model", "readOnly": True},
+                    {"name": "scratch", "mountPath": "/tmp"},
+                    {"name": "shared-memory", "mountPath": "/dev/shm"},
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": "model", "persistentVolumeClaim": {"claimName": f"{label}-model", "readOnly": True}},
+            {"name": "scratch", "emptyDir": {}},
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+        ],
+    }
+    labels = {"app.kubernetes.io/name": label}
+    workload = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": label, "labels": labels},
+        "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}},
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": label, "labels": labels},
+        "spec": {"selector": labels, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
+    }
+    made = [f"Wanted in the cluster: a claim {label}-model that holds {deployment.folder.name}/"]
+    made += [f"and a secret: kubectl create secret generic {label}-key --from-file=key=KEYFILE"] if container.key_variable else []
+    return commented([*made, *container.comments]) + yaml.safe_dump_all([workload, service], sort_keys=False)
+
+
+def commented(lines: list[str]) -> str:
+    return "".join(f"# {line}\n" for line in lines)

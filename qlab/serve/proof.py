@@ -1,0 +1,218 @@
+"""Proof that a server serves the model that was measured: before it, nothing is called deployed.
+
+Its greedy tokens and their log-probabilities are held against the same artifact run in this process, where its weights are
+dequantized. Two runtimes round differently, so texts may part at a near tie; a wrong model is told by how far its
+log-probabilities are off, token by token, on the very tokens that it chose.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from openai import APIError, APIStatusError, OpenAI
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qlab.models.opening import load, load_tokenizer, locate
+from qlab.serve.deployment import FRENCH_TEST_PROMPT, Deployment
+from qlab.serve.runtimes.runtime import Runtime
+from qlab.serve.server import Server
+
+PROMPTS = (
+    "The value of", "Return a list of the", "In the first", "If the file is",
+    "A function that takes", "This is the same as", "He was born in", "For more information, see",
+)  # fmt: skip
+WRONG_KEY = "not-the-key-of-this-server"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, of how many tokens, and how soon."""
+
+    text: str
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A runtime's greedy tokens against the reference's.
+
+    `identical`: share equal where each goes its own way. `in_context`: share that the reference chooses too after the same tokens.
+    `margin`: the most by which the reference prefers its own choice to the runtime's after the same tokens, in nats; a near tie is
+    near 0. `error`: mean difference of the two log-probabilities of the runtime's tokens, in nats.
+    """
+
+    identical: float
+    in_context: float
+    margin: float
+    error: float
+
+    def within(self, runtime: Runtime) -> bool:
+        """Whether the runtime's own rounding explains what differs."""
+        return self.margin <= runtime.margin and self.error <= runtime.error
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried, whether it came out as it must, and what came out."""
+
+    name: str
+    passed: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """All checks of a server, and how far its answers agree with the artifact run in this process."""
+
+    runtime: str
+    agreement: Agreement
+    checks: list[Check]
+
+    @property
+    def holds(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"holds": self.holds}
+
+
+def compare(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]
+) -> Agreement:
+    """Hold a runtime's greedy continuations of `prompts`, token ids and log-probabilities, against `model`."""
+    equal, same, margins, errors = [], [], [], []
+    for prompt, chosen_ids, reported in zip(prompts, tokens, logprobs):
+        chosen = torch.tensor(chosen_ids)
+        own = greedy(model, prompt, len(chosen_ids))
+        equal.append(own == chosen)
+        with torch.inference_mode():
+            inputs = torch.tensor([[*prompt, *chosen_ids]], device=model.device)
+            expected = model(inputs).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1).cpu()
+        of_chosen = expected.gather(1, chosen[:, None])[:, 0]
+        same.append(expected.argmax(1) == chosen)
+        margins.append(expected.amax(1) - of_chosen)
+        errors.append((of_chosen - torch.tensor(reported)).abs())
+    means = [float(torch.cat(found).float().mean()) for found in (equal, same, errors)]
+    return Agreement(means[0], means[1], float(torch.cat(margins).max()), means[2])
+
+
+def greedy(model: PreTrainedModel, prompt: Sequence[int], count: int) -> torch.Tensor:
+    """`count` tokens as transformers generates them, without stopping at an end of text: int64 [count]."""
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([list(prompt)], device=model.device)
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0)  # type: ignore[operator]
+    return out[0, ids.shape[1] :].cpu()
+
+
+def client_of(server: Server) -> OpenAI:
+    """OpenAI's own client, as a program would ask; without its retries, since an answer that was lost must be seen."""
+    return OpenAI(base_url=f"{server.url}/v1", api_key=server.key or "none", max_retries=0, timeout=300)
+
+
+def ask(server: Server, prompt: str, tokens: int) -> Answer:
+    """One completion; always the likeliest token."""
+    started = time.perf_counter()
+    answer = client_of(server).completions.create(model=server.model, prompt=prompt, max_tokens=tokens, temperature=0)
+    seconds = time.perf_counter() - started
+    return Answer(answer.choices[0].text, answer.usage.completion_tokens if answer.usage else 0, seconds)
+
+
+def prove(runtime: Runtime, deployment: Deployment, server: Server, tokens: int = 32, device: str = "cpu") -> Proof:
+    """Ask the server what its users will ask, and what they will get wrong; `tokens` greedy tokens of each of PROMPTS are compared.
+
+    Raises:
+        openai.APIError: the server is gone, or answers with an error what it must answer.
+    """
+    source = locate(str(deployment.folder))
+    model, tokenizer = load(source, device=device), load_tokenizer(source)
+    client = client_of(server)
+    agreement = agreement_with(model, tokenizer, client, deployment, tokens)
+    listed = [found.id for found in client.models.list().data]
+    checks = [
+        Check("the model is listed", deployment.name in listed, ", ".join(listed)),
+        Check("greedy tokens are the artifact's", agreement.within(runtime), in_words(agreement, runtime)),
+        *conversations(client, deployment, bool(tokenizer.chat_template)),
+        *refusals(client, server, deployment, runtime),
+    ]
+    return Proof(runtime.label, agreement, checks)
+
+
+def agreement_with(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, client: OpenAI, deployment: Deployment, tokens: int
+) -> Agreement:
+    """Ask for greedy continuations of PROMPTS, as token ids, and compare."""
+    prompts = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in PROMPTS]
+    found = []
+    for prompt in prompts:
+        answer = client.completions.create(
+            model=deployment.name, prompt=prompt, max_tokens=min(tokens, deployment.context - len(prompt)), temperature=0, logprobs=1,
+            extra_body={"return_tokens_as_token_ids": True},  # vLLM's; llama.cpp gives them anyway
+        )  # fmt: skip
+        found.append(generated(answer.choices[0].logprobs))
+    return compare(model, prompts, [ids for ids, _ in found], [values for _, values in found])
+
+
+def generated(logprobs: Any) -> tuple[list[int], list[float]]:
+    """Token ids and log-probabilities in a completion's `logprobs`: a list of tokens from llama.cpp, OpenAI's old form from vLLM."""
+    if content := getattr(logprobs, "content", None):
+        return [token["id"] for token in content], [token["logprob"] for token in content]
+    return [int(token.removeprefix("token_id:")) for token in logprobs.tokens], list(logprobs.token_logprobs)
+
+
+def in_words(agreement: Agreement, runtime: Runtime) -> str:
+    return (
+        f"{agreement.identical:.0%} identical, {agreement.in_context:.0%} after the same tokens; largest margin {agreement.margin:.4f} "
+        f"(at most {runtime.margin:g}), log-probabilities off by {agreement.error:.4f} nats (at most {runtime.error:g})"
+    )
+
+
+def conversations(client: OpenAI, deployment: Deployment, template: bool) -> list[Check]:
+    """Completion, chat and streaming, with the guide's French prompt; streamed or not, the text must be the same."""
+    checks = []
+    whole = client.completions.create(model=deployment.name, prompt=FRENCH_TEST_PROMPT, max_tokens=24, temperature=0)
+    used = whole.usage.completion_tokens if whole.usage else 0
+    checks.append(Check("completion of the French prompt", used > 0, repr(whole.choices[0].text)))
+    messages: Any = [{"role": "system", "content": deployment.system}, {"role": "user", "content": FRENCH_TEST_PROMPT}]
+    asked: dict[str, Any] = {"model": deployment.name, "messages": messages, "max_tokens": 24, "temperature": 0}
+    asked["extra_body"] = {"cache_prompt": False}  # llama.cpp rounds otherwise where it has read the prompt before: a near tie turns
+    try:
+        chat = client.chat.completions.create(**asked)
+    except APIStatusError as error:
+        refused = not template and error.status_code == 400
+        checks.append(Check("chat", refused, f"refused ({error.status_code}): this model has no chat template" if refused else str(error)))
+        return checks
+    streamed = "".join(part.choices[0].delta.content or "" for part in client.chat.completions.create(**asked, stream=True) if part.choices)
+    text = chat.choices[0].message.content or ""
+    checks.append(Check("chat", bool(chat.usage and chat.usage.completion_tokens), repr(text)))
+    checks.append(Check("streamed chat says the same", streamed == text, repr(streamed)))
+    return checks
+
+
+def refusals(client: OpenAI, server: Server, deployment: Deployment, runtime: Runtime) -> list[Check]:
+    """Errors that users will cause get the status that tells them so."""
+    long = [5] * (deployment.context + 8)
+    checks = [
+        _status("a prompt beyond the context", 400, client, model=deployment.name, prompt=long, max_tokens=1),
+        _status("a body of wrong types", 400, client, model=deployment.name, prompt="a", max_tokens="many"),
+        _status("a model that is not served", runtime.unknown_model, client, model="no-such-model", prompt="a", max_tokens=1),
+    ]
+    if server.key:
+        stranger = OpenAI(base_url=f"{server.url}/v1", api_key=WRONG_KEY, max_retries=0, timeout=60)
+        checks.append(_status("a wrong key", 401, stranger, model=deployment.name, prompt="a", max_tokens=1))
+    return checks
+
+
+def _status(what: str, expected: int, client: OpenAI, **body: Any) -> Check:
+    try:
+        client.completions.create(**body)
+        status = 200
+    except APIStatusError as error:
+        status = error.status_code
+    except APIError as error:
+        return Check(what, False, f"no answer: {error}")
+    return Check(what, status == expected, f"HTTP {status}" + ("" if status == expected else f", expected {expected}"))

@@ -1,0 +1,97 @@
+"""Ollama: a GGUF file behind a Modelfile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlab.plan.footprint import Footprint
+from qlab.serve.deployment import Deployment
+from qlab.serve.runtimes.runtime import Container
+from qlab.support.errors import UserError
+
+IMAGE = "ollama/ollama:0.12.6"
+COMMENTS = (
+    "Before the first question: 'ollama create NAME -f Modelfile' in this container, which reads /model/Modelfile.",
+    "Ollama knows no keys: it is published on loopback only. For other machines put a proxy with authentication before it.",
+)
+
+
+@dataclass(frozen=True)
+class Ollama:
+    """`ollama serve`; the model is registered by `ollama create` with the Modelfile once the server is up."""
+
+    name = "ollama"
+    label = "Ollama"
+    kinds = ("gguf",)
+    install = "conda install -c conda-forge ollama"
+    health = "/api/version"
+    margin, error = 0.4, 0.05  # llama.cpp's, which runs inside
+    unknown_model = 404
+
+    def present(self) -> bool:
+        return shutil.which("ollama") is not None
+
+    def command(self, deployment: Deployment) -> list[str]:
+        if deployment.key or not deployment.loopback:
+            raise UserError("Ollama knows no keys: serve it on 127.0.0.1, and put a proxy with authentication before it")
+        return ["ollama", "serve"]
+
+    def environment(self, deployment: Deployment) -> dict[str, str]:
+        return {"OLLAMA_HOST": f"{deployment.host}:{deployment.port}", "OLLAMA_NUM_PARALLEL": str(deployment.sequences)}
+
+    def check_processor(self, deployment: Deployment) -> None:
+        """It runs on any."""
+
+    def finish(self, deployment: Deployment) -> None:
+        """Register the model, by a Modelfile that names the file where it lies."""
+        with tempfile.TemporaryDirectory() as work:
+            file = Path(work) / "Modelfile"
+            file.write_text(modelfile(deployment, str(deployment.gguf.resolve())))
+            command = ["ollama", "create", deployment.name, "-f", str(file)]
+            done = subprocess.run(command, env=os.environ | self.environment(deployment), capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"'ollama create' failed:\n{done.stderr[-1000:]}")
+
+    def on_cpu(self, model: Footprint) -> None:
+        """Not measured."""
+
+    def container(self, deployment: Deployment) -> Container:
+        environment = {"OLLAMA_HOST": "0.0.0.0:11434", "OLLAMA_MODELS": "/tmp/models", "HOME": "/tmp"}
+        return Container(IMAGE, ["serve"], 11434, self.health, None, environment, COMMENTS)
+
+
+def modelfile(deployment: Deployment, file: str) -> str:
+    """The guide's Modelfile over the GGUF `file`: temperature, context, all layers on a GPU if there is one, a French system prompt.
+
+    A chat template that is stored in the GGUF file is Ollama's own business: it translates the usual ones; a base model gets the
+    template that hands the prompt on as it is.
+    """
+    lines = [f"FROM {file}", "PARAMETER temperature 0.7", f"PARAMETER num_ctx {deployment.context}"]
+    lines += [f"PARAMETER num_gpu {min(99, deployment.layers_on_gpu)}"]  # layers on the GPU; the guide's 99 stands for all
+    if not has_chat_template(deployment.folder):
+        lines.append("TEMPLATE {{ .Prompt }}")
+    return "\n".join([*lines, f'SYSTEM """{quoted(deployment.system)}"""']) + "\n"
+
+
+def quoted(text: str) -> str:
+    """A system prompt that cannot end the quotation round it.
+
+    Raises:
+        UserError: it holds three quotation marks, for which a Modelfile has no escape, or characters that are not text.
+    """
+    if '"""' in text or re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text) or text.endswith('"'):
+        raise UserError('the system prompt must not hold """, end with a quotation mark, or contain control characters')
+    return text
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer beside the weights says how a conversation is written down."""
+    file = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").exists() or (file.exists() and bool(json.loads(file.read_text()).get("chat_template")))

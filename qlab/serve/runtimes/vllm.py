@@ -1,0 +1,123 @@
+"""vLLM: AWQ and symmetric GPTQ unchanged, in an environment of its own."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from math import ceil
+
+import torch
+
+from qlab import ROOT
+from qlab.plan.footprint import Footprint
+from qlab.plan.plan import cache_bytes, shape_of
+from qlab.serve.deployment import Deployment
+from qlab.serve.runtimes.runtime import Container
+from qlab.support.errors import UserError
+
+IMAGE = "vllm/vllm-openai:v0.32.0"  # the release that tests/serve/test_vllm.py holds qlab's checkpoints to
+COMMENTS = (
+    "--quantization is left out: vLLM reads it from config.json, and takes faster kernels than the guide's flag names.",
+    "--gpu-memory-utilization 0.90 is the guide's; vLLM's own default is 0.92 now.",
+)
+SERVER = 1.16e9  # bytes that its two processes hold beside weights and cache, on a CPU; measured with models of 11 and 380 M weights
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+ALONE = {"VLLM_HOST_IP": "127.0.0.1"}  # else it opens a socket towards a public address to learn its own
+
+
+@dataclass(frozen=True)
+class VLLM:
+    """`vllm serve`, from the PATH or from the environment that `make vllm` makes."""
+
+    name = "vllm"
+    label = "vLLM"
+    kinds = ("awq", "gptq", "dense")
+    install = "make vllm"
+    health = "/health"
+    margin, error = 0.03, 0.005  # FP16; measured: right 0.007 and 0.0012, one layer's zero points off by one 0.13 and 0.03
+    unknown_model = 404
+
+    def present(self) -> bool:
+        return program() is not None
+
+    def command(self, deployment: Deployment) -> list[str]:
+        where = ["--host", deployment.host, "--port", str(deployment.port)]
+        return [*(program() or ["vllm", "serve"]), str(deployment.folder), *where, *flags(deployment)]
+
+    def environment(self, deployment: Deployment) -> dict[str, str]:
+        key = {"VLLM_API_KEY": deployment.key} if deployment.key else {}
+        return QUIET | ALONE | key | ({} if deployment.gpus else cpu_settings(deployment))
+
+    def check_processor(self, deployment: Deployment) -> None:
+        if deployment.kind != "dense" and not deployment.gpus and not has_kernels():
+            raise UserError(
+                f"vLLM's kernels for {deployment.kind} on a CPU want AVX-512, which this processor lacks. "
+                "Serve a GGUF file in llama.cpp ('qlab quantize --recipe q4_k_m'), or use a GPU (--gpus 1)"
+            )
+
+    def finish(self, deployment: Deployment) -> None:
+        """Nothing."""
+
+    def on_cpu(self, model: Footprint) -> Footprint:
+        """The weights are held twice: as the file has them, and packed for its kernel."""
+        return replace(model, weights=2 * model.weights, overhead=SERVER, pool=pool(model.cached))
+
+    def container(self, deployment: Deployment) -> Container:
+        where = ["--model", "/model", "--host", "0.0.0.0", "--port", "8000"]
+        return Container(
+            IMAGE, [*where, *flags(deployment)], 8000, self.health, "VLLM_API_KEY",
+            QUIET | {"HOME": "/tmp"} | ({} if deployment.gpus else cpu_settings(deployment)), COMMENTS,
+        )  # fmt: skip
+
+
+def flags(deployment: Deployment) -> list[str]:
+    """The guide's flags; on a CPU FP16, since AWQ allows no FP32 and BF16 attention failed on a CPU with AMX, and nothing compiled."""
+    words = [
+        "--served-model-name",
+        deployment.name,
+        "--max-model-len",
+        str(deployment.context),
+        "--max-num-seqs",
+        str(deployment.sequences),
+    ]
+    if deployment.gpus:
+        return [*words, "--tensor-parallel-size", str(deployment.gpus), "--gpu-memory-utilization", "0.90"]
+    return [*words, "--dtype", "float16", "--enforce-eager"]
+
+
+def cpu_settings(deployment: Deployment) -> dict[str, str]:
+    """Room for the KV cache, threads as many as asked for on whatever cores are free, and the model in the engine's own process.
+
+    In a third process, as vLLM has it by itself, the two wait for each other on cores that the model wants: with two cores it generates
+    at half the speed (`make bench-runtimes`), holds 0.4 GB more and starts a third later. What vLLM fears of one process is that it
+    cannot set the threads there; they are set here.
+    """
+    wanted = cache_bytes(shape_of(deployment.config), deployment.context, deployment.sequences)
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": str(pool(wanted) >> 30),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(deployment.threads),
+    }
+
+
+def pool(cache: float) -> int:
+    """Bytes set aside for a KV cache of so many: whole GiB, since vLLM is told no others."""
+    return max(1, ceil(cache / (1 << 30))) << 30
+
+
+def has_kernels() -> bool:
+    """Whether vLLM's CPU build has kernels for 4 bits on this processor: on x86 they are made of AVX-512."""
+    able = torch.cpu.get_capabilities()
+    return able.get("architecture") != "x86_64" or bool(able.get("avx512_f"))
+
+
+def program() -> list[str] | None:
+    """What serves the model that is named after it: the command on the PATH, or the server in the environment that `make vllm` made.
+
+    There it is asked for by its module: the CPU build goes by another name than the command looks for.
+    """
+    if found := shutil.which("vllm"):
+        return [found, "serve"]
+    own = ROOT / ".venv-vllm" / "bin" / "python"
+    return [str(own), "-m", "vllm.entrypoints.openai.api_server", "--model"] if own.exists() else None

@@ -1,0 +1,211 @@
+"""Run a function or a generator in a fresh process: no library's leftovers touch another's figures, and peak memory is its own.
+
+What the child prints goes to a log; if it fails, the error carries the log's last lines. The child dies with its parent.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+import psutil
+
+from qlab.support.errors import UserError
+
+T = TypeVar("T")
+CLOSING = 30.0  # seconds that a generator has to end in order; a server that it runs has 20
+LEAVING = 2.0  # and its process then, to give back the semaphores that it shares with this process's keeper of them
+STRAYING = 12.0  # and what a killed one has started; a server's keeper gives the server 8
+MARK = "QLAB_ISOLATED"  # of the environment: what a child starts carries the child's mark, also when the child is gone
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What the function returned, how long it ran (seconds, without starting the process), and the process's peak memory in bytes."""
+
+    value: T
+    seconds: float
+    peak_bytes: int
+
+
+class Overdue(RuntimeError):
+    """It was not done within its limit."""
+
+
+def run_isolated(function: Callable[..., T], *arguments: Any, limit: float | None = None) -> Outcome[T]:
+    """Call `function(*arguments)` in a new Python process and wait for it, for `limit` seconds where one is given.
+
+    Raises:
+        UserError: as the function raised it.
+        Overdue: it was not done within the limit, and was killed.
+        RuntimeError: any other failure, with what the child last printed.
+    """
+    with Isolated(called_once, function, arguments, name=full_name(function)) as process:
+        return process.next(limit)
+
+
+def called_once(function: Callable[..., T], arguments: tuple[Any, ...]) -> Generator[Outcome[T], None, None]:
+    """The one outcome of a call in this process."""
+    started = time.perf_counter()
+    value = function(*arguments)
+    yield Outcome(value, time.perf_counter() - started, peak_bytes())
+
+
+class Isolated(Generic[T]):
+    """A generator in a fresh process, which lives from one value to the next, with whatever the generator holds."""
+
+    def __init__(self, generator: Callable[..., Generator[T, None, None]], *arguments: Any, name: str = "") -> None:
+        """Start the process, and the generator towards its first value; `name` is what a failure calls it.
+
+        Raises:
+            OSError: no process or no temporary folder can be made.
+        """
+        self.name = name or full_name(generator)
+        self._folder = tempfile.TemporaryDirectory(prefix="qlab-")
+        self._log = Path(self._folder.name) / "log"
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._child = context.Process(target=_child, args=(theirs, str(self._log), generator, arguments), daemon=True)
+        self._child.start()
+        theirs.close()
+        self._waiting = False  # whether a value was taken, and the child waits to be asked for the next
+
+    def next(self, limit: float | None = None) -> T:
+        """The generator's next value.
+
+        Raises:
+            UserError: as the generator raised it.
+            Overdue: it was not done within `limit` seconds.
+            RuntimeError: any other failure, with what the child last printed. After any of them nothing more comes: close it.
+        """
+        asks, self._waiting = self._waiting, False  # whatever interrupts us now, it computes
+        try:
+            if asks:
+                self._pipe.send(True)
+            message: tuple[str, Any] = self._pipe.recv() if self._pipe.poll(limit) else ("overdue", f"not done within {limit:g} s")
+        except (EOFError, OSError):
+            self._child.join()
+            message = "died", f"the process ended with exit code {self._child.exitcode}"
+        kind, payload = message
+        self._waiting = kind == "value"
+        if kind == "value":
+            return cast(T, payload)
+        if kind == "user error":
+            raise UserError(payload)
+        printed = self._log.read_text(errors="replace") if self._log.exists() else ""
+        tail = "\n".join(printed.splitlines()[-15:])
+        failure = Overdue if kind == "overdue" else RuntimeError
+        raise failure(f"{self.name} failed: {payload}\n{tail}".rstrip())
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there still."""
+        return self._child.is_alive()
+
+    def close(self) -> None:
+        """End the generator, where it waits, and its process in any case, and what that has started: also on Ctrl-C nothing is left
+        running. A failure in the generator's own ending is dropped: what it yielded is whole, and nothing of it is left either."""
+        started: list[psutil.Process] = []
+        try:
+            with suppress(psutil.NoSuchProcess):
+                started = psutil.Process(self._child.pid).children(recursive=True)
+            if self._waiting:
+                with suppress(OSError):  # it is gone already
+                    self._pipe.send(False)
+                    self._pipe.poll(CLOSING)
+            self._child.join(LEAVING)
+        finally:
+            self._pipe.close()
+            self._child.kill()
+            self._child.join()
+            # A server's keeper ends it when it sees that this child is gone; who has no keeper is killed.
+            strays = psutil.wait_procs([*started, *marked(self._folder.name)], STRAYING)[1]
+            for stray in strays:
+                with suppress(psutil.NoSuchProcess):
+                    stray.kill()
+            psutil.wait_procs(strays, LEAVING)
+            self._folder.cleanup()
+
+    def __enter__(self) -> Isolated[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def full_name(function: Callable[..., Any]) -> str:
+    """A function's name with its module's, as failures call it."""
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """The processes that were started with this mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it is gone, or another user's
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
+def peak_bytes() -> int:
+    """Most memory this process ever held. Not getrusage on Linux: there a spawned child starts with its parent's peak."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def steady_heap() -> None:
+    """Have glibc map tensors from 4 MiB on by themselves, and give them back when they are freed.
+
+    By itself it raises that bound to 32 MiB as it goes; what lies below comes from a heap that many blocks leave full of holes:
+    a walk over 32 blocks then held a third more than one over 8. With a bound of 1 MiB it took twice the time.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none, and needs none
+        libc.mallopt(M_MMAP_THRESHOLD, 4 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 32 << 20)
+
+
+def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, None, None]], arguments: tuple[Any, ...]) -> None:
+    atexit.register(os._exit, 0)  # first, so it runs last: a Python that has loaded PyTorch takes a second to tear itself down
+    os.environ[MARK] = os.path.dirname(log)
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        with closing(generator(*arguments)) as values:
+            for value in values:
+                pipe.send(("value", value))
+                if not pipe.recv():  # wanted no more
+                    break
+        message: tuple[str, Any] = ("ended", "it has come to its end")
+    except UserError as error:
+        message = ("user error", str(error))
+    except BaseException as error:
+        traceback.print_exc()
+        message = ("error", f"{type(error).__name__}: {error}")
+    pipe.send(message)
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -1,0 +1,165 @@
+"""One decoder block with its weights, the activations that go through it, and which of its layers read the same input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from qlab.support.errors import UserError
+from qlab.walk.statistics import Statistics, observed
+
+PREFIX = "model.layers"
+
+
+def is_linear(name: str, shape: Sequence[int]) -> bool:
+    """Whether a stored tensor `name` is the weight of a linear layer of a decoder block; Cohere's norms are matrices too."""
+    return name.startswith(f"{PREFIX}.") and name.endswith(".weight") and len(shape) == 2 and "norm" not in name
+
+
+@dataclass
+class Activations:
+    """Hidden states float32 [windows, length, hidden] in a file: read and written a few windows at a time, never all in memory."""
+
+    path: Path
+    shape: tuple[int, int, int]
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Through the file: float32 [≤ size, length, hidden]."""
+        window = self.shape[1] * self.shape[2]
+        for first in range(0, self.shape[0], size):
+            count = min(size, self.shape[0] - first)
+            values = np.fromfile(self.path, np.float32, count * window, offset=4 * first * window)
+            yield torch.from_numpy(values).view(count, *self.shape[1:])
+
+    def pick(self, windows: Tensor) -> Tensor:
+        """Some windows, in the order asked for: float32 [len(windows), length, hidden]."""
+        window = self.shape[1] * self.shape[2]
+        values = [np.fromfile(self.path, np.float32, window, offset=4 * int(index) * window) for index in windows]
+        return torch.from_numpy(np.stack(values)).view(len(windows), *self.shape[1:])
+
+    def write(self, batches: Iterator[Tensor]) -> None:
+        """Fill the file with the batches in turn."""
+        with self.path.open("wb") as stream:
+            for batch in batches:
+                batch.float().cpu().contiguous().numpy().tofile(stream)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Output rows of the layer `writer`, `count` from `first` on, that a reader's channels follow: scale a row, and they scale.
+
+    Heads of `width` channels are read `repeats` times each, one after the other (queries that share values).
+    """
+
+    writer: str
+    first: int
+    count: int
+    repeats: int
+    width: int
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.first, self.first + self.count)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values of the rows [count], each at all the channels that follow it: [count · repeats]."""
+        return values.view(-1, 1, self.width).expand(-1, self.repeats, -1).flatten()
+
+
+@dataclass
+class InputGroup:
+    """Linear layers that read the same tensor; `norm` is the module that wrote it, or `rows` those whose scale it follows."""
+
+    layers: list[str]
+    norm: str | None = None
+    rows: Rows | None = None
+
+
+@dataclass
+class Block:
+    """Decoder block `index` with its weights in float32; names of layers are relative to the block."""
+
+    index: int
+    module: nn.Module
+    arguments: dict[str, Any]
+    groups: list[InputGroup] = field(default_factory=list)
+
+    @property
+    def prefix(self) -> str:
+        return f"{PREFIX}.{self.index}."
+
+    def layer(self, name: str) -> nn.Linear:
+        found = self.module.get_submodule(name)
+        assert isinstance(found, nn.Linear)
+        return found
+
+    def stacked(self, names: list[str]) -> Tensor:
+        """The layers' weights one above another [out, in]; a single one is not copied."""
+        weights = [self.layer(name).weight for name in names]
+        return torch.cat(weights) if len(weights) > 1 else weights[0]
+
+    @property
+    def layers(self) -> list[str]:
+        return [name for group in self.groups for name in group.layers]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The block's output, float32 [windows, length, hidden]."""
+        return self.functional({}, hidden)
+
+    def functional(self, parameters: dict[str, Tensor], hidden: Tensor) -> Tensor:
+        """The output with `parameters`, by name, in place of the block's own."""
+        output = functional_call(self.module, parameters, (hidden,), self.arguments)
+        return output[0] if isinstance(output, tuple) else output
+
+    @torch.no_grad()
+    def outputs(self, inputs: Activations, batch: int) -> Iterator[Tensor]:
+        """Run all inputs through the block."""
+        for hidden in inputs.batches(batch):
+            yield self.forward(hidden.to(self.device))
+
+    def _run_to(self, layer: str, inputs: Activations, batch: int) -> None:
+        """Run all inputs through the block, but no further than to the input of `layer`."""
+
+        def stop(*_: Any) -> None:
+            raise _Seen
+
+        hook = self.layer(layer).register_forward_pre_hook(stop)  # after the hook that observes it
+        try:
+            for hidden in inputs.batches(batch):
+                with suppress(_Seen):
+                    self.forward(hidden.to(self.device))
+        finally:
+            hook.remove()
+
+    @torch.no_grad()
+    def observe(self, inputs: Activations, batch: int, outputs: Activations | None = None) -> dict[str, Statistics]:
+        """Statistics of every layer over `inputs`, layers of a group sharing theirs; the outputs go to `outputs` if given.
+
+        Raises:
+            UserError: the activations of a layer are not finite.
+        """
+        with observed({group.layers[0]: self.layer(group.layers[0]) for group in self.groups}) as seen:
+            if outputs:
+                outputs.write(self.outputs(inputs, batch))
+            else:
+                self._run_to(self.groups[-1].layers[0], inputs, batch)
+        for group in self.groups:
+            if not torch.isfinite(seen[group.layers[0]].absolute_sum).all():
+                raise UserError(f"the inputs of {self.prefix}{group.layers[0]} are NaN or infinite: the model overflows on this text")
+        return {name: seen[group.layers[0]] for group in self.groups for name in group.layers}
+
+
+class _Seen(Exception):
+    """The last layer's input was seen: the rest of the block is not wanted."""

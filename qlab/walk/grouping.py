@@ -1,0 +1,110 @@
+"""Which linear layers of a block share an input, and where a scale of that input can be folded: seen by running the block.
+
+A few runs of one window through one block, once a walk; so no architecture is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from qlab.walk.block import Block, InputGroup, Rows
+
+
+class NotFollowed(Exception):
+    """The reader's input does not follow the rows: the rest of the forward pass is not wanted."""
+
+
+@torch.no_grad()
+def input_groups(block: Block, hidden: Tensor) -> list[InputGroup]:
+    """Run the block and see which linear layers read the same tensor, and whether a norm wrote it or it follows a layer's rows."""
+    seen: list[tuple[Tensor, InputGroup]] = []
+    written: list[tuple[Tensor, str]] = []
+    called: list[str] = []
+    hooks = []
+
+    def reads(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            called.append(name)
+            for tensor, group in seen:
+                if tensor is inputs[0]:
+                    group.layers.append(name)
+                    return
+            norm = next((module for tensor, module in written if tensor is inputs[0]), None)
+            seen.append((inputs[0], InputGroup([name], norm)))
+
+        return hook
+
+    for name, module in block.module.named_modules():
+        if isinstance(module, nn.Linear):
+            hooks.append(module.register_forward_pre_hook(reads(name)))
+        elif not list(module.children()) and getattr(module, "weight", None) is not None:
+            hooks.append(module.register_forward_hook(lambda _, __, output, name=name: written.append((output, name))))
+    output = block.forward(hidden)
+    for hook in hooks:
+        hook.remove()
+    for tensor, group in seen:
+        width, earlier = tensor.shape[-1], called[: called.index(group.layers[0])][::-1]  # the nearest first: it mostly is the one
+        if group.norm is not None:
+            alone = follows(block, hidden, output, tensor, group.layers, Rows(group.norm, 0, width, 1, width))
+            group.norm = group.norm if alone else None
+        else:
+            trials = (rows for writer in earlier for rows in possible_rows(block, writer, group.layers[0]))
+            group.rows = next((rows for rows in trials if follows(block, hidden, output, tensor, group.layers, rows)), None)
+    return [group for _, group in seen]
+
+
+def possible_rows(block: Block, writer: str, reader: str) -> Iterator[Rows]:
+    """Rows of `writer` that the channels of `reader` could follow, by their numbers.
+
+    All of them; those of one half, where gate and up projection are one layer; the last or first of a layer that makes queries,
+    keys and values, with as many queries as the reader has channels.
+    """
+    outputs, channels = block.layer(writer).out_features, block.layer(reader).in_features
+    heads = getattr(block.module.get_submodule(reader.rpartition(".")[0]), "head_dim", 0)
+    for count in dict.fromkeys((outputs, channels, (outputs - channels) // 2)):
+        if not 0 < count <= outputs or channels % count:
+            continue
+        width = count if count == channels else heads
+        if width and count % width == 0:
+            for first in dict.fromkeys((outputs - count, 0)):
+                yield Rows(writer, first, count, channels // count, width)
+
+
+def follows(block: Block, hidden: Tensor, output: Tensor, before: Tensor, readers: list[str], rows: Rows) -> bool:
+    """Whether positive factors on the rows reach the input of `readers`, which was `before`, channel by channel, and nothing else.
+
+    Tried, because names would not tell: between an up and a down projection some models have a gate, others an activation; and
+    what a norm wrote may be wanted elsewhere too. Divided out again where it is read, nothing of the factors must show in the
+    block's output, which was `output`.
+    """
+    factors = torch.rand(rows.count, generator=torch.Generator().manual_seed(0)).to(hidden.device) + 0.5
+    channels = rows.spread(factors)
+
+    def scale(_: nn.Module, __: tuple[Tensor, ...], written: Tensor) -> Tensor:
+        scaled = written.clone()
+        scaled[..., rows.slice] *= factors
+        return scaled
+
+    def read(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        if not alike(inputs[0], before * channels, before):  # the output would tell, too, but later
+            raise NotFollowed
+        return inputs[0] / channels
+
+    hooks: list[RemovableHandle] = [block.module.get_submodule(rows.writer).register_forward_hook(scale)]
+    hooks += [block.layer(reader).register_forward_pre_hook(read) for reader in readers]
+    try:
+        return alike(block.forward(hidden), output, hidden)
+    except NotFollowed:
+        return False
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def alike(found: Tensor, expected: Tensor, start: Tensor) -> bool:
+    """Whether two results are the same but for rounding, beside the way from `start` to them."""
+    return bool((found - expected).norm() < 1e-3 * (start - expected).norm())

@@ -1,0 +1,235 @@
+"""The walk: one pass over a checkpoint's decoder blocks, a block in memory at a time, feeding any number of recipes.
+
+Everything that must outlive a block lies on disk: the activations between blocks, the encoded tensors, a journal of what
+is done. So memory does not grow with the number of blocks nor with the calibration text, and a walk that was killed goes
+on from its last finished block and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qlab.models.opening import Source
+from qlab.support.precision import quick_products
+from qlab.support.process import steady_heap
+from qlab.support.progress import counter
+from qlab.walk.block import Activations, Block, InputGroup
+from qlab.walk.grouping import input_groups
+from qlab.walk.sensitivity import prediction_metric
+from qlab.walk.skeleton import Skeleton
+from qlab.walk.statistics import Statistics
+
+ORIGINAL = "original"  # the stream of activations of the unquantized model
+TOKENS_ON_CPU, WINDOWS_ON_GPU = 512, 8  # computed at a time: on a CPU, more no longer lie in its cache and take longer
+
+
+@dataclass
+class Quantized:
+    """What a recipe made of a block: tensors as its format stores them, each layer's relative output error, and remarks."""
+
+    stored: dict[str, Tensor]
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a recipe may know of a block's data: statistics by layer, its inputs, the original block's outputs, and how much
+    errors of these matter (qlab.walk.sensitivity; computed once, by the first who asks)."""
+
+    statistics: dict[str, Statistics]
+    inputs: Activations
+    targets: Activations
+    metric: Callable[[], Tensor]
+
+    def random_batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """(inputs, targets) of `size` windows at a time, without end: each pass over the windows in another order, the same every run."""
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            for chosen in torch.randperm(self.inputs.shape[0], generator=generator).split(size):
+                yield self.inputs.pick(chosen).to(device), self.targets.pick(chosen).to(device)
+
+
+class Method(Protocol):
+    """A recipe as the walk sees it. `data`: whether it wants activations; `sequential`: those behind the blocks it has quantized;
+    `targets`: beside them what the original block makes of the original's."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def data(self) -> bool: ...
+    @property
+    def sequential(self) -> bool: ...
+    @property
+    def targets(self) -> bool: ...
+
+    def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
+        """Quantize the block, which it may change; a sequential one leaves the quantized weights in it."""
+
+    def keep(self, source: Source, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """A tensor outside the blocks as the format stores it."""
+
+    def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
+        """Make the checkpoint in the folder `out` of the parts, in their order."""
+
+
+def usual_batch(length: int, device: str) -> int:
+    """Calibration windows of `length` tokens to compute at a time."""
+    return max(1, TOKENS_ON_CPU // length) if torch.device(device).type == "cpu" else WINDOWS_ON_GPU
+
+
+def observes_original(methods: Iterable[Method]) -> bool:
+    """Whether statistics of the unquantized model's activations are wanted beyond the first block, where all streams are one."""
+    return any(method.data and not method.sequential for method in methods)
+
+
+@dataclass
+class Journal:
+    """What a walk has finished, written anew after each block; a rerun believes nothing else."""
+
+    path: Path
+    blocks: int = 0
+    kept: bool = False
+    batch: int = 0  # windows computed at a time, for good: sums depend on it in their last bits
+    seconds: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path) -> Journal:
+        """The journal at `path`, or a new one."""
+        return cls(path, **json.loads(path.read_text())) if path.exists() else cls(path)
+
+    def save(self) -> None:
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps({name: value for name, value in vars(self).items() if name != "path"}))
+        new.replace(self.path)
+
+    def details(self, recipe: str) -> dict[str, Any]:
+        """What was found out about a recipe's layers, for its manifest."""
+        return {"errors": self.errors.get(recipe, {}), "notes": self.notes.get(recipe, {})}
+
+    def add(self, recipe: str, block: Block, found: Quantized, seconds: float) -> None:
+        self.seconds[recipe] = self.seconds.get(recipe, 0) + seconds
+        self.errors.setdefault(recipe, {}).update({block.prefix + name: error for name, error in found.errors.items()})
+        self.notes.setdefault(recipe, {}).update({block.prefix + name: note for name, note in found.notes.items() if note})
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A walk over `source` with its recipes; `work` holds its state, and `batch` calibration windows are computed at a time.
+
+    None: as many as are fast on the device (`usual_batch`).
+    """
+
+    source: Source
+    methods: Sequence[Method]
+    windows: Tensor
+    work: Path
+    batch: int | None = None
+    device: str = "cpu"
+
+    @property
+    def at_once(self) -> int:
+        """Calibration windows computed at a time."""
+        return usual_batch(self.windows.shape[1], self.device) if self.batch is None else self.batch
+
+    def run(self) -> Journal:
+        """Quantize all blocks, or those that an earlier run left undone; the encoded parts lie in `work` then."""
+        steady_heap()
+        skeleton = Skeleton(self.source, self.device)
+        for method in self.methods:
+            (self.work / method.name).mkdir(parents=True, exist_ok=True)
+        journal = Journal.open(self.work / "journal.json")
+        journal.batch = journal.batch or self.at_once
+        if not journal.kept:
+            self._keep_rest(skeleton, journal)
+        groups, metric = None, cache(lambda: prediction_metric(skeleton, self.windows))
+        with counter(len(skeleton) * len(self.methods), journal.blocks * len(self.methods), "quantizing") as count:
+            for index in range(journal.blocks, len(skeleton)):
+                block = skeleton.block(index, self.windows.shape[1])
+                block.groups = groups = self._groups(block, groups)
+                self._quantize(skeleton, block, metric, journal, count)
+                skeleton.release(index)
+                journal.blocks = index + 1
+                journal.save()
+                for old in self.work.glob(f"*-{index}.bin"):  # the inputs of a finished block
+                    old.unlink()
+        return journal
+
+    def parts(self, method: Method) -> list[Path]:
+        """The encoded parts of a recipe, in the model's order."""
+        return sorted((self.work / method.name).glob("part-*.safetensors"))
+
+    def _groups(self, block: Block, known: list[InputGroup] | None) -> list[InputGroup]:
+        if known and all(name in dict(block.module.named_modules()) for group in known for name in group.layers):
+            return known
+        hidden = torch.randn(1, self.windows.shape[1], self._hidden(), generator=torch.Generator().manual_seed(0))
+        return input_groups(block, hidden.to(self.device))
+
+    def _hidden(self) -> int:
+        return self.source.config["hidden_size"]
+
+    def _stream(self, name: str, index: int) -> Activations:
+        return Activations(self.work / f"{name}-{index}.bin", (*self.windows.shape, self._hidden()))
+
+    def _keep_rest(self, skeleton: Skeleton, journal: Journal) -> None:
+        """Embedding, final norm and head, and the activations that the first block reads."""
+        for number, name in enumerate(skeleton.rest()):
+            for method in self.methods:  # each in a part of its own: embedding and head are never both in memory
+                self._write(method, f"0000-{number:03}", method.keep(self.source, name, skeleton.checkpoint.read(name)))
+        if any(method.data for method in self.methods):
+            skeleton.embed(self.windows, self._stream(ORIGINAL, 0))
+        journal.kept = True
+        journal.save()
+
+    def _quantize(self, skeleton: Skeleton, block: Block, metric: Callable[[], Tensor], journal: Journal, count: Any) -> None:
+        index, last = block.index, block.index + 1 == len(skeleton)
+        source, after = self._stream(ORIGINAL, index), self._stream(ORIGINAL, index + 1)
+        shared, started, observes = None, time.perf_counter(), observes_original(self.methods)
+        outputs = after if any(method.targets for method in self.methods) or (observes and not last) else None
+        with quick_products(block.device):
+            if observes or (index == 0 and any(method.data for method in self.methods)):
+                shared = Calibration(block.observe(source, journal.batch, outputs), source, after, metric)
+            elif outputs:
+                outputs.write(block.outputs(source, journal.batch))
+        spent = time.perf_counter() - started
+        whole = True  # the block still holds the original weights
+        for method in sorted(self.methods, key=lambda method: method.sequential):
+            started = time.perf_counter()
+            if not whole:
+                skeleton.fill(index)
+            calibration = None  # before new statistics are made: their memory is wanted
+            own = self._stream(method.name, index)
+            if method.sequential and own.path.exists():
+                shared = None
+                with quick_products(block.device):
+                    calibration = Calibration(block.observe(own, journal.batch), own, after, metric)
+            else:
+                calibration, own = shared if method.data else None, source  # nothing is quantized before the first block
+            found = method.quantize_block(self.source, block, calibration)
+            if method.sequential and not last:
+                with quick_products(block.device):
+                    self._stream(method.name, index + 1).write(block.outputs(own, journal.batch))
+            self._write(method, f"{index + 1:04}", found.stored)
+            journal.add(method.name, block, found, time.perf_counter() - started + (spent if method.data else 0))
+            whole = False
+            count(f"{method.name}, block {index}", found.errors)
+
+    def _write(self, method: Method, number: str, tensors: dict[str, Tensor]) -> None:
+        if not tensors:
+            return
+        ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        part = self.work / method.name / f"part-{number}.safetensors"
+        save_file(ready, part.with_suffix(".new"))
+        part.with_suffix(".new").replace(part)

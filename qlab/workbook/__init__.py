@@ -1,0 +1,1 @@
+"""Lessons, the runner that executes them, their records and their report."""

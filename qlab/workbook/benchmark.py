@@ -1,0 +1,194 @@
+"""The workbook's table: every artifact of lessons 2 to 5 and the original, measured by one protocol in every runtime that is here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qlab.evaluate.quality import Quality, paired_difference
+from qlab.evaluate.results import Figure, Subject, quality_figures, runtime_figures, score_figures
+from qlab.evaluate.rounds import ABSENT, Protocol, measure_in_turns
+from qlab.evaluate.runtime import RuntimeFigures
+from qlab.evaluate.tasks import Score, run_tasks
+from qlab.models.opening import load
+from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
+from qlab.recipes import Recipe, parse
+from qlab.support.memory import disk_bytes
+from qlab.support.progress import progress
+from qlab.support.wording import signed
+from qlab.workbook.lesson import Lesson
+
+ORIGINAL = "FP16 original"
+FOUR_BIT: dict[str, Recipe] = {
+    "AWQ by qlab": parse("awq-w4g128"),
+    "AWQ by AutoAWQ": AutoAWQ(),
+    "GPTQ by qlab": parse("gptq-w4g128"),
+    "GPTQ by AutoGPTQ": AutoGPTQ(),
+    "GGUF Q4_K_M": parse("q4_k_m"),
+    "NF4 by qlab": parse("nf4"),
+    "NF4 by bitsandbytes": BitsAndBytes(),
+}
+SUBJECTS: dict[str, Recipe | None] = {ORIGINAL: None, "GGUF Q8_0": parse("q8_0"), **FOUR_BIT}
+NO_PEAK = "no peak is predicted where nobody has measured what the runtime's computing takes"
+NOTES = (
+    "MB in memory: what the process that serves the format gained by loading it; at the peak: the most while prompting or generating. "
+    "Predicted: weights and cache from the files' headers, with llama.cpp's and vLLM's own; at the peak with what computing takes. "
+    "Of vLLM's server: all that its processes hold.",
+    "Loss increase: against the original on the same text, paired window by window, so that the text's own spread is not in its ±.",
+    "Tokens a second at batch 1; the ± is the spread over rounds in which the formats take turns, drift of the machine included. "
+    "% of ceiling: of the tokens/s that this machine's memory bandwidth, measured, allows.",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact in one runtime: its `figures` there, or the `problem` that there are none. Quality and scores are the artifact's,
+    a hash of whose files is the `fingerprint`."""
+
+    name: str
+    runtime: str
+    disk_bytes: int
+    quality: Quality
+    figures: RuntimeFigures | None
+    problem: str = ""
+    scores: list[Score] = field(default_factory=list)
+    artifact: str = "original"
+    fingerprint: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def benchmark(
+    lesson: Lesson, subjects: Mapping[str, Recipe | None], runtimes: Sequence[str], protocol: Protocol,
+    tasks: Sequence[str] = (), documents: int = 50, task_data: Path | None = None, text: str = "",
+) -> list[Row]:  # fmt: skip
+    """Measure the artifact of each recipe, made if need be, or the original where it is None; `tasks` on so many `documents` each.
+
+    Raises:
+        UserError: a runtime or task that there is not, or a single timing, which has no spread.
+    """
+    artifacts = {name: lesson.artifact(recipe) if recipe else None for name, recipe in subjects.items()}
+    folders = {name: (made.path if made else lesson.source.path).resolve() for name, made in artifacts.items()}
+    measured = measure_in_turns(folders, runtimes, protocol)
+    quality, scores = {}, {}
+    for name, recipe in progress(list(subjects.items()), "quality", leave=False):
+        made = artifacts[name]
+        model = load(made.source, lesson.dtype, lesson.device) if made else lesson.reference
+        quality[name] = lesson.evaluate(recipe.name if recipe else "original", model)
+        scores[name] = run_tasks(model, lesson.tokenizer, tasks, documents, task_data, text) if tasks else []
+    rows = []
+    for one in measured:
+        made, recipe = artifacts[one.name], subjects[one.name]
+        identity = (recipe.name, made.source.fingerprint) if made and recipe else ("original", lesson.source.fingerprint)
+        size = disk_bytes(folders[one.name])
+        rows.append(Row(one.name, one.runtime, size, quality[one.name], one.figures, one.problem, scores[one.name], *identity))
+    return rows
+
+
+def tidy(measured: Sequence[Row], lesson: Lesson, text: str) -> list[dict[str, Any]]:
+    """All figures, one a row, for `qlab results`; `text` is what quality was measured on."""
+    model = f"{lesson.source.path.name}-{lesson.source.fingerprint[:8]}"
+    found: list[tuple[Subject, list[Figure]]] = []
+    for row in of_formats(measured):
+        figures = quality_figures(row.quality, text, lesson.source.name) + score_figures(row.scores)
+        found.append((Subject(model, row.artifact, row.fingerprint), figures))
+    for row in measured:
+        found.append((Subject(model, row.artifact, row.fingerprint, row.runtime), runtime_figures(row.figures, row.problem)))
+    return [{"subject": asdict(subject), "figures": [asdict(figure) for figure in figures]} for subject, figures in found]
+
+
+def apart(difference: float, error: float) -> bool:
+    """Whether a difference exceeds twice its error; what does not is called noise."""
+    return abs(difference) > 2 * error
+
+
+def of_formats(measured: Sequence[Row]) -> list[Row]:
+    """One row for each format: of several runtimes the one that generates fastest."""
+    rows: dict[str, Row] = {}
+    for row in measured:
+        if row.name not in rows or generation(row) > generation(rows[row.name]):
+            rows[row.name] = row
+    return list(rows.values())
+
+
+def generation(row: Row) -> float:
+    """Tokens a second, 0 where there is no figure."""
+    return row.figures.speed.generation if row.figures else 0.0
+
+
+def best_of(measured: Sequence[Row]) -> dict[str, list[str]]:
+    """Of the 4-bit formats: the nearest to the original, the smallest, the fastest; after each, what is not told apart from it."""
+    rows = [row for row in of_formats(measured) if row.name in FOUR_BIT]
+
+    def farther(row: Row, first: Row) -> bool:
+        return apart(*paired_difference(row.quality.kl_windows or [], first.quality.kl_windows or []))
+
+    def slower(row: Row, first: Row) -> bool:
+        if not row.figures or not first.figures:
+            return True
+        spread = math.hypot(first.figures.speed.generation_sd, row.figures.speed.generation_sd)
+        return apart(generation(first) - generation(row), spread)
+
+    def first_and_equals(key: Callable[[Row], float], differs: Callable[[Row, Row], bool]) -> list[str]:
+        ordered = sorted(rows, key=key)
+        return [row.name for row in ordered if row is ordered[0] or not differs(row, ordered[0])]
+
+    return {
+        "nearest to the original": first_and_equals(lambda row: row.quality.kl or 0, farther),
+        "smallest": first_and_equals(lambda row: row.disk_bytes, lambda row, first: row.disk_bytes > 1.001 * first.disk_bytes),
+        "fastest generation here": first_and_equals(lambda row: -generation(row), slower),
+    }
+
+
+def results_table(measured: Sequence[Row]) -> dict[str, Any]:
+    """The table as text, for notebook, terminal and report: `columns`, `rows` of as many cells, and `notes`.
+
+    Lists keep their order where a notebook file sorts a dictionary's names.
+    """
+    tasks = [f"{score.task} {score.metric}" for score in measured[0].scores] if measured else []
+    columns = [
+        "format", "run by", "MB on disk", "MB predicted", "MB in memory", "MB predicted at the peak", "MB at the peak", "perplexity",
+        "loss increase (nats/token)", "KL to FP16 (nats/token)", *tasks, "prompt tok/s", "generation tok/s", "% of ceiling",
+    ]  # fmt: skip
+    rows, reasons, elsewhere = [], dict[str, int](), dict[str, None]()
+    ran = {row.name for row in measured if row.figures}
+
+    def no(reason: str) -> str:
+        return f"no ({reasons.setdefault(reason, len(reasons) + 1)})"
+
+    for row in measured:
+        if ABSENT in row.problem and row.name in ran:  # a format that ran in another runtime needs no empty line
+            elsewhere[row.problem] = None
+            continue
+        quality = [f"{row.quality.perplexity:.2f}", *distance_cells(row)]
+        quality += [f"{100 * score.value:.1f} ± {100 * score.stderr:.1f} %" for score in row.scores]
+        if row.figures:
+            memory, speed = row.figures.memory, row.figures.speed
+            held = [memory.predicted, memory.loaded, memory.predicted_peak, max(memory.prompting, memory.generating)]
+            run = [f"{speed.prompt:.0f} ± {speed.prompt_sd:.0f}", f"{speed.generation:.1f} ± {speed.generation_sd:.1f}"]
+            of_ceiling = f"{100 * speed.generation / row.figures.ceiling:.0f}"
+            cells = [[no(NO_PEAK) if size is None else f"{size / 1e6:.0f}" for size in held], [*run, of_ceiling]]
+        else:
+            cells = [[no(row.problem)] * 4, [no(row.problem)] * 3]
+        rows.append([row.name, row.runtime, f"{row.disk_bytes / 1e6:.1f}", *cells[0], *quality, *cells[1]])
+    return {
+        "columns": columns,
+        "rows": rows,
+        "notes": [*NOTES, *(f"no ({number}): {reason}" for reason, number in reasons.items()), *elsewhere],
+    }
+
+
+def distance_cells(row: Row) -> list[str]:
+    """Loss increase and KL, in as many digits as their errors need."""
+    if row.name == ORIGINAL:
+        return ["0", "0"]
+    quality = row.quality
+    digits = min(9, max(5, 1 - math.floor(math.log10(quality.kl_stderr)))) if quality.kl_stderr else 5
+    return [
+        f"{signed(quality.loss_increase or 0, 4)} ± {quality.loss_increase_stderr or 0:.4f}",
+        f"{quality.kl or 0:.{digits}f} ± {quality.kl_stderr or 0:.{digits}f}",
+    ]

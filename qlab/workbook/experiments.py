@@ -1,0 +1,187 @@
+"""What several lessons do: quantize each decoder layer in several ways and compare the errors; pick channels."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qlab.evaluate.quality import measure_quality
+from qlab.methods.awq import best_scale, output_error, sweep_exponents
+from qlab.methods.gptq import gptq
+from qlab.methods.grid import round_to_grid
+from qlab.methods.rtn import rtn
+from qlab.models.opening import Source, decoder_layers
+from qlab.support.progress import progress
+from qlab.walk.block import Activations
+from qlab.walk.folding import fold_scales
+from qlab.walk.grouping import input_groups
+from qlab.walk.skeleton import Skeleton
+from qlab.walk.statistics import Statistics, collect
+from qlab.workbook.lesson import Lesson
+
+Rounding = Callable[[Tensor, Statistics], Tensor]
+"""A way to quantize: weight [out, in] and statistics of its inputs → the weights that come back, float32 [out, in]."""
+
+
+def layer_errors(model: PreTrainedModel, statistics: Mapping[str, Statistics], ways: Mapping[str, Rounding]) -> pd.DataFrame:
+    """Relative squared output error of each layer under each way: a tidy table with columns layer, way, error."""
+    rows = []
+    for name, layer in progress(list(decoder_layers(model).items()), "layers", leave=False):
+        weight, seen = layer.weight.data, statistics[name]
+        for way, rounding in ways.items():
+            rows.append({"layer": short_name(name), "way": way, "error": output_error(rounding(weight, seen), weight, seen.hessian)})
+    return pd.DataFrame(rows)
+
+
+def group_size_table(weight: Tensor, sizes: Iterable[int], bits: Iterable[int]) -> pd.DataFrame:
+    """Stored bits a weight and relative squared error of RTN for every group size and width; columns group, bits, …"""
+    rows = []
+    for size, width in itertools.product(sizes, bits):
+        quantized = rtn(weight, width, size)
+        error = float((quantized.dequantize() - weight).square().sum() / weight.float().square().sum())
+        rows.append({"group": size, "bits": width, "bits/weight": quantized.bits_per_weight, "relative error": error})
+    return pd.DataFrame(rows)
+
+
+def damping_curves(
+    layers: Mapping[str, nn.Linear], statistics: Mapping[str, Statistics], dampings: Sequence[float]
+) -> dict[str, list[tuple[float, float]]]:
+    """(damping, relative output error) of GPTQ at 4 bits for each layer, by its short name."""
+    curves = {}
+    for name, layer in layers.items():
+        weight, hessian = layer.weight.data, statistics[name].hessian
+        errors = [output_error(gptq(weight, hessian, 4, damping=damping).dequantize(), weight, hessian) for damping in dampings]
+        curves[short_name(name)] = list(zip(dampings, errors, strict=True))
+    return curves
+
+
+def exponent_gains(
+    layers: Mapping[str, nn.Linear], statistics: Mapping[str, Statistics], magnitudes: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """What share of RTN's output error at 4 bits the best exponent of AWQ's scale removes, by layer, with `magnitudes` for mean |x|."""
+    gains = {}
+    for name, layer in layers.items():
+        points = sweep_exponents(layer.weight.data, magnitudes[name], statistics[name].hessian, bits=4)
+        gains[short_name(name)] = 1 - min(error for _, error in points) / points[0][1]
+    return gains
+
+
+def calibration_curves(lesson: Lesson, ways: Mapping[str, Rounding], counts: Iterable[int]) -> dict[str, dict[int, float]]:
+    """KL to the original when every layer is quantized in each of `ways` from statistics of only the first `count` calibration windows."""
+    layers, found = decoder_layers(lesson.reference), {way: dict[int, float]() for way in ways}
+    for count in progress(sorted(set(counts)), "calibration", leave=False):
+        seen = collect(lesson.reference, layers, lesson.calibration[:count])
+        for way, rounding in ways.items():
+            model = lesson.with_weights(lambda name, weight, by=rounding, seen=seen: by(weight, seen[name]))  # type: ignore[misc]
+            found[way][count] = measure_quality(model, lesson.evaluation, lesson.expected).kl or 0.0
+    return found
+
+
+def rounded(model: PreTrainedModel, rounding: Callable[[Tensor], Tensor]) -> PreTrainedModel:
+    """A copy of the model with every decoder layer's weight rounded."""
+    copied = copy.deepcopy(model)
+    for layer in decoder_layers(copied).values():
+        layer.weight.data = rounding(layer.weight.data).to(layer.weight.dtype)
+    return copied
+
+
+@torch.no_grad()
+def folding_difference(source: Source, windows: Tensor) -> dict[str, float]:
+    """By how much, relative to its size, the first block's output moves when AWQ's scales are folded in and nothing is rounded.
+
+    `control`: the same with the norms put back as they were, so that nothing undoes the scales of the layers after them.
+    """
+    skeleton = Skeleton(source, "cpu")
+    with tempfile.TemporaryDirectory(prefix="qlab-") as work:
+        hidden = Activations(Path(work) / "hidden", (*windows.shape, skeleton.config.hidden_size))
+        skeleton.embed(windows, hidden)
+        block = skeleton.block(0, windows.shape[1])
+        block.groups = input_groups(block, hidden.pick(torch.arange(1)))
+        layers = tuple(f"{name}." for name in block.layers)
+        norms = {name: part.clone() for name, part in block.module.state_dict().items() if not name.startswith(layers)}
+        before = torch.cat(list(block.outputs(hidden, 4)))
+
+        def moved() -> float:
+            return float((torch.cat(list(block.outputs(hidden, 4))) - before).norm() / before.norm())
+
+        fold_scales(block, block.observe(hidden, 4), lambda weight, magnitude, square: best_scale(weight, magnitude, square, 4, -1))
+        folded = moved()
+        block.module.load_state_dict(norms, strict=False)
+        return {"folded": folded, "control": moved()}
+
+
+def obq_codes(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """Optimal Brain Quantization as it was before GPTQ made it fast: codes of `weight` [out, in] on one grid a row, columns in order.
+
+    Each column is rounded, the rest takes the error over, w ← w − e·[H⁻¹]_j,: / [H⁻¹]_jj, and column j is then struck out of H⁻¹ by a
+    step of elimination (GPTQ's paper, equations 2 and 3). `hessian` with its damping; float64.
+    """
+    work, inverse = weight.double().clone(), torch.linalg.inv(hessian.double())
+    codes = torch.empty(weight.shape, dtype=torch.uint8)
+    for j in range(weight.shape[1]):
+        code = round_to_grid(work[:, j, None].float(), scale, zero, bits)[:, 0]
+        codes[:, j] = code.to(torch.uint8)
+        error = (work[:, j] - ((code - zero) * scale).double()) / inverse[j, j]
+        work -= torch.outer(error, inverse[j])
+        inverse = inverse - torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+    return codes
+
+
+def mean_errors(table: pd.DataFrame) -> dict[str, float]:
+    """Geometric mean over the layers of each way's error, ways in the table's order."""
+    logs = np.log(table["error"].clip(lower=1e-12))
+    return {way: float(np.exp(logs[table["way"] == way].mean())) for way in table["way"].unique()}
+
+
+def top_channels(magnitude: Tensor, share: float) -> Tensor:
+    """The `share` of channels with the largest mean |x|: int64 indices, at least one."""
+    return magnitude.topk(max(1, round(share * len(magnitude)))).indices
+
+
+def random_channels(magnitude: Tensor, share: float, seed: int = 0) -> Tensor:
+    """As many channels, drawn at random: the negative control."""
+    return torch.randperm(len(magnitude), generator=torch.Generator().manual_seed(seed))[: max(1, round(share * len(magnitude)))]
+
+
+def short_name(name: str) -> str:
+    """model.layers.3.mlp.down_proj → 3.down_proj."""
+    parts = name.split(".")
+    return f"{parts[parts.index('layers') + 1]}.{parts[-1]}"
+
+
+def layer_changes(plain: Mapping[str, float], ways: Mapping[str, Mapping[str, float]], uneven: Mapping[str, float]) -> pd.DataFrame:
+    """What each way takes off the plain output error of every layer (by full name), in %; columns layer, kind, uneven, way, removed.
+
+    `uneven` is the largest over the median mean |x| of a layer's input channels, by short name.
+    """
+    rows = []
+    for (way, errors), name in itertools.product(ways.items(), plain):
+        layer = short_name(name)
+        removed = 100 * (1 - errors[name] / plain[name])
+        rows.append({"layer": layer, "kind": layer.rpartition(".")[2], "uneven": uneven[layer], "way": way, "removed": removed})
+    return pd.DataFrame(rows)
+
+
+def where_it_helps(table: pd.DataFrame) -> list[str]:
+    """One sentence for each way in a table of `layer_changes`: how often it hurts, and whether unevenness goes with the gain."""
+    sentences = []
+    for way, part in table.groupby("way", sort=False):
+        worse = part[part["removed"] < 0].sort_values("removed")
+        hurt = f", worst {worse.iloc[0]['layer']} by {-worse.iloc[0]['removed']:.1f} %" if len(worse) else ""
+        together = part["uneven"].rank().corr(part["removed"].rank())
+        kinds = part.groupby("kind")["removed"].mean().sort_values()
+        sentences.append(
+            f"{way}: {part['removed'].mean():.1f} % removed on average, most from {kinds.index[-1]} ({kinds.iloc[-1]:.1f} %), "
+            f"least from {kinds.index[0]} ({kinds.iloc[0]:.1f} %); {len(worse)} of {len(part)} layers made worse{hurt}; "
+            f"rank correlation of unevenness and gain {together:+.2f}"
+        )
+    return sentences

@@ -1,0 +1,112 @@
+"""What every lesson starts from: the model, its tokenizer, calibration and evaluation windows, the original as reference."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qlab.artifacts.artifact import Artifact, make_artifact
+from qlab.evaluate.quality import Quality, kept_logits, measure_quality
+from qlab.models.opening import Source, check_length, decoder_layers, load, load_tokenizer, locate
+from qlab.models.text import load_text, windows
+from qlab.recipes import Recipe
+from qlab.support.memory import disk_bytes
+from qlab.walk.statistics import Statistics, collect
+from qlab.workbook.record import record
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The subject of a lesson and the texts to judge it by; windows are int64 [windows, length]."""
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    reference: PreTrainedModel
+    calibration: Tensor
+    evaluation: Tensor
+    work: str
+
+    def artifact(self, recipe: Recipe) -> Artifact:
+        """The artifact of `recipe`, made now or taken from an earlier run with the same inputs; its cost is recorded."""
+        made = make_artifact(recipe, self.source, self.calibration, self.work)
+        cost = {"seconds": made.seconds, "peak_bytes": made.peak_bytes, "disk_bytes": made.disk_bytes}
+        record(f"cost/{recipe.name}", cost)
+        record(f"settings/{recipe.name}", made.source.config.get("quantization_config") or {})
+        return made
+
+    def evaluate(self, name: str, model: PreTrainedModel | Artifact) -> Quality:
+        """Quality of a model or artifact against the original; recorded as `quality/name`."""
+        candidate = load(model.source, self.dtype, self.device) if isinstance(model, Artifact) else model
+        quality = measure_quality(candidate, self.evaluation, self.expected, label=name)
+        record(f"quality/{name}", quality.as_dict())
+        return quality
+
+    @cached_property
+    def expected(self) -> PreTrainedModel | list[Tensor]:
+        """The original's logits for every evaluation window, which dozens of models are held against; or the original."""
+        return kept_logits(self.reference, self.evaluation.split(1))
+
+    def statistics(self) -> dict[str, Statistics]:
+        """Statistics of every decoder layer's inputs over the calibration windows, by layer name."""
+        return collect(self.reference, decoder_layers(self.reference), self.calibration)
+
+    def with_weights(self, change: Callable[[str, Tensor], Tensor]) -> PreTrainedModel:
+        """A copy of the original with `change(layer name, weight)` in place of each decoder linear layer's weight."""
+        model = copy.deepcopy(self.reference)
+        for name, layer in decoder_layers(model).items():
+            layer.weight.data = change(name, layer.weight.data).to(layer.weight.dtype)
+        return model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.reference.dtype
+
+    @property
+    def device(self) -> str:
+        return str(self.reference.device)
+
+
+def open_lesson(
+    model: str, calibration_text: str, calibration_windows: int, calibration_length: int,
+    evaluation_text: str, evaluation_windows: int, evaluation_length: int, work: str, device: str = "cpu",
+) -> Lesson:  # fmt: skip
+    """Open `model` and cut both texts into windows, no longer than the model's context.
+
+    Raises:
+        UserError: a model, text or size that cannot be used, before any work is done.
+    """
+    quiet()
+    torch.manual_seed(0)
+    source = locate(model)
+    check_length(source, calibration_length, "calibration_length")
+    check_length(source, evaluation_length, "evaluation_length")
+    tokenizer = load_tokenizer(source)
+    calibration = windows(load_text(calibration_text), tokenizer, calibration_length, calibration_windows)
+    evaluation = windows(load_text(evaluation_text), tokenizer, evaluation_length, evaluation_windows)
+    # FP32 arithmetic: the same figures whether or not a machine has fast half precision.
+    reference = load(source, torch.float32, device)
+    record("model", {
+        "name": source.name, "fingerprint": source.fingerprint, "parameters": reference.num_parameters(),
+        "disk_bytes": disk_bytes(source.path), "dtype": source.config.get("dtype") or source.config.get("torch_dtype"),
+    })  # fmt: skip
+    return Lesson(source, tokenizer, reference, calibration, evaluation, work)
+
+
+def quiet() -> None:
+    """Keep loading bars and advisory messages of libraries out of a lesson; errors still come through."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for library in ("torch", "bitsandbytes", "lm_eval"):  # of packages that one can do without, and models given as they are
+        logging.getLogger(library).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)

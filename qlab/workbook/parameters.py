@@ -1,0 +1,80 @@
+"""A lesson's parameters: read from its tagged cell, and checked by name and type before anything runs.
+
+papermill itself only warns of a misspelled name and passes any value on.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from qlab.support.errors import UserError
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of the parameters cell: `name = default  # help`."""
+
+    name: str
+    default: Any
+    help: str
+
+    def parse(self, text: str) -> Any:
+        """`text` from a command line as a value of the default's type.
+
+        Raises:
+            UserError: it is none.
+        """
+        kind = type(self.default)
+        if kind is str:
+            return text
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = None
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind is int and type(value) is int and value < 1:
+            raise UserError(f"parameter {self.name} is {value}: expected a whole number of at least 1, such as {self.default}")
+        if type(value) is not kind:
+            raise UserError(f"parameter {self.name} is {text!r}: expected {_NAMES.get(kind, kind.__name__)}, such as {self.default!r}")
+        return value
+
+
+_NAMES = {int: "a whole number", float: "a number", bool: "True or False", list: "a list"}
+
+
+def parameters_of(notebook: Path) -> dict[str, Parameter]:
+    """The parameters of a lesson, in their cell's order."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    found = {}
+    for node, line in zip(
+        ast.parse(source).body, [text for text in source.splitlines() if text.strip() and not text.startswith("#")], strict=True
+    ):
+        assert isinstance(node, ast.Assign)
+        assert isinstance(node.targets[0], ast.Name)
+        name = node.targets[0].id
+        found[name] = Parameter(name, ast.literal_eval(node.value), line.partition("  # ")[2].strip())
+    return found
+
+
+def resolve(known: Mapping[str, Mapping[str, Parameter]], given: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Values for each lesson of `known`: its defaults, overridden by the `given` texts; a name need be known to one lesson only.
+
+    Raises:
+        UserError: a name that no lesson has, or a value of the wrong type.
+    """
+    names = sorted({name for parameters in known.values() for name in parameters})
+    for name in given:
+        if name not in names:
+            raise UserError(f"no lesson to run has a parameter {name!r}: expected one of {', '.join(names)}")
+    return {
+        lesson: {name: parameter.parse(given[name]) if name in given else parameter.default for name, parameter in parameters.items()}
+        for lesson, parameters in known.items()
+    }

@@ -1,0 +1,89 @@
+"""What to take, by the reader's own measurements and constraints, beside what the guide's decision tree says for the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+from qlab.evaluate.quality import paired_difference
+from qlab.plan.choose import recommend as guide_says
+from qlab.workbook.benchmark import ORIGINAL, Row, apart, generation, of_formats
+
+USES = {  # a use, the guide's answers to reach it, and the formats that can be put to it
+    "production on vLLM or TGI": ("AWQ", "GPTQ", ORIGINAL),
+    "Ollama or llama.cpp": ("GGUF",),
+    "fine-tuning": ("NF4", ORIGINAL),
+    "something else": ("AWQ", "GPTQ", "GGUF", "NF4", ORIGINAL),
+}
+OFFLOADED = ("GGUF",)  # runtimes of the others keep all layers on the device
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What the guide says, what this run's measurements say, whether the two agree, and why."""
+
+    guide: str
+    measured: str
+    agree: bool
+    why: str
+
+
+def recommend(measured: Sequence[Row], use: str, offload: bool, share: float) -> Advice:
+    """For a `use` of USES: the format nearest to the original among those that can be put to it and whose weights take at most `share`
+    of the original's size; of several not told apart from it, the one that generates fastest here.
+
+    Raises:
+        KeyError: no such use.
+    """
+    answers = (use, "yes" if offload else "no") if use == "something else" else (use,)
+    guide = guide_says(*answers)
+    rows = of_formats(measured)
+    original = next(row for row in rows if row.name == ORIGINAL)
+    formats = [name for name in USES[use] if not offload or name in OFFLOADED]
+    able = [row for row in rows if row.name.startswith(tuple(formats))] if formats else []
+    room = share * original.disk_bytes
+    fitting = [row for row in able if row.disk_bytes <= room]
+    if not fitting:
+        least = min(able, key=lambda row: row.disk_bytes, default=None)
+        why = "no format that can be put to this use leaves layers on the CPU"
+        if least:
+            why = f"the smallest for this use, {least.name}, takes {least.disk_bytes / original.disk_bytes:.0%} of the original's size"
+        return Advice(guide, "nothing measured here", False, why)
+    nearest = min(fitting, key=lambda row: row.quality.kl or 0)
+    equals = [row for row in fitting if row is nearest or not farther(row, nearest)]
+    best = max(equals, key=generation)
+    why = f"KL {best.quality.kl or 0:.5f}, {best.disk_bytes / original.disk_bytes:.0%} of the original's size"
+    if generation(best):
+        why += f", {generation(best):.0f} tok/s here"
+    named = [row for row in rows if row.name != best.name and row.name.split()[0] in guide.replace(":", " ").split()]
+    agree = best.name.split()[0] in guide.replace(":", " ").split() and not (best.name == "GGUF Q8_0" and "Q4_K_M" in guide)
+    if not agree:
+        why += "; " + ("; ".join(beside(row, fitting, formats) for row in named) or "the guide names no format measured here")
+    return Advice(guide, best.name, agree, why)
+
+
+def every_advice(measured: Sequence[Row], shares: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each use, with and without layers on the CPU, and each share of the original's size, in percent."""
+    return [
+        {"use": use, "layers on the CPU": offload, "size at most (%)": share}
+        | asdict(recommend(measured, use, offload == "yes", share / 100))
+        for use, offload, share in product(USES, ("no", "yes"), shares)
+    ]
+
+
+def farther(row: Row, nearest: Row) -> bool:
+    """Whether `row` is told apart from the nearest, window by window; the original is nearest to itself without windows."""
+    if not row.quality.kl_windows or not nearest.quality.kl_windows:
+        return True
+    return apart(*paired_difference(row.quality.kl_windows, nearest.quality.kl_windows))
+
+
+def beside(row: Row, fitting: Sequence[Row], formats: Sequence[str]) -> str:
+    """Why a format that the guide names was not taken."""
+    if not row.name.startswith(tuple(formats)):
+        return f"{row.name} cannot be put to this use with these constraints"
+    if row not in fitting:
+        return f"{row.name} is larger than allowed"
+    return f"{row.name} has KL {row.quality.kl or 0:.5f}"

@@ -1,0 +1,238 @@
+"""The runner: executes lessons by papermill, in order, and resumes; what is done with the same inputs is not done again."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from qlab import ROOT
+from qlab.models.opening import check_device, locate
+from qlab.models.text import check_text
+from qlab.support.versions import version_of
+from qlab.workbook.parameters import parameters_of, resolve
+from qlab.workbook.record import records_of
+
+NOTEBOOKS = ROOT / "notebooks"
+NEEDS = {"06_deployment": ("04_gguf",), "07_benchmarks": ("02_awq", "03_gptq", "04_gguf", "05_nf4")}
+DONE, FAILED, SKIPPED = "done", "failed", "not run"
+
+
+@dataclass
+class Outcome:
+    """What became of a lesson: DONE (perhaps `earlier`), FAILED with cell and error, or SKIPPED for the lesson it needs."""
+
+    lesson: str
+    state: str
+    parameters: dict[str, Any]
+    seconds: float = 0.0
+    key: str = ""
+    earlier: bool = False
+    cell: int = 0
+    error: str = ""
+    records: dict[str, Any] = field(default_factory=dict)
+
+
+Watcher = Callable[..., None]
+"""Told of progress: lesson, cells done, cells in all; and once, at its end, the state that the lesson came to."""
+
+
+class WatchedEngine(NBClientEngine):
+    """papermill's own engine, telling `watcher` of every finished cell."""
+
+    watcher: Watcher = staticmethod(lambda *news: None)
+    lesson = ""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: Any, **arguments: Any) -> None:
+        complete, total = nb_man.cell_complete, len(nb_man.nb.cells)
+
+        def told(cell: Any, cell_index: int | None = None, **rest: Any) -> None:
+            complete(cell, cell_index=cell_index, **rest)
+            cls.watcher(cls.lesson, (cell_index or 0) + 1, total)
+
+        nb_man.cell_complete = told
+        # Kernels are spoken to through files in a private folder, not ports: nobody else on the machine can reach them.
+        over_files = Config({"KernelManager": {"transport": "ipc", "ip": f"{private_folder()}/kernel"}})
+        # An interrupted kernel logs a traceback of its own message loop; a cell's errors come back by another way.
+        quiet = ["--log-level=50"]
+        super().execute_managed_notebook(nb_man, kernel_name, config=over_files, extra_arguments=quiet, **arguments)
+
+
+@cache
+def private_folder() -> str:
+    """A folder of this process alone, removed at its end: after the kernels have been stopped, also on Ctrl-C."""
+    folder = tempfile.mkdtemp(prefix="qlab-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+papermill_engines.register("qlab", WatchedEngine)
+
+
+def lesson_names() -> list[str]:
+    """All lessons, in order."""
+    return sorted(path.stem for path in NOTEBOOKS.glob("0*.ipynb"))
+
+
+def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The checked parameters of each lesson to run.
+
+    Raises:
+        UserError: a parameter or model that cannot be used.
+    """
+    known = {lesson: parameters_of(NOTEBOOKS / f"{lesson}.ipynb") for lesson in lessons}
+    values = resolve(known, {**given, "model": model})
+    source = locate(model)
+    for chosen in values.values():
+        if model != "embedded" and Path(model).expanduser().is_dir():
+            chosen["model"] = str(source.path)
+        for text in ("calibration_text", "evaluation_text"):  # the kernel runs elsewhere
+            if chosen.get(text) and Path(chosen[text]).expanduser().is_file():
+                chosen[text] = str(Path(chosen[text]).expanduser().resolve())
+        if "device" in chosen:
+            check_device(chosen["device"])
+        for text in {chosen[name] for name in ("calibration_text", "evaluation_text") if name in chosen}:
+            check_text(text)
+    return values
+
+
+def run_lessons(values: Mapping[str, dict[str, Any]], out: Path, fresh: bool, watcher: Watcher) -> list[Outcome]:
+    """Run each lesson of `values`, in order, into `out`; go on after a failure with what does not depend on it."""
+    (out / "notebooks").mkdir(parents=True, exist_ok=True)
+    WatchedEngine.watcher = staticmethod(watcher)
+    outcomes: dict[str, Outcome] = {}
+    for lesson, parameters in values.items():
+        failed = [need for need in NEEDS.get(lesson, ()) if need in outcomes and outcomes[need].state != DONE]
+        if failed:
+            outcomes[lesson] = Outcome(lesson, SKIPPED, parameters, error=f"needs {failed[0]}, which did not finish")
+        else:
+            outcomes[lesson] = run_lesson(lesson, parameters, out, fresh)
+        watcher(lesson, 1, 1, outcomes[lesson].state)
+    return list(outcomes.values())
+
+
+def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool) -> Outcome:
+    """Execute one notebook, or read the one that the same inputs made before."""
+    key = lesson_key(lesson, parameters)
+    finished = out / "notebooks" / f"{lesson}.ipynb"
+    stamp = out / "notebooks" / f"{lesson}.json"
+    if not fresh and finished.exists() and stamp.exists():
+        before = json.loads(stamp.read_text() or "{}")
+        if before.get("key") == key:
+            records = records_of(nbformat.read(finished, as_version=4))
+            return Outcome(lesson, DONE, parameters, before["seconds"], key, earlier=True, records=records)
+    stamp.unlink(missing_ok=True)  # from here until the end, there is nothing to trust
+    WatchedEngine.lesson = lesson
+    started = time.monotonic()
+    outcome = Outcome(lesson, DONE, parameters, key=key)
+    with tempfile.TemporaryDirectory(dir=out) as unfinished:
+        written = Path(unfinished) / finished.name
+        try:
+            papermill.execute_notebook(
+                NOTEBOOKS / finished.name, written, parameters, engine_name="qlab", progress_bar=False, cwd=str(ROOT), log_output=False
+            )
+        except PapermillExecutionError as error:
+            outcome.state, outcome.cell, outcome.error = FAILED, error.cell_index + 1, f"{error.ename}: {error.evalue}".splitlines()[0]
+        except (RuntimeError, TimeoutError) as error:  # the kernel died (out of memory, perhaps) or did not start
+            outcome.state, outcome.error = FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
+        if written.exists():
+            without_paths(written)
+            written.replace(finished)  # a failed notebook is kept for reading; without its stamp no run trusts it
+            outcome.records = records_of(nbformat.read(finished, as_version=4))
+    outcome.seconds = time.monotonic() - started
+    if outcome.state == DONE:
+        write_whole(stamp, json.dumps({"key": key, "seconds": outcome.seconds}) + "\n")
+    return outcome
+
+
+def without_paths(notebook: Path) -> None:
+    """Take the folders of whoever ran it out of an executed notebook: papermill's own metadata, and what it injected."""
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("papermill", None)
+    for cell in content.cells:
+        cell.metadata.pop("papermill", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = re.sub(r'"/[^"]*/([^"/]+)/?"', r'".../\1"', cell.source)
+    nbformat.write(content, notebook)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        unfinished.write_text(text)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def lesson_key(lesson: str, parameters: Mapping[str, Any]) -> str:
+    """A hash of what a lesson's results depend on: notebook, parameters, model, texts, qlab's code and data, libraries, machine."""
+    digest = hashlib.sha256()
+    digest.update((NOTEBOOKS / f"{lesson}.ipynb").read_bytes())
+    digest.update(json.dumps(parameters, sort_keys=True).encode())
+    digest.update(locate(parameters["model"]).fingerprint.encode())
+    for text in ("calibration_text", "evaluation_text"):
+        path = Path(str(parameters.get(text, "")))
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    for file in sorted([*(ROOT / "qlab").rglob("*.py"), *(ROOT / "data").glob("*.*")]):
+        digest.update(file.read_bytes())
+    digest.update(json.dumps(machine()).encode())
+    digest.update(json.dumps(sorted(f"{found.name}=={found.version}" for found in distributions())).encode())
+    return digest.hexdigest()[:16]
+
+
+def provenance(model: str) -> dict[str, Any]:
+    """What figures depend on beside the parameters: model, versions, machine. No path and no name of the machine."""
+    source = locate(model)
+    names = ("torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp", "qlab")
+    versions = {name: version_of(name) for name in names}
+    return {
+        "model": {"name": source.name, "fingerprint": source.fingerprint},
+        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "commit": commit(),
+        "versions": versions,
+        "machine": machine(),
+    }
+
+
+def commit() -> str:
+    """The commit that qlab stands at, marked where files differ from it; "no commit" outside a repository."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "no commit"
+
+
+def machine() -> dict[str, Any]:
+    """What speeds depend on; nothing that names the machine or its owner."""
+    import torch
+
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "python": platform.python_version(),
+    }

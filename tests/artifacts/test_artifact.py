@@ -1,0 +1,58 @@
+"""Artifacts: whole or absent, made once, made again when an input changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlab.artifacts.artifact import make_artifact, quantize_model
+from qlab.models.opening import Source, locate
+from qlab.recipes import GGUF, parse
+from qlab.support.errors import UserError
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A recipe that writes half of what it should, then fails."""
+
+    name: str = "failing"
+
+    def quantize(self, source: Source, windows: torch.Tensor, out: Path) -> None:
+        (out / "model.safetensors").write_bytes(b"half")
+        raise UserError("no space for the other half")
+
+
+def test_the_same_inputs_are_not_quantized_twice(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+    first = make_artifact(GGUF("q8_0"), tiny, calibration, str(tmp_path))
+    made = (first.path / "qlab.json").stat().st_mtime_ns
+    assert make_artifact(GGUF("q8_0"), tiny, calibration, str(tmp_path)).path.joinpath("qlab.json").stat().st_mtime_ns == made
+    again = make_artifact(GGUF("q8_0"), tiny, calibration + 1, str(tmp_path))
+    assert again.path.joinpath("qlab.json").stat().st_mtime_ns != made
+    assert first.peak_bytes > 50e6
+    assert first.seconds > 0
+    manifest = json.loads((again.path / "qlab.json").read_text())
+    assert manifest["inputs"]["recipe"] == {"recipe": "GGUF", "mix": "q8_0", "search": "settled"}
+    assert str(tmp_path) not in json.dumps(manifest)
+
+
+def test_the_same_inputs_give_the_same_bytes(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+    files = [make_artifact(GGUF(), tiny, calibration, str(tmp_path / run)).path / "model-q4_k_m.gguf" for run in "ab"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_failure_leaves_nothing_behind(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no space for the other half"):
+        make_artifact(Failing(), tiny, calibration, str(tmp_path))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_tokenizer_that_gguf_cannot_hold_is_refused_before_work_starts(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny.path, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match="this model has no tokenizer file"):
+        quantize_model(locate(str(folder)), [parse("rtn-w4g32"), parse("q8_0")], calibration, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

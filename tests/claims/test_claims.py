@@ -1,0 +1,119 @@
+"""How claims are decided: what lies within the error decides nothing, every rule is said, every undecided claim says why."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
+from qlab.claims.rules import between, beyond
+from qlab.serve.runtimes.registry import RUNTIMES
+
+
+def verdict(claim: str, results: dict) -> str:
+    return next(v for v in judge(results) if v.claim["id"] == claim).verdict
+
+
+def test_noise_decides_nothing() -> None:
+    assert [beyond(d, 1.0) for d in (3.0, 2.0, -1.0, -3.0)] == [HOLDS, NOISE, NOISE, FAILS]
+    assert [between(1, value, 2, 0.2) for value in (1.5, 1.9, 2.2, 3.0, 0.0)] == [HOLDS, NOISE, NOISE, FAILS, FAILS]
+
+
+@pytest.mark.parametrize(("gap", "expected"), [(0.01, HOLDS), (-0.01, FAILS), (0.0, NOISE)])
+def test_methods_are_ranked_by_pairs_of_windows(gap: float, expected: str) -> None:
+    """Windows differ by far more than the methods; only the pairs can tell, and a single pair that differs cannot."""
+    easy, wobble = [0.1, 0.5, 0.2, 0.9], [1e-4, -1e-4, 2e-4, -2e-4]
+    other = [x + gap + w for x, w in zip(easy, wobble, strict=True)]
+    results = {f"quality/{name}": {"kl": sum(k) / 4, "kl_windows": k} for name, k in (("autoawq-w4g128", easy), ("autogptq-w4g128", other))}
+    assert verdict("faq-awq-better-quality", results) == expected
+
+
+def test_a_speed_within_the_spread_is_noise() -> None:
+    def results(own: float, spread: float) -> dict:
+        speeds = {"FP16 original": (156.0, 5.0), "NF4 by bitsandbytes": (own, spread)}
+        measured = {n: {"speed": {"generation": v, "generation_sd": sd}} for n, (v, sd) in speeds.items()}
+        absent = [{"name": "NF4 by bitsandbytes", "figures": None, "problem": "not here"}]
+        return {"benchmarks": absent + [{"name": name, "figures": figures} for name, figures in measured.items()]}
+
+    assert verdict("speed-nf4", results(161.6, 2.7)) == NOISE
+    assert verdict("speed-nf4", results(300.0, 20.0)) == HOLDS
+    assert verdict("speed-nf4", results(60.0, 2.0)) == FAILS
+
+
+def test_settings_are_read_from_the_artifact() -> None:
+    stored = {"bits": 4, "group_size": 128, "zero_point": True, "version": "gemm", "quant_method": "awq"}
+    assert verdict("awq-autoawq-recipe", {"settings/autoawq-w4g128": stored}) == HOLDS
+    assert verdict("awq-autoawq-recipe", {"settings/autoawq-w4g128": stored | {"group_size": 64}}) == FAILS
+    assert verdict("awq-autoawq-recipe", {}) == OPEN
+
+
+def test_sixteen_bits_are_two_bytes_only_in_a_checkpoint_of_sixteen() -> None:
+    model = {"parameters": 1000, "disk_bytes": 2010, "dtype": "float16"}
+    assert verdict("fp16-two-bytes", {"model": model}) == HOLDS
+    assert verdict("fp16-two-bytes", {"model": model | {"disk_bytes": 4000}}) == FAILS
+    assert verdict("fp16-two-bytes", {"model": model | {"dtype": "float32"}}) == OPEN
+
+
+def test_every_rule_is_said_and_every_undecided_claim_says_why() -> None:
+    assert all(test.rule for test in TESTS.values())
+    missing = {runtime.label for runtime in RUNTIMES.values() if not runtime.present()}
+    for found in judge({}):
+        if found.claim["id"] in TESTS:
+            assert found.rule
+        elif found.claim["test"] == "advice":
+            assert found.verdict == ADVICE
+        elif found.verdict == UNTESTABLE:
+            assert found.measured.startswith("Needs")
+        else:
+            assert found.verdict == OPEN
+            assert found.claim["how"] in found.measured or not any(name in found.measured for name in missing)
+
+
+def test_advice_has_no_test() -> None:
+    assert not {claim["id"] for claim in load_claims() if claim["test"] == "advice"} & set(TESTS)
+
+
+TURNS = [  # a claim, results under which it holds, and what in them to change so that it does not
+    ("awq-fold-inverse-scale", {"awq/folding": {"folded": 1e-7, "control": 0.2}}, {"awq/folding": {"folded": 0.2, "control": 0.2}}),
+    ("awq-small-calibration-set", {"awq/calibration": {"1": 0.041, "16": 0.040}}, {"awq/calibration": {"1": 0.060, "16": 0.040}}),
+    ("gptq-calibration-texts", {"gptq/calibration": {"256": 0.05, "512": 0.04}}, {"gptq/calibration": {"8": 0.041, "16": 0.040}}),
+    ("approach-awq", {"awq/gain": {"mean": 0.06, "shuffled": 0.01}}, {"awq/gain": {"mean": 0.06, "shuffled": 0.05}}),
+    ("approach-gptq", {"gptq/obq": {"same": 100, "of": 100, "layer": "q"}}, {"gptq/obq": {"same": 90, "of": 100, "layer": "q"}}),
+    ("gptq-each-matrix-alone", {"gptq/alone": {"same": 9, "of": 9, "layer": "q"}}, {"gptq/alone": {"same": 8, "of": 9, "layer": "q"}}),
+    (
+        "faq-requantize-new-version",
+        {"nf4/new-version": {"old artifact": {"kl": 2, "kl_windows": [2, 2.1]}, "quantized again": {"kl": 1, "kl_windows": [1, 1]}}},
+        {"nf4/new-version": {"old artifact": {"kl": 1, "kl_windows": [1, 1]}, "quantized again": {"kl": 2, "kl_windows": [2, 2.1]}}},
+    ),
+    (
+        "bench-500-prompts",
+        {"prompts": {"count": 500, "kinds": {"qa": 500}, "languages": {"fr": 250, "en": 250}}},
+        {"prompts": {"count": 499, "kinds": {"qa": 499}, "languages": {"fr": 250, "en": 249}}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("claim", "good", "bad"), TURNS, ids=[turn[0] for turn in TURNS])
+def test_one_result_changed_turns_the_verdict(claim: str, good: dict, bad: dict) -> None:
+    assert verdict(claim, good) == HOLDS
+    assert verdict(claim, bad) == FAILS
+    assert verdict(claim, {}) == OPEN
+
+
+def test_a_fine_tuning_on_four_bits_must_learn_and_save_memory() -> None:
+    def results(fall: float, held: int) -> dict:
+        control = {"losses": [3.0, 2.0], "frozen_bytes": 100}
+        return {"nf4/training": {"NF4 (QLoRA)": {"losses": [3.0, 3.0 - fall], "frozen_bytes": held}, "unquantized (control)": control}}
+
+    assert verdict("nf4-for-finetuning", results(0.95, 30)) == HOLDS
+    assert verdict("nf4-for-finetuning", results(0.5, 30)) == FAILS
+    assert verdict("nf4-for-finetuning", results(0.95, 80)) == FAILS
+
+
+def test_speeds_beyond_bandwidth_are_refuted_by_arithmetic() -> None:
+    """42.1 GB a token from one RTX 4090 after the other, at 1008 GB/s each: 24 tokens/s at most, and the guide says 28."""
+    assert verdict("bench-gguf-2x4090", {}) == FAILS
+    assert verdict("bench-awq-2x4090", {}) == UNTESTABLE
+    found = {v.claim["id"]: v.measured for v in judge({})}
+    assert found["bench-gguf-2x4090"].startswith("24 tok/s is the most")
+    assert "54 tok/s is the most" in found["bench-awq-2x4090"]
+    assert "72% of it" in found["bench-fp16-4xa100"]

@@ -1,0 +1,192 @@
+"""The command line as its users type it: errors are one message, exit codes tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qlab import ROOT
+from qlab.cli import call, joined
+from qlab.models.opening import Source
+from qlab.serve.runtimes.tgi import IMAGE as TGI_IMAGE
+from tests.conftest import tiny_folder
+
+
+def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    assert call(arguments) == 2
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+    return " ".join((printed.err + printed.out).split())
+
+
+def test_papermills_way_of_giving_parameters() -> None:
+    assert joined(["run", "-p", "bits", "4", "03"]) == ["run", "-p", "bits=4", "03"]
+    assert joined(["-p", "bits=4", "-p", "text", "a b"]) == ["-p", "bits=4", "-p", "text=a b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "-p", "bitz", "4"], "no lesson to run has a parameter 'bitz': expected one of"),
+        (["run", "-p", "evaluation_windows", "four"], "parameter evaluation_windows is 'four': expected a whole number, such as"),
+        (["run", "--model", "/nowhere"], "no model '/nowhere': expected 'embedded', a folder"),
+        (["run", "08"], "no lesson '08': expected one of 01_principles"),
+        (["run", "--modle", "x"], "No such option"),
+        (["evaluate", "embedded", "--text", "absent.txt"], "no text 'absent.txt'"),
+        (["run", "-p", "device", "foo"], "no device 'foo' here"),
+        (["evaluate", "embedded", "--device", "cuda:99"], "no device 'cuda:99' here"),
+        (["quantize", "--recipe", "gptq-w5g128"], "the GPTQ format holds 2, 3, 4, 8 bits, not 5"),
+        (["quantize", "--recipe", "awq-w4g100", "--dry-run"], "which groups of 100 do not divide"),
+        (["quantize", "--recipe", "nf4", "--length", "99999"], "--length is 99999: expected 2 to 1024, the longest context of"),
+        (["finetune", "embedded", "--text", "python-reference", "--length", "1025"], "--length is 1025: expected 2 to 1024"),
+        (["release", "--length", "1025"], "--length is 1025: expected 2 to 1024"),
+        (["evaluate", "embedded", "--window", "1025"], "--window is 1025: expected 2 to 1024"),
+    ],
+)
+def test_wrong_input_is_one_message_and_nothing_is_written(
+    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = [] if arguments[0] == "evaluate" else ["--out", str(tmp_path / "report")]
+    assert message in failing([*arguments, *out], capfd)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_damaged_model_stops_before_any_lesson(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_folder(tmp_path / "damaged")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert "damaged/model.safetensors is damaged" in failing(["run", "--model", str(folder), "--out", str(tmp_path / "r")], capfd)
+    file.unlink()
+    assert "has no weights" in failing(["run", "--model", str(folder), "--out", str(tmp_path / "r")], capfd)
+    assert not (tmp_path / "r").exists()
+
+
+def test_evaluate_gives_one_json_object_on_the_last_line(tiny: Source, capfd: pytest.CaptureFixture[str]) -> None:
+    assert (
+        call(["evaluate", str(tiny.path), "--window", "64", "--tokens", "256", "--reference", str(tiny.path), "--results", "", "--json"])
+        == 0
+    )
+    figures = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert {"perplexity", "stderr", "tokens", "window", "kl", "kl_stderr", "top1"} <= set(figures)
+    assert figures["kl"] == pytest.approx(0, abs=1e-6)
+    assert figures["tokens"] == 4 * 63
+
+
+def test_bench_and_evaluate_add_to_one_table(
+    tiny: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--prompt-tokens", "8", "--generated-tokens", "4", "--repetitions", "2"]
+    assert call(["bench", str(tiny.path), *sizes, "--json"]) == 0
+    (row,) = json.loads(capfd.readouterr().out.splitlines()[-1])["measured"]
+    assert row["runtime"] == "transformers"
+    figures = {figure["metric"]: figure for figure in row["figures"]}
+    assert figures["generation"]["value"] > 0
+    assert figures["generation"]["conditions"]["tg"] == 4
+    assert call(["evaluate", str(tiny.path), "--window", "32", "--tokens", "128"]) == 0
+    assert call(["results", "--json"]) == 0
+    kept = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert {"generation", "perplexity"} <= {figure["metric"] for figure in kept}
+    assert len({figure["model"] for figure in kept}) == 1
+    assert call(["results", "--metric", "perplexity", "--csv", "all.csv"]) == 0
+    assert (tmp_path / "all.csv").read_text().startswith("run,date,model")
+    assert call(["results", "--metric", "beauty"]) == 2
+    assert "no figures of 'beauty'" in capfd.readouterr().err
+    assert call(["bench", str(tiny.path), "--runtime", "tgi"]) == 2
+
+
+def test_figures_that_cannot_be_kept_are_still_shown(tiny: Source, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    store = str(tmp_path / "file" / "results.sqlite")
+    assert call(["evaluate", str(tiny.path), "--window", "32", "--tokens", "128", "--results", store]) == 0
+    shown = capfd.readouterr()
+    assert "perplexity" in shown.out
+    assert "the figures were not kept" in shown.err
+
+
+def test_help_and_version_say_something(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["run", "--help"], ["evaluate", "--help"], ["--version"]):
+        assert call(arguments) == 0
+    assert "papermill" in capfd.readouterr().out
+    assert call(["lessons"]) == 0
+    assert "-p evaluation_windows" in capfd.readouterr().out
+
+
+def test_doctor_finds_this_environment_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    assert call(["doctor"]) == 0
+    printed, said = capfd.readouterr()
+    assert said == ""  # not what libraries say as they are imported
+    assert "Warning" not in printed
+    assert "not installed" not in printed
+    assert f"docker pull {TGI_IMAGE}\n" in printed or "runtime TGI       │ OK" in printed  # whole, to be copied
+    assert "broken" not in printed
+    for name in ("autoawq", "auto-gptq", "bitsandbytes", "xllamacpp", "runtime vLLM"):
+        assert name in printed
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing_to_trust(tiny: Source, tmp_path: Path) -> None:
+    """Every file is limited to 100 kB, which writing sees as it sees a full disk."""
+    limit = (100_000, 100_000)
+
+    def prepare() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    out = tmp_path / "report"
+    command = [
+        sys.executable,
+        "-m",
+        "qlab",
+        "run",
+        "04",
+        "--model",
+        str(tiny.path),
+        "--out",
+        str(out),
+        "-p",
+        "work",
+        str(tmp_path / "work"),
+    ]
+    small = [
+        "-p",
+        "evaluation_windows",
+        "2",
+        "-p",
+        "evaluation_length",
+        "32",
+        "-p",
+        "calibration_windows",
+        "2",
+        "-p",
+        "calibration_length",
+        "32",
+    ]
+    done = subprocess.run([*command, *small], preexec_fn=prepare, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "File too large" in done.stdout + done.stderr or "cannot write" in done.stdout + done.stderr
+    assert not list(out.glob("notebooks/*.json"))
+    assert not list((tmp_path / "work").rglob("*.gguf"))
+
+
+def test_ctrl_c_in_the_middle(tiny: Source, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    command = [sys.executable, "-m", "qlab", "run", "01", "--model", str(tiny.path), "--out", str(out), "-p", "evaluation_windows", "2000"]
+    process = subprocess.Popen([*command, "-p", "evaluation_length", "32"], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not list(out.glob("tmp*")) and time.monotonic() < end:
+        time.sleep(0.2)
+    time.sleep(8)
+    os.killpg(process.pid, signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in " ".join(printed.split())
+    assert str(ROOT / "qlab") not in printed  # no traceback of ours; an interrupted kernel sometimes prints one of its own
+    assert [path for path in out.rglob("*") if path.is_file()] == []

@@ -1,0 +1,291 @@
+"""GGUF files: read back by gguf-py and transformers, run and tokenized by llama.cpp."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qlab.evaluate.quality import measure_quality
+from qlab.formats.gguf.file import assemble, encode_rows, encode_tensor, encode_tensors, write_gguf
+from qlab.formats.gguf.metadata import rope_factors
+from qlab.formats.gguf.mix import DEFAULT, tensor_type
+from qlab.methods.hessian import damp
+from qlab.models.opening import Source, load, load_tokenizer, locate
+from qlab.serve.runtimes.llamacpp import LlamaCpp, post
+from qlab.serve.server import on_free_port, serving
+from qlab.support.errors import UserError
+
+TEXTS = [
+    "Return the sum of the array's elements, 12345 of them.",
+    "Les données   restent à la maison : 3,14 km².\n\n\tfin",
+    "x = {'a': [1, 2]}",
+]
+
+
+@pytest.fixture(scope="module", params=["embedded", "second"])
+def subject(request: pytest.FixtureRequest) -> Source:
+    return locate("embedded" if request.param == "embedded" else str(request.getfixturevalue("second_model")))
+
+
+@pytest.fixture(scope="module")
+def files(subject: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {}
+    for mix in DEFAULT:
+        made[mix] = tmp_path_factory.mktemp(mix) / f"{mix}.gguf"
+        write_gguf(subject.path, subject.config, mix, made[mix])
+    return made
+
+
+def test_f16_is_the_model_itself_and_fewer_bits_are_farther(subject: Source, files: dict[str, Path]) -> None:
+    reference = load(subject)
+    windows = torch.randint(1, 4000, (4, 64), generator=torch.Generator().manual_seed(0))
+    kl = {mix: measure_quality(load(locate(str(file.parent))), windows, reference).kl for mix, file in files.items()}
+    assert kl["f16"] == pytest.approx(0, abs=1e-6)
+    order = ["f16", "q8_0", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
+    assert [kl[mix] for mix in order] == sorted(kl[mix] for mix in order)
+    assert kl["q8_0"] < 0.1 * kl["q4_k_m"]
+    assert kl["q4_k_m"] < 0.1
+
+
+def test_kinds_of_up_to_five_bits_settle_and_wider_ones_do_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 512, generator=generator)
+    x = torch.randn(300, 512, generator=generator) @ torch.randn(512, 512, generator=generator)
+    moved = {
+        kind: not encode_rows(weight, kind, None, lambda: damp(x.T @ x)).equal(encode_rows(weight, kind, None))
+        for kind in ("Q2_K", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+    }
+    assert moved == {"Q2_K": True, "Q4_0": True, "Q4_K": True, "Q5_K": True, "Q6_K": False, "Q8_0": False}
+
+
+def test_the_file_follows_the_mix(files: dict[str, Path], subject: Source) -> None:
+    for mix, file in files.items():
+        reader = gguf.GGUFReader(file)
+        for tensor in reader.tensors:
+            assert tensor.tensor_type.name == tensor_type(tensor.name, tuple(reversed(tensor.shape.tolist())), mix, subject.config)
+        assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType[f"MOSTLY_{mix.upper()}"]
+    assert {tensor.tensor_type.name for tensor in gguf.GGUFReader(files["q3_k_m"]).tensors} == {"F32", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
+
+
+def assert_alike(model: Any, file: Path, ids: list[int], tolerance: float) -> None:
+    """llama.cpp's and transformers' log-probabilities of the likeliest next tokens agree."""
+    with serving(LlamaCpp(), on_free_port(file)) as server:
+        body = {"prompt": ids, "n_predict": 1, "temperature": -1.0, "n_probs": 20}
+        answer = post(server.url, "/completion", body)["completion_probabilities"][0]["top_logprobs"]
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+    served = torch.tensor([entry["logprob"] for entry in answer])
+    torch.testing.assert_close(served, expected[[entry["id"] for entry in answer]], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("subject", "mix"), [*(("embedded", mix) for mix in DEFAULT), ("second", "f16"), ("second", "q4_k_m")], indirect=["subject"]
+)
+def test_llama_cpp_runs_every_mix(mix: str, subject: Source, files: dict[str, Path]) -> None:
+    # Beside what transformers makes of the file's own weights; llama.cpp rounds activations to 8 bits where weights are quantized.
+    ids = load_tokenizer(subject).encode(TEXTS[0], add_special_tokens=False)
+    assert_alike(load(locate(str(files[mix].parent))), files[mix], ids, 0.02 if mix == "f16" else 0.3)
+
+
+def test_llama_cpp_cuts_the_same_tokens(subject: Source, files: dict[str, Path]) -> None:
+    tokenizer = load_tokenizer(subject)
+    with serving(LlamaCpp(), on_free_port(files["f16"])) as server:
+        for text in TEXTS:
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            assert post(server.url, "/tokenize", {"content": text})["tokens"] == ids
+
+
+STRETCHED = {
+    "linear": {"rope_type": "linear", "factor": 1.5, "rope_theta": 10000.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16},
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 10000.0,
+        "original_max_position_embeddings": 16,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(STRETCHED))
+def test_llama_cpp_turns_stretched_rotary_embeddings_alike(kind: str, tmp_path: Path) -> None:
+    source = locate("embedded")
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source.path / name, tmp_path / name)
+    config = source.config | {"rope_parameters": STRETCHED[kind]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = load(locate(str(tmp_path)))
+    (tmp_path / "out").mkdir()
+    write_gguf(tmp_path, config, "f16", tmp_path / "out" / "m.gguf")
+    ids = load_tokenizer(source).encode(TEXTS[0] + " It raises an error if", add_special_tokens=False)
+    assert_alike(model, tmp_path / "out" / "m.gguf", ids, 0.02)
+    with pytest.raises(AssertionError):  # the stretching shows
+        assert_alike(load(source), tmp_path / "out" / "m.gguf", ids, 0.1)
+
+
+def test_llama_3s_factors_are_transformers_own() -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = STRETCHED["llama3"] | {"original_max_position_embeddings": 8192, "rope_theta": 500000.0}
+    config = LlamaConfig(hidden_size=4096, num_attention_heads=32, max_position_embeddings=131072, rope_parameters=rope)
+    stretched, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 500000.0 ** (-torch.arange(0, 128, 2) / 128)
+    factors = rope_factors(config.to_dict())
+    assert factors is not None
+    torch.testing.assert_close(plain / factors, stretched)
+    assert factors.unique().numel() > 5
+    assert rope_factors(config.to_dict() | {"rope_parameters": {"rope_type": "default"}}) is None
+
+
+def test_llama_cpp_runs_a_qwen3(tiny: Source, tmp_path: Path) -> None:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=4096, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, max_position_embeddings=256, tie_word_embeddings=False, initializer_range=0.2,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.data.uniform_(0.5, 1.5)  # so that a norm in the wrong place would show
+    model.half().float().save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny.path / name, tmp_path / name)
+    write_gguf(tmp_path, json.loads((tmp_path / "config.json").read_text()), "f16", tmp_path / "m.gguf")
+    assert_alike(model, tmp_path / "m.gguf", [5, 17, 300, 2000, 8], 0.02)
+
+
+def weights_of(source: Source) -> dict[str, Tensor]:
+    return load_file(source.path / "model.safetensors")
+
+
+def test_an_encoded_tensor_says_what_it_is(tiny: Source) -> None:
+    weights = weights_of(tiny)
+    [(key, norm)] = encode_tensor("model.norm.weight", weights["model.norm.weight"], "q4_k_m", tiny.config).items()
+    assert key == "F32:output_norm.weight"
+    assert norm.dtype is torch.float32
+    name = "model.layers.0.mlp.up_proj.weight"
+    [(key, data)] = encode_tensor(name, weights[name], "q4_k_m", tiny.config).items()
+    assert key == "Q4_K:blk.0.ffn_up.weight"
+    assert data.dtype is torch.uint8
+    decoded = gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType.Q4_K)
+    assert np.abs(decoded - weights[name].float().numpy()).max() < 0.01
+    weighted = encode_tensor(name, weights[name], "q4_k_m", tiny.config, torch.arange(256) + 1.0)
+    assert not torch.equal(weighted[key], data)
+    [(key, half)] = encode_tensor(name, weights[name].float(), "f16", tiny.config).items()
+    assert key == "F16:blk.0.ffn_up.weight"
+    assert torch.equal(half, weights[name])
+    assert encode_tensor("lm_head.weight", weights["model.embed_tokens.weight"], "q4_k_m", tiny.config) == {}
+    assert encode_tensor("model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(4), "q4_k_m", tiny.config) == {}
+
+
+@pytest.mark.parametrize("at_once", [1 << 22, 128 * 256])
+@pytest.mark.parametrize("mix", ["q4_k_m", "q3_k_m", "f16"])
+def test_tensors_of_one_input_become_together_what_each_becomes_alone(
+    mix: str, at_once: int, tiny: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, seen = weights_of(tiny), torch.arange(256) + 1.0
+    x = torch.randn(300, 256, generator=torch.Generator().manual_seed(0)) * seen.sqrt()
+    names = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"] + ["model.layers.1.input_layernorm.weight"]
+    for encoder, like in ((None, 1.0), (partial(encode_rows, hessian=lambda: damp(x.T @ x)), 0.99)):
+        alone = [encode_tensor(name, weights[name], mix, tiny.config, seen, encoder) for name in names]
+        monkeypatch.setattr("qlab.formats.gguf.file.AT_ONCE", at_once)
+        together = encode_tensors({name: weights[name] for name in names}, mix, tiny.config, seen, encoder)
+        monkeypatch.undo()
+        assert list(together) == [key for tensors in alone for key in tensors]
+        assert len({key.partition(":")[0] for key in together}) == (2 if mix == "f16" else 3)  # the values get more bits, the norm none
+        assert all(float(together[key].eq(tensor).float().mean()) >= like for tensors in alone for key, tensor in tensors.items())
+
+
+def test_of_tensors_encoded_together_the_bad_one_is_named(tiny: Source) -> None:
+    names = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qk"]
+    weights = {name: torch.zeros(128, 256) for name in names}
+    weights[names[1]][3, 4] = torch.nan
+    with pytest.raises(UserError) as caught:
+        encode_tensors(weights, "q4_k_m", tiny.config)
+    assert str(caught.value).startswith(names[1])
+    assert names[0] not in str(caught.value)
+
+
+def test_rows_of_queries_come_in_llama_cpps_order(tiny: Source) -> None:
+    name = "model.layers.1.self_attn.k_proj.weight"
+    rows = torch.arange(128.0)[:, None].expand(128, 256)  # two heads of 64: each row is its number
+    [tensor] = encode_tensor(name, rows, "f16", tiny.config).values()
+    assert tensor[:6, 0].tolist() == [0, 32, 1, 33, 2, 34]
+    assert tensor[64:68, 0].tolist() == [64, 96, 65, 97]
+    [qwen] = encode_tensor(name, rows, "f16", tiny.config | {"model_type": "qwen2"}).values()
+    assert torch.equal(qwen.float(), rows)
+
+
+def test_the_file_is_the_same_however_its_parts_are_divided(tiny: Source, tmp_path: Path) -> None:
+    encoded: dict[str, Tensor] = {}
+    for name, tensor in weights_of(tiny).items():
+        encoded |= encode_tensor(name, tensor, "q4_k_m", tiny.config)
+    keys = sorted(encoded, key=lambda key: key[::-1])
+    halves = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    save_file({key: encoded[key] for key in keys[:5]}, halves[0])
+    save_file({key: encoded[key] for key in keys[5:]}, halves[1])
+    for order, out in ((halves, "1.gguf"), (halves[::-1], "2.gguf")):
+        assemble(order, tiny.path, tiny.config, "q4_k_m", tmp_path / out)
+    write_gguf(tiny.path, tiny.config, "q4_k_m", tmp_path / "3.gguf")
+    first, *others = [(tmp_path / f"{n}.gguf").read_bytes() for n in (1, 2, 3)]
+    assert all(first == other for other in others)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["1.gguf", "2.gguf", "3.gguf", "a.safetensors", "b.safetensors"]
+
+    with pytest.raises(UserError, match="comes twice"):
+        assemble([*halves, halves[0]], tiny.path, tiny.config, "q4_k_m", tmp_path / "x.gguf")
+    with pytest.raises(UserError, match="lacks 5 tensors, "):
+        assemble(halves[1:], tiny.path, tiny.config, "q4_k_m", tmp_path / "x.gguf")
+
+
+def test_importance_reaches_its_layer(tiny: Source, tmp_path: Path) -> None:
+    layer = "model.layers.0.mlp.gate_proj"
+    write_gguf(tiny.path, tiny.config, "q4_k_m", tmp_path / "plain.gguf")
+    write_gguf(tiny.path, tiny.config, "q4_k_m", tmp_path / "aware.gguf", {layer: torch.arange(256) + 1.0})
+    plain, aware = (
+        {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / name).tensors} for name in ("plain.gguf", "aware.gguf")
+    )
+    assert [name for name in plain if not np.array_equal(plain[name], aware[name])] == ["blk.0.ffn_gate.weight"]
+
+
+def test_only_the_indexs_files_are_read(tiny: Source, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        shutil.copyfile(tiny.path / name, tmp_path / name)
+    shutil.copyfile(tiny.path / "model.safetensors", tmp_path / "consolidated.safetensors")  # Mistral ships its weights twice
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"any": "model.safetensors"}}))
+    write_gguf(tmp_path, tiny.config, "q8_0", tmp_path / "m.gguf")
+    assert len(gguf.GGUFReader(tmp_path / "m.gguf").tensors) == 20
+
+
+def test_unknown_kinds_are_refused(tiny: Source, tmp_path: Path) -> None:
+    for change, message in (
+        ({"model_type": "mamba"}, "no GGUF writer for model type 'mamba'"),
+        ({"hidden_act": "gelu"}, "compute silu, this one gelu"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2}}, "rotary embeddings of type 'longrope'"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ):
+        with pytest.raises(UserError, match=message):
+            write_gguf(tiny.path, tiny.config | change, "f16", tmp_path / "x.gguf")
+    with pytest.raises(UserError, match="no GGUF mix 'q9'"):
+        write_gguf(tiny.path, tiny.config, "q9", tmp_path / "x.gguf")
+    with pytest.raises(UserError, match=r"model\.layers\.0\.odd\.weight has no place"):
+        encode_tensor("model.layers.0.odd.weight", torch.zeros(2, 256), "f16", tiny.config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("mix", "value"), [("f16", 1e6), ("f16", torch.nan), ("q4_k_m", torch.inf), ("q8_0", torch.nan)])
+def test_weights_that_cannot_be_stored_are_named(mix: str, value: float, tiny: Source) -> None:
+    weight = torch.zeros(512, 256)
+    weight[3, 4] = value
+    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.up_proj\.weight.*check the checkpoint"):
+        encode_tensor("model.layers.0.mlp.up_proj.weight", weight, mix, tiny.config)

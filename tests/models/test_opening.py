@@ -1,0 +1,120 @@
+"""Finding and opening models, and what is said of those that cannot be opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlab.models.opening import Source, decoder_layers, load, load_tokenizer, locate
+from qlab.support.errors import UserError
+
+
+@pytest.fixture
+def copy(tiny: Source, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny.path, tmp_path / "copy"))
+
+
+def test_a_folder_opens_and_its_fingerprint_follows_its_content(tiny: Source, copy: Path) -> None:
+    assert locate(str(copy)).fingerprint == tiny.fingerprint
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    assert locate(str(copy)).fingerprint != tiny.fingerprint
+    model = load(tiny)
+    assert model.dtype == torch.float32
+    assert len(decoder_layers(model)) == 2 * 7
+    assert load_tokenizer(tiny).encode("return the array")
+
+
+def test_the_embedded_model_is_what_its_issue_asks_for() -> None:
+    source = locate("embedded")
+    config = source.config
+    assert config["model_type"] == "llama"
+    assert config["hidden_size"] % 256 == config["intermediate_size"] % 256 == 0
+    assert config["hidden_size"] // config["num_attention_heads"] == 64
+    assert config["num_key_value_heads"] < config["num_attention_heads"]
+    assert config["tie_word_embeddings"]
+    assert 10e6 <= load(source).num_parameters() <= 25e6
+    assert (source.path / "model.safetensors").stat().st_size <= 50e6
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("/nowhere", "no model '/nowhere': expected"), ("../up", "no model"), ("", "no model"), ("a b/c", "no model")]
+)
+def test_names_that_are_no_model(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        locate(name)
+
+
+def test_a_folder_without_weights(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"copy/ has no weights: expected \*.safetensors$"):
+        locate(str(copy))
+    (copy / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which can run code"):
+        locate(str(copy))
+    (copy / "config.json").unlink()
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        locate(str(copy))
+
+
+def test_damaged_weights(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    whole = file.read_bytes()
+    for broken in (whole[:-100], b"\xff" * 64, b""):
+        file.write_bytes(broken)
+        with pytest.raises(UserError, match=r"copy/model.safetensors is damaged"):
+            locate(str(copy))
+
+
+def test_a_missing_shard(copy: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"lacks 1 of 2 weight files: model-00002"):
+        locate(str(copy))
+
+
+def test_weights_that_do_not_fit_the_configuration(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "no_such_type"}))
+    with pytest.raises(UserError, match="transformers cannot open copy"):
+        load(locate(str(copy)))
+
+
+def test_a_quantization_that_qlab_does_not_read(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    for entry, message in (({"quant_method": "awq", "bits": 3}, "3 bits"), ({"quant_method": "hqq", "bits": 4}, "not hqq")):
+        (copy / "config.json").write_text(json.dumps(config | {"quantization_config": entry}))
+        with pytest.raises(UserError, match=message):
+            load(locate(str(copy)))
+
+
+def test_a_hub_id_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens: the discard port
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"could not fetch 'someone/something' from the hub .* give a folder"):
+        locate("someone/something")
+
+
+def test_a_hub_model_is_fetched_without_pickles_or_code(tiny: Source, tmp_path: Path) -> None:
+    """Against a hub of our own on the loopback interface: the client is the real one."""
+    from tests.hub import serving_hub
+
+    extra = {"pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"}
+    code = "from qlab.models.opening import locate; source = locate('someone/tiny'); print(source.name, source.fingerprint)"
+    with serving_hub("someone/tiny", tiny.path, extra) as (url, requested):
+        # The client reads its endpoint once, as it is imported: hence a process of its own.
+        environment = os.environ | {"HF_ENDPOINT": url, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["someone/tiny", tiny.fingerprint], done.stderr
+    assert any(path.endswith("model.safetensors") for path in requested)
+    assert not any(name in path for path in requested for name in extra)

@@ -1,0 +1,101 @@
+"""Deployments counted by hand, names that are found, and the planner against artifacts that were really written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qlab.artifacts.artifact import quantize_model
+from qlab.cli import call
+from qlab.models.opening import load_tokenizer, locate
+from qlab.models.text import load_text, windows
+from qlab.plan import choose
+from qlab.plan.capacity import capacity, offload, sentences
+from qlab.plan.plan import SHAPES, Shape, weight_bytes
+from qlab.plan.shapes import INT4, find_device, find_format, find_shape
+from qlab.recipes import parse
+from qlab.support.errors import UserError
+
+SEVENTY = SHAPES["Llama-3.1-70B"]
+
+
+def test_two_rtx_4090_hold_a_70b_in_4_bits_by_hand() -> None:
+    found = capacity(SEVENTY, INT4, 4096, 1, find_device("RTX 4090"), 2)
+    # 80 × (2·8192·128·(64+8) + 3·8192·28672) weights at 4 + 20/128 bits; twice 128256 × 8192 at 16; 327,680 bytes a token
+    assert found.linear == pytest.approx(68.451 * 4.15625 / 8, rel=1e-3)
+    assert found.embedding == pytest.approx(4.203, abs=0.001)
+    assert found.cache == pytest.approx(1.342, abs=0.001)
+    assert found.usable == pytest.approx(43.2)
+    assert found.holds
+    assert not found.fp16_holds
+    assert found.longest == pytest.approx((43.2 - 35.563 - 4.203) / 327_680e-9, rel=1e-3)
+    assert found.most_sequences == 2
+    assert found.ceiling == pytest.approx(2 * 1008 / (35.563 + 2.1014 + 1.342), rel=1e-3)
+    text = " ".join(sentences(found, SEVENTY, INT4, 4096, 1, find_device("RTX 4090"), 2))
+    assert "The guide counts 35 GB" in text
+    assert "39.8 GB" in text
+
+
+def test_longest_and_most_are_the_last_that_fit() -> None:
+    device = find_device("A100 80GB SXM")
+    found = capacity(SEVENTY, "FP16", 4096, 2, device, 2)
+    assert found.holds == capacity(SEVENTY, "FP16", found.longest, 2, device, 2).holds
+    assert not capacity(SEVENTY, "FP16", found.longest + 1, 2, device, 2).holds
+    assert not capacity(SEVENTY, "FP16", 4096, found.most_sequences + 1, device, 2).holds
+
+
+def test_repeated_kv_heads_repeat_their_cache() -> None:
+    shape = Shape(4, 512, 1024, 8, 2, 64, 4096)
+    one, four = (capacity(shape, "FP16", 4096, 1, find_device("RTX 4090"), count).cache for count in (1, 4))
+    assert four == pytest.approx(2 * one)
+
+
+def test_offload_fills_the_device_and_no_more() -> None:
+    device, cpu = find_device("RTX 4090"), find_device("desktop-ddr5-5600", ("cpu",))
+    found = offload(SEVENTY, "GGUF Q4_K_M", 4096, 1, device, 1, cpu)
+    layer = (68.451 * 4.83 / 8 + 1.3422) / 80
+    assert found.layers == int((21.6 - 1.0507 * 5.53 / 8) / layer) == 39
+    assert found.on_devices <= 21.6
+    assert found.ceiling == pytest.approx(1 / (found.on_devices / 1008 + 41 * layer / 89.6), rel=1e-3)
+    assert offload(SEVENTY, "GGUF Q4_K_M", 4096, 1, device, 4, cpu).layers == 80
+    assert offload(SEVENTY, "GGUF Q4_K_M", 4096, 1, device, 4, cpu).twice == 0
+    assert found.on_cpu > found.twice > 0
+
+
+def test_names_are_found_or_explained(tmp_path: Path) -> None:
+    assert find_shape("command r+")[1] == SHAPES["Command-R+"]
+    label, shape = find_shape("70B")
+    assert shape == SEVENTY
+    assert "nearest to 70B" in label
+    assert find_format("awq-w4g128") == INT4
+    assert find_device("L4")["id"] == "l4"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral"}))
+    for call_it in (lambda: find_shape("400B"), lambda: find_shape(str(tmp_path)), lambda: find_format("q9"), lambda: find_device("A100")):
+        with pytest.raises(UserError, match=r"expected|config\.json|counts dense"):
+            call_it()
+
+
+@pytest.mark.parametrize(("recipe", "format_name"), [("rtn-w4g128", INT4), ("nf4", "NF4 double quant"), ("q4_k_m-plain", "GGUF Q4_K_M")])
+def test_artifacts_take_what_was_planned(recipe: str, format_name: str, tmp_path: Path) -> None:
+    source = locate("embedded")
+    batch = windows(load_text("docstrings"), load_tokenizer(source), 64, 2)
+    artifact = next(iter(quantize_model(source, [parse(recipe)], batch, tmp_path)))
+    written = sum(file.stat().st_size for file in artifact.path.iterdir() if file.suffix in (".safetensors", ".gguf"))
+    assert weight_bytes(find_shape("embedded")[1], format_name) == pytest.approx(written, rel=0.1)
+
+
+def test_every_leaf_has_recipes() -> None:
+    assert set(choose.RECIPES) == set(choose.leaves().values())
+    assert all(parse(name).name == name for names in choose.RECIPES.values() for name in names)
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["plan", "70B", "--count", "2", "--offload", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["holds"] is True
+    assert told["offload"]["of"] == 80
+    assert call(["plan", "70B", "--format", "fp16", "--count", "4"]) == 0
+    assert "four RTX 4090: they hold 96 GB" in capsys.readouterr().out
+    assert call(["plan", "no/such/model"]) == 2

@@ -1,0 +1,84 @@
+"""The planner's arithmetic, against published sizes."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlab.methods.rtn import rtn
+from qlab.plan.plan import GB, SHAPES, cache_bytes, device_named, explain, fit, hardware, plan, shape_of, splits, weight_bytes
+
+SEVENTY = SHAPES["Llama-3.1-70B"]
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("Llama-3.1-8B", 8.03), ("Llama-3.1-70B", 70.55), ("Mistral-7B-v0.3", 7.25), ("Qwen2.5-7B", 7.62), ("Command-R+", 103.8)],
+)
+def test_parameter_counts_are_the_published_ones(name: str, billions: float) -> None:
+    assert SHAPES[name].parameters / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+@pytest.mark.parametrize(("format_name", "size"), [("FP16", 141), ("AWQ/GPTQ INT4 g128", 39.8), ("GGUF Q4_K_M", 43.1), ("FP32", 282)])
+def test_seventy_billion_weights_take_what_was_found(format_name: str, size: float) -> None:
+    assert weight_bytes(SEVENTY, format_name) / GB == pytest.approx(size, rel=0.02)
+
+
+def test_the_cache_of_a_70b_is_by_hand() -> None:
+    assert SEVENTY.kv_bytes_per_token == 327_680  # keys and values, 80 layers, 8 heads of 128, 2 bytes
+    assert cache_bytes(SEVENTY, 16384) / GB == pytest.approx(5.4, abs=0.05)
+
+
+def test_the_guides_cases() -> None:
+    fits = {(fit["device"], fit["count"]) for fit in plan(SEVENTY, "FP16", 4096).fits}
+    assert not any("4090" in device for device, _ in fits if _ <= 4)  # four RTX 4090 hold 96 GB, not 141
+    small = {(fit["device"], fit["count"]) for fit in plan(SEVENTY, "AWQ/GPTQ INT4 g128", 4096).fits}
+    assert ("NVIDIA GeForce RTX 4090", 2) in small
+    assert ("NVIDIA GeForce RTX 4090", 1) not in small
+
+
+def test_tensor_parallelism_divides_the_heads() -> None:
+    assert {fit["count"] for fit in plan(SHAPES["Qwen2.5-7B"], "FP32", 4096).fits} <= {1, 2, 4}  # 28 heads: never 8
+
+
+def test_a_config_becomes_its_shape() -> None:
+    config = {
+        "num_hidden_layers": 80, "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+    }  # fmt: skip
+    assert shape_of(config) == SEVENTY
+
+
+def test_format_widths_are_what_the_methods_store() -> None:
+    import torch
+
+    from qlab.plan.plan import FORMATS
+
+    assert FORMATS["AWQ/GPTQ INT4 g128"][0] == pytest.approx(rtn(torch.randn(64, 1024), 4, 128).bits_per_weight)
+    assert FORMATS["INT8"][0] == pytest.approx(rtn(torch.randn(64, 1024), 8, 128).bits_per_weight)
+
+
+def test_hardware_is_complete() -> None:
+    devices = hardware()
+    assert len({device["id"] for device in devices}) == len(devices) > 20
+    assert all(device["bandwidth_gb_s"] > 0 and device["memory_gb"] > 0 for device in devices)
+
+
+def test_table_and_claims_judge_by_one_rule() -> None:
+    memory = device_named("RTX 4090")["memory_gb"]
+    for context in (4096, 16384):
+        found = {f["device"]: f["count"] for f in plan(SEVENTY, "AWQ/GPTQ INT4 g128", context).fits}["NVIDIA GeForce RTX 4090"]
+        assert fit(SEVENTY, "AWQ/GPTQ INT4 g128", context, memory, found).holds
+        assert not fit(SEVENTY, "AWQ/GPTQ INT4 g128", context, memory, found // 2).holds
+    two = fit(SEVENTY, "FP16", 4096, 80, 2)
+    assert two.holds
+    assert fit(SEVENTY, "FP16", two.longest, 80, 2).holds
+    assert not fit(SEVENTY, "FP16", two.longest + 1, 80, 2).holds
+
+
+def test_heads_that_cannot_be_shared_are_explained() -> None:
+    assert [n for n in range(1, 9) if splits(SEVENTY, n)] == [1, 2, 4, 8]
+    text = explain("Llama-3.1-70B", "AWQ/GPTQ INT4 g128", 16384, "RTX 4090", 2)
+    assert "It does not fit" in text
+    assert "3 cannot share 64 heads" in text
+    assert text.endswith("it takes 4.")
+    assert "It fits" in explain("Llama-3.1-70B", "FP16", 4096, "A100 80GB SXM", 2)

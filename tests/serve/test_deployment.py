@@ -1,0 +1,170 @@
+"""What may be deployed, by what command, and the files that others deploy with."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from qlab.artifacts.artifact import quantize_model
+from qlab.models.opening import Source, kind_of
+from qlab.recipes import parse
+from qlab.serve.deployment import Deployment, read_key
+from qlab.serve.files import files_of, write_files
+from qlab.serve.runtimes.ollama import Ollama, modelfile
+from qlab.serve.runtimes.registry import RUNTIMES, runtime_for, runtime_named
+from qlab.support.errors import UserError
+
+KEY = "a-key-of-twenty-four-chr"
+SERVED = {"llamacpp": "q8_0", "vllm": "rtn-w4g64", "tgi": "gptq-w4g64", "ollama": "q8_0"}
+
+
+@pytest.fixture(scope="module")
+def artifacts(tiny: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    import torch
+
+    out = tmp_path_factory.mktemp("artifacts")
+    recipes = [parse(name) for name in dict.fromkeys(SERVED.values())]
+    made = quantize_model(tiny, recipes, torch.arange(4 * 32).view(4, 32) % 200, out)
+    return {artifact.path.name: artifact.path for artifact in made}
+
+
+def deployment(folder: Path, **options: Any) -> Deployment:
+    return Deployment(folder, "my-model", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "a b; rm -rf /"}, "the name 'a b; rm -rf /' will not do"),
+        ({"port": 0}, "port 0"),
+        ({"host": "0.0.0.0"}, "give a key"),
+        ({"host": "example"}, "expected an address"),
+        ({"context": 1}, "expected a context"),
+    ],
+)
+def test_what_no_runtime_could_take_is_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        Deployment(**({"folder": tmp_path, "name": "m"} | options))
+
+
+def test_a_key_file_is_private_and_holds_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY + "\n")
+    file.chmod(0o644)
+    with pytest.raises(UserError, match="chmod 600"):
+        read_key(file)
+    file.chmod(0o600)
+    assert read_key(file) == KEY
+    assert KEY not in repr(deployment(tmp_path, key=KEY, host="0.0.0.0"))
+    file.write_text("short")
+    with pytest.raises(UserError, match="16 to 512"):
+        read_key(file)
+    with pytest.raises(UserError, match="cannot read"):
+        read_key(tmp_path / "none")
+
+
+def test_formats_find_their_runtimes(artifacts: dict[str, Path]) -> None:
+    assert {name: kind_of(path) for name, path in artifacts.items()} == {"q8_0": "gguf", "rtn-w4g64": "awq", "gptq-w4g64": "gptq"}
+    assert runtime_for("gguf").name == "llamacpp"
+    assert runtime_for("awq").name == "vllm"
+    with pytest.raises(UserError, match="no runtime 'x'"):
+        runtime_named("x")
+    with pytest.raises(UserError, match="vLLM serves awq, gptq, dense; q8_0 is gguf"):
+        files_of(RUNTIMES["vllm"], deployment(artifacts["q8_0"]))
+
+
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_commands_carry_what_was_asked_and_never_the_key(name: str, artifacts: dict[str, Path]) -> None:
+    runtime, folder = RUNTIMES[name], artifacts[SERVED[name]]
+    asked = deployment(folder, context=1234, port=8123, key=None if name == "ollama" else KEY, gpus=2)
+    command, environment = runtime.command(asked), runtime.environment(asked)
+    assert KEY not in " ".join(command)
+    assert "8123" in " ".join([*command, *environment.values()])
+    assert "127.0.0.1" in " ".join([*command, *environment.values()])
+    if name != "ollama":
+        assert KEY in environment.values()
+        assert "1234" in " ".join(command)
+    else:
+        with pytest.raises(UserError, match="knows no keys"):
+            runtime.command(deployment(folder, key=KEY))
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_compose_files_obey_the_published_schema_and_the_rules_of_the_house(name: str, gpus: int, artifacts: dict[str, Path]) -> None:
+    schema = json.loads((Path(__file__).parent / "schemas/compose.json").read_text())
+    text = files_of(RUNTIMES[name], deployment(artifacts[SERVED[name]], gpus=gpus, key=KEY))["compose.yaml"]
+    assert KEY not in text
+    found = yaml.safe_load(text)
+    jsonschema.validate(found, schema)
+    (service,) = found["services"].values()
+    assert re.search(r":[vsb]?[\w-]*\d", service["image"])  # pinned
+    assert service["user"] == "10001:10001"
+    assert service["read_only"]
+    assert service["ports"][0].startswith("127.0.0.1:8000:")
+    reserved = service["deploy"]["resources"].get("reservations")
+    assert bool(reserved) == bool(gpus)
+    with pytest.raises(jsonschema.ValidationError):  # the schema can fail
+        jsonschema.validate({"services": {"a": service | {"prots": []}}}, schema)
+
+
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_manifests_obey_the_published_schema_and_the_rules_of_the_house(name: str, artifacts: dict[str, Path]) -> None:
+    validate = pytest.importorskip("kubernetes_validate")
+    text = files_of(RUNTIMES[name], deployment(artifacts[SERVED[name]], gpus=1, key=KEY))["kubernetes.yaml"]
+    assert KEY not in text
+    workload, service = yaml.safe_load_all(text)
+    for manifest in (workload, service):
+        validate.validate(manifest, "1.34", strict=True)
+    pod = workload["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
+    assert "memory" in container["resources"]["limits"]
+    assert service["spec"]["selector"] == workload["spec"]["selector"]["matchLabels"]
+    del workload["spec"]["selector"]
+    with pytest.raises(validate.ValidationError):  # the schema can fail
+        validate.validate(workload, "1.34", strict=True)
+
+
+def test_memory_limits_cover_weights_and_cache(artifacts: dict[str, Path]) -> None:
+    def limit(**options: Any) -> int:
+        service = yaml.safe_load(files_of(RUNTIMES["llamacpp"], deployment(artifacts["q8_0"], **options))["compose.yaml"])["services"]
+        return int(service["my-model"]["deploy"]["resources"]["limits"]["memory"].rstrip("M"))
+
+    assert limit(context=1 << 20, sequences=8) > limit(context=1024) > 2048
+
+
+MODELFILE = re.compile(r'(FROM \S+|PARAMETER [a-z_]+ \S+|TEMPLATE [^"\n]+|SYSTEM """(?s:.*?)""")\n')
+
+
+def test_the_modelfile_is_one(artifacts: dict[str, Path]) -> None:
+    asked = deployment(artifacts["q8_0"], context=8192, gpus=1)
+    text = modelfile(asked, "./m.gguf")
+    assert MODELFILE.sub("", text) == ""  # nothing but instructions of Ollama's grammar
+    assert text.startswith("FROM ./m.gguf\n")
+    assert "PARAMETER num_ctx 8192\nPARAMETER num_gpu 99\n" in text
+    assert "Réponds en français" in text
+    with pytest.raises(UserError, match='must not hold """'):
+        modelfile(deployment(artifacts["q8_0"], system='"""\nFROM evil'), "./m.gguf")
+
+
+def test_files_are_written_whole_or_not_at_all(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    written = write_files(Ollama(), deployment(artifacts["q8_0"]), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in written)
+    assert {path.name for path in written} == {"compose.yaml", "kubernetes.yaml", "Modelfile"}
+    with pytest.raises(UserError, match="is there already"):
+        write_files(Ollama(), deployment(artifacts["q8_0"]), tmp_path / "out")
+
+
+def test_a_missing_runtime_is_named_with_its_remedy() -> None:
+    assert set(RUNTIMES) == {"llamacpp", "vllm", "tgi", "ollama"}
+    assert RUNTIMES["llamacpp"].present()
+    assert all(runtime.install for runtime in RUNTIMES.values())

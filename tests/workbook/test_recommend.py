@@ -1,0 +1,39 @@
+"""Advice from measurements and constraints, and where it parts from the guide's."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlab.workbook.recommend import recommend
+from tests.workbook.test_benchmark import ROWS, row
+
+AWQ = row("AWQ by qlab", [0.011, 0.021, 0.031], 850, 300, 5)
+ALL = [*ROWS, AWQ]
+
+
+def test_the_nearest_that_fits_and_can_be_put_to_the_use() -> None:
+    assert recommend(ALL, "Ollama or llama.cpp", False, 1.0).measured == "GGUF Q8_0"  # nearer, and small enough here
+    assert recommend(ALL[:1] + ALL[2:], "Ollama or llama.cpp", False, 1.0).measured == "GGUF Q4_K_M"
+    assert recommend(ALL, "production on vLLM or TGI", False, 0.5).measured == "AWQ by qlab"
+    assert recommend(ALL, "production on vLLM or TGI", False, 1.0).measured == "FP16 original"  # there is room: nothing need be lost
+    assert recommend(ALL, "fine-tuning", False, 0.5).measured == "NF4 by qlab"  # of the equals, the faster
+
+
+def test_where_it_parts_from_the_guide_it_says_why() -> None:
+    agreed = recommend(ALL, "production on vLLM or TGI", False, 0.5)
+    assert agreed.agree
+    parted = recommend([*ROWS, row("AWQ by qlab", [0.111, 0.121, 0.131], 850, 300, 5)], "production on vLLM or TGI", False, 0.5)
+    assert not parted.agree
+    assert parted.measured == "GPTQ by AutoGPTQ"
+    assert "AWQ by qlab has KL 0.12100" in parted.why
+    assert not recommend(ALL, "Ollama or llama.cpp", False, 1.0).agree  # Q8_0 is not the Q4_K_M that it names
+
+
+def test_constraints_that_nothing_meets_are_said() -> None:
+    small = recommend(ALL, "production on vLLM or TGI", False, 0.1)
+    assert small.measured == "nothing measured here"
+    assert "the smallest for this use, AWQ by qlab, takes 21%" in small.why
+    assert "leaves layers on the CPU" in recommend(ALL, "production on vLLM or TGI", True, 1.0).why
+    assert recommend(ALL, "something else", True, 0.5).guide == "GGUF Q4_K_M"
+    with pytest.raises(KeyError):
+        recommend(ALL, "world peace", False, 1.0)

@@ -1,0 +1,76 @@
+"""The runner on small notebooks of its own: failure, dependence, resumption."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from rich.console import Console
+
+from qlab.models.opening import Source
+from qlab.show.progress import LessonProgress
+from qlab.workbook import runner as workbook
+from qlab.workbook.runner import DONE, FAILED, SKIPPED, run_lessons
+
+
+@pytest.fixture
+def lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Source) -> dict[str, dict[str, Any]]:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    body = "from qlab.workbook.record import record\nrecord('value', number * 2)"
+    for name, source in {"01_fine": body, "02_awq": "raise ValueError('no luck')", "07_benchmarks": body}.items():
+        parameters = new_code_cell("model = ''  # m\nnumber = 1  # n")
+        parameters.metadata["tags"] = ["parameters"]
+        notebook = new_notebook(cells=[parameters, new_code_cell(source)])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    monkeypatch.setattr(workbook, "NOTEBOOKS", folder)
+    return {name: {"model": str(tiny.path), "number": 21} for name in ("01_fine", "02_awq", "07_benchmarks")}
+
+
+def test_a_failure_is_reported_and_what_needs_it_is_not_run(lessons: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    seen: list[tuple[Any, ...]] = []
+    fine, failed, skipped = run_lessons(lessons, tmp_path / "out", False, lambda *news: seen.append(news))
+    assert (fine.state, fine.records) == (DONE, {"value": 42})
+    assert (failed.state, failed.error) == (FAILED, "ValueError: no luck")
+    assert failed.cell == 3  # the parameters, the injected ones, then this
+    assert (skipped.state, skipped.error) == (SKIPPED, "needs 02_awq, which did not finish")
+    assert ("01_fine", 3, 3) in seen
+    assert [news for news in seen if len(news) == 4] == [
+        ("01_fine", 1, 1, DONE),
+        ("02_awq", 1, 1, FAILED),
+        ("07_benchmarks", 1, 1, SKIPPED),
+    ]
+
+
+def test_the_log_says_how_a_lesson_ended() -> None:
+    out = io.StringIO()
+    with LessonProgress(["01_fine", "02_awq"], Console(file=out)) as progress:
+        for news in (("01_fine", 3, 3), ("01_fine", 1, 1, DONE), ("02_awq", 1, 1, FAILED)):
+            progress.update(*news)
+    assert out.getvalue().splitlines() == ["01_fine: done (1/2)", "02_awq: failed (2/2)"]
+
+
+def test_the_finished_notebook_names_no_folder_of_its_runner(lessons: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    run_lessons({"01_fine": lessons["01_fine"]}, tmp_path / "out", False, lambda *_: None)
+    text = (tmp_path / "out" / "notebooks" / "01_fine.ipynb").read_text()
+    assert "papermill" not in text
+    assert str(tmp_path.parent.parent) not in text
+
+
+def test_only_what_changed_is_done_again(lessons: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    def run(fresh: bool = False) -> list[bool]:
+        return [outcome.earlier for outcome in run_lessons(chosen, tmp_path / "out", fresh, lambda *_: None)]
+
+    chosen = {name: lessons[name] for name in ("01_fine", "07_benchmarks")}
+    assert run() == [False, False]
+    assert run() == [True, True]
+    chosen["01_fine"]["number"] = 4
+    assert run() == [False, True]
+    assert run(fresh=True) == [False, False]
+    (tmp_path / "out" / "notebooks" / "01_fine.json").unlink()  # as after an interruption
+    assert run() == [False, True]
