@@ -14,6 +14,13 @@ app = typer.Typer(
 )
 console = Console(stderr=True, soft_wrap=True)
 ModelOption = Annotated[str, typer.Option(help="'embedded', a model folder, or a hub id.")]
+CalibrationOption = Annotated[
+    list[str],
+    typer.Option(
+        help="Text like what the model will read: docstrings, python-reference, prompts (the workbook's own, French and English), or "
+        "a file of UTF-8 text or of JSON lines (messages, text or prompt). May be repeated, each with a weight behind a colon: chat.jsonl:2."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 
 

@@ -18,7 +18,7 @@ import torch
 from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
 from qlab.models.opening import Source, load
-from qlab.models.text import load_prompts
+from qlab.models.texts.prompts import load_prompts
 from qlab.recipes import parse
 from qlab.serve.load import Answer, parting, percentiles, run_load, saturation, summary
 from qlab.serve.proof import compare, prove
