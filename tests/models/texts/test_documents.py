@@ -34,7 +34,8 @@ def test_json_lines_are_seen(tmp_path: Path, name: str, text: str, documents: in
 
 
 @pytest.mark.parametrize(
-    "text", ["{braces} begin this text\n", '{"text": "one"} is a record\n', RECORD + "def f(): pass\n", '{"level": "info"}\n' * 3, "[1, 2]\n"]
+    "text",
+    ["{braces} begin this text\n", '{"text": "one"} is a record\n', RECORD + "def f(): pass\n", '{"level": "info"}\n' * 3, "[1, 2]\n"],
 )
 def test_plain_text_that_begins_with_a_brace_stays_plain_text(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text)

@@ -40,7 +40,9 @@ def test_windows_are_consecutive_and_do_not_overlap(tmp_path: Path) -> None:
 
 def test_a_text_shorter_than_asked_for_is_said_and_one_shorter_than_a_window_refused(tmp_path: Path) -> None:
     (line, protocol) = read_windows(plain(tmp_path / "a.txt", "abcdefghij"), Bytes(), 3, 99).lines("calibration")
-    assert line.startswith("calibration: a.txt: plain text, 1 document read, 10 tokens, 3 windows used; fewer than the 99 windows asked for")
+    assert line.startswith(
+        "calibration: a.txt: plain text, 1 document read, 10 tokens, 3 windows used; fewer than the 99 windows asked for"
+    )
     assert line.endswith("its last 1 token fill no window and are dropped")
     assert "windows of 3 tokens that do not overlap, no BOS" in protocol
     with pytest.raises(UserError, match="b.txt has 2 tokens, less than one window of 3"):
@@ -95,9 +97,9 @@ def test_every_window_begins_as_the_tokenizer_begins_a_text(tmp_path: Path) -> N
     assert [spoken(window) for window in found.windows] == ["^abc", "^def"]
     assert (found.start, found.read[0].unused) == ("<bos>", 2)
     assert "each begins with <bos>" in found.protocol
-    several = write(tmp_path / "b.jsonl", {"text": "aaa"}, {"text": "bbb"})
+    several = write(tmp_path / "b.jsonl", *({"text": 3 * letter} for letter in "abc"))
     windows = read_windows(several, Bytes(begins=True, eos_token_id=EOS), 5, 2).windows
-    assert {spoken(windows[0]), spoken(windows[1])[:4]} in ({"^aaa$", "^bbb"}, {"^bbb$", "^aaa"})  # not BOS twice
+    assert {spoken(window) for window in windows} <= {"^aaa$", "^bbb$", "^ccc$"}  # not BOS twice
     with pytest.raises(UserError, match="no room for text"):
         read_windows(file, Bytes(begins=True), 1, 9)
 

@@ -16,9 +16,7 @@ class Bytes:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * (self.begins and add_special_tokens) + list(text.encode())
 
-    def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool = True, add_generation_prompt: bool = False
-    ) -> Any:
+    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool = True, add_generation_prompt: bool = False) -> Any:
         assert not tokenize
         text = "".join(f"<{message['role']}>{message['content']}</>" for message in conversation)
         return text + "<assistant>" * add_generation_prompt
