@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from qlab import EMBEDDED, ROOT
-from qlab.models.opening import Source, load_tokenizer, locate
+from qlab.models.loading import load_tokenizer
+from qlab.models.opening import OpenedModel, locate
 
 SHARED = ROOT.parent / "shared"
 
@@ -28,7 +29,7 @@ def tiny_folder(folder: Path, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
     return locate(str(tiny_folder(tmp_path_factory.mktemp("models") / "tiny")))
 
 

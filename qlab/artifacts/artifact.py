@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.models.opening import Source, locate
+from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import Recipe, WalkedRecipe, describe
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.precision import multiplies_bfloat16
 from qlab.support.process import peak_bytes, run_isolated
 from qlab.support.versions import version_of
-from qlab.walk.skeleton import checkpoint_of
 from qlab.walk.walk import Journal, Walk
 
 MANIFEST = "qlab.json"
@@ -65,11 +64,11 @@ class Artifact:
         return disk_bytes(self.path)
 
     @property
-    def source(self) -> Source:
+    def source(self) -> OpenedModel:
         return locate(str(self.path))
 
 
-def inputs_of(recipe: Recipe, source: Source, windows: Tensor, device: str) -> dict[str, Any]:
+def inputs_of(recipe: Recipe, source: OpenedModel, windows: Tensor, device: str) -> dict[str, Any]:
     """All that an artifact's bytes depend on."""
     return {
         "model": source.fingerprint,
@@ -81,7 +80,7 @@ def inputs_of(recipe: Recipe, source: Source, windows: Tensor, device: str) -> d
     }
 
 
-def make_artifact(recipe: Recipe, source: Source, windows: Tensor, work: str) -> Artifact:
+def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: str) -> Artifact:
     """Quantize `source` by `recipe` with the calibration `windows`, or take the artifact that the same inputs made before.
 
     It lies in `work`/<model>-<hash>/<recipe>. Quantizing runs in a process of its own.
@@ -114,15 +113,15 @@ def finish(out: Path, folder: Path, inputs: dict[str, Any], details: dict[str, A
     return Artifact(folder, manifest, cost)
 
 
-def check(source: Source, recipes: Sequence[WalkedRecipe]) -> None:
-    """Raise the UserError of a recipe that cannot store this model, as far as its names and configuration tell, before any work."""
-    shapes = checkpoint_of(source).shapes
+def check(source: OpenedModel, recipes: Sequence[WalkedRecipe]) -> None:
+    """Raise the UserError of a checkpoint that is not complete, or of a recipe that cannot store this model, before any work."""
+    source.check_complete()
     for recipe in recipes:
-        recipe.check(source, shapes)
+        recipe.check(source)
 
 
 def quantize_model(
-    source: Source, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu"
+    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu"
 ) -> list[Artifact]:
     """Quantize by all `recipes` in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
 

@@ -29,7 +29,8 @@ def quantize(
     """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import check, quantize_model
-    from qlab.models.opening import check_device, check_length, load_tokenizer, locate
+    from qlab.models.loading import load_tokenizer
+    from qlab.models.opening import check_device, check_length, locate
     from qlab.models.text import load_text
     from qlab.models.text import windows as cut
     from qlab.recipes import parse

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlab import EMBEDDED
-from qlab.models.opening import HUB_ID
+from qlab.models.locating import HUB_ID
 from qlab.plan.plan import FORMATS, SHAPES, Shape, hardware, shape_of
 from qlab.support.errors import UserError
 from qlab.support.wording import listed

@@ -18,10 +18,10 @@ from qlab.methods.gptq import compensated
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.rtn import rtn
 from qlab.methods.tuned import SoftIntegers, tune
-from qlab.models.opening import Source
-from qlab.recipes.recipe import Shapes, Walked
+from qlab.models.opening import OpenedModel
+from qlab.recipes.recipe import Walked
 from qlab.support.errors import UserError
-from qlab.walk.block import Block, is_linear
+from qlab.walk.block import Block
 from qlab.walk.folding import fold_scales
 from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
@@ -97,15 +97,15 @@ class Integers(Walked):
     def format(self) -> str:
         return "awq" if self.awq_layout else "gptq"
 
-    def check(self, source: Source, shapes: Shapes) -> None:
+    def check(self, source: OpenedModel) -> None:
         """Raise the UserError of widths that the layout has no room for, and of rows that the group size does not divide."""
         if not self.awq_layout and self.bits not in gptq.WIDTHS:
             raise UserError(f"{self.name}: the GPTQ format holds {', '.join(map(str, gptq.WIDTHS))} bits, not {self.bits}")
-        for name, shape in shapes.items():
-            if is_linear(name, shape) and self.group_size != -1 and shape[1] % self.group_size:
+        for name, shape in source.layout.linear.items():
+            if self.group_size != -1 and shape[1] % self.group_size:
                 raise UserError(f"{self.name}: {name} has rows of {shape[1]} weights, which groups of {self.group_size} do not divide")
 
-    def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
+    def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         assert calibration is not None
         statistics = calibration.statistics
         with torch.no_grad():
@@ -163,7 +163,7 @@ class Integers(Walked):
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
 
-    def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
+    def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
         if self.awq_layout:
             entry = awq.quantization_config(self.group_size, ["lm_head"])
         else:

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.artifacts.artifact import Artifact, make_artifact
 from qlab.evaluate.quality import Quality, kept_logits, measure_quality
-from qlab.models.opening import Source, check_length, decoder_layers, load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, check_length, decoder_layers, locate
 from qlab.models.text import load_text, windows
 from qlab.recipes import Recipe
 from qlab.support.memory import disk_bytes
@@ -27,7 +28,7 @@ from qlab.workbook.record import record
 class Lesson:
     """The subject of a lesson and the texts to judge it by; windows are int64 [windows, length]."""
 
-    source: Source
+    source: OpenedModel
     tokenizer: PreTrainedTokenizerBase
     reference: PreTrainedModel
     calibration: Tensor
