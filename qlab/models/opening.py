@@ -31,10 +31,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from qlab import EMBEDDED
 from qlab.formats.dense import dense_state
 from qlab.formats.gguf.header import read_header
 from qlab.formats.gguf.metadata import ARCHITECTURES
+from qlab.models.named import NAMES, named_folder
 from qlab.support.errors import UserError
 from qlab.support.progress import bars_on_terminals
 
@@ -64,10 +64,10 @@ def locate(name: str, weights: bool = True) -> Source:
     """Find the model that `name` means and check its files, without loading it; without `weights`, a config.json is enough.
 
     Raises:
-        UserError: no such folder or hub id, no network, no weights, pickled weights, or a damaged file.
+        UserError: no such folder or hub id, a named model that was not fetched, no network, no weights, pickled weights, or a damaged file.
     """
-    if name == "embedded":
-        folder, shown = EMBEDDED, name
+    if (named := named_folder(name)) is not None:
+        folder, shown = named, name
     elif name and Path(name).expanduser().is_dir():
         folder = Path(name).expanduser().resolve()
         shown = folder.name
@@ -75,7 +75,8 @@ def locate(name: str, weights: bool = True) -> Source:
         folder, shown = download(name), name
     else:
         raise UserError(
-            f"no model {name!r}: expected 'embedded', a folder with config.json and *.safetensors, or a hub id such as Qwen/Qwen2.5-0.5B"
+            f"no model {name!r}: expected {', '.join(map(repr, NAMES))}, a folder with config.json and *.safetensors, "
+            "or a hub id such as Qwen/Qwen2.5-0.5B"
         )
     found = check_weights(folder) if weights or weight_files(folder) else []
     return Source(shown, folder, fingerprint(folder, found))
