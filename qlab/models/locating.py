@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from qlab import EMBEDDED
+from qlab.models.named import NAMES, named_folder
 from qlab.support.errors import UserError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -23,10 +23,10 @@ def find_folder(name: str) -> tuple[str, Path]:
     """The name to show and the folder, or the GGUF file, that `name` means.
 
     Raises:
-        UserError: no such folder or hub id, or no network.
+        UserError: no such folder or hub id, a named model that was not fetched, or no network.
     """
-    if name == "embedded":
-        return name, EMBEDDED
+    if (named := named_folder(name)) is not None:
+        return name, named
     path = Path(name).expanduser() if name else None
     if path and path.is_dir():
         return path.resolve().name, path.resolve()
@@ -35,7 +35,7 @@ def find_folder(name: str) -> tuple[str, Path]:
     if HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
         return name, download(name)
     raise UserError(
-        f"no model {name!r}: expected 'embedded', a folder with config.json and *.safetensors, a .gguf file, "
+        f"no model {name!r}: expected {', '.join(map(repr, NAMES))}, a folder with config.json and *.safetensors, a .gguf file, "
         "or a hub id such as Qwen/Qwen2.5-0.5B"
     )
 

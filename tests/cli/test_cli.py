@@ -47,6 +47,7 @@ def test_papermills_way_of_giving_parameters() -> None:
         (["quantize", "--recipe", "awq-w4g100", "--dry-run"], "which groups of 100 do not divide"),
         (["quantize", "--recipe", "nf4", "--length", "99999"], "--length is 99999: expected 2 to 1024, the longest context of"),
         (["finetune", "embedded", "--text", "python-reference", "--length", "1025"], "--length is 1025: expected 2 to 1024"),
+        (["fetch", "nothing"], "no model 'nothing' to fetch: expected smollm2"),
         (["release", "--length", "1025"], "--length is 1025: expected 2 to 1024"),
         (["evaluate", "embedded", "--window", "1025"], "--window is 1025: expected 2 to 1024"),
     ],
@@ -54,7 +55,7 @@ def test_papermills_way_of_giving_parameters() -> None:
 def test_wrong_input_is_one_message_and_nothing_is_written(
     arguments: list[str], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    out = [] if arguments[0] == "evaluate" else ["--out", str(tmp_path / "report")]
+    out = [] if arguments[0] in ("evaluate", "fetch") else ["--out", str(tmp_path / "report")]
     assert message in failing([*arguments, *out], capfd)
     assert not (tmp_path / "report").exists()
 
