@@ -14,6 +14,9 @@ app = typer.Typer(
 )
 console = Console(stderr=True, soft_wrap=True)
 ModelOption = Annotated[str, typer.Option(help="'embedded', 'smollm2' (see qlab fetch), a model folder, or a hub id.")]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse a recipe that the model's shapes do not fit, instead of taking the nearest that they do.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 
 

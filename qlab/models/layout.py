@@ -53,6 +53,10 @@ class Layout:
         """Whether a tensor lies in a decoder block."""
         return name.startswith(f"{self.blocks}.")
 
+    def within_block(self, name: str) -> str:
+        """A name without its block's: model.layers.3.mlp.up_proj → mlp.up_proj."""
+        return name.removeprefix(f"{self.blocks}.").partition(".")[2]
+
     @property
     def rest(self) -> list[str]:
         """Tensors outside the blocks."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from qlab.formats.folder import finish_folder
 from qlab.formats.gguf import file as gguf
 from qlab.formats.gguf.decode import decode
+from qlab.formats.gguf.mix import fallback_note
 from qlab.methods.awq import output_error
 from qlab.models.opening import OpenedModel
 from qlab.recipes.recipe import Walked
@@ -71,6 +72,9 @@ class GGUF(Walked):
             weights = seen.mean_square if seen else None
             stored = gguf.encode_tensors(together, self.mix, source.config, weights, self.encoder(seen))
             found.stored |= stored
+            for name, key in zip(names, stored, strict=True):
+                note = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.config)
+                found.notes[name.removesuffix(".weight")] = note
             if seen:
                 for (name, tensor), (key, coded) in zip(together.items(), stored.items(), strict=True):
                     approximation = decode({key: coded}).to(block.device)

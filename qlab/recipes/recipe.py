@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,18 @@ class WalkedRecipe(Recipe, Method, Protocol):
     def check(self, source: OpenedModel) -> None:
         """Raise the UserError of a model that this recipe cannot store, as far as its layout and configuration tell it."""
 
+    def fitted(self, source: OpenedModel) -> Fitted:
+        """The recipe nearest to this one that can store the model, with a remark on each difference."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The recipe that is used on a model, the name of the one that was asked for, and a sentence on each difference between them."""
+
+    recipe: WalkedRecipe
+    asked: str
+    remarks: tuple[str, ...] = ()
+
 
 class Walked:
     """What recipes that the walk feeds have in common."""
@@ -47,6 +59,10 @@ class Walked:
 
     def check(self, source: OpenedModel) -> None:
         """Nothing here: most layouts take every model."""
+
+    def fitted(self: WalkedRecipe, source: OpenedModel) -> Fitted:
+        """This recipe itself: most layouts take every model."""
+        return Fitted(self, self.name)
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """In half precision, as checkpoints of the safetensors family store what is not quantized."""

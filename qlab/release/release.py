@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.artifacts.artifact import inputs_of, quantize_model
+from qlab.artifacts.artifact import fit, inputs_of, quantize_model
 from qlab.evaluate.quality import measure_quality
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel, locate
@@ -98,7 +98,10 @@ def release(
     """
     check(runtime, recipe.format, recipe.name)
     require(runtime)
-    made_from = inputs_of(recipe, source, calibration, device) | {"adapter": adapters.fingerprint(checked(adapter)) if adapter else None}
+    (fitted,) = fit(source, [recipe])
+    made_from = inputs_of(fitted.recipe, source, calibration, device) | {
+        "adapter": adapters.fingerprint(checked(adapter)) if adapter else None
+    }
     name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     out.mkdir(parents=True, exist_ok=True)
     work = out / f".{name}"
