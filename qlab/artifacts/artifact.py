@@ -117,9 +117,11 @@ def fit(source: OpenedModel, recipes: Sequence[WalkedRecipe], strict: bool = Fal
     """The recipes as this model can take them, each once, as far as its names and configuration tell it, before any work.
 
     Raises:
-        UserError: the checkpoint is not complete, or a recipe cannot store this model; with `strict`, one could store it
-            only in another way than asked.
+        UserError: the model is an artifact, its checkpoint is not complete, or a recipe cannot store this model; with
+            `strict`, one could store it only in another way than asked.
     """
+    if (source.folder / MANIFEST).exists():
+        raise UserError(f"{source.name} is quantized already: it is an artifact of qlab (see its {MANIFEST}). Give the original model")
     source.check_complete()
     found = dict[str, Fitted]()
     for recipe in recipes:

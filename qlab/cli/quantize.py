@@ -46,6 +46,8 @@ def quantize(
     fitted = fit(source, recipes, strict)
     for remark in (remark for each in fitted for remark in each.remarks):
         print(remark)
+    if beside := source.check_complete():
+        print(f"left out, since models of this type do not have them: {first_and_number(beside)}")
     limit = budget.parse_bytes(max_memory) if max_memory else None
     plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device)
     print(plan.text())
