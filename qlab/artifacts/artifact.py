@@ -149,6 +149,7 @@ def quantize_model(
     wanted = {recipe.name: inputs_of(recipe, source, windows, device) for recipe in recipes}
     known = {name: Artifact.open(out / name) for name in wanted}
     missing = [recipe for recipe in recipes if (found := known[recipe.name]) is None or found.manifest["inputs"] != wanted[recipe.name]]
+    stored = {"stored": source.checkpoint.description} if source.checkpoint.quantized else {}
     key = hashlib.sha256(json.dumps([wanted[recipe.name] for recipe in missing], sort_keys=True).encode()).hexdigest()[:12]
     work = out / f".walk-{key}"
     if missing:
@@ -170,7 +171,7 @@ def quantize_model(
                 folder,
                 out / recipe.name,
                 wanted[recipe.name],
-                {"asked": asked[recipe.name]} | journal.details(recipe.name),
+                {"asked": asked[recipe.name]} | stored | journal.details(recipe.name),
                 {"seconds": seconds, "peak_bytes": peak_bytes()},
             )
         shutil.rmtree(work)

@@ -31,7 +31,7 @@ def quantize(
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
     from qlab.models.loading import load_tokenizer
-    from qlab.models.opening import check_device, check_length, locate
+    from qlab.models.opening import already_rounded, check_device, check_length, locate
     from qlab.models.text import load_text
     from qlab.models.text import windows as cut
     from qlab.recipes import parse
@@ -42,6 +42,8 @@ def quantize(
     check_device(device)
     recipes = [parse(name) for name in dict.fromkeys(recipe)]
     source = locate(model, weights=not dry_run)
+    if source.checkpoint.quantized:
+        print(already_rounded(source))
     check_length(source, length, "--length")
     fitted = fit(source, recipes, strict)
     for remark in (remark for each in fitted for remark in each.remarks):

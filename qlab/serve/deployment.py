@@ -93,7 +93,7 @@ class Deployment:
     @property
     def config(self) -> dict[str, Any]:
         """The model's configuration, from config.json or from the GGUF file."""
-        return gguf_config(self.gguf).to_dict() if self.kind == "gguf" else read_json(self.folder / "config.json")
+        return gguf_config(self.gguf) if self.kind == "gguf" else read_json(self.folder / "config.json")
 
     @property
     def weight_bytes(self) -> int:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from qlab.artifacts.artifact import Artifact, make_artifact
 from qlab.evaluate.quality import Quality, kept_logits, measure_quality
 from qlab.formats import awq
 from qlab.models.loading import load, load_tokenizer
-from qlab.models.opening import OpenedModel, check_length, decoder_layers, locate
+from qlab.models.opening import OpenedModel, already_rounded, check_length, decoder_layers, locate
+from qlab.models.plain_copy import plain_copy
 from qlab.models.text import load_text, windows
 from qlab.recipes import Recipe
 from qlab.recipes.fitting import fitted_size, layers_of
@@ -103,6 +105,9 @@ def open_lesson(
     quiet()
     torch.manual_seed(0)
     source = locate(model)
+    if source.checkpoint.quantized:
+        print(already_rounded(source))
+        source = plain_copy(source, Path(work) / "plain" / source.name.rpartition("/")[2])
     check_length(source, calibration_length, "calibration_length")
     check_length(source, evaluation_length, "evaluation_length")
     tokenizer = load_tokenizer(source)

@@ -105,7 +105,7 @@ def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[st
     values = resolve(known, {**given, "model": model})
     source = locate(model)
     for chosen in values.values():
-        if named_folder(model) is None and Path(model).expanduser().is_dir():
+        if named_folder(model) is None and Path(model).expanduser().exists():
             chosen["model"] = str(source.path)
         for text in ("calibration_text", "evaluation_text"):  # the kernel runs elsewhere
             if chosen.get(text) and Path(chosen[text]).expanduser().is_file():
