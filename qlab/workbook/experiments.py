@@ -43,7 +43,7 @@ def layer_errors(layers: Mapping[str, nn.Linear], statistics: Mapping[str, Stati
 
 
 def group_size_table(weight: Tensor, sizes: Iterable[int], bits: Iterable[int]) -> pd.DataFrame:
-    """Stored bits a weight and relative squared error of RTN for every width and group size that divides the rows; columns group, bits, …"""
+    """Bits a weight and relative squared error of RTN by width and group size, where it divides the rows: columns group, bits, …"""
     rows, dividing = [], [size for size in sizes if weight.shape[1] % size == 0]
     for size, width in itertools.product(dividing, bits):
         quantized = rtn(weight, width, size)

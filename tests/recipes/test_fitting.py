@@ -119,7 +119,7 @@ def test_a_model_of_which_no_layer_fits_is_refused_with_a_way_out(tmp_path: Path
     folder.mkdir()
     odd = {"hidden_size": 200, "intermediate_size": 200, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 100}
     (folder / "config.json").write_text(json.dumps(narrow.config | odd))
-    with pytest.raises(UserError, match="no layer of this model can be stored in this format .* nf4 takes rows of any length"):
+    with pytest.raises(UserError, match=r"no layer of this model can be stored in this format .* nf4 takes rows of any length"):
         fit(locate(str(folder), weights=False), [parse("gptq-w4g128")])
 
 
