@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.models.opening import Source, locate
+from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import Fitted, Recipe, WalkedRecipe, describe
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.precision import multiplies_bfloat16
 from qlab.support.process import peak_bytes, run_isolated
 from qlab.support.versions import version_of
-from qlab.walk.skeleton import checkpoint_of
 from qlab.walk.walk import Journal, Walk
 
 MANIFEST = "qlab.json"
@@ -65,11 +64,11 @@ class Artifact:
         return disk_bytes(self.path)
 
     @property
-    def source(self) -> Source:
+    def source(self) -> OpenedModel:
         return locate(str(self.path))
 
 
-def inputs_of(recipe: Recipe, source: Source, windows: Tensor, device: str) -> dict[str, Any]:
+def inputs_of(recipe: Recipe, source: OpenedModel, windows: Tensor, device: str) -> dict[str, Any]:
     """All that an artifact's bytes depend on."""
     return {
         "model": source.fingerprint,
@@ -81,7 +80,7 @@ def inputs_of(recipe: Recipe, source: Source, windows: Tensor, device: str) -> d
     }
 
 
-def make_artifact(recipe: Recipe, source: Source, windows: Tensor, work: str) -> Artifact:
+def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: str) -> Artifact:
     """Quantize `source` by `recipe` with the calibration `windows`, or take the artifact that the same inputs made before.
 
     It lies in `work`/<model>-<hash>/<recipe>. Quantizing runs in a process of its own.
@@ -114,18 +113,22 @@ def finish(out: Path, folder: Path, inputs: dict[str, Any], details: dict[str, A
     return Artifact(folder, manifest, cost)
 
 
-def fit(source: Source, recipes: Sequence[WalkedRecipe], strict: bool = False) -> list[Fitted]:
+def fit(source: OpenedModel, recipes: Sequence[WalkedRecipe], strict: bool = False) -> list[Fitted]:
     """The recipes as this model can take them, each once, as far as its names and configuration tell it, before any work.
 
     Raises:
-        UserError: a recipe that cannot store this model; with `strict`, one that could only store it in another way than asked.
+        UserError: the model is an artifact, its checkpoint is not complete, or a recipe cannot store this model; with
+            `strict`, one could store it only in another way than asked.
     """
-    shapes, found = checkpoint_of(source).shapes, dict[str, Fitted]()
+    if (source.folder / MANIFEST).exists():
+        raise UserError(f"{source.name} is quantized already: it is an artifact of qlab (see its {MANIFEST}). Give the original model")
+    source.check_complete()
+    found = dict[str, Fitted]()
     for recipe in recipes:
         if strict:
-            recipe.check(source, shapes)
-        fitted = recipe.fitted(source, shapes)
-        fitted.recipe.check(source, shapes)
+            recipe.check(source)
+        fitted = recipe.fitted(source)
+        fitted.recipe.check(source)
         if strict and fitted.remarks:
             raise UserError(f"{fitted.remarks[0]}; without --strict the rest is quantized")
         found.setdefault(fitted.recipe.name, fitted)
@@ -133,7 +136,7 @@ def fit(source: Source, recipes: Sequence[WalkedRecipe], strict: bool = False) -
 
 
 def quantize_model(
-    source: Source, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu"
+    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu"
 ) -> list[Artifact]:
     """Quantize by all `recipes`, fitted to the model, in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
 

@@ -30,7 +30,8 @@ def quantize(
     """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
-    from qlab.models.opening import check_device, check_length, load_tokenizer, locate
+    from qlab.models.loading import load_tokenizer
+    from qlab.models.opening import check_device, check_length, locate
     from qlab.models.text import load_text
     from qlab.models.text import windows as cut
     from qlab.recipes import parse
@@ -45,6 +46,8 @@ def quantize(
     fitted = fit(source, recipes, strict)
     for remark in (remark for each in fitted for remark in each.remarks):
         print(remark)
+    if beside := source.check_complete():
+        print(f"left out, since models of this type do not have them: {first_and_number(beside)}")
     limit = budget.parse_bytes(max_memory) if max_memory else None
     plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device)
     print(plan.text())

@@ -28,7 +28,8 @@ def finetune(
     device: DeviceOption = "cpu",
 ) -> None:
     """Train a LoRA adapter on a model that stays in NF4 (QLoRA)."""
-    from qlab.models.opening import check_device, check_length, load_tokenizer, locate
+    from qlab.models.loading import load_tokenizer
+    from qlab.models.opening import check_device, check_length, locate
     from qlab.models.text import load_text
     from qlab.models.text import windows as cut
     from qlab.release.finetune import Training
@@ -74,7 +75,8 @@ def release(
 ) -> None:
     """Merge, quantize, gate, prove, and move OUT/current; a release that fails is refused and leaves OUT/current as it is."""
     from qlab.artifacts.artifact import fit
-    from qlab.models.opening import check_device, check_length, load_tokenizer, locate
+    from qlab.models.loading import load_tokenizer
+    from qlab.models.opening import check_device, check_length, locate
     from qlab.models.text import load_text
     from qlab.models.text import windows as cut
     from qlab.recipes import parse

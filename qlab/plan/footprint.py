@@ -11,7 +11,8 @@ from typing import Any
 from safetensors import safe_open
 
 from qlab.formats.gguf.header import read_header
-from qlab.models.opening import gguf_config, kind_of, read_json, weight_files
+from qlab.models.gguf import gguf_config
+from qlab.models.locating import kind_of, read_json, weight_files
 from qlab.plan.plan import shape_of
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from qlab.models.layout import Layout
 from qlab.support.errors import UserError
-from qlab.walk.block import PREFIX, is_linear
 
 STANDARD_SIZES = (128, 64, 32)  # group sizes that runtimes have kernels for
 # Layers that vLLM joins to one matrix. All of them are quantized, or none is.
@@ -23,9 +23,9 @@ Unfit = Callable[[int, int], str]
 """(outputs, inputs) → why a layout cannot hold such a layer, or an empty text."""
 
 
-def linear_layers(shapes: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
-    """The linear layers of the decoder blocks among a checkpoint's tensors, by their names without ".weight"."""
-    return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if is_linear(name, shape)}
+def layers_of(layout: Layout) -> dict[str, Sequence[int]]:
+    """The linear layers of the decoder blocks, by their names without ".weight"."""
+    return {name.removesuffix(".weight"): shape for name, shape in layout.linear.items()}
 
 
 def unquantized(layers: Layers, size: int, unfit: Unfit) -> dict[str, str]:
@@ -91,7 +91,7 @@ def first_and_number(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def stored_layers(parts: Sequence[Path]) -> tuple[list[str], list[str]]:
+def stored_layers(layout: Layout, parts: Sequence[Path]) -> tuple[list[str], list[str]]:
     """Linear layers in a walk's parts: those in half precision, and those quantized.
 
     A layer goes by its name within its block ("mlp.up_proj"), which all readers of a checkpoint's configuration know, or by its whole
@@ -101,18 +101,13 @@ def stored_layers(parts: Sequence[Path]) -> tuple[list[str], list[str]]:
     for part in parts:
         with safe_open(part, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a dictionary
-                if is_linear(name, opened.get_slice(name).get_shape()):
+                if name in layout.linear:
                     kept.append(name.removesuffix(".weight"))
                 elif name.endswith(".qweight"):
                     quantized.append(name.removesuffix(".qweight"))
-    both = {within_block(name) for name in kept} & {within_block(name) for name in quantized}
+    both = {layout.within_block(name) for name in kept} & {layout.within_block(name) for name in quantized}
 
     def shortened(names: list[str]) -> list[str]:
-        return list(dict.fromkeys(name if within_block(name) in both else within_block(name) for name in names))
+        return list(dict.fromkeys(name if layout.within_block(name) in both else layout.within_block(name) for name in names))
 
     return shortened(kept), shortened(quantized)
-
-
-def within_block(name: str) -> str:
-    """model.layers.3.mlp.up_proj → mlp.up_proj."""
-    return name.removeprefix(f"{PREFIX}.").partition(".")[2]

@@ -19,11 +19,12 @@ from qlab.methods.gptq import compensated
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.rtn import rtn
 from qlab.methods.tuned import SoftIntegers, tune
-from qlab.models.opening import Source
-from qlab.recipes.fitting import Layers, check_layers, fitted_size, linear_layers, stored_layers, summary, unquantized
-from qlab.recipes.recipe import Fitted, Shapes, Walked
+from qlab.models.layout import linear_layers
+from qlab.models.opening import OpenedModel
+from qlab.recipes.fitting import Layers, check_layers, fitted_size, layers_of, stored_layers, summary, unquantized
+from qlab.recipes.recipe import Fitted, Walked
 from qlab.support.errors import UserError
-from qlab.walk.block import Block, is_linear
+from qlab.walk.block import Block
 from qlab.walk.folding import fold_scales
 from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
@@ -104,15 +105,15 @@ class Integers(Walked):
     def format(self) -> str:
         return "awq" if self.awq_layout else "gptq"
 
-    def check(self, source: Source, shapes: Shapes) -> None:
+    def check(self, source: OpenedModel) -> None:
         """Raise the UserError of widths that the layout has no room for, and of rows that the group size does not divide."""
         if not self.awq_layout and self.bits not in gptq.WIDTHS:
             raise UserError(f"{self.name}: the GPTQ format holds {', '.join(map(str, gptq.WIDTHS))} bits, not {self.bits}")
-        check_layers(self.name, linear_layers(shapes), self.group_size, self.layout.unfit)
+        check_layers(self.name, layers_of(source.layout), self.group_size, self.layout.unfit)
 
-    def fitted(self, source: Source, shapes: Shapes) -> Fitted:
+    def fitted(self, source: OpenedModel) -> Fitted:
         """With the largest group size up to the asked one that divides the model's rows."""
-        layers = linear_layers(shapes)
+        layers = layers_of(source.layout)
         size, why = fitted_size(self.group_size, layers, self.layout.unfit)
         recipe = replace(self, group_size=size)
         remarks = [f"{recipe.name} instead of {self.name}: {why}"] if why else []
@@ -123,7 +124,7 @@ class Integers(Walked):
         """The layers that stay in half precision, and why."""
         return unquantized(layers, self.group_size, self.layout.unfit)
 
-    def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
+    def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         assert calibration is not None
         statistics = calibration.statistics
         kept = self.unquantized({name: block.layer(name).weight.shape for name in block.layers})
@@ -171,7 +172,8 @@ class Integers(Walked):
     @torch.enable_grad()
     def _tune(self, block: Block, calibration: Calibration, layers: Rounded) -> Iterator[tuple[str, tuple[GroupedIntegers, Tensor]]]:
         soft = {name: SoftIntegers(*layers.pop(name)) for name in block.layers}
-        names = [name for name, tensor in block.module.named_parameters() if not is_linear(block.prefix + name, tensor.shape)]
+        linear = {f"{name}.weight" for name in linear_layers(block.module)}
+        names = [name for name, _ in block.module.named_parameters() if name not in linear]
         rest = {name: block.module.get_parameter(name).detach().clone() for name in names}
         tune(block.functional, soft, rest, calibration.random_batches(TUNED_WINDOWS, block.device), self.steps, calibration.metric())
         for name, tensor in rest.items():
@@ -185,8 +187,8 @@ class Integers(Walked):
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
 
-    def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
-        kept, quantized = stored_layers(parts)
+    def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
+        kept, quantized = stored_layers(source.layout, parts)
         if self.awq_layout:
             entry = awq.quantization_config(self.group_size, ["lm_head", *kept])
         else:

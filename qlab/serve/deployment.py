@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qlab.models.opening import gguf_config, kind_of, read_json
+from qlab.models.gguf import gguf_config
+from qlab.models.locating import kind_of, read_json
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 

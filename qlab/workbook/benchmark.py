@@ -13,7 +13,7 @@ from qlab.evaluate.results import Figure, Subject, quality_figures, runtime_figu
 from qlab.evaluate.rounds import ABSENT, Protocol, measure_in_turns
 from qlab.evaluate.runtime import RuntimeFigures
 from qlab.evaluate.tasks import Score, run_tasks
-from qlab.models.opening import load
+from qlab.models.loading import load
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
 from qlab.recipes import Recipe, parse
 from qlab.support.memory import disk_bytes

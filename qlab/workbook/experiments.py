@@ -19,7 +19,7 @@ from qlab.methods.awq import best_scale, output_error, sweep_exponents
 from qlab.methods.gptq import gptq
 from qlab.methods.grid import round_to_grid
 from qlab.methods.rtn import rtn
-from qlab.models.opening import Source, decoder_layers
+from qlab.models.opening import OpenedModel, decoder_layers
 from qlab.support.progress import progress
 from qlab.walk.block import Activations
 from qlab.walk.folding import fold_scales
@@ -43,7 +43,7 @@ def layer_errors(layers: Mapping[str, nn.Linear], statistics: Mapping[str, Stati
 
 
 def group_size_table(weight: Tensor, sizes: Iterable[int], bits: Iterable[int]) -> pd.DataFrame:
-    """Bits a weight and relative squared error of RTN by width and group size, where it divides the rows: columns group, bits, …"""
+    """Stored bits a weight and relative squared error of RTN, a row for every width and every group size that divides the rows."""
     rows, dividing = [], [size for size in sizes if weight.shape[1] % size == 0]
     for size, width in itertools.product(dividing, bits):
         quantized = rtn(weight, width, size)
@@ -95,14 +95,14 @@ def rounded(model: PreTrainedModel, rounding: Callable[[Tensor], Tensor]) -> Pre
 
 
 @torch.no_grad()
-def folding_difference(source: Source, windows: Tensor) -> dict[str, float]:
+def folding_difference(source: OpenedModel, windows: Tensor) -> dict[str, float]:
     """By how much, relative to its size, the first block's output moves when AWQ's scales are folded in and nothing is rounded.
 
     `control`: the same with the norms put back as they were, so that nothing undoes the scales of the layers after them.
     """
     skeleton = Skeleton(source, "cpu")
     with tempfile.TemporaryDirectory(prefix="qlab-") as work:
-        hidden = Activations(Path(work) / "hidden", (*windows.shape, skeleton.config.hidden_size))
+        hidden = Activations(Path(work) / "hidden", (*windows.shape, skeleton.layout.hidden))
         skeleton.embed(windows, hidden)
         block = skeleton.block(0, windows.shape[1])
         block.groups = input_groups(block, hidden.pick(torch.arange(1)))

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlab.artifacts.artifact import Artifact, make_artifact
 from qlab.evaluate.quality import Quality, kept_logits, measure_quality
 from qlab.formats import awq
-from qlab.models.opening import Source, check_length, decoder_layers, load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, check_length, decoder_layers, locate
 from qlab.models.text import load_text, windows
 from qlab.recipes import Recipe
-from qlab.recipes.fitting import fitted_size, linear_layers
+from qlab.recipes.fitting import fitted_size, layers_of
 from qlab.support.memory import disk_bytes
-from qlab.walk.skeleton import checkpoint_of
 from qlab.walk.statistics import Statistics, collect
 from qlab.workbook.record import record
 
@@ -35,7 +35,7 @@ class Lesson:
     `group_size`: weights that share a scale, in every recipe and experiment of this model, the libraries' included.
     """
 
-    source: Source
+    source: OpenedModel
     tokenizer: PreTrainedTokenizerBase
     reference: PreTrainedModel
     calibration: Tensor
@@ -76,8 +76,9 @@ class Lesson:
     def with_weights(self, change: Callable[[str, Tensor], Tensor]) -> PreTrainedModel:
         """A copy of the original with `change(layer name, weight)` in place of the weight of each of `layers`."""
         model = copy.deepcopy(self.reference)
+        layers = decoder_layers(model)
         for name in self.layers:
-            layer = model.get_submodule(name)
+            layer = layers[name]
             layer.weight.data = change(name, layer.weight.data).to(layer.weight.dtype)
         return model
 
@@ -113,7 +114,7 @@ def open_lesson(
         "name": source.name, "fingerprint": source.fingerprint, "parameters": reference.num_parameters(),
         "disk_bytes": disk_bytes(source.path), "dtype": source.config.get("dtype") or source.config.get("torch_dtype"),
     })  # fmt: skip
-    size, why = fitted_size(GROUP_SIZE, linear_layers(checkpoint_of(source).shapes), awq.unfit)
+    size, why = fitted_size(GROUP_SIZE, layers_of(source.layout), awq.unfit)
     record("group-size", size)
     lesson = Lesson(source, tokenizer, reference, calibration, evaluation, work, size)
     if why:

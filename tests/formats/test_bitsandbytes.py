@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from qlab.formats.bitsandbytes import pack, quantization_config, unpack
 from qlab.formats.dense import dense_state
 from qlab.methods.nf4 import KINDS, nf4, uniform_levels
-from qlab.models.opening import Source, decoder_layers, load
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel, decoder_layers
 from qlab.peers import bitsandbytes as peer
 from qlab.support.errors import UserError
 
@@ -76,7 +77,7 @@ def test_the_last_bit_falls_as_in_the_library(kind: str, size: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("double", [False, True])
-def test_our_checkpoint_is_transformers_own(tiny: Source, tmp_path: Path, kind: str, double: bool) -> None:
+def test_our_checkpoint_is_transformers_own(tiny: OpenedModel, tmp_path: Path, kind: str, double: bool) -> None:
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     peer.quantize(tiny, theirs, kind, double)
     ours.mkdir()

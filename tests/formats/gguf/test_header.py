@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoConfig
 
 from qlab.formats.gguf.header import Tensor, read_header
-from qlab.models.opening import gguf_config
+from qlab.models.gguf import gguf_config
 from qlab.support.errors import UserError
 
 KINDS = ("F32", "F16", "Q8_0", "Q4_0", "Q2_K", "Q4_K", "Q6_K")
