@@ -12,13 +12,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from qlab.methods.nf4 import BLOCK, KINDS, SUPERBLOCK, NestedAbsmax, NormalFloat, dynamic_map, nearest
 from qlab.support.errors import UserError
 
 STATE = "weight.quant_state.bitsandbytes__"
+
+
+PACKED_ROWS = 32  # outputs that bitsandbytes' kernel for AVX512-BF16 takes together
+
+
+def leave_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing layers anew for AVX512-BF16 where it cannot: it takes whole blocks in a row and whole
+    sets of rows, and stops with an error elsewhere (_convert_weight_packed_for_cpu). Its plain path computes those."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu") and (module.in_features % BLOCK or module.out_features % PACKED_ROWS):
+            module.support_avx512bf16_for_cpu = False
 
 
 def pack(tensor: NormalFloat) -> dict[str, Tensor]:

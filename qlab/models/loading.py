@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from qlab.formats.bitsandbytes import leave_unpacked
 from qlab.formats.dense import dense_state
 from qlab.models.gguf import gguf_config
 from qlab.models.layout import UNOPENED, cannot_open, compute_buffers, empty_model
@@ -38,6 +39,7 @@ def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = 
     quantization = quantization_of(source.config, source.name)
     if native and quantization.get("quant_method") == "bitsandbytes":
         model = opened_by_transformers(source, dtype, device)
+        leave_unpacked(model)
     elif source.gguf:
         with bars_on_terminals():
             model = AutoModelForCausalLM.from_pretrained(

@@ -143,5 +143,6 @@ def test_gguf_files_say_which_blocks_they_got_and_are_read_back(narrow: Source, 
     )
     assert "model.layers.0.input_layernorm" not in notes
     reference = load(narrow)(calibration[:2]).logits
-    for made in (nf4, gguf):
-        assert float((load(made.source)(calibration[:2]).logits - reference).norm() / reference.norm()) < 0.3
+    # bitsandbytes' own layers too, whose packing for AVX512-BF16 takes no rows of 200 weights.
+    for candidate in (load(nf4.source), load(nf4.source, native=True), load(gguf.source)):
+        assert float((candidate(calibration[:2]).logits - reference).norm() / reference.norm()) < 0.3
