@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from qlab.formats.bitsandbytes import leave_unpacked
 from qlab.formats.gguf.reading import GGUFFiles
 from qlab.formats.gguf.vocabulary import read_tokenizer
 from qlab.models.layout import UNOPENED, cannot_open, compute_buffers, empty_model
@@ -37,6 +38,7 @@ def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = 
     quantization = quantization_of(source.config, source.name)
     if native and quantization.get("quant_method") == "bitsandbytes":
         model = opened_by_transformers(source, dtype, device)
+        leave_unpacked(model)
     elif source.checkpoint.quantized or all(name in source.checkpoint.shapes for name in source.layout.shapes):
         model = filled(source, dtype, device)
     else:  # stored under other names than the architecture's, which transformers translates for the families that it knows
