@@ -80,10 +80,11 @@ def inputs_of(recipe: Recipe, source: OpenedModel, windows: Tensor, device: str)
     }
 
 
-def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: str) -> Artifact:
+def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: str, read: Sequence[dict[str, Any]] = ()) -> Artifact:
     """Quantize `source` by `recipe` with the calibration `windows`, or take the artifact that the same inputs made before.
 
-    It lies in `work`/<model>-<hash>/<recipe>. Quantizing runs in a process of its own.
+    It lies in `work`/<model>-<hash>/<recipe>. Quantizing runs in a process of its own. `read` says what the windows were cut from
+    (qlab.models.texts.windows.Read); it stands in the manifest and changes nothing else.
 
     Raises:
         UserError: what the recipe cannot do with this model.
@@ -100,7 +101,8 @@ def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: st
         out = Path(unfinished) / recipe.name
         out.mkdir()
         outcome = run_isolated(recipe.quantize, source, windows, out)
-        return finish(out, folder, inputs, outcome.value, {"seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes})
+        details = outcome.value | {"calibration": list(read)}
+        return finish(out, folder, inputs, details, {"seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes})
 
 
 def finish(out: Path, folder: Path, inputs: dict[str, Any], details: dict[str, Any], cost: dict[str, Any]) -> Artifact:
@@ -136,9 +138,12 @@ def fit(source: OpenedModel, recipes: Sequence[WalkedRecipe], strict: bool = Fal
 
 
 def quantize_model(
-    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu"
-) -> list[Artifact]:
+    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu",
+    read: Sequence[dict[str, Any]] = (),
+) -> list[Artifact]:  # fmt: skip
     """Quantize by all `recipes`, fitted to the model, in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
+
+    `read` says for the manifest what the windows were cut from.
 
     Raises:
         UserError: a model or layer that a recipe cannot take.
@@ -171,7 +176,7 @@ def quantize_model(
                 folder,
                 out / recipe.name,
                 wanted[recipe.name],
-                {"asked": asked[recipe.name]} | stored | journal.details(recipe.name),
+                {"asked": asked[recipe.name], "calibration": list(read)} | stored | journal.details(recipe.name),
                 {"seconds": seconds, "peak_bytes": peak_bytes()},
             )
         shutil.rmtree(work)

@@ -30,8 +30,9 @@ def leave_unpacked(model: nn.Module) -> None:
     """Keep bitsandbytes from packing layers anew for AVX512-BF16 where it cannot: it takes whole blocks in a row and whole
     sets of rows, and stops with an error elsewhere (_convert_weight_packed_for_cpu). Its plain path computes those."""
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu") and (module.in_features % BLOCK or module.out_features % PACKED_ROWS):
-            module.support_avx512bf16_for_cpu = False
+        layer: Any = module
+        if hasattr(module, "support_avx512bf16_for_cpu") and (layer.in_features % BLOCK or layer.out_features % PACKED_ROWS):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def pack(tensor: NormalFloat) -> dict[str, Tensor]:

@@ -88,10 +88,11 @@ def release(
     out: Path,
     gates: Sequence[Gate] = GATES,
     device: str = "cpu",
+    read: Sequence[dict[str, Any]] = (),
 ) -> Release:
     """Merge, quantize with `calibration`, measure on `held_out` (both int64 [windows, length]), serve once, and move OUT/current.
 
-    Interrupted, the same call quantizes on from where it was.
+    `read` says for the manifest what the calibration windows were cut from. Interrupted, the same call quantizes on from where it was.
 
     Raises:
         UserError: the runtime is missing, the adapter is damaged or of another model, or the recipe cannot take the model.
@@ -106,7 +107,7 @@ def release(
     out.mkdir(parents=True, exist_ok=True)
     work = out / f".{name}"
     merged = merged_model(source, adapter, work)
-    (artifact,) = quantize_model(merged, [recipe], calibration, work / "quantized", device=device)
+    (artifact,) = quantize_model(merged, [recipe], calibration, work / "quantized", device=device, read=read)
     figures = measure(artifact.source, merged, source, held_out, device)
     refused = [
         f"{gate.figure} {figures[gate.figure]:.4g}, the gate is {gate.bound:g}" for gate in gates if not gate.passes(figures[gate.figure])
