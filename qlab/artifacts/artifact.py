@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qlab.models.opening import Source, locate
-from qlab.recipes import Recipe, WalkedRecipe, describe
+from qlab.recipes import Recipe, WalkedRecipe, describe, details
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.precision import multiplies_bfloat16
@@ -155,7 +155,7 @@ def quantize_model(
                 folder,
                 out / recipe.name,
                 wanted[recipe.name],
-                journal.details(recipe.name),
+                details(recipe, source, journal),
                 {"seconds": seconds, "peak_bytes": peak_bytes()},
             )
         shutil.rmtree(work)

@@ -41,6 +41,9 @@ def quantize(
     source = locate(model, weights=not dry_run)
     check_length(source, length, "--length")
     check(source, recipes)
+    remarks = {subject: remark for made in recipes for subject, remark in made.remarks(source).items()}
+    for subject, remark in remarks.items():
+        print(f"{subject}: {remark}")
     limit = budget.parse_bytes(max_memory) if max_memory else None
     plan = budget.predict(source, recipes, (windows, length), limit, device)
     print(plan.text())
@@ -53,5 +56,6 @@ def quantize(
         found = f", worst layer {worst} {artifact.errors[worst]:.2%}" if worst else ""
         print(f"{artifact.path}: {artifact.disk_bytes / 1e6:.1f} MB in {artifact.seconds:.0f} s{found}")
         for name, note in artifact.manifest["notes"].items():
-            print(f"  {name}: {note}")
+            if name not in remarks:
+                print(f"  {name}: {note}")
     print(f"peak memory {budget.gigabytes(budget.peak_bytes())} (predicted {budget.gigabytes(plan.total)})")

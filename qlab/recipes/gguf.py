@@ -62,6 +62,9 @@ class GGUF(Walked):
     def check(self, source: Source, shapes: Shapes) -> None:
         gguf.check_model(source.path, source.config, shapes)
 
+    def remarks(self, source: Source) -> dict[str, str]:
+        return gguf.remarks(source.path, source.config)
+
     def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
         found, tensors = Quantized({}), block.module.state_dict()
         linear = [[f"{layer}.weight" for layer in group.layers] for group in block.groups]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qlab.formats.folder import half_precision
 from qlab.models.opening import Source
-from qlab.walk.walk import Method, Walk
+from qlab.walk.walk import Journal, Method, Walk
 
 Shapes = dict[str, tuple[int, ...]]
 Details = dict[str, Any]
@@ -38,6 +38,9 @@ class WalkedRecipe(Recipe, Method, Protocol):
     def check(self, source: Source, shapes: Shapes) -> None:
         """Raise the UserError of a model that this recipe cannot store, as far as the checkpoint's `shapes` by name tell it."""
 
+    def remarks(self, source: Source) -> dict[str, str]:
+        """What a user of this model in this format has to know: subject → sentence, for the screen and the manifest's notes."""
+
 
 class Walked:
     """What recipes that the walk feeds have in common."""
@@ -49,6 +52,10 @@ class Walked:
     def check(self, source: Source, shapes: Shapes) -> None:
         """Nothing here: most layouts take every model."""
 
+    def remarks(self, source: Source) -> dict[str, str]:
+        """None: most layouts hold every function."""
+        return {}
+
     def keep(self, source: Source, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """In half precision, as checkpoints of the safetensors family store what is not quantized."""
         return {name: half_precision(name, tensor)}
@@ -59,7 +66,13 @@ class Walked:
             walk = Walk(source, [self], windows, Path(work))
             journal = walk.run()
             self.assemble(source, walk.parts(self), out)
-        return journal.details(self.name)
+        return details(self, source, journal)
+
+
+def details(recipe: WalkedRecipe, source: Source, journal: Journal) -> Details:
+    """What the walk found out for this recipe, with the recipe's remarks among the notes."""
+    found = journal.details(recipe.name)
+    return found | {"notes": recipe.remarks(source) | found["notes"]}
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
