@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qlab.models.opening import OpenedModel, locate
-from qlab.recipes import Fitted, Recipe, WalkedRecipe, describe
+from qlab.recipes import Fitted, Recipe, WalkedRecipe, describe, details
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.precision import multiplies_bfloat16
@@ -122,7 +122,8 @@ def fit(source: OpenedModel, recipes: Sequence[WalkedRecipe], strict: bool = Fal
         UserError: the model is an artifact, its checkpoint is not complete, or a recipe cannot store this model; with
             `strict`, one could store it only in another way than asked.
     """
-    if (source.folder / MANIFEST).exists():
+    beside = source.path if source.path.is_dir() else source.path.parent
+    if (beside / MANIFEST).exists():
         raise UserError(f"{source.name} is quantized already: it is an artifact of qlab (see its {MANIFEST}). Give the original model")
     source.check_complete()
     found = dict[str, Fitted]()
@@ -176,7 +177,7 @@ def quantize_model(
                 folder,
                 out / recipe.name,
                 wanted[recipe.name],
-                {"asked": asked[recipe.name], "calibration": list(read)} | stored | journal.details(recipe.name),
+                {"asked": asked[recipe.name], "calibration": list(read)} | stored | details(recipe, source, journal),
                 {"seconds": seconds, "peak_bytes": peak_bytes()},
             )
         shutil.rmtree(work)

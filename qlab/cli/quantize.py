@@ -52,6 +52,9 @@ def quantize(
         print(remark)
     if beside := source.check_complete():
         print(f"left out, since models of this type do not have them: {first_and_number(beside)}")
+    remarks = {subject: remark for each in fitted for subject, remark in each.recipe.remarks(source).items()}
+    for subject, remark in remarks.items():
+        print(f"{subject}: {remark}")
     limit = budget.parse_bytes(max_memory) if max_memory else None
     plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device)
     print(plan.text())
@@ -64,7 +67,7 @@ def quantize(
         worst = max(artifact.errors, key=lambda name: artifact.errors[name], default="")
         found = f", worst layer {worst} {artifact.errors[worst]:.2%}" if worst else ""
         print(f"{artifact.path}: {artifact.disk_bytes / 1e6:.1f} MB in {artifact.seconds:.0f} s{found}")
-        notes = artifact.manifest["notes"]
+        notes = {name: note for name, note in artifact.manifest["notes"].items() if name not in remarks}
         for note in dict.fromkeys(notes.values()):
             print(f"  {first_and_number([name for name in notes if notes[name] == note])}: {note}")
     print(f"peak memory {budget.gigabytes(budget.peak_bytes())} (predicted {budget.gigabytes(plan.total)})")

@@ -41,6 +41,7 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="The proof as one JSON object; then stop.")] = False,
 ) -> None:
     """Serve an artifact, prove that the server is the model that was measured, and stay until Ctrl-C."""
+    from qlab.artifacts.artifact import Artifact
     from qlab.models.locating import kind_of
     from qlab.models.opening import locate
     from qlab.serve.deployment import Deployment, read_key
@@ -57,6 +58,8 @@ def serve(
     chosen = runtime_named(runtime) if runtime else runtime_for(kind)
     key = read_key(api_key_file) if api_key_file else None
     deployment = Deployment(folder, name or folder.name, context, sequences, host, port, gpus, threads, gpu_layers, key=key)
+    if (made := Artifact.open(folder)) and (remark := made.manifest["notes"].get("sliding window")):
+        console.print(remark, markup=False, highlight=False)
     if dry_run:
         words = [f"{variable}={value}" for variable, value in chosen.environment(deployment).items() if value != key]
         print(shlex.join(["env", *words, *chosen.command(deployment)]))
