@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 console = Console(stderr=True, soft_wrap=True)
 ModelOption = Annotated[str, typer.Option(help="'embedded', a model folder, or a hub id.")]
+DEBUG = "--debug"  # anywhere on the command line
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 
 
@@ -24,5 +25,8 @@ def version_flag(wanted: bool) -> None:
 
 
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=version_flag, help="Show the version and exit.")] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=version_flag, help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,  # taken out before this is called
+) -> None:
     """Learn, check and carry out LLM quantization."""
