@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, StrictOption, app
+from qlab.cli.numbers import TOKENS, WINDOWS, whole
 
 
 @app.command()
@@ -18,8 +19,8 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Folder of the artifacts; each lies in OUT/RECIPE.")],
     model: ModelOption = "embedded",
     calibration: CalibrationOption = ["docstrings"],  # noqa: B006 - the option parser copies it
-    windows: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
+    windows: Annotated[int, whole("Calibration windows.", 1, WINDOWS)] = 128,
+    length: Annotated[int, whole("Tokens a window.", 2, TOKENS)] = 512,
     max_memory: Annotated[str | None, typer.Option(help="Stay below this, such as 8GiB, by computing fewer windows at a time.")] = None,
     device: DeviceOption = "cpu",
     strict: StrictOption = False,
