@@ -6,14 +6,17 @@ codes fixed, `refit_scales` solves for all scales of a row at once, so that the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from qlab.methods import kernels
 from qlab.methods.grid import GroupedIntegers, fit_grid, round_to_grid, rows_at_once
 
 REFIT_ROWS = 512  # rows whose scales are solved for at a time: enough for a matrix product to be worth its name
+DEVICE_NUMBERS = 1 << 25  # on a GPU: numbers in a matrix of such rows
 
 
 def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, steps: int = 16) -> tuple[Tensor, Tensor]:
@@ -24,6 +27,10 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, step
     search needs no more than weights.) Each trial shrinks the covering range a little, rounds, and
     takes the least-squares scale for the codes so found; about the best of them the zero point is then moved by one.
     """
+    if metric.ndim == 2 and kernels.run_on(groups.device):
+        from qlab.methods.kernels import search_grid as kernel
+
+        return kernel.search_grid(groups, *fit_grid(groups, bits, symmetric), 2**bits - 1, symmetric, metric, steps, pace(bits, steps))
     # Groups come first from here on, so that a group's rows are a matrix, ready to be multiplied by its block of H.
     parts = [_search_rows(part.transpose(0, 1).contiguous(), bits, symmetric, metric, steps) for part in groups.split(rows_at_once(groups))]
     return torch.cat([scale.T for scale, _ in parts]), torch.cat([zero.T for _, zero in parts])
@@ -36,8 +43,7 @@ def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, ste
         return metric[:, None] * values if metric.ndim == 2 else values @ metric
 
     cover, middle = fit_grid(groups, bits, symmetric)
-    narrowest = {2: 0.4, 3: 0.6}.get(bits, 0.75)  # the fewer levels, the more clipping pays
-    pace = (1 - narrowest) / steps
+    shorter = pace(bits, steps)
     target = weighted(groups)
     best = Best(cover, middle, torch.full_like(cover, torch.inf), torch.ones_like(cover))
 
@@ -52,14 +58,20 @@ def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, ste
         best.offer(scale, zero, whole.mul_(scale[..., None]).sub_(groups).mul_(seen).sum(-1), factor)
 
     for step in range(steps + 1):
-        attempt(torch.full_like(cover, 1 - pace * step), middle)
+        attempt(torch.full_like(cover, 1 - shorter * step), middle)
     if not symmetric:
         centre = best.factor
         for shift in (-1, 1):
             zero = (middle + shift).clamp_(1, 2**bits - 1)
-            for nearby in (-pace, 0, pace):
+            for nearby in (-shorter, 0, shorter):
                 attempt(centre + nearby, zero)
     return best.scale, best.zero
+
+
+def pace(bits: int, steps: int) -> float:
+    """By what part of the covering range each of `steps` trials shrinks it further: the fewer levels, the more clipping pays."""
+    narrowest = {2: 0.4, 3: 0.6}.get(bits, 0.75)
+    return (1 - narrowest) / steps
 
 
 @dataclass
@@ -91,23 +103,39 @@ def refit_scales(layer: GroupedIntegers, weight: Tensor, hessian: Tensor, dampin
     groups' errors then cancel. `damping` holds each scale to what it was, in parts of A_gg. A row that would not gain keeps
     its scales. Consecutive groups only.
     """
+    columns, groups = layer.codes.shape[1], layer.scales.shape[1]
+    at_once, equations = REFIT_ROWS, normal_matrix
+    if kernels.run_on(weight.device):
+        from qlab.methods.kernels import refit as kernel
+
+        at_once, equations = max(1, DEVICE_NUMBERS // max(columns, groups**2)), kernel.normal_matrix
     scales = [
-        _refit_rows(codes, zeros, scales, rows.float(), hessian, damping)
-        for codes, zeros, scales, rows in zip(*(t.split(REFIT_ROWS) for t in (layer.codes, layer.zeros, layer.scales, weight)))
+        _refit_rows(codes, zeros, scales, rows.float(), hessian, damping, equations)
+        for codes, zeros, scales, rows in zip(*(t.split(at_once) for t in (layer.codes, layer.zeros, layer.scales, weight)))
     ]
     return replace(layer, scales=torch.cat(scales))
 
 
-def _refit_rows(codes: Tensor, zeros: Tensor, scales: Tensor, weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
+def normal_matrix(whole: Tensor, hessian: Tensor) -> Tensor:
+    """A float32 [out, groups, groups] of `whole` float32 [out, groups, size], codes less their zero points."""
+    rows, groups, size = whole.shape
+    matrix = torch.empty(rows, groups, groups, device=whole.device)
+    for group in range(groups):
+        seen = whole[:, group] @ hessian[group * size : (group + 1) * size]
+        matrix[:, group] = (seen.view(rows, groups, size) * whole).sum(-1)
+    return matrix
+
+
+def _refit_rows(
+    codes: Tensor, zeros: Tensor, scales: Tensor, weight: Tensor, hessian: Tensor, damping: float, equations: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     rows, groups = scales.shape
     size = codes.shape[1] // groups
     whole = codes.float().view(rows, groups, size) - zeros[..., None]  # c_g
     target = (weight @ hessian).view(rows, groups, size)
     wanted = (target * whole).sum(-1)  # b
-    matrix = torch.empty(rows, groups, groups, device=weight.device)  # A
-    for group in range(groups):
-        seen = whole[:, group] @ hessian[group * size : (group + 1) * size]
-        matrix[:, group] = (seen.view(rows, groups, size) * whole).sum(-1)
+    del target
+    matrix = equations(whole, hessian)
     pull = damping * matrix.diagonal(dim1=1, dim2=2) + 1e-20
     found = torch.linalg.solve(matrix + torch.diag_embed(pull), wanted + pull * scales)
     # Far from where it was, a scale has left the range that its codes were rounded for.
