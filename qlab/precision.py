@@ -6,6 +6,9 @@ in FP32. Activations serve for statistics, which another text would change by mo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -31,10 +34,16 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if left.dtype == torch.bfloat16:
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
         return
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32"  # no matter to a CPU
-    try:
+    with tf32():
         total.addmm_(left, right)
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """A context in which CUDA multiplies FP32 matrices in TF32; CPUs go on in FP32."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        yield
     finally:
         matmul.fp32_precision = before

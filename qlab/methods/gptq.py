@@ -197,8 +197,21 @@ def inverse_factor(hessian: Tensor, places: Tensor, damping: float, trust: float
         matrix, failed = torch.linalg.cholesky_ex(damp(shrink(matrix, trust), raised))
         if failed or not torch.isfinite(matrix.diagonal()).all():
             continue
-        identity = torch.eye(len(places), device=matrix.device)
-        matrix = torch.linalg.solve_triangular(matrix, identity, upper=False, out=identity).flip(0, 1).contiguous()
+        matrix = inverted(matrix).flip(0, 1).contiguous()
         if torch.isfinite(matrix).all():
             return matrix, "" if attempt == 0 else f"damping raised to {raised:g}"
     return None, f"RTN instead of GPTQ: the Hessian cannot be factored even with damping {raised:g}"
+
+
+def inverted(lower: Tensor) -> Tensor:
+    """The inverse of a lower triangular matrix, which is overwritten where kernels run: by halves then, most of it products."""
+    size = len(lower)
+    if not kernels.run_on(lower.device) or size <= kernels.TRIANGLE:
+        identity = torch.eye(size, device=lower.device)
+        return torch.linalg.solve_triangular(lower, identity, upper=False, out=identity)
+    half = size // 2
+    first, below, second = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    for part in (first, second):
+        part.copy_(inverted(part))
+    below.copy_((second @ below).neg_() @ first)
+    return lower

@@ -95,24 +95,37 @@ def diagonal_blocks(hessian: Tensor, size: int) -> Tensor:
     return torch.stack([hessian[first : first + size, first : first + size] for first in range(0, len(hessian), size)])
 
 
-def refit_scales(layer: GroupedIntegers, weight: Tensor, hessian: Tensor, damping: float = 0.01) -> GroupedIntegers:
+def refit_scales(
+    layer: GroupedIntegers, weight: Tensor, hessian: Tensor, bottoms: Tensor | None = None, damping: float = 0.01
+) -> GroupedIntegers:
     """The same codes with the scales of least output error: least squares in the metric of the whole H [in, in].
 
     A row is w ≈ Σ_g s_g·c_g with c_g = (q − z) of group g and zero elsewhere; trace(E·H·Eᵀ) is quadratic in its scales, so
     the best solve A·s = b with A_gh = c_gᵀ·H·c_h, b_g = c_gᵀ·H·w. Where the inputs of different groups are correlated, the
     groups' errors then cancel. `damping` holds each scale to what it was, in parts of A_gg. A row that would not gain keeps
     its scales. Consecutive groups only.
+
+    `bottoms` float32 [out, in], if known: where each weight alone would be best while the others stand (qlab.methods.settle). They stand
+    in for the product of W and H.
     """
-    columns, groups = layer.codes.shape[1], layer.scales.shape[1]
+    rows, columns = layer.codes.shape
+    groups = layer.scales.shape[1]
     at_once, equations = REFIT_ROWS, normal_matrix
     if kernels.run_on(weight.device):
-        from qlab.methods.kernels import refit as kernel
+        from qlab.methods.kernels import refit
 
-        at_once, equations = max(1, DEVICE_NUMBERS // max(columns, groups**2)), kernel.normal_matrix
-    scales = [
-        _refit_rows(codes, zeros, scales, rows.float(), hessian, damping, equations)
-        for codes, zeros, scales, rows in zip(*(t.split(at_once) for t in (layer.codes, layer.zeros, layer.scales, weight)))
-    ]
+        at_once, equations = max(1, DEVICE_NUMBERS // max(columns, groups**2)), refit.normal_matrix
+    scales = []
+    for first in range(0, rows, at_once):
+        here = slice(first, first + at_once)
+        whole, old = layer.codes[here].float().view(-1, groups, columns // groups) - layer.zeros[here, :, None], layer.scales[here]  # c_g
+        matrix = equations(whole, hessian)
+        if bottoms is None:
+            wanted = ((weight[here].float() @ hessian).view(whole.shape) * whole).sum(-1)  # b
+        else:  # b − A·s = c_gᵀ·H·(w − ŵ), which is how far each weight is from its bottom, times its curvature
+            away = bottoms[here].reshape(whole.shape).sub(whole * old[..., None]).mul_(hessian.diagonal().view(groups, -1))
+            wanted = (matrix @ old[..., None])[..., 0] + away.mul_(whole).sum(-1)
+        scales.append(_best_scales(matrix, wanted, old, damping))
     return replace(layer, scales=torch.cat(scales))
 
 
@@ -126,16 +139,8 @@ def normal_matrix(whole: Tensor, hessian: Tensor) -> Tensor:
     return matrix
 
 
-def _refit_rows(
-    codes: Tensor, zeros: Tensor, scales: Tensor, weight: Tensor, hessian: Tensor, damping: float, equations: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    rows, groups = scales.shape
-    size = codes.shape[1] // groups
-    whole = codes.float().view(rows, groups, size) - zeros[..., None]  # c_g
-    target = (weight @ hessian).view(rows, groups, size)
-    wanted = (target * whole).sum(-1)  # b
-    del target
-    matrix = equations(whole, hessian)
+def _best_scales(matrix: Tensor, wanted: Tensor, scales: Tensor, damping: float) -> Tensor:
+    """The solution of A `matrix` [out, groups, groups] and b `wanted` [out, groups], held to `scales` [out, groups], as it is stored."""
     pull = damping * matrix.diagonal(dim1=1, dim2=2) + 1e-20
     found = torch.linalg.solve(matrix + torch.diag_embed(pull), wanted + pull * scales)
     # Far from where it was, a scale has left the range that its codes were rounded for.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qlab.methods import kernels
-from qlab.methods.gptq import column_order, inverse_factor, one_pass
+from qlab.methods.gptq import column_order, gptq, inverse_factor, one_pass
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.grid_search import refit_scales
 from qlab.methods.hessian import damp, shrink
@@ -108,11 +108,9 @@ def measure(rows: int, columns: int, dtype: torch.dtype) -> None:
     hessian = gathered(columns, dtype)
     weight = 0.02 * torch.randn(rows, columns, device="cuda")
     places = column_order(hessian.diagonal(), GROUP, "group")
-    inverse_factor(hessian, places, 0.01)
-    seconds, (factor, note) = timed(lambda: inverse_factor(hessian, places, 0.01))
-    TOTALS["inverse_factor"] = [a + seconds for a in TOTALS.get("inverse_factor", [0.0, 0.0])]
-    print(f"  {'inverse_factor':42} {seconds:8.3f} s{note}")
+    (factor, note), _ = compared("inverse_factor", lambda: inverse_factor(hessian, places, 0.01))
     assert factor is not None
+    assert note == ""
     for symmetric in (True, False):
         options = (BITS, GROUP, symmetric, "group", True, True, "")
         (plain, _), (ours, _) = compared(f"one_pass{'' if symmetric else ' asymmetric'}", lambda: one_pass(weight, factor, places, *options))
@@ -131,7 +129,11 @@ def measure(rows: int, columns: int, dtype: torch.dtype) -> None:
     (plain, _), (ours, _) = compared("settle, two rounds of both", lambda: settle(kept, weight, damped))
     errors = [left(layer, weight, damped) for layer in (kept, plain, ours)]
     print(f"    codes {equal(plain.codes, ours.codes)}; E·H·Eᵀ {errors[1] / errors[0]:.6f} of before, by the kernels {errors[2] / errors[0]:.6f}")
-    blocks = encode(weight, "Q4_K", hessian.diagonal() / TOKENS)
+    del plain, ours, kept, moved, damped
+    plain, ours = compared("gptq, all of it", lambda: gptq(weight, hessian, BITS, GROUP, True, "group", True, trust=0.9))
+    errors = [left(layer, weight, hessian) for layer in (plain, ours)]
+    print(f"    codes {equal(plain.codes, ours.codes)}; E·H·Eᵀ of the kernels' codes {errors[1] / errors[0]:.6f} of the plain ones'")
+    blocks, damped = encode(weight, "Q4_K", hessian.diagonal() / TOKENS), damp(shrink(hessian, 0.9))
     plain_blocks, our_blocks = compared("settle_blocks Q4_K", lambda: settle_blocks(blocks, weight, damped))
     print(f"    codes {equal(plain_blocks.codes, our_blocks.codes)}")
 

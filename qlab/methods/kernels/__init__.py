@@ -14,6 +14,8 @@ import torch
 
 OLDEST = (8, 0)  # compute capability: Ampere. Kernels multiply in TF32, which Turing has no instructions for.
 
+TRIANGLE = 1024  # rows of a triangular matrix that is inverted in one piece; products are faster beyond
+
 
 def run_on(device: torch.device) -> bool:
     """Whether kernels compute on `device`, rather than the plain functions: the one place that decides."""

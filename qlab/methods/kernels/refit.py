@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE, WARPS = 64, 4  # rows of a program, and the warps of 32 threads that share them
+TILE, WARPS = 32, 4  # rows of a program, and the warps of 32 threads that share them
 WIDEST, DEPTH = 128, 32  # columns of h and of g that a program multiplies at a time
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ELEMENTS = 4096  # weights of a program: they and what a trial makes of them must fit into its registers
+ELEMENTS = 2048  # weights of a program: they and what a trial makes of them must fit into its registers
 
 
 def search_grid(

@@ -2,8 +2,8 @@
 
 As in round_columns: a program takes a tile of rows and looks to the left. When column j is due, the changes of the block's columns
 before it, times column j of H, are taken off its gradient; then its code moves to the bottom of the parabola, and by how much its value
-changed is kept on the chip for the columns after it. The gradient of all columns gets the block's changes afterwards, by one product of
-matrices (qlab.methods.settle.descend).
+changed is kept on the chip for the columns after it. The gradient of all columns gets the changes afterwards, by one product of matrices
+(qlab.methods.settle.descend).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 WIDEST = 128  # columns of a block: the program's changes must fit into its registers
+PANEL = 512  # columns whose changes reach the gradient of all columns together: four blocks, which a product of FP32 matrices likes better
 TILE, WARPS = 32, 4  # rows of a program, and the warps of 32 threads that share them
 
 
