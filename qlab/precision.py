@@ -31,16 +31,18 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
     On CUDA, BF16 numbers are multiplied as they are, which is exact, and FP32 ones as TF32, rounded to 11 significant bits.
     """
-    if left.dtype == torch.bfloat16:
-        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-        return
-    with tf32():
+    if not total.is_cuda:
         total.addmm_(left, right)
+    elif left.dtype == torch.bfloat16:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        with tf32():
+            total.addmm_(left, right)
 
 
 @contextmanager
 def tf32() -> Iterator[None]:
-    """A context in which CUDA multiplies FP32 matrices in TF32; CPUs go on in FP32."""
+    """A context in which CUDA multiplies FP32 matrices in TF32, where the GPU can."""
     matmul = torch.backends.cuda.matmul
     before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
     try:

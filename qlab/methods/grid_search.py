@@ -6,7 +6,6 @@ codes fixed, `refit_scales` solves for all scales of a row at once, so that the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
