@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH)
 
-.PHONY: run test lab lint bench-quantize bench-quality bench-runtimes bench-deploy vllm environment lock embedded-model doctor clean help
+.PHONY: run test lab lint bench-quantize bench-quality bench-runtimes bench-deploy bench-kernels vllm environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,6 +36,9 @@ bench-runtimes: $(READY) ## memory predicted and measured, our clock and the run
 
 bench-deploy: $(READY) ## serve, prove and load each format in each runtime that is here; vLLM's load tool beside ours (a quarter of an hour)
 	$(BIN)/python -m tests.bench.deploy
+
+bench-kernels: $(READY) ## on an NVIDIA GPU: GPTQ's stages at 8B shape, by plain PyTorch and by the kernels (two minutes)
+	$(BIN)/python -m tests.bench.kernels
 
 vllm: $(VLLM)/.ready ## vLLM in an environment of its own, .venv-vllm (3.4 GB, minutes); `make test` then proves qlab's checkpoints in it
 

@@ -46,7 +46,10 @@ class Bench:
     totals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def compare(self, stage: str, work: Callable[[], T], plain: Callable[[], T] | None = None) -> tuple[T, T]:
-        """Both results, the plain one first; each is made warm. `plain` is `work` without kernels unless it is given."""
+        """Both results, the plain one first; the kernels once more beforehand, which compiles them.
+
+        `plain` is `work` without kernels unless it is given.
+        """
         with patch.object(kernels, "run_on", lambda device: False):
             slow, expected = timed(plain or work)
         work()  # compiles
@@ -153,6 +156,8 @@ def main(shapes: dict[str, tuple[int, int, torch.dtype]]) -> None:
         sys.exit("the kernels need an NVIDIA GPU of the Ampere generation or later, and Triton")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {BITS} bits, groups of {GROUP}, {TOKENS} tokens")
     torch.manual_seed(0)
+    start = torch.eye(64, device="cuda")
+    inverse_factor(start, torch.arange(64, device="cuda"), 0.01)  # starts the libraries, which takes a third of a second
     bench = Bench()
     for name, (rows, columns, dtype) in shapes.items():
         print(f"{name} [{rows}, {columns}]")

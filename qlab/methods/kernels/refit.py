@@ -1,7 +1,7 @@
 """The equations for all scales of a row as one kernel; qlab.methods.grid_search.normal_matrix is the definition.
 
 A_gh = c_gᵀ·H·c_h of each row: a program takes a tile of rows and two groups g ≤ h, multiplies the codes of g with H's block [g, h] on
-the matrix units, and sums up what the codes of h make of that, without a word to memory; A is symmetric, so both halves are written.
+the matrix units, and sums up what the codes of h make of that, which never reaches memory. A is symmetric, so both halves are written.
 The units multiply in TF32, numbers of 11 significant bits: whole codes are such, and H is taken as the sum of two. Sums are FP32.
 """
 
@@ -21,10 +21,11 @@ def normal_matrix(whole: Tensor, hessian: Tensor) -> Tensor:
     rows, groups, size = whole.shape
     matrix = torch.empty(rows, groups, groups, device=whole.device)
     width = min(WIDEST, max(16, triton.next_power_of_2(size)))
-    # Tiles of rows come first: the programs that run side by side then share H's block.
-    _normal_matrix[(triton.cdiv(rows, TILE), groups, groups)](
-        whole.half(), hessian.contiguous(), matrix, rows, size, TILE=TILE, WIDTH=width, DEPTH=min(DEPTH, width), num_warps=WARPS
-    )
+    with torch.cuda.device_of(whole):  # Triton starts a kernel on the current device
+        # Tiles of rows come first: the programs that run side by side then share H's block.
+        _normal_matrix[(triton.cdiv(rows, TILE), groups, groups)](
+            whole.half(), hessian.contiguous(), matrix, rows, size, TILE=TILE, WIDTH=width, DEPTH=min(DEPTH, width), num_warps=WARPS
+        )
     return matrix
 
 

@@ -31,7 +31,7 @@ def width(size: int) -> int:
 def round_columns(walk: Pass, here: slice) -> Tensor:
     """Round the columns `here` one after another, each with the errors of those before it; return their errors [len(here), out].
 
-    Float32. `here` is no wider than `width`, and begins where a group begins if it ends beyond its start.
+    Float32. Blocks of `width` columns lie within a group each; the first of a group finds its grid.
     """
     first, count, rows = here.start, here.stop - here.start, walk.work.shape[1]
     if not walk.fixed and first % walk.size == 0:
@@ -41,10 +41,11 @@ def round_columns(walk: Pass, here: slice) -> Tensor:
             grids.index_copy_(0, walk.group_of[first : first + 1], part.T)  # by an index on the device, which nobody waits for
     errors = torch.empty_like(walk.work[here])
     near = walk.factor[here, here].T.contiguous()  # row j: what the errors before it do to column j
-    _round_columns[(triton.cdiv(rows, TILE),)](
-        walk.work[here], walk.codes[here], errors, near, walk.scale, walk.zero, walk.group_of[here], count, rows, 2**walk.bits - 1,
-        COMPENSATE=walk.compensate, WIDTH=triton.next_power_of_2(count), TILE=TILE, num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(errors):  # Triton starts a kernel on the current device
+        _round_columns[(triton.cdiv(rows, TILE),)](
+            walk.work[here], walk.codes[here], errors, near, walk.scale, walk.zero, walk.group_of[here], count, rows, 2**walk.bits - 1,
+            COMPENSATE=walk.compensate, WIDTH=triton.next_power_of_2(count), TILE=TILE, num_warps=WARPS,
+        )  # fmt: skip
     return errors
 
 

@@ -26,10 +26,11 @@ def search_grid(
     groups, width = groups.float(), triton.next_power_of_2(size)
     tile = max(1, ELEMENTS // width)
     scale, zero = (torch.empty(rows, count, device=groups.device) for _ in range(2))
-    _search_grid[(triton.cdiv(rows, tile), count)](
-        groups, cover.contiguous(), middle.contiguous(), metric.contiguous(), scale, zero, rows, count, size, *groups.stride(),
-        levels, steps, pace, SYMMETRIC=symmetric, TILE=tile, WIDTH=width, num_warps=min(16, 4 * max(1, width // ELEMENTS)),
-    )  # fmt: skip
+    with torch.cuda.device_of(groups):  # Triton starts a kernel on the current device
+        _search_grid[(triton.cdiv(rows, tile), count)](
+            groups, cover.contiguous(), middle.contiguous(), metric.contiguous(), scale, zero, rows, count, size, *groups.stride(),
+            levels, steps, pace, SYMMETRIC=symmetric, TILE=tile, WIDTH=width, num_warps=min(16, 4 * max(1, width // ELEMENTS)),
+        )  # fmt: skip
     return scale, zero
 
 

@@ -28,10 +28,11 @@ def settle_columns(
     count, rows = codes.shape
     changes = torch.empty_like(gradient)
     near = (stay / hessian.diagonal().double()).float()
-    _settle_columns[(triton.cdiv(rows, TILE),)](
-        codes, changes, gradient, hessian.contiguous(), step, near, first, size, count, rows, levels,
-        WIDTH=triton.next_power_of_2(count), TILE=TILE, num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(codes):  # Triton starts a kernel on the current device
+        _settle_columns[(triton.cdiv(rows, TILE),)](
+            codes, changes, gradient, hessian.contiguous(), step, near, first, size, count, rows, levels,
+            WIDTH=triton.next_power_of_2(count), TILE=TILE, num_warps=WARPS,
+        )  # fmt: skip
     return changes
 
 

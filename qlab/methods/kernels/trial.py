@@ -9,8 +9,9 @@ import triton.language as tl
 
 def compile_and_run(device: torch.device) -> None:
     """Raise whatever Triton raises, if it cannot."""
-    _fill[(1,)](torch.empty(1, device=device))
-    torch.cuda.synchronize(device)
+    with torch.cuda.device(device):
+        _fill[(1,)](torch.empty(1, device=device))
+        torch.cuda.synchronize()
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The kernels on machines without a GPU: when they are chosen, and what they compute, by Triton's interpreter in NumPy."""
+"""Where kernels run: when they are chosen, on which GPU, and on any machine by Triton's interpreter, in NumPy."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 
 from qlab import ROOT
 from qlab.methods import kernels
+from qlab.methods.gptq import gptq
+from tests.methods.test_kernels import problem
 
 
 @pytest.fixture
@@ -73,3 +75,13 @@ def test_what_stands_in_the_way_is_named(card: pytest.MonkeyPatch, where: object
     card.setattr(where, name, value)
     with pytest.warns(UserWarning, match=reason):
         assert reason in kernels.obstacle(0)
+
+
+@pytest.mark.gpu
+def test_kernels_run_on_the_gpu_that_holds_the_matrices() -> None:
+    if torch.cuda.device_count() < 2 or not kernels.run_on(torch.device("cuda", 1)):
+        pytest.skip("there are no two GPUs here that kernels run on")
+    weight, hessian = problem(96, torch.device("cuda", 1))
+    layers = [gptq(weight.to(name), hessian.to(name), 4, 24, True, "group", True) for name in ("cuda:0", "cuda:1")]
+    assert [layer.codes.device.index for layer in layers] == [0, 1]
+    assert layers[0].codes.cpu().equal(layers[1].codes.cpu())
