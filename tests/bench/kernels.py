@@ -22,7 +22,7 @@ from qlab.methods.gptq import column_order, gptq, inverse_factor, one_pass
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.grid_search import refit_scales
 from qlab.methods.hessian import damp, shrink
-from qlab.methods.kquants import encode
+from qlab.methods.kquants.blocks import encode
 from qlab.methods.settle import descend, settle, settle_blocks
 from qlab.walk.statistics import Statistics
 
