@@ -7,11 +7,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qlab.support.errors import UserError
+from qlab.support.finite import all_finite
 
 ROWS = 4096  # rows of a large matrix handled at a time
 
@@ -57,7 +57,7 @@ class Checkpoint:
                 tensor = get(opened).clone()
         except (SafetensorError, OSError) as error:
             raise UserError(f"cannot read {name} from {self._files[name].name}: {error}") from error
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise UserError(f"{name} holds NaN or infinity: this checkpoint is damaged, download or convert it again")
         return tensor
 
