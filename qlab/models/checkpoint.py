@@ -11,7 +11,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from qlab.formats.plain import Plain, Stored, plainly_stored
 from qlab.formats.stored import describe, plain_tensors
 from qlab.models.locating import weight_files
 from qlab.support.errors import UserError
+from qlab.support.finite import all_finite
 
 ROWS = 4096  # rows of a large matrix handled at a time
 BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -120,7 +120,7 @@ class Checkpoint:
             yield first, self._finite(name, entry.decode(parts))
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise UserError(f"{name} holds NaN or infinity: this checkpoint is damaged, download or convert it again")
         return tensor
 

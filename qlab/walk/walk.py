@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qlab.models.opening import OpenedModel
 from qlab.support.precision import quick_products
-from qlab.support.process import steady_heap
+from qlab.support.process import steady_heap, trim_heap
 from qlab.support.progress import counter
 from qlab.walk.block import Activations, Block, InputGroup
 from qlab.walk.grouping import input_groups
@@ -225,6 +225,8 @@ class Walk:
             journal.add(method.name, block, found, time.perf_counter() - started + (spent if method.data else 0))
             whole = False
             count(f"{method.name}, block {index}", found.errors)
+            del found
+            trim_heap()
 
     def _write(self, method: Method, number: str, tensors: dict[str, Tensor]) -> None:
         if not tensors:
