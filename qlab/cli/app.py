@@ -14,6 +14,16 @@ app = typer.Typer(
 )
 console = Console(stderr=True, soft_wrap=True)
 ModelOption = Annotated[str, typer.Option(help="'embedded', 'smollm2' (see qlab fetch), a model folder, or a hub id.")]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse a recipe that the model's shapes do not fit, instead of taking the nearest that they do.")
+]
+CalibrationOption = Annotated[
+    list[str],
+    typer.Option(
+        help="Text like what the model will read: docstrings, python-reference, prompts (the workbook's own, French and English), or "
+        "a file of UTF-8 text or of JSON lines (messages, text or prompt). May be repeated, each with a weight: chat.jsonl:2."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 
 

@@ -26,7 +26,7 @@ def load(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
     """Send all prompts at rising concurrency: TTFT, TPOT, ITL, throughput, errors, and where the server saturates."""
-    from qlab.models.text import load_prompts
+    from qlab.models.texts.prompts import load_prompts
     from qlab.serve.deployment import read_key
     from qlab.serve.load import run_load, saturation
 

@@ -42,7 +42,8 @@ def serve(
 ) -> None:
     """Serve an artifact, prove that the server is the model that was measured, and stay until Ctrl-C."""
     from qlab.artifacts.artifact import Artifact
-    from qlab.models.opening import kind_of, locate
+    from qlab.models.locating import kind_of
+    from qlab.models.opening import locate
     from qlab.serve.deployment import Deployment, read_key
     from qlab.serve.files import write_files
     from qlab.serve.proof import prove as prove_server

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qlab.methods.grid import GroupedIntegers, fit_grid, round_to_grid, rows_at_once
+from qlab.support.threads import half_the_threads
 
 REFIT_ROWS = 512  # rows whose scales are solved for at a time: enough for a matrix product to be worth its name
 
@@ -29,6 +30,7 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, step
     return torch.cat([scale.T for scale, _ in parts]), torch.cat([zero.T for _, zero in parts])
 
 
+@half_the_threads()
 def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """`search_grid` for groups [groups, out, group_size]."""
 

@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from qlab.models.gguf import gguf_config
+from qlab.models.locating import HUB_ID
 from qlab.models.named import NAMES, named_folder
-from qlab.models.opening import HUB_ID, gguf_config
 from qlab.plan.plan import FORMATS, SHAPES, Shape, hardware, shape_of
 from qlab.support.errors import UserError
 from qlab.support.wording import listed
@@ -40,7 +41,7 @@ def find_shape(name: str) -> tuple[str, Shape]:
         return nearest(float(size[1]))
     path = named_folder(name) or Path(name).expanduser()
     if path.is_dir() and (files := sorted(path.glob("*.gguf"))):
-        return name, dense_shape(gguf_config(files[0]).to_dict(), name)
+        return name, dense_shape(gguf_config(files[0]), name)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file() and not path.exists() and HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
         file = fetched_config(name)

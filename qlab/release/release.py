@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.artifacts.artifact import inputs_of, quantize_model
+from qlab.artifacts.artifact import fit, inputs_of, quantize_model
 from qlab.evaluate.quality import measure_quality
-from qlab.models.opening import Source, load, locate
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import WalkedRecipe
 from qlab.release import adapter as adapters
 from qlab.serve.proof import Proof, prove
@@ -78,7 +79,7 @@ class Release:
 
 
 def release(
-    source: Source,
+    source: OpenedModel,
     adapter: Path | None,
     recipe: WalkedRecipe,
     calibration: Tensor,
@@ -87,22 +88,26 @@ def release(
     out: Path,
     gates: Sequence[Gate] = GATES,
     device: str = "cpu",
+    read: Sequence[dict[str, Any]] = (),
 ) -> Release:
     """Merge, quantize with `calibration`, measure on `held_out` (both int64 [windows, length]), serve once, and move OUT/current.
 
-    Interrupted, the same call quantizes on from where it was.
+    `read` says for the manifest what the calibration windows were cut from. Interrupted, the same call quantizes on from where it was.
 
     Raises:
         UserError: the runtime is missing, the adapter is damaged or of another model, or the recipe cannot take the model.
     """
     check(runtime, recipe.format, recipe.name)
     require(runtime)
-    made_from = inputs_of(recipe, source, calibration, device) | {"adapter": adapters.fingerprint(checked(adapter)) if adapter else None}
+    (fitted,) = fit(source, [recipe])
+    made_from = inputs_of(fitted.recipe, source, calibration, device) | {
+        "adapter": adapters.fingerprint(checked(adapter)) if adapter else None
+    }
     name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     out.mkdir(parents=True, exist_ok=True)
     work = out / f".{name}"
     merged = merged_model(source, adapter, work)
-    (artifact,) = quantize_model(merged, [recipe], calibration, work / "quantized", device=device)
+    (artifact,) = quantize_model(merged, [recipe], calibration, work / "quantized", device=device, read=read)
     figures = measure(artifact.source, merged, source, held_out, device)
     refused = [
         f"{gate.figure} {figures[gate.figure]:.4g}, the gate is {gate.bound:g}" for gate in gates if not gate.passes(figures[gate.figure])
@@ -133,7 +138,7 @@ def checked(adapter: Path) -> Path:
     return adapter
 
 
-def merged_model(source: Source, adapter: Path | None, work: Path) -> Source:
+def merged_model(source: OpenedModel, adapter: Path | None, work: Path) -> OpenedModel:
     """`source` with the adapter, in the folder `work`; `source` itself where there is none."""
     if adapter is None:
         return source
@@ -147,7 +152,7 @@ def merged_model(source: Source, adapter: Path | None, work: Path) -> Source:
 
 
 @torch.inference_mode()
-def measure(artifact: Source, merged: Source, before: Source, held_out: Tensor, device: str) -> dict[str, float]:
+def measure(artifact: OpenedModel, merged: OpenedModel, before: OpenedModel, held_out: Tensor, device: str) -> dict[str, float]:
     """FIGURES of the artifact, on one and the same text."""
     quality = measure_quality(load(artifact, device=device), held_out, load(merged, device=device), "gate: artifact and merged model")
     base = measure_quality(load(before, device=device), held_out, label="gate: the model before")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qlab.models.opening import gguf_config, kind_of, read_json
+from qlab.models.gguf import gguf_config
+from qlab.models.locating import kind_of, read_json
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 
@@ -92,7 +93,7 @@ class Deployment:
     @property
     def config(self) -> dict[str, Any]:
         """The model's configuration, from config.json or from the GGUF file."""
-        return gguf_config(self.gguf).to_dict() if self.kind == "gguf" else read_json(self.folder / "config.json")
+        return gguf_config(self.gguf) if self.kind == "gguf" else read_json(self.folder / "config.json")
 
     @property
     def weight_bytes(self) -> int:

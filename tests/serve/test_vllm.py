@@ -23,8 +23,9 @@ from qlab import ROOT
 from qlab.artifacts.artifact import quantize_model
 from qlab.formats import awq
 from qlab.formats.packing import pack_words, unpack_words
-from qlab.models.opening import Source, load, load_tokenizer, locate
-from qlab.models.text import load_text, windows
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, locate
+from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
 from qlab.serve.proof import PROMPTS, Agreement, compare
 from qlab.serve.runtimes.vllm import VLLM, has_kernels
@@ -117,7 +118,7 @@ class Run:
     """A model's artifacts by recipe, and vLLM's answers by recipe or by the name of what was broken."""
 
     prompts: list[list[int]]
-    artifacts: dict[str, Source]
+    artifacts: dict[str, OpenedModel]
     device: str
     answers: dict[str, dict[str, Any]]
 
@@ -127,9 +128,9 @@ class Run:
         return compare(load(self.artifacts[recipe]), self.prompts, given["tokens"], given["logprobs"])
 
 
-def run(source: Source, recipes: list[str], changes: dict[Change, str], work: Path) -> Run:
+def run(source: OpenedModel, recipes: list[str], changes: dict[Change, str], work: Path) -> Run:
     tokenizer = load_tokenizer(source)
-    calibration = windows(load_text("docstrings"), tokenizer, 128, 8)
+    calibration = read_windows("docstrings", tokenizer, 128, 8).windows
     made = quantize_model(source, [parse(name) for name in recipes], calibration, work / "made")
     folders = {artifact.path.name: artifact.path for artifact in made}
     folders |= {change.__name__: broken(folders[recipe], change, work / change.__name__) for change, recipe in changes.items()}

@@ -139,13 +139,16 @@ def gguf_name(name: str, config: dict[str, Any]) -> str | None:
     Raises:
         UserError: an unknown architecture, or a tensor without a place in it.
     """
-    arch = architecture(config)
     if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.get("tie_word_embeddings", False)):
         return None
-    target = gguf_names(arch, config["num_hidden_layers"]).get_name(name, try_suffixes=(".weight", ".bias"))
-    if target is None:
-        raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[arch]}")
-    return str(target)
+    if (target := placed(name, config)) is None:
+        raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[architecture(config)]}")
+    return target
+
+
+def placed(name: str, config: dict[str, Any]) -> str | None:
+    """GGUF's name for the tensor `name`, if the architecture has a place for it; raises UserError for an unknown architecture."""
+    return gguf_names(architecture(config), config["num_hidden_layers"]).get_name(name, try_suffixes=(".weight", ".bias"))
 
 
 def check_model(folder: Path, config: dict[str, Any], names: Iterable[str]) -> None:
