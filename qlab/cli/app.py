@@ -24,6 +24,7 @@ CalibrationOption = Annotated[
         "a file of UTF-8 text or of JSON lines (messages, text or prompt). May be repeated, each with a weight: chat.jsonl:2."
     ),
 ]
+DEBUG = "--debug"  # anywhere on the command line
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 
 
@@ -34,5 +35,8 @@ def version_flag(wanted: bool) -> None:
 
 
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=version_flag, help="Show the version and exit.")] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=version_flag, help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,  # taken out before this is called
+) -> None:
     """Learn, check and carry out LLM quantization."""

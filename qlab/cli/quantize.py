@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, StrictOption, app
+from qlab.cli.numbers import TOKENS, WINDOWS, whole
 
 
 @app.command()
@@ -18,8 +19,8 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Folder of the artifacts; each lies in OUT/RECIPE.")],
     model: ModelOption = "embedded",
     calibration: CalibrationOption = ["docstrings"],  # noqa: B006 - the option parser copies it
-    windows: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
+    windows: Annotated[int, whole("Calibration windows.", 1, WINDOWS)] = 128,
+    length: Annotated[int, whole("Tokens a window.", 2, TOKENS)] = 512,
     max_memory: Annotated[str | None, typer.Option(help="Stay below this, such as 8GiB, by computing fewer windows at a time.")] = None,
     device: DeviceOption = "cpu",
     strict: StrictOption = False,
@@ -50,11 +51,11 @@ def quantize(
     fitted = fit(source, recipes, strict)
     for remark in (remark for each in fitted for remark in each.remarks):
         print(remark)
-    of_model = {subject: note for each in fitted for subject, note in each.recipe.notes(source).items()}
-    for subject, note in of_model.items():
-        print(f"{subject}: {note}")
     if beside := source.check_complete():
         print(f"left out, since models of this type do not have them: {first_and_number(beside)}")
+    remarks = {subject: remark for each in fitted for subject, remark in each.recipe.remarks(source).items()}
+    for subject, remark in remarks.items():
+        print(f"{subject}: {remark}")
     limit = budget.parse_bytes(max_memory) if max_memory else None
     plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device)
     print(plan.text())
@@ -67,7 +68,7 @@ def quantize(
         worst = max(artifact.errors, key=lambda name: artifact.errors[name], default="")
         found = f", worst layer {worst} {artifact.errors[worst]:.2%}" if worst else ""
         print(f"{artifact.path}: {artifact.disk_bytes / 1e6:.1f} MB in {artifact.seconds:.0f} s{found}")
-        notes = {name: note for name, note in artifact.manifest["notes"].items() if name not in of_model}  # those were said before
+        notes = {name: note for name, note in artifact.manifest["notes"].items() if name not in remarks}
         for note in dict.fromkeys(notes.values()):
             print(f"  {first_and_number([name for name in notes if notes[name] == note])}: {note}")
     print(f"peak memory {budget.gigabytes(budget.peak_bytes())} (predicted {budget.gigabytes(plan.total)})")

@@ -1,7 +1,9 @@
-"""The configuration in a GGUF file, in the words of a Hugging Face one."""
+"""Configuration and tokenizer in a GGUF file, in the words and files of a Hugging Face model."""
 
 from __future__ import annotations
 
+import json
+import tempfile
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +13,7 @@ from transformers import AutoConfig
 
 from qlab.formats.gguf.configuration import READ
 from qlab.formats.gguf.reading import GGUFFiles, configuration
+from qlab.formats.gguf.vocabulary import read_tokenizer
 from qlab.models.layout import UNOPENED, cannot_open
 from qlab.support.errors import UserError
 
@@ -37,3 +40,21 @@ def _gguf_config(file: Path, size: int, changed: int) -> dict[str, Any]:
         return AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).to_dict()
     except UNOPENED as error:
         raise UserError(cannot_open(file.name, error)) from error
+
+
+def unpacked_companions(path: Path) -> Path:
+    """A temporary folder, which goes with the process, with the tokenizer and the configuration of a GGUF file or folder.
+
+    Raises:
+        UserError: a kind of tokenizer or an architecture that qlab does not read.
+    """
+    files = GGUFFiles(path, arrays=True)
+    tokenizer, config = read_tokenizer(files), configuration(files)
+    folder = tempfile.TemporaryDirectory(prefix="qlab-gguf-")
+    _kept.append(folder)
+    tokenizer.save_pretrained(folder.name)
+    (Path(folder.name) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return Path(folder.name)
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []

@@ -19,8 +19,6 @@ from transformers import (
 )
 
 from qlab.formats.bitsandbytes import leave_unpacked
-from qlab.formats.gguf.reading import GGUFFiles
-from qlab.formats.gguf.vocabulary import read_tokenizer
 from qlab.models.layout import UNOPENED, cannot_open, compute_buffers, empty_model
 from qlab.models.locating import quantization_of
 from qlab.models.opening import OpenedModel
@@ -93,13 +91,9 @@ def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
     """
     file = source.folder / "tokenizer.json"
     try:
-        if file.exists() and source.path.is_dir():
+        if file.exists():
             return PreTrainedTokenizerFast.from_pretrained(source.folder, trust_remote_code=False)
-        if source.gguf:
-            return read_tokenizer(GGUFFiles(source.path, arrays=True))
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
-    except UserError:
-        raise
     except Exception as error:  # the tokenizers library raises plain Exception
         if file.is_file() and file.read_bytes()[:40].startswith(b"version https://git-lfs"):
             raise UserError(f"{source.name}/tokenizer.json is a pointer of git-lfs, not the file: run 'git lfs pull' there") from error

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qlab.models.checkpoint import Checkpoint, open_checkpoint
-from qlab.models.gguf import gguf_config
+from qlab.models.gguf import gguf_config, unpacked_companions
 from qlab.models.layout import Layout, configuration_from, configuration_of, empty_model, layout_of
 from qlab.models.locating import checked_files, find_folder, fingerprint, quantization_of, read_json, weight_files
 from qlab.support.errors import UserError
@@ -40,10 +40,15 @@ class OpenedModel:
     path: Path
     fingerprint: str
 
-    @property
+    @cached_property
     def folder(self) -> Path:
-        """The folder with configuration and tokenizer."""
-        return self.path if self.path.is_dir() else self.path.parent
+        """The folder with configuration and tokenizer; of a GGUF file without a tokenizer beside it, one written from its header.
+
+        Raises:
+            UserError: the file's tokenizer is of a kind that qlab does not read.
+        """
+        beside = self.path.is_dir() and any((self.path / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+        return self.path if beside or not self.gguf else unpacked_companions(self.path)
 
     @property
     def files(self) -> list[Path]:

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from qlab.formats.folder import finish_folder, half_precision
 from qlab.formats.shards import assemble
-from qlab.models.loading import load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.support.progress import progress
 
@@ -40,8 +39,6 @@ def plain_copy(source: OpenedModel, place: Path) -> OpenedModel:
             parts.mkdir()
             write_weights(source, parts, out)
             finish_folder(source.folder, source.config, [], out, None)
-            if not (out / "tokenizer.json").exists():
-                load_tokenizer(source).save_pretrained(out)
             config = {name: value for name, value in source.config.items() if name not in ("quantization_config", "torch_dtype")}
             (out / "config.json").write_text(json.dumps(config | {"dtype": "float16"}, indent=2) + "\n")
             (out / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")

@@ -40,7 +40,7 @@ class WalkedRecipe(Recipe, Method, Protocol):
     def fitted(self, source: OpenedModel) -> Fitted:
         """The recipe nearest to this one that can store the model, with a remark on each difference."""
 
-    def notes(self, source: OpenedModel) -> dict[str, str]:
+    def remarks(self, source: OpenedModel) -> dict[str, str]:
         """What a user of this model in this format has to know: subject → sentence, for the screen and the manifest's notes."""
 
 
@@ -67,7 +67,7 @@ class Walked:
         """This recipe itself: most layouts take every model."""
         return Fitted(self, self.name)
 
-    def notes(self, source: OpenedModel) -> dict[str, str]:
+    def remarks(self, source: OpenedModel) -> dict[str, str]:
         """None: most layouts hold every function."""
         return {}
 
@@ -85,9 +85,9 @@ class Walked:
 
 
 def details(recipe: WalkedRecipe, source: OpenedModel, journal: Journal) -> Details:
-    """What the walk found out for this recipe, with the recipe's own notes."""
+    """What the walk found out for this recipe, with the recipe's remarks among the notes."""
     found = journal.details(recipe.name)
-    return found | {"notes": recipe.notes(source) | found["notes"]}
+    return found | {"notes": recipe.remarks(source) | found["notes"]}
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:

@@ -17,17 +17,18 @@ from pathlib import Path
 
 import psutil
 import torch
+from qlab.models.text import load_text, windows
 
 from qlab.artifacts.artifact import quantize_model
-from qlab.models.opening import Source, load_tokenizer, locate
-from qlab.models.text import load_text, windows
+from qlab.models.loading import load_tokenizer
+from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
 from qlab.support.process import run_isolated
 from qlab.workbook.lesson import quiet
 from tests.bench.made_up import make_checkpoint
 
 
-def walk(source: Source, calibration: torch.Tensor, name: str) -> float:
+def walk(source: OpenedModel, calibration: torch.Tensor, name: str) -> float:
     """Seconds of a walk, without those in which the process starts."""
     with tempfile.TemporaryDirectory(prefix="qlab-bench-") as out:
         started = time.perf_counter()

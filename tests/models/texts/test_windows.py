@@ -46,7 +46,7 @@ def test_a_text_shorter_than_asked_for_is_said_and_one_shorter_than_a_window_ref
     )
     assert line.endswith("its last 1 token fill no window and are dropped")
     assert "windows of 3 tokens that do not overlap, no BOS" in protocol
-    with pytest.raises(UserError, match="b.txt has 2 tokens, less than one window of 3"):
+    with pytest.raises(UserError, match=r"b\.txt has 2 tokens, less than one window of 3"):
         read_windows(plain(tmp_path / "b.txt", "ab"), Bytes(), 3, 1)
 
 
@@ -140,7 +140,7 @@ def test_a_real_template_gives_what_transformers_gives(tmp_path: Path, tiny: Ope
     expected = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False)
     found = read_windows(write(tmp_path / "a.jsonl", {"messages": talk}), tokenizer, len(expected), 1)
     assert found.windows[0].tolist() == expected
-    with pytest.raises(UserError, match="b.jsonl, line 1: the model's chat template does not take this conversation .no such role"):
+    with pytest.raises(UserError, match=r"b\.jsonl, line 1: the model's chat template does not take this conversation .no such role"):
         read_windows(write(tmp_path / "b.jsonl", {"messages": [{"role": "tool", "content": "x"}]}), tokenizer, 4, 1)
 
 
