@@ -8,8 +8,8 @@ import typer
 from rich.text import Text
 
 from qlab.cli.app import app
-from qlab.support.errors import UserError
 from qlab.cli.words import show, table
+from qlab.support.errors import UserError
 
 
 @app.command()
