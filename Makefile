@@ -8,7 +8,7 @@ VLLM := .venv-vllm
 FIND_PYTHON := tools/find-python.sh '$(PYTHON)' $(if $(filter file,$(origin PYTHON)),--bring)
 export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH)
 
-.PHONY: run test lab lint bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels vllm environment lock embedded-model doctor clean help
+.PHONY: run test lab lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels vllm environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -23,8 +23,8 @@ lab: $(READY) ## read the lessons in JupyterLab
 	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
 
 lint: $(READY) ## style and types
-	$(BIN)/ruff format --check qlab tests data
-	$(BIN)/ruff check qlab tests data notebooks
+	$(BIN)/ruff format --check qlab tests data docs
+	$(BIN)/ruff check qlab tests data docs notebooks
 	$(BIN)/mypy
 
 bench-quantize: $(READY) ## qlab's recipes against the libraries: quality, time, memory, resume (half an hour)
@@ -64,6 +64,10 @@ $(VLLM)/.ready:
 	fi
 	VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -c 'import vllm; print("vLLM", vllm.__version__)'
 	@touch $@
+
+pictures: $(READY) ## make the README's pictures anew from a whole run (a quarter of an hour); the screenshot needs chromium
+	mkdir -p build && $(BIN)/qlab run --fresh >build/run.log 2>&1
+	$(BIN)/python docs/pictures.py build/report build/run.log
 
 doctor: $(READY) ## what works on this machine
 	$(BIN)/qlab doctor

@@ -7,7 +7,7 @@ import traceback
 
 import typer
 
-from qlab.cli import bench, lessons, load, machine, measure, plan, quantize, release, serve  # noqa: F401  (each adds its commands)
+from qlab.cli import bench, doctor, lessons, load, measure, plan, quantize, release, serve  # noqa: F401  (each adds its commands)
 from qlab.cli.app import DEBUG, app, console
 from qlab.cli.words import readable
 from qlab.support.errors import UserError

@@ -1,4 +1,4 @@
-"""`qlab doctor` and `qlab fetch`: what is on this machine, and a model that is brought to it."""
+"""`qlab doctor` and `qlab fetch`: what is installed and what works on this machine, and a model to try, brought to it."""
 
 from __future__ import annotations
 
