@@ -14,7 +14,8 @@ from qlab import EMBEDDED
 from qlab.artifacts.artifact import fit, quantize_model
 from qlab.cli import call
 from qlab.formats import awq, gptq
-from qlab.models.opening import Source, decoder_layers, load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, decoder_layers, locate
 from qlab.recipes import parse
 from qlab.recipes.fitting import fitted_size, stored_layers, unquantized
 from qlab.support.errors import UserError
@@ -26,7 +27,7 @@ def anything(outputs: int, inputs: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
     """A random Llama of rows of 192 and of 200 weights: 64 divides the former, and nothing standard the latter."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -69,7 +70,7 @@ def test_layers_that_runtimes_join_stay_in_half_precision_together() -> None:
 
 
 def test_the_artifact_has_the_name_of_what_was_done_and_the_manifest_what_was_asked(
-    narrow: Source, calibration: torch.Tensor, tmp_path: Path
+    narrow: OpenedModel, calibration: torch.Tensor, tmp_path: Path
 ) -> None:
     (made,) = quantize_model(narrow, [parse("awq-w4g128"), parse("awq-w4g64")], calibration, tmp_path)
     assert made.path.name == "awq-w4g64"
@@ -80,11 +81,11 @@ def test_the_artifact_has_the_name_of_what_was_done_and_the_manifest_what_was_as
 
 @pytest.mark.parametrize("recipe", ["awq-w4g64", "gptq-w4g64", "tuned-w4g64-steps1"])
 def test_layers_without_a_place_in_the_layout_keep_their_weights_and_the_checkpoint_names_them(
-    recipe: str, narrow: Source, calibration: torch.Tensor, tmp_path: Path
+    recipe: str, narrow: OpenedModel, calibration: torch.Tensor, tmp_path: Path
 ) -> None:
     (made,) = quantize_model(narrow, [parse(recipe)], calibration, tmp_path)
     kept = ["mlp.down_proj"] if made.source.config["quantization_config"]["quant_method"] == "awq" else [f"mlp.{n}_proj" for n in KEPT]
-    stored, packed = stored_layers([made.path / "model.safetensors"])
+    stored, packed = stored_layers(narrow.layout, [made.path / "model.safetensors"])
     assert sorted(stored) == sorted(kept)
     assert set(made.manifest["notes"]) == {f"model.layers.{block}.{name}" for block in (0, 1) for name in kept}
     config = made.source.config["quantization_config"]
@@ -106,7 +107,7 @@ def test_layers_without_a_place_in_the_layout_keep_their_weights_and_the_checkpo
 KEPT = ("gate", "up", "down")
 
 
-def test_strict_refuses_what_would_be_made_in_another_way(narrow: Source) -> None:
+def test_strict_refuses_what_would_be_made_in_another_way(narrow: OpenedModel) -> None:
     with pytest.raises(UserError, match=r"has rows of 192 weights, which groups of 128 do not divide; groups that do: 64, 32"):
         fit(narrow, [parse("awq-w4g128")], strict=True)
     with pytest.raises(UserError, match="rows of 200 weights; without --strict"):
@@ -114,7 +115,7 @@ def test_strict_refuses_what_would_be_made_in_another_way(narrow: Source) -> Non
     assert fit(narrow, [parse("nf4"), parse("q8_0")], strict=True)[0].remarks == ()
 
 
-def test_a_model_of_which_no_layer_fits_is_refused_with_a_way_out(tmp_path: Path, narrow: Source) -> None:
+def test_a_model_of_which_no_layer_fits_is_refused_with_a_way_out(tmp_path: Path, narrow: OpenedModel) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     odd = {"hidden_size": 200, "intermediate_size": 200, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 100}
@@ -123,7 +124,7 @@ def test_a_model_of_which_no_layer_fits_is_refused_with_a_way_out(tmp_path: Path
         fit(locate(str(folder), weights=False), [parse("gptq-w4g128")])
 
 
-def test_the_command_says_which_size_and_why(narrow: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_which_size_and_why(narrow: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["quantize", "--model", str(narrow.path), "--out", str(tmp_path), "--recipe", "awq-w4g128", "--length", "64", "--dry-run"]
     assert call(arguments) == 0
     said = capsys.readouterr().out
@@ -134,7 +135,7 @@ def test_the_command_says_which_size_and_why(narrow: Source, tmp_path: Path, cap
     assert call([*arguments, "--strict"]) != 0
 
 
-def test_gguf_files_say_which_blocks_they_got_and_are_read_back(narrow: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_gguf_files_say_which_blocks_they_got_and_are_read_back(narrow: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     nf4, gguf = quantize_model(narrow, [parse("nf4"), parse("q4_k_m")], calibration, tmp_path)
     notes = gguf.manifest["notes"]
     assert notes["model.layers.0.self_attn.q_proj"] == "Q5_0 instead of Q4_K, since blocks of 256 do not divide rows of 192 weights"
