@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from qlab.cli.app import app
+from qlab.cli.words import show, table
 
 
 @app.command()
@@ -14,12 +14,10 @@ def doctor() -> None:
     """Check the environment: what is installed, what works here, and the command that mends what does not."""
     from qlab.doctor import examine
 
-    table = Table("", "state", "found")
     colours = {"OK": "green", "missing": "yellow", "broken": "red"}
     findings = examine()
-    for finding in findings:
-        table.add_row(finding.subject, f"[{colours[finding.state]}]{finding.state}[/]", finding.detail)
-    Console().print(table)
+    rows = [(finding.subject, Text(finding.state, colours[finding.state]), finding.detail) for finding in findings]
+    show(table(("", "state", "found"), rows))
     for finding in findings:
         if finding.mend:  # beneath the table and never broken into lines, so that it can be copied
             print(f"{finding.subject}: {finding.mend}")

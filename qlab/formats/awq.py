@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from qlab.formats.packing import pack_words, unpack_words
+from qlab.formats.plain import Plain, Stored, layers
 from qlab.methods.grid import GroupedIntegers
 from qlab.support.errors import UserError
 
@@ -57,6 +58,32 @@ def unpack(tensors: dict[str, Tensor]) -> GroupedIntegers:
         zeros=unpack_words(tensors["qzeros"], BITS, ORDER).T.short().contiguous(),
         bits=BITS,
     )
+
+
+def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
+    """The quantized weights of a checkpoint by their plain names.
+
+    Raises:
+        UserError: another version or width than qlab reads.
+    """
+    version, bits = str(quantization.get("version", "gemm")).lower(), quantization.get("bits", BITS)
+    if version != "gemm" or bits != BITS:
+        raise UserError(f"the checkpoint is AWQ {version} of {bits} bits; qlab reads AWQ gemm of {BITS} bits: convert it with AutoAWQ")
+    entries = {}
+    for name, (rows, words) in layers(stored, "qweight"):
+        parts = {role: f"{name}.{role}" for role in ("qweight", "qzeros", "scales")}
+        entries[f"{name}.weight"] = Plain((words * PER_WORD, rows), parts, decode)
+    return entries
+
+
+def describe(quantization: dict[str, Any]) -> str:
+    """The format in a few words."""
+    return f"AWQ, {BITS} bits in groups of {quantization.get('group_size', '?')}"
+
+
+def decode(parts: dict[str, Tensor]) -> Tensor:
+    """The plain weight, float32 [out, in]."""
+    return unpack(parts).dequantize()
 
 
 def quantization_config(group_size: int, skipped: Sequence[str] = ()) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qlab.formats.packing import WORD, pack_words, period, unpack_words
+from qlab.formats.plain import Plain, Stored, layers
 from qlab.methods.grid import GroupedIntegers, column_groups
 from qlab.support.errors import UserError
 
@@ -89,6 +91,35 @@ def unpack(tensors: dict[str, Tensor], version: int = 1, bits: int = 4) -> Group
         group_of = None
     zeros = unpack_words(tensors["qzeros"], bits).T.short() + STORED_LESS[version]
     return GroupedIntegers(codes, scales, zeros.contiguous(), bits, group_of)
+
+
+def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
+    """The quantized weights of a checkpoint by their plain names.
+
+    Raises:
+        UserError: another version or width than qlab reads.
+    """
+    layout, bits = str(quantization.get("checkpoint_format") or VERSIONS[1]).lower(), quantization.get("bits")
+    version = next((version for version, name in VERSIONS.items() if name == layout), None)
+    if version is None or bits not in WIDTHS:
+        readable = f"{', '.join(VERSIONS.values())} of {', '.join(map(str, WIDTHS))} bits"
+        raise UserError(f"the checkpoint is GPTQ {layout} of {bits} bits; qlab reads {readable}: convert it with GPTQModel")
+    decoder = partial(decode, version=version, bits=bits)
+    entries = {}
+    for name, (words, columns) in layers(stored, "qweight"):
+        roles = [role for role in ("qweight", "qzeros", "scales", "g_idx") if f"{name}.{role}" in stored.shapes]
+        entries[f"{name}.weight"] = Plain((columns, words * WORD // bits), {role: f"{name}.{role}" for role in roles}, decoder)
+    return entries
+
+
+def describe(quantization: dict[str, Any]) -> str:
+    """The format in a few words."""
+    return f"GPTQ, {quantization.get('bits', '?')} bits in groups of {quantization.get('group_size', '?')}"
+
+
+def decode(parts: dict[str, Tensor], version: int, bits: int) -> Tensor:
+    """The plain weight, float32 [out, in]."""
+    return unpack(parts, version, bits).dequantize()
 
 
 def quantization_config(

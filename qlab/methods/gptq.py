@@ -15,6 +15,7 @@ from qlab.methods.hessian import damp, shrink
 from qlab.methods.rtn import rtn
 from qlab.methods.settle import settle
 from qlab.support.errors import UserError
+from qlab.support.threads import half_the_threads
 
 BLOCK = 64  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2, with 128 there; the same result)
 DAMPINGS = 4  # the damping is raised tenfold this many times before GPTQ gives up on a Hessian
@@ -102,20 +103,21 @@ def one_pass(
         here = slice(first, min(first + BLOCK, columns))
         errors = torch.zeros_like(work[here])  # zeros: of columns still to come
         near = factor[here, here].T.contiguous()  # row j: what the errors before it do to column j
-        for j, column, spread, error, code in zip(range(first, columns), work[here], near, errors, codes[here]):
-            group = names[j]
-            if not fixed and j % size == 0:  # the grid of a group sees the errors spread so far, in this block too
-                end = j + size
-                members = (work[j:end] - factor[first:j, j:end].T @ errors[: j - first]).T.unsqueeze(1)
-                grid = search_grid(members, bits, symmetric, importance[j:end][None]) if search else fit_grid(members, bits, symmetric)
-                scale[group], zero[group] = (part[:, 0] for part in grid)
-            step, middle = scale[group], zero[group]
-            if compensate:
-                column.addmv_(errors.T, spread, alpha=-1)
-            rounded = torch.div(column, step).round_().add_(middle).clamp_(0, 2**bits - 1)
-            code.copy_(rounded)
-            if compensate:
-                torch.addcmul(column, rounded.sub_(middle), step, value=-1, out=error).div_(pivots[j])
+        with half_the_threads():
+            for j, column, spread, error, code in zip(range(first, columns), work[here], near, errors, codes[here]):
+                group = names[j]
+                if not fixed and j % size == 0:  # the grid of a group sees the errors spread so far, in this block too
+                    end = j + size
+                    members = (work[j:end] - factor[first:j, j:end].T @ errors[: j - first]).T.unsqueeze(1)
+                    grid = search_grid(members, bits, symmetric, importance[j:end][None]) if search else fit_grid(members, bits, symmetric)
+                    scale[group], zero[group] = (part[:, 0] for part in grid)
+                step, middle = scale[group], zero[group]
+                if compensate:
+                    column.addmv_(errors.T, spread, alpha=-1)
+                rounded = torch.div(column, step).round_().add_(middle).clamp_(0, 2**bits - 1)
+                code.copy_(rounded)
+                if compensate:
+                    torch.addcmul(column, rounded.sub_(middle), step, value=-1, out=error).div_(pivots[j])
         if compensate and here.stop < columns:
             work[here.stop :].addmm_(factor[here, here.stop :].T, errors, alpha=-1)
     back = torch.argsort(places)

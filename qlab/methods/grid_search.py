@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from qlab.methods.grid import GroupedIntegers, fit_grid, round_to_grid, rows_at_once
+from qlab.methods.grid import GroupedIntegers, fit_grid, round_to_grid, rows_at_once, storable
+from qlab.support.threads import half_the_threads
 
 REFIT_ROWS = 512  # rows whose scales are solved for at a time: enough for a matrix product to be worth its name
 
@@ -23,12 +24,17 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, step
     group_size], which know that errors of correlated columns add up. (Clipping errors do, all pointing to zero; AWQ's scale
     search needs no more than weights.) Each trial shrinks the covering range a little, rounds, and
     takes the least-squares scale for the codes so found; about the best of them the zero point is then moved by one.
+
+    A symmetric grid reaches one step further below its zero point than above it. The scale is negative where the longer tail of a
+    group is the positive one, so that the further side serves it, as in llama.cpp's Q4_0 and AutoRound; about the best the other
+    sign is tried too. Runtimes compute (q − z)·s whatever the sign of s.
     """
     # Groups come first from here on, so that a group's rows are a matrix, ready to be multiplied by its block of H.
     parts = [_search_rows(part.transpose(0, 1).contiguous(), bits, symmetric, metric, steps) for part in groups.split(rows_at_once(groups))]
     return torch.cat([scale.T for scale, _ in parts]), torch.cat([zero.T for _, zero in parts])
 
 
+@half_the_threads()
 def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """`search_grid` for groups [groups, out, group_size]."""
 
@@ -36,6 +42,8 @@ def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, ste
         return metric[:, None] * values if metric.ndim == 2 else values @ metric
 
     cover, middle = fit_grid(groups, bits, symmetric)
+    if symmetric:
+        cover = torch.where(groups.amax(-1) > -groups.amin(-1), -cover, cover)
     narrowest = {2: 0.4, 3: 0.6}.get(bits, 0.75)  # the fewer levels, the more clipping pays
     pace = (1 - narrowest) / steps
     target = weighted(groups)
@@ -46,19 +54,18 @@ def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, ste
         whole = round_to_grid(groups, shrunk, zero, bits).sub_(zero[..., None])
         seen = weighted(whole)
         cross, square = (target * whole).sum(-1), (seen * whole).sum(-1)
-        scale = torch.where(cross > 0, cross / square.clamp_(min=1e-30), shrunk).half().float().clamp_(min=6e-8)
+        scale = storable(torch.where(cross * shrunk.sign() > 0, cross / square.clamp_(min=1e-30), shrunk))
         # The metric is linear: what it makes of the error is had from what it made of the codes.
         seen.mul_(scale[..., None]).sub_(target)
         best.offer(scale, zero, whole.mul_(scale[..., None]).sub_(groups).mul_(seen).sum(-1), factor)
 
     for step in range(steps + 1):
         attempt(torch.full_like(cover, 1 - pace * step), middle)
-    if not symmetric:
-        centre = best.factor
-        for shift in (-1, 1):
-            zero = (middle + shift).clamp_(1, 2**bits - 1)
-            for nearby in (-pace, 0, pace):
-                attempt(centre + nearby, zero)
+    centre = best.factor
+    neighbours = [(-1, middle)] if symmetric else [(1, (middle + shift).clamp_(1, 2**bits - 1)) for shift in (-1, 1)]
+    for sign, zero in neighbours:
+        for nearby in (-pace, 0, pace):
+            attempt(sign * (centre + nearby), zero)
     return best.scale, best.zero
 
 
@@ -111,7 +118,8 @@ def _refit_rows(codes: Tensor, zeros: Tensor, scales: Tensor, weight: Tensor, he
     pull = damping * matrix.diagonal(dim1=1, dim2=2) + 1e-20
     found = torch.linalg.solve(matrix + torch.diag_embed(pull), wanted + pull * scales)
     # Far from where it was, a scale has left the range that its codes were rounded for.
-    found = torch.where((found > 0.5 * scales) & (found < 2 * scales), found, scales).half().float().clamp(min=6e-8)
+    size, before = found * scales.sign(), scales.abs()
+    found = storable(torch.where((size > 0.5 * before) & (size < 2 * before), found, scales))
 
     def cost(candidate: Tensor) -> Tensor:
         return (candidate * ((matrix @ candidate[..., None])[..., 0] - 2 * wanted)).sum(-1, keepdim=True)

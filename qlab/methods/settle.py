@@ -17,6 +17,7 @@ from qlab.methods.grid import GroupedIntegers, Points
 from qlab.methods.grid_search import refit_scales
 from qlab.methods.kquants.blocks import Superblocks
 from qlab.methods.kquants.fit import reciprocal
+from qlab.support.threads import half_the_threads
 
 BLOCK = 64  # columns whose changes reach the rest of the gradient together
 ROUNDS = 2
@@ -69,12 +70,13 @@ def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, roun
             here = slice(first, min(first + BLOCK, columns))
             new, changes = torch.empty_like(codes[here]), torch.zeros_like(codes[here])  # zeros: of columns still to come
             rows = zip(range(first, columns), codes[here], new, changes, gradient[here], hessian[here, here])
-            for j, code, better, change, slope, curve in rows:
-                near = STAY / curvature[j]
-                # To the bottom, as the changes before it in this block leave it.
-                way = torch.addmv(slope, changes.T, curve, beta=near, alpha=-near)
-                torch.mul(way, paces[j // size], out=better).round_().add_(code).clamp_(0, points.levels)  # counted in codes
-                torch.sub(better, code, out=change).mul_(steps[j // size])
+            with half_the_threads():
+                for j, code, better, change, slope, curve in rows:
+                    near = STAY / curvature[j]
+                    # To the bottom, as the changes before it in this block leave it.
+                    way = torch.addmv(slope, changes.T, curve, beta=near, alpha=-near)
+                    torch.mul(way, paces[j // size], out=better).round_().add_(code).clamp_(0, points.levels)  # counted in codes
+                    torch.sub(better, code, out=change).mul_(steps[j // size])
             codes[here] = new
             gradient.addmm_(hessian[:, here], changes, alpha=-1)
     bottoms = gradient.div_(hessian.diagonal()[:, None]).add_(values())

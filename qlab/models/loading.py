@@ -1,6 +1,6 @@
 """An opened model as a transformers model that computes, and its tokenizer.
 
-AWQ and GPTQ checkpoints are unpacked into plain weights, GGUF files dequantized: quality is then measured by the same
+Whatever form weights are stored in, they are decoded to plain ones, a tensor at a time: quality is then measured by the same
 arithmetic for every format, on any machine. How fast a runtime serves them is another question (qlab.evaluate.speed).
 """
 
@@ -19,13 +19,10 @@ from transformers import (
 )
 
 from qlab.formats.bitsandbytes import leave_unpacked
-from qlab.formats.dense import dense_state
-from qlab.models.gguf import gguf_config
 from qlab.models.layout import UNOPENED, cannot_open, compute_buffers, empty_model
 from qlab.models.locating import quantization_of
 from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
-from qlab.support.progress import bars_on_terminals
 
 
 def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False) -> PreTrainedModel:
@@ -40,15 +37,7 @@ def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = 
     if native and quantization.get("quant_method") == "bitsandbytes":
         model = opened_by_transformers(source, dtype, device)
         leave_unpacked(model)
-    elif source.gguf:
-        with bars_on_terminals():
-            model = AutoModelForCausalLM.from_pretrained(
-                source.folder, config=gguf_config(source.gguf), gguf_file=source.gguf.name, dtype=dtype
-            )
-    elif quantization:
-        model = AutoModelForCausalLM.from_config(source.configuration, dtype=dtype)
-        fill(model, dense_state(source.path, quantization))
-    elif all(name in source.checkpoint.shapes for name in source.layout.shapes):
+    elif source.checkpoint.quantized or all(name in source.checkpoint.shapes for name in source.layout.shapes):
         model = filled(source, dtype, device)
     else:  # stored under other names than the architecture's, which transformers translates for the families that it knows
         model = opened_by_transformers(source, dtype, device)
@@ -94,24 +83,6 @@ def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str)
     return model
 
 
-def fill(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
-    """Put every weight of `state` into `model`, and insist that none is left over or missing but a tied head.
-
-    Raises:
-        UserError: names or shapes that do not match.
-    """
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # PyTorch's, of shapes that do not fit
-        raise UserError(f"the checkpoint does not fit its configuration: {str(error).splitlines()[-1].strip()}") from error
-    model.tie_weights()
-    # AutoGPTQ gives every layer a bias, of zeros where the model has none.
-    unexpected = [name for name in unexpected if not (name.endswith(".bias") and not state[name].any())]
-    absent = [name for name in missing if not (name == "lm_head.weight" and model.config.tie_word_embeddings)]
-    if absent or unexpected:
-        raise UserError(f"the checkpoint does not fit its configuration: missing {absent[:3]}, unexpected {unexpected[:3]}")
-
-
 def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
     """The tokenizer that lies with the model: tokenizer.json to the letter, where transformers would bring its own rules for a family.
 
@@ -122,8 +93,6 @@ def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
     try:
         if file.exists():
             return PreTrainedTokenizerFast.from_pretrained(source.folder, trust_remote_code=False)
-        if source.gguf:
-            return AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf.name, trust_remote_code=False)
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception
         if file.is_file() and file.read_bytes()[:40].startswith(b"version https://git-lfs"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from qlab.formats.gguf.reading import gguf_files
 from qlab.models.named import NAMES, named_folder
 from qlab.support.errors import UserError
 
@@ -88,13 +89,13 @@ def checked_files(place: Path) -> list[Path]:
 
 def weight_files(place: Path) -> list[Path]:
     """The files that hold the weights of a folder: those that the index names, or model.safetensors, or all safetensors files there are;
-    GGUF files where there is no safetensors file. Of a GGUF file `place`, itself.
+    the parts of a GGUF file where there is no safetensors file, or where `place` is such a file.
 
     Raises:
-        UserError: the index cannot be read, or names files outside the folder.
+        UserError: the index cannot be read, or names files outside the folder; several GGUF models, or one that lacks parts.
     """
     if place.is_file():
-        return [place]
+        return gguf_files(place)
     index, single = place / "model.safetensors.index.json", place / "model.safetensors"
     if index.exists():
         places = read_json(index).get("weight_map")
@@ -106,7 +107,8 @@ def weight_files(place: Path) -> list[Path]:
         return [place / name for name in names]
     if single.exists():
         return [single]
-    return sorted(place.glob("*.safetensors")) or sorted(place.glob("*.gguf"))
+    found = sorted(place.glob("*.safetensors"))
+    return found if found or not any(place.glob("*.gguf")) else gguf_files(place)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -146,11 +148,14 @@ def quantization_of(config: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def fingerprint(folder: Path, weights: list[Path]) -> str:
-    """A hash of configuration, tokenizer and weights; of files over 256 MiB only samples, so that a 70B takes seconds, not minutes."""
+def fingerprint(folder: Path | None, weights: list[Path]) -> str:
+    """A hash of configuration and tokenizer in a folder, if there is one, and of weights.
+
+    Of files over 256 MiB only samples are read, so that a 70B takes seconds, not minutes.
+    """
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
-        if (folder / name).is_file():
+        if folder and (folder / name).is_file():
             digest.update((folder / name).read_bytes())
     for file in weights:
         size = file.stat().st_size

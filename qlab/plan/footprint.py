@@ -124,7 +124,7 @@ def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
         if tensor.kind in REPACKED and name != "token_embd.weight" and not on_gpu and platform.machine() in ("x86_64", "AMD64")
     ]  # fmt: skip
     embedding = tensors["token_embd.weight"].bytes if head == "output.weight" else 0
-    config: dict[str, Any] = gguf_config(file).to_dict()
+    config: dict[str, Any] = gguf_config(file)
     rounded = -(-context // GGUF_CELLS) * GGUF_CELLS
     shape = shape_of(config)
     work = 0 if on_gpu else 4 * 4 * shape.intermediate * min(LLAMACPP_BATCH, context)

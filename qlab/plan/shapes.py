@@ -41,7 +41,7 @@ def find_shape(name: str) -> tuple[str, Shape]:
         return nearest(float(size[1]))
     path = named_folder(name) or Path(name).expanduser()
     if path.is_dir() and (files := sorted(path.glob("*.gguf"))):
-        return name, dense_shape(gguf_config(files[0]).to_dict(), name)
+        return name, dense_shape(gguf_config(files[0]), name)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file() and not path.exists() and HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
         file = fetched_config(name)

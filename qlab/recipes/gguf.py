@@ -61,7 +61,10 @@ class GGUF(Walked):
         return partial(gguf.encode_rows, hessian=seen.trusted if seen and self.settles else None)
 
     def check(self, source: OpenedModel) -> None:
-        gguf.check_model(source.path, source.config, source.layout.shapes)
+        gguf.check_model(source.folder, source.config, source.layout.shapes)
+
+    def remarks(self, source: OpenedModel) -> dict[str, str]:
+        return gguf.remarks(source.folder, source.config)
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         found, tensors = Quantized({}), block.module.state_dict()
@@ -87,5 +90,5 @@ class GGUF(Walked):
         return gguf.encode_tensor(name, tensor, self.mix, source.config, encoder=self.encoder(None))
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
-        gguf.assemble(parts, source.path, source.config, self.mix, out / f"model-{self.mix}.gguf")
-        finish_folder(source.path, source.config, [], out, None)  # Python tools read the original's tokenizer
+        gguf.assemble(parts, source.folder, source.config, self.mix, out / f"model-{self.mix}.gguf")
+        finish_folder(source.folder, source.config, [], out, None)  # Python tools read the original's tokenizer

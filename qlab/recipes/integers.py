@@ -195,7 +195,7 @@ class Integers(Walked):
             entry = gptq.quantization_config(
                 self.bits, self.group_size, self.symmetric, self.order == "scattered", skipped=kept, quantized=quantized
             )
-        finish_folder(source.path, source.config, parts, out, entry)
+        finish_folder(source.folder, source.config, parts, out, entry)
 
 
 def parse_integers(name: str) -> Integers | None:

@@ -44,4 +44,4 @@ class NF4(Walked):
         return found
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
-        finish_folder(source.path, source.config, parts, out, bnb.quantization_config(self.kind, self.double))
+        finish_folder(source.folder, source.config, parts, out, bnb.quantization_config(self.kind, self.double))

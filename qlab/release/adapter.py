@@ -77,4 +77,4 @@ def merge(source: OpenedModel, folder: Path, out: Path) -> None:
         parameter.data = half_precision(name, parameter.data)
     merged.config.dtype = torch.float16
     merged.save_pretrained(out)
-    finish_folder(source.path, source.config, [], out, None)
+    finish_folder(source.folder, source.config, [], out, None)
