@@ -85,7 +85,7 @@ def test_layers_without_a_place_in_the_layout_keep_their_weights_and_the_checkpo
 ) -> None:
     (made,) = quantize_model(narrow, [parse(recipe)], calibration, tmp_path)
     kept = ["mlp.down_proj"] if made.source.config["quantization_config"]["quant_method"] == "awq" else [f"mlp.{n}_proj" for n in KEPT]
-    stored, packed = stored_layers([made.path / "model.safetensors"])
+    stored, packed = stored_layers(narrow.layout, [made.path / "model.safetensors"])
     assert sorted(stored) == sorted(kept)
     assert set(made.manifest["notes"]) == {f"model.layers.{block}.{name}" for block in (0, 1) for name in kept}
     config = made.source.config["quantization_config"]

@@ -207,8 +207,8 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(tiny: OpenedModel, calib
         with pytest.raises(UserError, match="with -importance or -plain"):
             parse(name)
     assert parse("q4_k_m-importance").name == "q4_k_m-importance"
-    with pytest.raises(UserError, match="groups of 96 do not divide"):
-        quantize_model(tiny, [parse("awq-w4g96")], calibration, tmp_path)
+    with pytest.raises(UserError, match="groups of 24 do not divide"):
+        quantize_model(tiny, [parse("awq-w4g24")], calibration, tmp_path)
     assert not list(tmp_path.glob("[!.]*"))
     with pytest.raises(UserError, match="more than the"):
         budget.predict(tiny, [parse("gptq-w4g64")], (8, 64), budget.parse_bytes("10MB"))
