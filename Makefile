@@ -85,5 +85,6 @@ lock: ## write requirements.lock from pyproject.toml's pins
 	{ sed -n '/^#/p' requirements.lock; build/lock/bin/pip freeze | sed 's/+cpu//' | grep -v -E '^(pip|setuptools|wheel)=='; } > build/requirements.lock
 	mv build/requirements.lock requirements.lock
 
-clean: ## remove environment and results
-	rm -rf $(VENV) $(VLLM) build
+clean: ## remove environment and results; what `qlab fetch` has downloaded stays in build/models
+	rm -rf $(VENV) $(VLLM)
+	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name models -exec rm -rf {} +; fi

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.models.opening import Source, locate
-from qlab.recipes import Recipe, WalkedRecipe, describe
+from qlab.models.opening import OpenedModel, locate
+from qlab.recipes import Fitted, Recipe, WalkedRecipe, describe
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.precision import multiplies_bfloat16
 from qlab.support.process import peak_bytes, run_isolated
 from qlab.support.versions import version_of
-from qlab.walk.skeleton import checkpoint_of
 from qlab.walk.walk import Journal, Walk
 
 MANIFEST = "qlab.json"
@@ -65,14 +64,16 @@ class Artifact:
         return disk_bytes(self.path)
 
     @property
-    def source(self) -> Source:
+    def source(self) -> OpenedModel:
         return locate(str(self.path))
 
 
-def inputs_of(recipe: Recipe, source: Source, windows: Tensor, device: str) -> dict[str, Any]:
+def inputs_of(recipe: Recipe, source: OpenedModel, windows: Tensor, device: str) -> dict[str, Any]:
     """All that an artifact's bytes depend on."""
+    stored = {"stored": source.checkpoint.description} if source.checkpoint.quantized else {}
     return {
         "model": source.fingerprint,
+        **stored,
         "recipe": describe(recipe),
         "calibration": {"sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16], "windows": list(windows.shape)},
         "versions": {name: version_of(name) for name in LIBRARIES},
@@ -81,7 +82,7 @@ def inputs_of(recipe: Recipe, source: Source, windows: Tensor, device: str) -> d
     }
 
 
-def make_artifact(recipe: Recipe, source: Source, windows: Tensor, work: str) -> Artifact:
+def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: str) -> Artifact:
     """Quantize `source` by `recipe` with the calibration `windows`, or take the artifact that the same inputs made before.
 
     It lies in `work`/<model>-<hash>/<recipe>. Quantizing runs in a process of its own.
@@ -114,29 +115,43 @@ def finish(out: Path, folder: Path, inputs: dict[str, Any], details: dict[str, A
     return Artifact(folder, manifest, cost)
 
 
-def check(source: Source, recipes: Sequence[WalkedRecipe]) -> None:
-    """Raise the UserError of a recipe that cannot store this model, as far as its names and configuration tell, before any work."""
-    shapes = checkpoint_of(source).shapes
+def fit(source: OpenedModel, recipes: Sequence[WalkedRecipe], strict: bool = False) -> list[Fitted]:
+    """The recipes as this model can take them, each once, as far as its names and configuration tell it, before any work.
+
+    Raises:
+        UserError: the checkpoint is not complete, or a recipe cannot store this model; with `strict`, one could store it
+            only in another way than asked.
+    """
+    source.check_complete()
+    found = dict[str, Fitted]()
     for recipe in recipes:
-        recipe.check(source, shapes)
+        if strict:
+            recipe.check(source)
+        fitted = recipe.fitted(source)
+        fitted.recipe.check(source)
+        if strict and fitted.remarks:
+            raise UserError(f"{fitted.remarks[0]}; without --strict the rest is quantized")
+        found.setdefault(fitted.recipe.name, fitted)
+    return list(found.values())
 
 
 def quantize_model(
-    source: Source, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu"
+    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu"
 ) -> list[Artifact]:
-    """Quantize by all `recipes` in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
+    """Quantize by all `recipes`, fitted to the model, in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
 
     Raises:
         UserError: a model or layer that a recipe cannot take.
         OSError: the disk is full or not writable; what is finished is kept for the next call, and no artifact is half there.
     """
+    fitted = fit(source, recipes)
+    recipes, asked = [each.recipe for each in fitted], {each.recipe.name: each.asked for each in fitted}
     wanted = {recipe.name: inputs_of(recipe, source, windows, device) for recipe in recipes}
     known = {name: Artifact.open(out / name) for name in wanted}
     missing = [recipe for recipe in recipes if (found := known[recipe.name]) is None or found.manifest["inputs"] != wanted[recipe.name]]
     key = hashlib.sha256(json.dumps([wanted[recipe.name] for recipe in missing], sort_keys=True).encode()).hexdigest()[:12]
     work = out / f".walk-{key}"
     if missing:
-        check(source, missing)
         work.mkdir(parents=True, exist_ok=True)
         walk = Walk(source, missing, windows, work, batch, device)
         try:
@@ -155,7 +170,7 @@ def quantize_model(
                 folder,
                 out / recipe.name,
                 wanted[recipe.name],
-                journal.details(recipe.name),
+                {"asked": asked[recipe.name]} | journal.details(recipe.name),
                 {"seconds": seconds, "peak_bytes": peak_bytes()},
             )
         shutil.rmtree(work)

@@ -18,14 +18,12 @@ import torch
 
 from qlab.formats.gguf.file import weights_at_once
 from qlab.methods.grid_search import REFIT_ROWS
-from qlab.models.checkpoint import Checkpoint
-from qlab.models.opening import Source
+from qlab.models.layout import Layout
+from qlab.models.opening import OpenedModel
 from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
 from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.support.errors import UserError
 from qlab.support.process import peak_bytes
-from qlab.walk.block import PREFIX, is_linear
-from qlab.walk.skeleton import checkpoint_of
 from qlab.walk.walk import observes_original, usual_batch
 
 __all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
@@ -80,25 +78,23 @@ class Budget:
 
 
 def predict(
-    source: Source, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], limit: float | None = None, device: str = "cpu"
+    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], limit: float | None = None, device: str = "cpu"
 ) -> Budget:
     """The budget of a walk over `windows` (their number and length) that stays below `limit` bytes of memory.
 
     Raises:
         UserError: even one window at a time needs more than `limit`.
     """
-    checkpoint = checkpoint_of(source)
-    groups = input_shapes(checkpoint)
-    config = source.config
+    checkpoint, layout = source.checkpoint, source.layout
+    groups = input_shapes(layout)
     weights = sum(width * out for width, out in groups)
     data, sequential = any(recipe.data for recipe in recipes), sum(recipe.sequential for recipe in recipes)
     statistics = sum(4.0 * width**2 for width, _ in groups) if data else 0.0
-    blocks = config["num_hidden_layers"]
-    outside = [name for name in checkpoint.shapes if not name.startswith(f"{PREFIX}.")]
-    rest = 2.2 * max((checkpoint.bytes_of(name) for name in outside), default=0) + LIBRARIES
-    token = 4.0 * (3 * config["hidden_size"] + max(out for _, out in groups) + max(width for width, _ in groups))
-    stored = 2 * sum(checkpoint.bytes_of(name) for name in checkpoint.shapes) * 0.35 * len(recipes)
-    disk = stored + (2 + 2 * sequential) * 4 * windows[0] * windows[1] * config["hidden_size"] * data
+    blocks = layout.count
+    rest = 2.2 * max((checkpoint.bytes_of(name) for name in layout.rest), default=0) + LIBRARIES
+    token = 4.0 * (3 * layout.hidden + max(out for _, out in groups) + max(width for width, _ in groups))
+    stored = 2 * sum(checkpoint.bytes_of(name) for name in layout.shapes) * 0.35 * len(recipes)
+    disk = stored + (2 + 2 * sequential) * 4 * windows[0] * windows[1] * layout.hidden * data
     start = float(psutil.Process().memory_info().rss)
     work = max(working(recipe, groups, windows[1], device) for recipe in recipes) + LIBRARIES
     seconds = duration(groups, recipes, windows, blocks, device)
@@ -167,25 +163,27 @@ def duration(groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: 
     return 1.5 * blocks * total / max(rates)
 
 
-def input_shapes(checkpoint: Checkpoint) -> list[Group]:
+def input_shapes(layout: Layout) -> list[Group]:
     """The groups of the first decoder block by shape; which layers read one input is told by their names, before anything is run.
 
     Where a block has a single norm of its inputs, attention and MLP both read it (Cohere, Phi).
     """
     attention, mlp = ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj", "fc1")
-    block = re.compile(rf"{re.escape(PREFIX)}\.0\.(.+)\.weight")
-    shapes = {match[1]: shape for name, shape in checkpoint.shapes.items() if (match := block.fullmatch(name))}
+    first = layout.block(0)
+    shapes = {
+        name.removeprefix(first).removesuffix(".weight"): shape
+        for name, shape in layout.shapes.items()
+        if name.startswith(first) and name.endswith(".weight")
+    }
     norms = [name for name, shape in shapes.items() if len(shape) == 1 and "." not in name]
     together = (attention + mlp,) if len(norms) == 1 else (attention, mlp)
     found: dict[str, Group] = {}
     for name, shape in shapes.items():
         part = name.rpartition(".")[2]
-        if is_linear(f"{PREFIX}.0.{name}.weight", shape):
+        if f"{first}{name}.weight" in layout.linear:
             key = next((names[0] for names in together if part in names), name)
             width, out = found.get(key, (shape[1], 0))
             found[key] = (width, out + shape[0])
-    if not found:
-        raise UserError(f"no linear layers in {PREFIX}.0: qlab walks models whose decoder blocks lie in {PREFIX}")
     return list(found.values())
 
 

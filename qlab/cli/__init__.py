@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from qlab.cli import bench, doctor, lessons, load, measure, plan, quantize, release, serve  # noqa: F401  (each adds its commands to the app)
+from qlab.cli import bench, doctor, fetch, lessons, load, measure, plan, quantize, release, serve  # noqa: F401  (each adds its commands)
 from qlab.cli.app import app, console
 from qlab.support.errors import UserError
 

@@ -13,7 +13,10 @@ app = typer.Typer(
     help="Learn, check and carry out LLM quantization.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 console = Console(stderr=True, soft_wrap=True)
-ModelOption = Annotated[str, typer.Option(help="'embedded', a model folder, or a hub id.")]
+ModelOption = Annotated[str, typer.Option(help="'embedded', 'smollm2' (see qlab fetch), a model folder, or a hub id.")]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse a recipe that the model's shapes do not fit, instead of taking the nearest that they do.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 
 

@@ -23,5 +23,5 @@ def doctor() -> None:
     for finding in findings:
         if finding.mend:  # beneath the table and never broken into lines, so that it can be copied
             print(f"{finding.subject}: {finding.mend}")
-    if any(finding.state != "OK" and not finding.subject.startswith("runtime") for finding in findings):
+    if any(finding.state != "OK" and not finding.optional for finding in findings):
         raise typer.Exit(1)

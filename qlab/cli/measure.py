@@ -37,7 +37,8 @@ def evaluate(
     from qlab.evaluate.quality import measure_quality
     from qlab.evaluate.results import Figure, quality_figures, score_figures
     from qlab.evaluate.tasks import run_tasks
-    from qlab.models.opening import check_device, check_length, load, load_tokenizer, locate
+    from qlab.models.loading import load, load_tokenizer
+    from qlab.models.opening import check_device, check_length, locate
     from qlab.models.text import load_prompts, load_text, windows
     from qlab.workbook.lesson import quiet
 

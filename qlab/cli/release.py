@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qlab.cli.app import DeviceOption, ModelOption, app
+from qlab.cli.app import DeviceOption, ModelOption, StrictOption, app
 from qlab.support.errors import UserError
 
 
@@ -28,7 +28,8 @@ def finetune(
     device: DeviceOption = "cpu",
 ) -> None:
     """Train a LoRA adapter on a model that stays in NF4 (QLoRA)."""
-    from qlab.models.opening import check_device, check_length, load_tokenizer, locate
+    from qlab.models.loading import load_tokenizer
+    from qlab.models.opening import check_device, check_length, locate
     from qlab.models.text import load_text
     from qlab.models.text import windows as cut
     from qlab.release.finetune import Training
@@ -69,10 +70,13 @@ def release(
     ] = None,
     runtime: Annotated[str | None, typer.Option(help="That the proof is served by; else the first here that serves the format.")] = None,
     device: DeviceOption = "cpu",
+    strict: StrictOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
     """Merge, quantize, gate, prove, and move OUT/current; a release that fails is refused and leaves OUT/current as it is."""
-    from qlab.models.opening import check_device, check_length, load_tokenizer, locate
+    from qlab.artifacts.artifact import fit
+    from qlab.models.loading import load_tokenizer
+    from qlab.models.opening import check_device, check_length, locate
     from qlab.models.text import load_text
     from qlab.models.text import windows as cut
     from qlab.recipes import parse
@@ -86,6 +90,8 @@ def release(
     gates = [Gate.parse(words) for words in gate] if gate else list(GATES)
     source, wanted = locate(model), parse(recipe)
     check_length(source, length, "--length")
+    for remark in fit(source, [wanted], strict)[0].remarks:
+        print(remark)
     tokenizer = load_tokenizer(source)
     chosen = runtime_named(runtime) if runtime else runtime_for(wanted.format)
     found = attempt(

@@ -41,7 +41,8 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="The proof as one JSON object; then stop.")] = False,
 ) -> None:
     """Serve an artifact, prove that the server is the model that was measured, and stay until Ctrl-C."""
-    from qlab.models.opening import kind_of, locate
+    from qlab.models.locating import kind_of
+    from qlab.models.opening import locate
     from qlab.serve.deployment import Deployment, read_key
     from qlab.serve.files import write_files
     from qlab.serve.proof import prove as prove_server

@@ -34,8 +34,8 @@ def pack(tensor: GroupedIntegers) -> dict[str, Tensor]:
         raise UserError(f"an AWQ checkpoint holds codes of 4 bits, not {tensor.bits}: quantize to 4 bits, or write GPTQ")
     if tensor.group_of is not None:
         raise UserError("an AWQ checkpoint holds groups of consecutive columns only: quantize without activation order, or write GPTQ")
-    if rows % PER_WORD:
-        raise UserError(f"a layer of {rows} outputs does not fill AWQ's words of {PER_WORD}: leave it unquantized")
+    if reason := unfit(rows, columns):
+        raise UserError(f"an AWQ checkpoint cannot hold this layer: {reason}")
     if columns % groups:
         raise UserError(f"{columns} inputs cannot be cut into {groups} equal groups: choose a group size that divides {columns}")
     return {
@@ -43,6 +43,11 @@ def pack(tensor: GroupedIntegers) -> dict[str, Tensor]:
         "qzeros": pack_words(tensor.zeros.T, BITS, ORDER),
         "scales": tensor.scales.T.half().contiguous(),
     }
+
+
+def unfit(outputs: int, inputs: int) -> str:
+    """Why the format cannot hold a layer of this shape; empty where it can."""
+    return f"{outputs} outputs do not fill AWQ's words of {PER_WORD}" if outputs % PER_WORD else ""
 
 
 def unpack(tensors: dict[str, Tensor]) -> GroupedIntegers:
@@ -82,7 +87,10 @@ def decode(parts: dict[str, Tensor]) -> Tensor:
 
 
 def quantization_config(group_size: int, skipped: Sequence[str] = ()) -> dict[str, Any]:
-    """`quantization_config` of config.json; `skipped` names the linear layers left unquantized, such as "lm_head"."""
+    """`quantization_config` of config.json; `skipped` names the linear layers left unquantized, such as "lm_head".
+
+    Readers look for such a name in a layer's (vLLM, AutoAWQ) or at its end (transformers).
+    """
     return {
         "quant_method": "awq",
         "version": "gemm",

@@ -19,7 +19,6 @@ from qlab.formats.gguf import reading
 from qlab.formats.plain import Plain, Stored, plainly_stored
 from qlab.formats.stored import describe, plain_tensors
 from qlab.support.errors import UserError
-from qlab.support.reading import read_json
 
 ROWS = 4096  # rows of a large matrix handled at a time
 BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -131,25 +130,22 @@ class Checkpoint:
         return prod(entry.shape) * (DECODED if entry.quantized else BYTES.get(dtypes[0], 1))
 
 
-def open_checkpoint(path: Path, quantization: dict[str, Any] | None = None) -> Checkpoint:
-    """The checkpoint in a model folder, or in a GGUF file.
-
-    A GGUF file that lies beside safetensors is not taken in their place.
+def open_checkpoint(files: list[Path], quantization: dict[str, Any] | None = None) -> Checkpoint:
+    """The checkpoint in safetensors files, or in the parts of one GGUF model.
 
     Args:
-        path: the folder, or the path of a .gguf file.
-        quantization: `quantization_config` of the folder's config.json.
+        files: as qlab.models.locating.weight_files finds them.
+        quantization: `quantization_config` of config.json; None or empty where it has none.
 
     Raises:
-        UserError: no weights, a damaged file, or a format that qlab does not read.
+        UserError: a damaged file, or a format that qlab does not read.
     """
-    files = weight_files(path) if path.is_dir() else []
-    if not files:
-        gguf = reading.GGUFFiles(path)
+    if files[0].suffix == ".gguf":
+        gguf = reading.GGUFFiles(files[0])
         return Checkpoint(gguf, reading.plain_gguf(gguf), reading.describe(gguf))
     stored = SafetensorsFiles(files)
     plain = plain_tensors(quantization, stored)
-    quantized = quantization is not None and any(entry.quantized for entry in plain.values())
+    quantized = any(entry.quantized for entry in plain.values())
     return Checkpoint(stored, plain, describe(quantization or {}) if quantized else plain_description(stored))
 
 
@@ -160,15 +156,3 @@ def plain_description(stored: Stored) -> str:
         if dtype in PLAIN:
             numbers[PLAIN[dtype]] = numbers.get(PLAIN[dtype], 0) + prod(stored.shapes[name])
     return " and ".join(sorted(numbers, key=lambda dtype: -numbers[dtype]))
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model: those that the index names, or model.safetensors, or all there are.
-
-    Raises:
-        UserError: the index cannot be read.
-    """
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():
-        return [folder / Path(name).name for name in sorted(set(read_json(index)["weight_map"].values()))]  # nothing outside the folder
-    return [single] if single.exists() else sorted(folder.glob("*.safetensors"))

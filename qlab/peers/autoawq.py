@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlab.models.opening import Source, load_tokenizer
+from qlab.models.loading import load_tokenizer
+from qlab.models.opening import OpenedModel
 from qlab.peers.patching import patched
 from qlab.support.errors import UserError
 
 
-def quantize(source: Source, windows: Tensor, out: Path, group_size: int) -> None:
+def quantize(source: OpenedModel, windows: Tensor, out: Path, group_size: int) -> None:
     """Quantize to 4 bits with AutoAWQ's own recipe and save to `out`; calibration windows int64 [windows, length].
 
     Raises:

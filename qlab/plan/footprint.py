@@ -11,7 +11,8 @@ from typing import Any
 from safetensors import safe_open
 
 from qlab.formats.gguf.header import read_header
-from qlab.models.opening import gguf_config, kind_of, read_json, weight_files
+from qlab.models.gguf import gguf_config
+from qlab.models.locating import kind_of, read_json, weight_files
 from qlab.plan.plan import shape_of
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -71,7 +72,7 @@ def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = F
     (llama.cpp keeps both as the file has them, the cache in FP16). A step reads all but the input embedding, of which it needs a row.
     """
     if kind_of(folder) == "gguf":
-        return gguf_footprint(next(iter(sorted(folder.glob("*.gguf")))) if folder.is_dir() else folder, context, on_gpu)
+        return gguf_footprint(folder, context, on_gpu)
     tensors: dict[str, tuple[str, list[int]]] = {}
     for file in weight_files(folder):
         with safe_open(file, "pt") as opened:
@@ -113,9 +114,9 @@ def packed_by_bitsandbytes(model: Footprint) -> Footprint:
     return replace(model, work=BITSANDBYTES + BITSANDBYTES_AGAIN * model.codes + BITSANDBYTES_PACKING * model.largest)
 
 
-def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
+def gguf_footprint(place: Path, context: int, on_gpu: bool) -> Footprint:
     """The same for llama.cpp, whose weights stay as they lie in the file, mapped, but for those that it packs anew for a CPU."""
-    tensors = read_header(file).tensors
+    tensors = {name: tensor for file in weight_files(place) for name, tensor in read_header(file).tensors.items()}
     stored = sum(tensor.bytes for tensor in tensors.values())
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     again = [
@@ -123,7 +124,7 @@ def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
         if tensor.kind in REPACKED and name != "token_embd.weight" and not on_gpu and platform.machine() in ("x86_64", "AMD64")
     ]  # fmt: skip
     embedding = tensors["token_embd.weight"].bytes if head == "output.weight" else 0
-    config: dict[str, Any] = gguf_config(file).to_dict()
+    config: dict[str, Any] = gguf_config(place).to_dict()
     rounded = -(-context // GGUF_CELLS) * GGUF_CELLS
     shape = shape_of(config)
     work = 0 if on_gpu else 4 * 4 * shape.intermediate * min(LLAMACPP_BATCH, context)

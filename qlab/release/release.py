@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.artifacts.artifact import inputs_of, quantize_model
+from qlab.artifacts.artifact import fit, inputs_of, quantize_model
 from qlab.evaluate.quality import measure_quality
-from qlab.models.opening import Source, load, locate
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import WalkedRecipe
 from qlab.release import adapter as adapters
 from qlab.serve.proof import Proof, prove
@@ -78,7 +79,7 @@ class Release:
 
 
 def release(
-    source: Source,
+    source: OpenedModel,
     adapter: Path | None,
     recipe: WalkedRecipe,
     calibration: Tensor,
@@ -97,7 +98,10 @@ def release(
     """
     check(runtime, recipe.format, recipe.name)
     require(runtime)
-    made_from = inputs_of(recipe, source, calibration, device) | {"adapter": adapters.fingerprint(checked(adapter)) if adapter else None}
+    (fitted,) = fit(source, [recipe])
+    made_from = inputs_of(fitted.recipe, source, calibration, device) | {
+        "adapter": adapters.fingerprint(checked(adapter)) if adapter else None
+    }
     name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     out.mkdir(parents=True, exist_ok=True)
     work = out / f".{name}"
@@ -133,7 +137,7 @@ def checked(adapter: Path) -> Path:
     return adapter
 
 
-def merged_model(source: Source, adapter: Path | None, work: Path) -> Source:
+def merged_model(source: OpenedModel, adapter: Path | None, work: Path) -> OpenedModel:
     """`source` with the adapter, in the folder `work`; `source` itself where there is none."""
     if adapter is None:
         return source
@@ -147,7 +151,7 @@ def merged_model(source: Source, adapter: Path | None, work: Path) -> Source:
 
 
 @torch.inference_mode()
-def measure(artifact: Source, merged: Source, before: Source, held_out: Tensor, device: str) -> dict[str, float]:
+def measure(artifact: OpenedModel, merged: OpenedModel, before: OpenedModel, held_out: Tensor, device: str) -> dict[str, float]:
     """FIGURES of the artifact, on one and the same text."""
     quality = measure_quality(load(artifact, device=device), held_out, load(merged, device=device), "gate: artifact and merged model")
     base = measure_quality(load(before, device=device), held_out, label="gate: the model before")

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qlab.models.opening import gguf_config, kind_of, read_json
+from qlab.formats.gguf.reading import gguf_files
+from qlab.models.gguf import gguf_config
+from qlab.models.locating import kind_of, read_json
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 
@@ -79,15 +81,12 @@ class Deployment:
 
     @property
     def gguf(self) -> Path:
-        """The GGUF file of the folder.
+        """The GGUF file of the folder; of one in parts the first, from which llama.cpp finds the others.
 
         Raises:
-            UserError: none, or several.
+            UserError: none, several models, or a part that is missing.
         """
-        files = [self.folder] if self.folder.is_file() else sorted(self.folder.glob("*.gguf"))
-        if len(files) != 1:
-            raise UserError(f"{self.folder.name}/ holds {len(files)} GGUF files; expected one")
-        return files[0]
+        return gguf_files(self.folder)[0]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -97,7 +96,7 @@ class Deployment:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight files."""
-        return self.gguf.stat().st_size if self.kind == "gguf" else disk_bytes(self.folder)
+        return sum(file.stat().st_size for file in gguf_files(self.folder)) if self.kind == "gguf" else disk_bytes(self.folder)
 
 
 def read_key(file: Path) -> str:

@@ -26,6 +26,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from qlab import ROOT
+from qlab.models.named import named_folder
 from qlab.models.opening import check_device, locate
 from qlab.models.text import check_text
 from qlab.support.versions import version_of
@@ -104,7 +105,7 @@ def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[st
     values = resolve(known, {**given, "model": model})
     source = locate(model)
     for chosen in values.values():
-        if model != "embedded" and Path(model).expanduser().is_dir():
+        if named_folder(model) is None and Path(model).expanduser().is_dir():
             chosen["model"] = str(source.path)
         for text in ("calibration_text", "evaluation_text"):  # the kernel runs elsewhere
             if chosen.get(text) and Path(chosen[text]).expanduser().is_file():

@@ -15,7 +15,8 @@ from qlab.evaluate import tasks
 from qlab.evaluate.local_tasks import CLOZE, cloze, hellaswag, questions
 from qlab.evaluate.tasks import run_tasks
 from qlab.evaluate.tasks import task_manager as manager
-from qlab.models.opening import Source, load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, locate
 from qlab.models.text import load_text
 from qlab.support.errors import UserError
 from tests.conftest import SHARED
@@ -122,7 +123,7 @@ def test_the_cloze_task_is_the_same_every_time_and_files_are_checked(tmp_path: P
         list(questions(tmp_path / "bad.csv"))
 
 
-def test_reading_a_local_task_is_reported_to_nobody(tiny: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_local_task_is_reported_to_nobody(tiny: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def refuse(host: str, *rest: object, **named: object) -> None:

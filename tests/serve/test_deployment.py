@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from qlab.artifacts.artifact import quantize_model
-from qlab.models.opening import Source, kind_of
+from qlab.models.locating import kind_of
+from qlab.models.opening import OpenedModel
 from qlab.recipes import parse
 from qlab.serve.deployment import Deployment, read_key
 from qlab.serve.files import files_of, write_files
@@ -25,7 +26,7 @@ SERVED = {"llamacpp": "q8_0", "vllm": "rtn-w4g64", "tgi": "gptq-w4g64", "ollama"
 
 
 @pytest.fixture(scope="module")
-def artifacts(tiny: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def artifacts(tiny: OpenedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     import torch
 
     out = tmp_path_factory.mktemp("artifacts")

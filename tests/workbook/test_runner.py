@@ -11,14 +11,14 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from rich.console import Console
 
-from qlab.models.opening import Source
+from qlab.models.opening import OpenedModel
 from qlab.show.progress import LessonProgress
 from qlab.workbook import runner as workbook
 from qlab.workbook.runner import DONE, FAILED, SKIPPED, run_lessons
 
 
 @pytest.fixture
-def lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Source) -> dict[str, dict[str, Any]]:
+def lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: OpenedModel) -> dict[str, dict[str, Any]]:
     folder = tmp_path / "notebooks"
     folder.mkdir()
     body = "from qlab.workbook.record import record\nrecord('value', number * 2)"

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from qlab.formats.gguf.file import write_gguf
 from qlab.formats.gguf.tokenizer import pre_tokenizer_name, read_vocabulary
-from qlab.models.opening import Source
+from qlab.models.opening import OpenedModel
 from qlab.serve.runtimes.llamacpp import LlamaCpp, post
 from qlab.serve.server import on_free_port, serving
 from qlab.support.errors import UserError
@@ -71,7 +71,7 @@ def train_sentencepiece(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False, "bos_token": "<s>", "eos_token": "</s>"}))
 
 
-def model_with(folder: Path, tiny: Source, vocabulary: int) -> dict[str, object]:
+def model_with(folder: Path, tiny: OpenedModel, vocabulary: int) -> dict[str, object]:
     """The tiny model, its embedding cut to the vocabulary, in `folder`; returns its configuration."""
     weights = load_file(tiny.path / "model.safetensors")
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:vocabulary].clone()
@@ -80,7 +80,7 @@ def model_with(folder: Path, tiny: Source, vocabulary: int) -> dict[str, object]
 
 
 @pytest.mark.parametrize("prepend", [True, False])
-def test_llama_cpp_cuts_as_a_byte_fallback_tokenizer_json(prepend: bool, tiny: Source, tmp_path: Path) -> None:
+def test_llama_cpp_cuts_as_a_byte_fallback_tokenizer_json(prepend: bool, tiny: OpenedModel, tmp_path: Path) -> None:
     train_json(tmp_path, prepend)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     config = model_with(tmp_path, tiny, len(tokenizer) + 3)  # three embeddings without a token
@@ -95,7 +95,7 @@ def test_llama_cpp_cuts_as_a_byte_fallback_tokenizer_json(prepend: bool, tiny: S
             assert post(server.url, "/tokenize", body)["tokens"] == ids, text
 
 
-def test_llama_cpp_cuts_as_a_sentencepiece_model(tiny: Source, tmp_path: Path) -> None:
+def test_llama_cpp_cuts_as_a_sentencepiece_model(tiny: OpenedModel, tmp_path: Path) -> None:
     train_sentencepiece(tmp_path)
     from sentencepiece import SentencePieceProcessor
 
@@ -134,7 +134,7 @@ def test_unknown_tokenizers_are_refused(tmp_path: Path) -> None:
         read_vocabulary(tmp_path, 10)
 
 
-def test_special_tokens_and_missing_ones(tiny: Source, tmp_path: Path) -> None:
+def test_special_tokens_and_missing_ones(tiny: OpenedModel, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tiny.path / name, tmp_path / name)
     vocabulary = read_vocabulary(tmp_path, 4100)
