@@ -82,7 +82,12 @@ def check_device() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return f"CUDA: {torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
+        from qlab.methods import kernels
+
+        with warnings.catch_warnings(action="ignore"):  # what is amiss stands in the line
+            reason = kernels.obstacle(None)
+        quick = f"no kernels for GPTQ: {reason}" if reason else "kernels for GPTQ"
+        return f"CUDA: {torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB; {quick}"
     return "CPU only (every lesson runs; a GPU makes it faster)"
 
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from qlab.models.text import deduplicated, docstrings, fingerprint, python_reference, shuffled
+from qlab.models.texts.builtin import deduplicated, docstrings, fingerprint, python_reference, shuffled
 
 PACKAGES = (
     *("numpy", "scipy", "pandas", "sklearn", "sympy", "networkx", "matplotlib", "seaborn", "torch", "transformers"),

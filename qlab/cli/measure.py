@@ -11,18 +11,21 @@ import typer
 
 from qlab.cli.app import DeviceOption, app
 from qlab.cli.bench import StoreOption, keep, subject_of
+from qlab.cli.numbers import TOKENS, whole
 from qlab.support.errors import UserError
 
 
 @app.command()
 def evaluate(
     path: Annotated[str, typer.Argument(help="A model or artifact: 'embedded', a folder, a hub id.")],
-    text: Annotated[str, typer.Option(help="'python-reference', 'docstrings' or a UTF-8 file.")] = "python-reference",
-    window: Annotated[int, typer.Option(min=2, help="Tokens a window; windows do not overlap. GPTQ's protocol: 2048 of wikitext-2.")] = 512,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens to read, at most.")] = 20480,
+    text: Annotated[
+        list[str], typer.Option(help="python-reference, docstrings, prompts, or a file of UTF-8 text or JSON lines. May be repeated.")
+    ] = ["python-reference"],  # noqa: B006 - the option parser copies it
+    window: Annotated[int, whole("Tokens a window; windows do not overlap. GPTQ's protocol: 2048 of wikitext-2.", 2, TOKENS)] = 512,
+    tokens: Annotated[int, whole("Tokens to read, at most.", 2, 10**9)] = 20480,
     reference: Annotated[str | None, typer.Option(help="Also the distance from this model.")] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval's tasks, such as mmlu,hellaswag,lambada, and heldout-cloze, made of --text.")] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task, at most (mmlu: a subject).")] = None,
+    limit: Annotated[int | None, whole("Documents a task, at most (mmlu: a subject).", 1, 10**6)] = None,
     task_data: Annotated[Path | None, typer.Option(help="Folder with mmlu/, hellaswag/, lambada/; else the hub.")] = None,
     agreement: Annotated[bool, typer.Option(help="Also agreement with --reference over the prompts, by language and kind.")] = False,
     prompts: Annotated[Path | None, typer.Option(help="JSONL with a 'prompt' a line; else the 500 of this workbook.")] = None,
@@ -39,7 +42,10 @@ def evaluate(
     from qlab.evaluate.tasks import run_tasks
     from qlab.models.loading import load, load_tokenizer
     from qlab.models.opening import check_device, check_length, locate
-    from qlab.models.text import load_prompts, load_text, windows
+    from qlab.models.texts.mixture import load_text
+    from qlab.models.texts.prompts import load_prompts
+    from qlab.models.texts.tokens import embedding_rows
+    from qlab.models.texts.windows import read_windows
     from qlab.workbook.lesson import quiet
 
     quiet()
@@ -49,18 +55,22 @@ def evaluate(
     source = locate(path)
     check_length(source, window, "--window")
     original = locate(reference) if reference else None
-    tokenizer, words = load_tokenizer(original or source), load_text(text)
-    batch = windows(words, tokenizer, window, max(1, tokens // window))
+    tokenizer = load_tokenizer(original or source)
+    rows = [known for one in (source, original) if one and (known := embedding_rows(one.config)) is not None]
+    reading = read_windows(text, tokenizer, window, max(1, tokens // window), min(rows, default=None))
+    asked = load_prompts(prompts) if agreement else []
     model, judge = load(source, torch.float32, device), load(original, torch.float32, device) if original else None
-    quality = measure_quality(model, batch, judge)
-    figures = quality_figures(quality, Path(text).name, original.name if original else "")
+    quality = measure_quality(model, reading.windows, judge)
+    figures = quality_figures(quality, reading.label, original.name if original else "", reading.start)
     found: dict[str, Any] = {name: value for name, value in quality.as_dict().items() if isinstance(value, (int, float))}
+    found |= {"text": reading.as_dicts(), "protocol": reading.protocol}
     if not as_json:
+        print("\n".join(reading.lines("text")))
         print(f"perplexity {quality.perplexity:.3f} ± {quality.stderr:.3f}  ({quality.tokens:,} tokens, windows of {quality.window})")
         if quality.kl is not None:
             print(f"KL to {reference} {quality.kl:.5f} ± {quality.kl_stderr:.5f} nats/token; same top token {quality.top1:.1%}")
     if agreement and judge:
-        answered = answer_prompts(judge, tokenizer, load_prompts(prompts))
+        answered = answer_prompts(judge, tokenizer, asked)
         table = agreement_table(part(model, judge, answered))
         found["agreement"] = table.to_dict("records")
         whole, under = table.iloc[0], {"prompts": len(answered), "reference": original.name if original else ""}
@@ -68,7 +78,7 @@ def evaluate(
         if not as_json:
             print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
     if tasks:
-        scores = run_tasks(model, tokenizer, [name.strip() for name in tasks.split(",")], limit, task_data, words)
+        scores = run_tasks(model, tokenizer, [name.strip() for name in tasks.split(",")], limit, task_data, load_text(text))
         found["tasks"] = [asdict(score) for score in scores]
         figures += score_figures(scores)
         for score in scores if not as_json else []:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from qlab.cli.app import DeviceOption, ModelOption, StrictOption, app
+from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, StrictOption, app
+from qlab.cli.numbers import TOKENS, WINDOWS, whole
 
 
 @app.command()
@@ -17,9 +18,9 @@ def quantize(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the artifacts; each lies in OUT/RECIPE.")],
     model: ModelOption = "embedded",
-    calibration: Annotated[str, typer.Option(help="'docstrings' or a UTF-8 file: text like what the model will read.")] = "docstrings",
-    windows: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
+    calibration: CalibrationOption = ["docstrings"],  # noqa: B006 - the option parser copies it
+    windows: Annotated[int, whole("Calibration windows.", 1, WINDOWS)] = 128,
+    length: Annotated[int, whole("Tokens a window.", 2, TOKENS)] = 512,
     max_memory: Annotated[str | None, typer.Option(help="Stay below this, such as 8GiB, by computing fewer windows at a time.")] = None,
     device: DeviceOption = "cpu",
     strict: StrictOption = False,
@@ -31,9 +32,10 @@ def quantize(
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
     from qlab.models.loading import load_tokenizer
-    from qlab.models.opening import check_device, check_length, locate
-    from qlab.models.text import load_text
-    from qlab.models.text import windows as cut
+    from qlab.models.opening import already_rounded, check_device, check_length, locate
+    from qlab.models.texts.mixture import check_texts
+    from qlab.models.texts.tokens import embedding_rows
+    from qlab.models.texts.windows import read_windows
     from qlab.recipes import parse
     from qlab.recipes.fitting import first_and_number
     from qlab.workbook.lesson import quiet
@@ -41,28 +43,32 @@ def quantize(
     quiet()
     check_device(device)
     recipes = [parse(name) for name in dict.fromkeys(recipe)]
+    check_texts(calibration)
     source = locate(model, weights=not dry_run)
+    if source.checkpoint.quantized:
+        print(already_rounded(source))
     check_length(source, length, "--length")
     fitted = fit(source, recipes, strict)
     for remark in (remark for each in fitted for remark in each.remarks):
         print(remark)
-    if source.checkpoint.quantized:
-        print(
-            f"{source.name} was quantized before ({source.checkpoint.description}) and is decoded: what it lost then stays lost, "
-            "and errors are measured against the decoded weights"
-        )
+    if beside := source.check_complete():
+        print(f"left out, since models of this type do not have them: {first_and_number(beside)}")
+    remarks = {subject: remark for each in fitted for subject, remark in each.recipe.remarks(source).items()}
+    for subject, remark in remarks.items():
+        print(f"{subject}: {remark}")
     limit = budget.parse_bytes(max_memory) if max_memory else None
     plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device)
     print(plan.text())
     if dry_run:
         return
     plan.check(out, device)
-    batch = cut(load_text(calibration), load_tokenizer(source), length, windows)
-    for artifact in quantize_model(source, recipes, batch, out, plan.batch, device):
+    reading = read_windows(calibration, load_tokenizer(source), length, windows, embedding_rows(source.config))
+    print("\n".join(reading.lines("calibration")))
+    for artifact in quantize_model(source, recipes, reading.windows, out, plan.batch, device, reading.as_dicts()):
         worst = max(artifact.errors, key=lambda name: artifact.errors[name], default="")
         found = f", worst layer {worst} {artifact.errors[worst]:.2%}" if worst else ""
         print(f"{artifact.path}: {artifact.disk_bytes / 1e6:.1f} MB in {artifact.seconds:.0f} s{found}")
-        notes = artifact.manifest["notes"]
+        notes = {name: note for name, note in artifact.manifest["notes"].items() if name not in remarks}
         for note in dict.fromkeys(notes.values()):
             print(f"  {first_and_number([name for name in notes if notes[name] == note])}: {note}")
     print(f"peak memory {budget.gigabytes(budget.peak_bytes())} (predicted {budget.gigabytes(plan.total)})")

@@ -9,29 +9,32 @@ from typing import Annotated
 
 import typer
 
-from qlab.cli.app import DeviceOption, ModelOption, StrictOption, app
+from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, StrictOption, app
+from qlab.cli.numbers import SEED, TOKENS, WINDOWS, real, whole
 from qlab.support.errors import UserError
+
+LARGEST_RANK = 1024  # of an adapter that is trained; the largest that others use is 512
 
 
 @app.command()
 def finetune(
     path: Annotated[str, typer.Argument(help="A model in NF4: a folder that 'qlab quantize --recipe nf4' made.")],
-    text: Annotated[str, typer.Option(help="UTF-8 file of the domain's text; 'docstrings' or 'python-reference' to try it.")],
+    text: Annotated[list[str], typer.Option(help="The domain's text: names and files as for the calibration of qlab quantize.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter; must not exist.")],
-    windows: Annotated[int, typer.Option(min=1, help="Windows of text, at most.")] = 512,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 256,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
-    batch: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 4,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter; its alpha is twice that.")] = 16,
-    rate: Annotated[float, typer.Option(min=0, help="Adam's learning rate; 2e-4 and less for models of billions of parameters.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="For the adapter's start and the order of windows.")] = 0,
+    windows: Annotated[int, whole("Windows of text, at most.", 1, WINDOWS)] = 512,
+    length: Annotated[int, whole("Tokens a window.", 2, TOKENS)] = 256,
+    steps: Annotated[int, whole("Optimizer steps.", 1, 10**6)] = 100,
+    batch: Annotated[int, whole("Windows a step.", 1, 4096)] = 4,
+    rank: Annotated[int, whole("Rank of the adapter; its alpha is twice that.", 1, LARGEST_RANK)] = 16,
+    rate: Annotated[float, real("Adam's learning rate; 2e-4 and less for models of billions of parameters.", 0, 1)] = 1e-3,
+    seed: Annotated[int, whole("For the adapter's start and the order of windows.", 0, SEED)] = 0,
     device: DeviceOption = "cpu",
 ) -> None:
     """Train a LoRA adapter on a model that stays in NF4 (QLoRA)."""
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import check_device, check_length, locate
-    from qlab.models.text import load_text
-    from qlab.models.text import windows as cut
+    from qlab.models.texts.tokens import embedding_rows
+    from qlab.models.texts.windows import read_windows
     from qlab.release.finetune import Training
     from qlab.release.finetune import finetune as train
     from qlab.workbook.lesson import quiet
@@ -41,7 +44,9 @@ def finetune(
     source = locate(path)
     check_length(source, length, "--length")
     training = Training(rank, 2 * rank, rate, steps, batch, seed)
-    losses = train(source, cut(load_text(text), load_tokenizer(source), length, windows), out, training, device)
+    reading = read_windows(text, load_tokenizer(source), length, windows, embedding_rows(source.config))
+    print("\n".join(reading.lines("training")))
+    losses = train(source, reading.windows, out, training, device)
     tenth = max(1, steps // 10)
     first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
     print(
@@ -55,13 +60,13 @@ def release(
     recipe: Annotated[str, typer.Option(help="As for qlab quantize.")] = "q4_k_m",
     model: ModelOption = "embedded",
     adapter: Annotated[Path | None, typer.Option(help="LoRA adapter of this model, as peft or qlab finetune saves it.")] = None,
-    calibration: Annotated[str, typer.Option(help="'docstrings' or a UTF-8 file: text like what the model will read.")] = "docstrings",
-    windows: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
+    calibration: CalibrationOption = ["docstrings"],  # noqa: B006 - the option parser copies it
+    windows: Annotated[int, whole("Calibration windows.", 1, WINDOWS)] = 128,
+    length: Annotated[int, whole("Tokens a window.", 2, TOKENS)] = 512,
     text: Annotated[
-        str, typer.Option(help="Text for the gates: UTF-8 file that neither training nor calibration saw.")
-    ] = "python-reference",
-    text_windows: Annotated[int, typer.Option(min=2, help="Windows of it, of --length tokens.")] = 40,
+        list[str], typer.Option(help="Text for the gates that neither training nor calibration saw; names and files as for --calibration.")
+    ] = ["python-reference"],  # noqa: B006
+    text_windows: Annotated[int, whole("Windows of it, of --length tokens.", 2, WINDOWS)] = 40,
     gate: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,8 +82,8 @@ def release(
     from qlab.artifacts.artifact import fit
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import check_device, check_length, locate
-    from qlab.models.text import load_text
-    from qlab.models.text import windows as cut
+    from qlab.models.texts.tokens import embedding_rows
+    from qlab.models.texts.windows import read_windows
     from qlab.recipes import parse
     from qlab.release.release import FIGURES, GATES, Gate
     from qlab.release.release import release as attempt
@@ -94,10 +99,11 @@ def release(
         print(remark)
     tokenizer = load_tokenizer(source)
     chosen = runtime_named(runtime) if runtime else runtime_for(wanted.format)
-    found = attempt(
-        source, adapter, wanted, cut(load_text(calibration), tokenizer, length, windows),
-        cut(load_text(text), tokenizer, length, text_windows), chosen, out, gates, device,
-    )  # fmt: skip
+    rows = embedding_rows(source.config)
+    seen, held_out = read_windows(calibration, tokenizer, length, windows, rows), read_windows(text, tokenizer, length, text_windows, rows)
+    if not as_json:
+        print("\n".join([*seen.lines("calibration"), *held_out.lines("gates")]))
+    found = attempt(source, adapter, wanted, seen.windows, held_out.windows, chosen, out, gates, device, seen.as_dicts())
     if as_json:
         print(json.dumps(asdict(found) | {"path": str(found.path) if found.path else None}))
     else:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qlab.evaluate.quality import kept_logits, next_token_logits, reference_logits
-from qlab.models.text import Tokenizer
+from qlab.models.texts.conversations import Tokenizer
+from qlab.models.texts.tokens import beginning
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
 
@@ -56,17 +57,18 @@ class Parting:
 def answer_prompts(
     original: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[Mapping[str, str]], tokens: int = 16, batch: int = 16
 ) -> list[Answered]:
-    """Greedy answers of `tokens` tokens, none of them an end of text, to prompts as qlab.models.text.load_prompts gives them.
+    """Greedy answers of `tokens` tokens, none of them an end of text, to prompts as qlab.models.texts.prompts.load_prompts gives them.
 
-    Of a prompt too long for the model's context the last tokens are kept.
+    Each begins with BOS where the tokenizer begins a text so. Of a prompt too long for the model's context the last tokens are kept.
 
     Raises:
         UserError: no prompts, or a context shorter than an answer.
     """
-    room = getattr(original.config, "max_position_embeddings", 2048) - tokens
+    start = beginning(tokenizer)
+    room = getattr(original.config, "max_position_embeddings", 2048) - tokens - len(start)
     if not prompts or room < 1:
         raise UserError(f"agreement needs prompts, and a context longer than the {tokens} tokens of an answer")
-    ids = [tokenizer.encode(entry["prompt"], add_special_tokens=False)[-room:] for entry in prompts]
+    ids = [start + tokenizer.encode(entry["prompt"], add_special_tokens=False)[-room:] for entry in prompts]
     known = original.generation_config.eos_token_id
     ends = () if known is None else (known,) if isinstance(known, int) else tuple(known)
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))  # prompts of like length together: little padding

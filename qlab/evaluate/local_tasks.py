@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from qlab.models.texts.jsonl import json_lines, read_utf8, string_of
 from qlab.support.errors import UserError
 
 CLOZE = "heldout-cloze"
@@ -33,7 +34,7 @@ def local_config(task: str, folder: Path, work: Path) -> dict[str, Any] | None:
         data = write(work / "hellaswag.jsonl", hellaswag(files[0]))
         return group([read_from(data, work, "validation", "hellaswag", process_docs=None, training_split=None)])
     if task in ("lambada", "lambada_openai") and (files := sorted((folder / "lambada").glob("*.jsonl"))):
-        return group([read_from(files[0], work, "test", "lambada_openai")])
+        return group([read_from(write(work / "lambada.jsonl", lambada(files[0])), work, "test", "lambada_openai")])
     return None
 
 
@@ -67,18 +68,34 @@ def mmlu(task: str, folder: Path, work: Path) -> dict[str, Any] | None:
 
 def questions(file: Path) -> Iterable[dict[str, Any]]:
     """MMLU's questions in one CSV file."""
+    found = []
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
             for row in csv.DictReader(stream):
-                yield {"question": row["question"], "choices": [row[f"choice{n}"] for n in range(4)], "answer": int(row["answer"])}
-    except (OSError, KeyError, ValueError, TypeError) as error:
+                answer = range(4).index(int(row["answer"]))
+                found.append({"question": row["question"], "choices": [row[f"choice{n}"] for n in range(4)], "answer": answer})
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{file.name}: expected columns question, choice0 to choice3 and answer, 0 to 3 ({error})") from error
+    if not found:
+        raise UserError(f"{file.name} holds no questions: expected columns question, choice0 to choice3 and answer, 0 to 3")
+    return found
+
+
+def lambada(file: Path) -> Iterable[dict[str, Any]]:
+    """LAMBADA's passages, of which the last word is to be predicted."""
+    passages = [{"text": string_of(record, "text", where)} for where, record in json_lines(read_utf8(file), file.name)]
+    if not passages or not all(len(passage["text"].split()) > 1 for passage in passages):
+        raise UserError(f"{file.name}: expected a JSON object on each line, with a passage of two words or more under 'text'")
+    return passages
 
 
 def hellaswag(file: Path) -> Iterable[dict[str, Any]]:
     """HellaSwag's tasks, six lines each, already cleaned as lm-eval cleans them."""
-    raw = bz2.decompress(file.read_bytes()) if file.suffix == ".bz2" else file.read_bytes()
-    lines = raw.decode("utf-8").splitlines()
+    try:
+        raw = bz2.decompress(file.read_bytes()) if file.suffix == ".bz2" else file.read_bytes()
+        lines = raw.decode("utf-8").splitlines()
+    except (OSError, EOFError, ValueError) as error:  # ValueError: not UTF-8, or a compressed stream cut off
+        raise UserError(f"{file.name} is damaged ({error}): copy or download it again") from error
     if not lines or len(lines) % 6 or not all(line.strip() in ("0", "1", "2", "3") for line in lines[1::6]):
         raise UserError(f"{file.name}: expected six lines a task: context, index of the right ending, four endings")
     for first in range(0, len(lines), 6):

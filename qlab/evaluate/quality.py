@@ -1,7 +1,8 @@
 """Token perplexity of a model, and its distance from a reference on the same windows.
 
 Perplexity follows the usual protocol: consecutive, non-overlapping windows, each token but a window's first predicted
-from those before it in the window. On small models it drowns in noise and can even improve while the model moves
+from those before it in the window. Where the tokenizer begins every text with BOS, every window does (qlab.models.texts.windows): models
+trained so, Gemma above all, predict nothing sensible without. On small models it drowns in noise and can even improve while the model moves
 away from the original, so methods are judged by KL(reference ‖ model), token by token.
 """
 

@@ -62,9 +62,9 @@ class Subject:
     runtime: str = ""
 
 
-def quality_figures(quality: Quality, text: str, reference: str = "") -> list[Figure]:
-    """Perplexity and the distances from the original."""
-    under = {"text": text, "tokens": quality.tokens, "window": quality.window}
+def quality_figures(quality: Quality, text: str, reference: str = "", start: str = "") -> list[Figure]:
+    """Perplexity and the distances from the original, on windows that begin with the token `start`, if with any (BOS)."""
+    under = {"text": text, "tokens": quality.tokens, "window": quality.window} | ({"start": start} if start else {})
     found = [Figure("perplexity", quality.perplexity, quality.stderr, "", under)]
     if quality.kl is not None:
         under = under | {"reference": reference}

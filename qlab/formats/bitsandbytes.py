@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from qlab.formats.plain import Plain, Stored
@@ -21,6 +21,18 @@ from qlab.support.errors import UserError
 
 STATE = "weight.quant_state.bitsandbytes__"
 PARTS = ("weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map")
+
+
+PACKED_ROWS = 32  # outputs that bitsandbytes' kernel for AVX512-BF16 takes together
+
+
+def leave_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing layers anew for AVX512-BF16 where it cannot: it takes whole blocks in a row and whole
+    sets of rows, and stops with an error elsewhere (_convert_weight_packed_for_cpu). Its plain path computes those."""
+    for module in model.modules():
+        layer: Any = module
+        if hasattr(module, "support_avx512bf16_for_cpu") and (layer.in_features % BLOCK or layer.out_features % PACKED_ROWS):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def pack(tensor: NormalFloat) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from qlab.formats.gguf import reading
 from qlab.formats.plain import Plain, Stored, plainly_stored
 from qlab.formats.stored import describe, plain_tensors
+from qlab.models.locating import weight_files
 from qlab.support.errors import UserError
 
 ROWS = 4096  # rows of a large matrix handled at a time
@@ -130,22 +131,25 @@ class Checkpoint:
         return prod(entry.shape) * (DECODED if entry.quantized else BYTES.get(dtypes[0], 1))
 
 
-def open_checkpoint(files: list[Path], quantization: dict[str, Any] | None = None) -> Checkpoint:
-    """The checkpoint in safetensors files, or in the parts of one GGUF model.
+def open_checkpoint(path: Path, quantization: dict[str, Any] | None = None) -> Checkpoint:
+    """The checkpoint in a model folder, or in a GGUF file.
+
+    A GGUF file that lies beside safetensors is not taken in their place.
 
     Args:
-        files: as qlab.models.locating.weight_files finds them.
-        quantization: `quantization_config` of config.json; None or empty where it has none.
+        path: the folder, or the path of a .gguf file.
+        quantization: `quantization_config` of the folder's config.json.
 
     Raises:
-        UserError: a damaged file, or a format that qlab does not read.
+        UserError: no weights, a damaged file, or a format that qlab does not read.
     """
-    if files[0].suffix == ".gguf":
-        gguf = reading.GGUFFiles(files[0])
+    files = weight_files(path)
+    if not files or files[0].suffix == ".gguf":
+        gguf = reading.GGUFFiles(path)
         return Checkpoint(gguf, reading.plain_gguf(gguf), reading.describe(gguf))
     stored = SafetensorsFiles(files)
     plain = plain_tensors(quantization, stored)
-    quantized = any(entry.quantized for entry in plain.values())
+    quantized = quantization is not None and any(entry.quantized for entry in plain.values())
     return Checkpoint(stored, plain, describe(quantization or {}) if quantized else plain_description(stored))
 
 

@@ -154,3 +154,15 @@ def configuration_of(folder: Path, name: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except UNOPENED as error:
         raise UserError(cannot_open(name, error)) from error
+
+
+def configuration_from(settings: dict[str, Any], name: str) -> PreTrainedConfig:
+    """transformers' configuration of what a config.json says.
+
+    Raises:
+        UserError: as configuration_of.
+    """
+    try:
+        return AutoConfig.for_model(**settings)
+    except UNOPENED as error:
+        raise UserError(cannot_open(name, error)) from error

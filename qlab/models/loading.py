@@ -1,15 +1,11 @@
 """An opened model as a transformers model that computes, and its tokenizer.
 
-Quantized checkpoints and GGUF files are decoded to plain weights: quality is then measured by the same arithmetic for every format, on
-any machine. How fast a runtime serves them is another question (qlab.evaluate.speed).
+Whatever form weights are stored in, they are decoded to plain ones, a tensor at a time: quality is then measured by the same
+arithmetic for every format, on any machine. How fast a runtime serves them is another question (qlab.evaluate.speed).
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from qlab.formats.gguf.reading import GGUFFiles
-from qlab.formats.gguf.vocabulary import read_tokenizer
+from qlab.formats.bitsandbytes import leave_unpacked
 from qlab.models.layout import UNOPENED, cannot_open, compute_buffers, empty_model
 from qlab.models.locating import quantization_of
 from qlab.models.opening import OpenedModel
@@ -41,7 +36,8 @@ def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = 
     quantization = quantization_of(source.config, source.name)
     if native and quantization.get("quant_method") == "bitsandbytes":
         model = opened_by_transformers(source, dtype, device)
-    elif quantization or source.gguf or all(name in source.checkpoint.shapes for name in source.layout.shapes):
+        leave_unpacked(model)
+    elif source.checkpoint.quantized or all(name in source.checkpoint.shapes for name in source.layout.shapes):
         model = filled(source, dtype, device)
     else:  # stored under other names than the architecture's, which transformers translates for the families that it knows
         model = opened_by_transformers(source, dtype, device)
@@ -97,29 +93,10 @@ def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
     try:
         if file.exists():
             return PreTrainedTokenizerFast.from_pretrained(source.folder, trust_remote_code=False)
-        if source.gguf:
-            return read_tokenizer(GGUFFiles(source.gguf, arrays=True))
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
-    except UserError:
-        raise
     except Exception as error:  # the tokenizers library raises plain Exception
         if file.is_file() and file.read_bytes()[:40].startswith(b"version https://git-lfs"):
             raise UserError(f"{source.name}/tokenizer.json is a pointer of git-lfs, not the file: run 'git lfs pull' there") from error
         what = "tokenizer.json is damaged" if file.exists() else "there is no tokenizer that can be read"
         said = " ".join(str(error).split())[:160]
         raise UserError(f"{source.name}: {what} ({said}); copy tokenizer.json and tokenizer_config.json of the original again") from error
-
-
-@contextmanager
-def companions(source: OpenedModel) -> Iterator[Path]:
-    """A folder with the model's tokenizer and chat template: its own, or for a GGUF file alone one that is gone afterwards.
-
-    Raises:
-        UserError: the GGUF file has a tokenizer that qlab does not read.
-    """
-    if source.gguf is None or (source.folder / "tokenizer.json").exists():
-        yield source.folder
-        return
-    with tempfile.TemporaryDirectory(prefix="qlab-tokenizer-") as folder:
-        load_tokenizer(source).save_pretrained(folder)
-        yield Path(folder)

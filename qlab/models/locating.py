@@ -89,10 +89,10 @@ def checked_files(place: Path) -> list[Path]:
 
 def weight_files(place: Path) -> list[Path]:
     """The files that hold the weights of a folder: those that the index names, or model.safetensors, or all safetensors files there are;
-    the GGUF model where there is no safetensors file. Of a GGUF file `place`, all parts of its model.
+    the parts of a GGUF file where there is no safetensors file, or where `place` is such a file.
 
     Raises:
-        UserError: the index cannot be read, or names files outside the folder; several GGUF models, or one that is not complete.
+        UserError: the index cannot be read, or names files outside the folder; several GGUF models, or one that lacks parts.
     """
     if place.is_file():
         return gguf_files(place)
@@ -107,9 +107,8 @@ def weight_files(place: Path) -> list[Path]:
         return [place / name for name in names]
     if single.exists():
         return [single]
-    if found := sorted(place.glob("*.safetensors")):
-        return found
-    return gguf_files(place) if any(place.glob("*.gguf")) else []
+    found = sorted(place.glob("*.safetensors"))
+    return found if found or not any(place.glob("*.gguf")) else gguf_files(place)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -149,11 +148,14 @@ def quantization_of(config: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def fingerprint(folder: Path, weights: list[Path]) -> str:
-    """A hash of configuration, tokenizer and weights; of files over 256 MiB only samples, so that a 70B takes seconds, not minutes."""
+def fingerprint(folder: Path | None, weights: list[Path]) -> str:
+    """A hash of configuration and tokenizer in a folder, if there is one, and of weights.
+
+    Of files over 256 MiB only samples are read, so that a 70B takes seconds, not minutes.
+    """
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
-        if (folder / name).is_file():
+        if folder and (folder / name).is_file():
             digest.update((folder / name).read_bytes())
     for file in weights:
         size = file.stat().st_size

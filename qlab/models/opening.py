@@ -18,10 +18,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from qlab.formats.gguf.reading import GGUFFiles, configuration
 from qlab.models.checkpoint import Checkpoint, open_checkpoint
-from qlab.models.gguf import gguf_config
-from qlab.models.layout import Layout, configuration_of, empty_model, layout_of
+from qlab.models.gguf import gguf_config, unpacked_companions
+from qlab.models.layout import Layout, configuration_from, configuration_of, empty_model, layout_of
 from qlab.models.locating import checked_files, find_folder, fingerprint, quantization_of, read_json, weight_files
 from qlab.support.errors import UserError
 
@@ -41,10 +40,15 @@ class OpenedModel:
     path: Path
     fingerprint: str
 
-    @property
+    @cached_property
     def folder(self) -> Path:
-        """The folder with configuration and tokenizer."""
-        return self.path if self.path.is_dir() else self.path.parent
+        """The folder with configuration and tokenizer; of a GGUF file without a tokenizer beside it, one written from its header.
+
+        Raises:
+            UserError: the file's tokenizer is of a kind that qlab does not read.
+        """
+        beside = self.path.is_dir() and any((self.path / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+        return self.path if beside or not self.gguf else unpacked_companions(self.path)
 
     @property
     def files(self) -> list[Path]:
@@ -61,12 +65,12 @@ class OpenedModel:
     def config(self) -> dict[str, Any]:
         """config.json; for a GGUF file what its header says, in the same words."""
         if self.gguf:
-            return configuration(GGUFFiles(self.gguf))
+            return gguf_config(self.gguf)
         return read_json(self.folder / "config.json")
 
     @cached_property
     def _configuration(self) -> PreTrainedConfig:
-        found = gguf_config(self.gguf) if self.gguf else configuration_of(self.folder, self.name)
+        found = configuration_from(self.config, self.name) if self.gguf else configuration_of(self.folder, self.name)
         if hasattr(found, "quantization_config"):
             del found.quantization_config  # how weights are stored is the checkpoint's business
         layers = getattr(found.get_text_config(), "num_hidden_layers", 1)
@@ -97,7 +101,7 @@ class OpenedModel:
         """Its stored weights as plain ones; of a folder that holds a configuration alone, those that it describes, on paper."""
         if not self.files:
             return Checkpoint.on_paper(self.layout.shapes)
-        return open_checkpoint(self.files, quantization_of(self.config, self.name))
+        return open_checkpoint(self.path, None if self.gguf else quantization_of(self.config, self.name) or None)
 
     @property
     def longest(self) -> int | None:
@@ -162,7 +166,15 @@ def locate(name: str, weights: bool = True) -> OpenedModel:
     """
     shown, place = find_folder(name)
     found = checked_files(place) if weights or weight_files(place) else []
-    return OpenedModel(shown, place, fingerprint(place if place.is_dir() else place.parent, found))
+    return OpenedModel(shown, place, fingerprint(place if place.is_dir() else None, found))
+
+
+def already_rounded(source: OpenedModel) -> str:
+    """What it means for figures that a model's weights are stored quantized: one sentence."""
+    return (
+        f"{source.name} is stored as {source.checkpoint.description}: "
+        "every figure is a distance to these weights, which were rounded before"
+    )
 
 
 def check_device(name: str) -> None:

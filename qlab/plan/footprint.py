@@ -72,7 +72,7 @@ def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = F
     (llama.cpp keeps both as the file has them, the cache in FP16). A step reads all but the input embedding, of which it needs a row.
     """
     if kind_of(folder) == "gguf":
-        return gguf_footprint(folder, context, on_gpu)
+        return gguf_footprint(next(iter(sorted(folder.glob("*.gguf")))) if folder.is_dir() else folder, context, on_gpu)
     tensors: dict[str, tuple[str, list[int]]] = {}
     for file in weight_files(folder):
         with safe_open(file, "pt") as opened:
@@ -114,9 +114,9 @@ def packed_by_bitsandbytes(model: Footprint) -> Footprint:
     return replace(model, work=BITSANDBYTES + BITSANDBYTES_AGAIN * model.codes + BITSANDBYTES_PACKING * model.largest)
 
 
-def gguf_footprint(place: Path, context: int, on_gpu: bool) -> Footprint:
+def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
     """The same for llama.cpp, whose weights stay as they lie in the file, mapped, but for those that it packs anew for a CPU."""
-    tensors = {name: tensor for file in weight_files(place) for name, tensor in read_header(file).tensors.items()}
+    tensors = read_header(file).tensors
     stored = sum(tensor.bytes for tensor in tensors.values())
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     again = [
@@ -124,7 +124,7 @@ def gguf_footprint(place: Path, context: int, on_gpu: bool) -> Footprint:
         if tensor.kind in REPACKED and name != "token_embd.weight" and not on_gpu and platform.machine() in ("x86_64", "AMD64")
     ]  # fmt: skip
     embedding = tensors["token_embd.weight"].bytes if head == "output.weight" else 0
-    config: dict[str, Any] = gguf_config(place).to_dict()
+    config: dict[str, Any] = gguf_config(file)
     rounded = -(-context // GGUF_CELLS) * GGUF_CELLS
     shape = shape_of(config)
     work = 0 if on_gpu else 4 * 4 * shape.intermediate * min(LLAMACPP_BATCH, context)

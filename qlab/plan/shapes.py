@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlab.models.gguf import gguf_config
-from qlab.models.locating import HUB_ID, kind_of
+from qlab.models.locating import HUB_ID
 from qlab.models.named import NAMES, named_folder
 from qlab.plan.plan import FORMATS, SHAPES, Shape, hardware, shape_of
 from qlab.support.errors import UserError
@@ -40,8 +40,8 @@ def find_shape(name: str) -> tuple[str, Shape]:
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)\s*[bB]", name):
         return nearest(float(size[1]))
     path = named_folder(name) or Path(name).expanduser()
-    if path.exists() and kind_of(path) == "gguf":
-        return name, dense_shape(gguf_config(path).to_dict(), name)
+    if path.is_dir() and (files := sorted(path.glob("*.gguf"))):
+        return name, dense_shape(gguf_config(files[0]), name)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file() and not path.exists() and HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
         file = fetched_config(name)

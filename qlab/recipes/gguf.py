@@ -15,7 +15,6 @@ from qlab.formats.gguf import file as gguf
 from qlab.formats.gguf.decode import decode
 from qlab.formats.gguf.mix import fallback_note
 from qlab.methods.awq import output_error
-from qlab.models.loading import companions
 from qlab.models.opening import OpenedModel
 from qlab.recipes.recipe import Walked
 from qlab.walk.block import Block
@@ -62,8 +61,10 @@ class GGUF(Walked):
         return partial(gguf.encode_rows, hessian=seen.trusted if seen and self.settles else None)
 
     def check(self, source: OpenedModel) -> None:
-        with companions(source) as folder:
-            gguf.check_model(folder, source.config, source.layout.shapes)
+        gguf.check_model(source.folder, source.config, source.layout.shapes)
+
+    def remarks(self, source: OpenedModel) -> dict[str, str]:
+        return gguf.remarks(source.folder, source.config)
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         found, tensors = Quantized({}), block.module.state_dict()
@@ -89,6 +90,5 @@ class GGUF(Walked):
         return gguf.encode_tensor(name, tensor, self.mix, source.config, encoder=self.encoder(None))
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
-        with companions(source) as folder:
-            gguf.assemble(parts, folder, source.config, self.mix, out / f"model-{self.mix}.gguf")
-            finish_folder(folder, source.config, [], out, None)  # Python tools read the original's tokenizer
+        gguf.assemble(parts, source.folder, source.config, self.mix, out / f"model-{self.mix}.gguf")
+        finish_folder(source.folder, source.config, [], out, None)  # Python tools read the original's tokenizer

@@ -20,7 +20,6 @@ from qlab.methods.grid import GroupedIntegers
 from qlab.methods.rtn import rtn
 from qlab.methods.tuned import SoftIntegers, tune
 from qlab.models.layout import linear_layers
-from qlab.models.loading import companions
 from qlab.models.opening import OpenedModel
 from qlab.recipes.fitting import Layers, check_layers, fitted_size, layers_of, stored_layers, summary, unquantized
 from qlab.recipes.recipe import Fitted, Walked
@@ -196,8 +195,7 @@ class Integers(Walked):
             entry = gptq.quantization_config(
                 self.bits, self.group_size, self.symmetric, self.order == "scattered", skipped=kept, quantized=quantized
             )
-        with companions(source) as folder:
-            finish_folder(folder, source.config, parts, out, entry)
+        finish_folder(source.folder, source.config, parts, out, entry)
 
 
 def parse_integers(name: str) -> Integers | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from qlab.formats import bitsandbytes as bnb
 from qlab.formats.folder import finish_folder, half_precision
 from qlab.methods.nf4 import nf4
-from qlab.models.loading import companions
 from qlab.models.opening import OpenedModel
 from qlab.recipes.recipe import Walked
 from qlab.walk.block import Block
@@ -45,5 +44,4 @@ class NF4(Walked):
         return found
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
-        with companions(source) as folder:
-            finish_folder(folder, source.config, parts, out, bnb.quantization_config(self.kind, self.double))
+        finish_folder(source.folder, source.config, parts, out, bnb.quantization_config(self.kind, self.double))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qlab.formats.folder import half_precision
 from qlab.models.opening import OpenedModel
-from qlab.walk.walk import Method, Walk
+from qlab.walk.walk import Journal, Method, Walk
 
 Details = dict[str, Any]
 """What quantizing found out, for the manifest: errors by layer, remarks."""
@@ -40,6 +40,9 @@ class WalkedRecipe(Recipe, Method, Protocol):
     def fitted(self, source: OpenedModel) -> Fitted:
         """The recipe nearest to this one that can store the model, with a remark on each difference."""
 
+    def remarks(self, source: OpenedModel) -> dict[str, str]:
+        """What a user of this model in this format has to know: subject → sentence, for the screen and the manifest's notes."""
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -64,6 +67,10 @@ class Walked:
         """This recipe itself: most layouts take every model."""
         return Fitted(self, self.name)
 
+    def remarks(self, source: OpenedModel) -> dict[str, str]:
+        """None: most layouts hold every function."""
+        return {}
+
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """In half precision, as checkpoints of the safetensors family store what is not quantized."""
         return {name: half_precision(name, tensor)}
@@ -74,7 +81,13 @@ class Walked:
             walk = Walk(source, [self], windows, Path(work))
             journal = walk.run()
             self.assemble(source, walk.parts(self), out)
-        return journal.details(self.name)
+        return details(self, source, journal)
+
+
+def details(recipe: WalkedRecipe, source: OpenedModel, journal: Journal) -> Details:
+    """What the walk found out for this recipe, with the recipe's remarks among the notes."""
+    found = journal.details(recipe.name)
+    return found | {"notes": recipe.remarks(source) | found["notes"]}
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:

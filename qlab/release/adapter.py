@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qlab.formats.folder import finish_folder, half_precision
-from qlab.models.loading import companions, load
+from qlab.models.loading import load
 from qlab.models.locating import read_json
 from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
@@ -77,5 +77,4 @@ def merge(source: OpenedModel, folder: Path, out: Path) -> None:
         parameter.data = half_precision(name, parameter.data)
     merged.config.dtype = torch.float16
     merged.save_pretrained(out)
-    with companions(source) as companion:
-        finish_folder(companion, source.config, [], out, None)
+    finish_folder(source.folder, source.config, [], out, None)

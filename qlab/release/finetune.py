@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from dataclasses import dataclass
 from itertools import cycle
@@ -43,7 +44,7 @@ def finetune(source: OpenedModel, windows: Tensor, out: Path, training: Training
         raise UserError(
             f"{source.name} is not in NF4: QLoRA trains on a model that stays in four bits; 'qlab quantize --recipe nf4' makes one"
         )
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out} is there already; remove it, or write to another folder")
     model, losses = train(source, windows, training, device)
     out.parent.mkdir(parents=True, exist_ok=True)

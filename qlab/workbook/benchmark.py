@@ -95,12 +95,12 @@ def benchmark(
     return rows
 
 
-def tidy(measured: Sequence[Row], lesson: Lesson, text: str) -> list[dict[str, Any]]:
-    """All figures, one a row, for `qlab results`; `text` is what quality was measured on."""
+def tidy(measured: Sequence[Row], lesson: Lesson) -> list[dict[str, Any]]:
+    """All figures, one a row, for `qlab results`."""
     model = f"{lesson.source.path.name}-{lesson.source.fingerprint[:8]}"
-    found: list[tuple[Subject, list[Figure]]] = []
+    text, found = lesson.evaluation_reading, list[tuple[Subject, list[Figure]]]()
     for row in of_formats(measured):
-        figures = quality_figures(row.quality, text, lesson.source.name) + score_figures(row.scores)
+        figures = quality_figures(row.quality, text.label, lesson.source.name, text.start) + score_figures(row.scores)
         found.append((Subject(model, row.artifact, row.fingerprint), figures))
     for row in measured:
         found.append((Subject(model, row.artifact, row.fingerprint, row.runtime), runtime_figures(row.figures, row.problem)))

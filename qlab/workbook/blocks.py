@@ -37,8 +37,8 @@ def shown_blocks(layers: Mapping[str, nn.Linear]) -> Shown:
         return Shown("Q4_K", "Q6_K", label, control_label, single_scale, whole, said)
     if whole:
         said = (
-            f"Superblocks of {SUPERBLOCK} weights divide the rows of {len(whole)} of {len(layers)} layers ({parts}). The figures are theirs; a "
-            "GGUF file stores the others in blocks of 32."
+            f"Superblocks of {SUPERBLOCK} weights divide the rows of {len(whole)} of {len(layers)} layers ({parts}). "
+            "The figures are theirs; a GGUF file stores the others in blocks of 32."
         )
         return Shown("Q4_K", "Q6_K", label, control_label, single_scale, whole, said)
     said = f"No layer has rows that superblocks of {SUPERBLOCK} weights divide: a GGUF file stores all in blocks of 32, which are shown."

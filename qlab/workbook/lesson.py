@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,10 @@ from qlab.artifacts.artifact import Artifact, make_artifact
 from qlab.evaluate.quality import Quality, kept_logits, measure_quality
 from qlab.formats import awq
 from qlab.models.loading import load, load_tokenizer
-from qlab.models.opening import OpenedModel, check_length, decoder_layers, locate
-from qlab.models.text import load_text, windows
+from qlab.models.opening import OpenedModel, already_rounded, check_length, decoder_layers, locate
+from qlab.models.plain_copy import plain_copy
+from qlab.models.texts.tokens import embedding_rows
+from qlab.models.texts.windows import Reading, read_windows
 from qlab.recipes import Recipe
 from qlab.recipes.fitting import fitted_size, layers_of
 from qlab.support.memory import disk_bytes
@@ -30,7 +33,7 @@ GROUP_SIZE = 128  # the guide's
 
 @dataclass(frozen=True)
 class Lesson:
-    """The subject of a lesson and the texts to judge it by; windows are int64 [windows, length].
+    """The subject of a lesson and the windows that were cut for calibration and to judge it by.
 
     `group_size`: weights that share a scale, in every recipe and experiment of this model, the libraries' included.
     """
@@ -38,8 +41,8 @@ class Lesson:
     source: OpenedModel
     tokenizer: PreTrainedTokenizerBase
     reference: PreTrainedModel
-    calibration: Tensor
-    evaluation: Tensor
+    calibration_reading: Reading
+    evaluation_reading: Reading
     work: str
     group_size: int = GROUP_SIZE
 
@@ -49,9 +52,19 @@ class Lesson:
         found = decoder_layers(self.reference)
         return {name: layer for name, layer in found.items() if layer.in_features % self.group_size == 0}
 
+    @property
+    def calibration(self) -> Tensor:
+        """Calibration windows, int64 [windows, length]."""
+        return self.calibration_reading.windows
+
+    @property
+    def evaluation(self) -> Tensor:
+        """Evaluation windows, int64 [windows, length]."""
+        return self.evaluation_reading.windows
+
     def artifact(self, recipe: Recipe) -> Artifact:
         """The artifact of `recipe`, made now or taken from an earlier run with the same inputs; its cost is recorded."""
-        made = make_artifact(recipe, self.source, self.calibration, self.work)
+        made = make_artifact(recipe, self.source, self.calibration, self.work, self.calibration_reading.as_dicts())
         cost = {"seconds": made.seconds, "peak_bytes": made.peak_bytes, "disk_bytes": made.disk_bytes}
         record(f"cost/{recipe.name}", cost)
         record(f"settings/{recipe.name}", made.source.config.get("quantization_config") or {})
@@ -95,7 +108,7 @@ def open_lesson(
     model: str, calibration_text: str, calibration_windows: int, calibration_length: int,
     evaluation_text: str, evaluation_windows: int, evaluation_length: int, work: str, device: str = "cpu",
 ) -> Lesson:  # fmt: skip
-    """Open `model` and cut both texts into windows, no longer than the model's context.
+    """Open `model`, cut both texts into windows no longer than the model's context, and print what was read.
 
     Raises:
         UserError: a model, text or size that cannot be used, before any work is done.
@@ -103,11 +116,16 @@ def open_lesson(
     quiet()
     torch.manual_seed(0)
     source = locate(model)
+    if source.checkpoint.quantized:
+        print(already_rounded(source))
+        source = plain_copy(source, Path(work) / "plain" / source.name.rpartition("/")[2])
     check_length(source, calibration_length, "calibration_length")
     check_length(source, evaluation_length, "evaluation_length")
     tokenizer = load_tokenizer(source)
-    calibration = windows(load_text(calibration_text), tokenizer, calibration_length, calibration_windows)
-    evaluation = windows(load_text(evaluation_text), tokenizer, evaluation_length, evaluation_windows)
+    rows = embedding_rows(source.config)
+    calibration = read_windows(calibration_text, tokenizer, calibration_length, calibration_windows, rows)
+    evaluation = read_windows(evaluation_text, tokenizer, evaluation_length, evaluation_windows, rows)
+    print("\n".join([*calibration.lines("calibration"), *evaluation.lines("evaluation")]))
     # FP32 arithmetic: the same figures whether or not a machine has fast half precision.
     reference = load(source, torch.float32, device)
     record("model", {

@@ -28,7 +28,7 @@ from traitlets.config import Config
 from qlab import ROOT
 from qlab.models.named import named_folder
 from qlab.models.opening import check_device, locate
-from qlab.models.text import check_text
+from qlab.models.texts.mixture import absolute, check_texts, files_of
 from qlab.support.versions import version_of
 from qlab.workbook.parameters import parameters_of, resolve
 from qlab.workbook.record import records_of
@@ -105,15 +105,15 @@ def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[st
     values = resolve(known, {**given, "model": model})
     source = locate(model)
     for chosen in values.values():
-        if named_folder(model) is None and Path(model).expanduser().is_dir():
+        if named_folder(model) is None and Path(model).expanduser().exists():
             chosen["model"] = str(source.path)
         for text in ("calibration_text", "evaluation_text"):  # the kernel runs elsewhere
-            if chosen.get(text) and Path(chosen[text]).expanduser().is_file():
-                chosen[text] = str(Path(chosen[text]).expanduser().resolve())
+            if text in chosen:
+                chosen[text] = absolute(chosen[text])
         if "device" in chosen:
             check_device(chosen["device"])
         for text in {chosen[name] for name in ("calibration_text", "evaluation_text") if name in chosen}:
-            check_text(text)
+            check_texts(text)
     return values
 
 
@@ -194,8 +194,8 @@ def lesson_key(lesson: str, parameters: Mapping[str, Any]) -> str:
     digest.update(json.dumps(parameters, sort_keys=True).encode())
     digest.update(locate(parameters["model"]).fingerprint.encode())
     for text in ("calibration_text", "evaluation_text"):
-        path = Path(str(parameters.get(text, "")))
-        digest.update(path.read_bytes() if path.is_file() else b"")
+        for path in files_of(parameters[text]) if text in parameters else []:
+            digest.update(path.read_bytes())
     for file in sorted([*(ROOT / "qlab").rglob("*.py"), *(ROOT / "data").glob("*.*")]):
         digest.update(file.read_bytes())
     digest.update(json.dumps(machine()).encode())

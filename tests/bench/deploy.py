@@ -21,7 +21,8 @@ from rich.table import Table
 from qlab.artifacts.artifact import quantize_model
 from qlab.models.loading import load_tokenizer
 from qlab.models.opening import locate
-from qlab.models.text import load_prompts, load_text, windows
+from qlab.models.texts.prompts import load_prompts
+from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
 from qlab.serve.deployment import Deployment
 from qlab.serve.load import Level, run_load
@@ -47,7 +48,7 @@ def main() -> None:
     texts = [entry["prompt"] for entry in load_prompts()]
     table = Table("artifact", "runtime", "at a time", "tok/s", "TTFT p50/p99 ms", "TPOT p50/p99 ms", "lost", "changed", "wrong")
     source = locate(o.model)
-    calibration = windows(load_text("docstrings"), load_tokenizer(source), 256, 32)
+    calibration = read_windows("docstrings", load_tokenizer(source), 256, 32).windows
     with tempfile.TemporaryDirectory(prefix="qlab-bench-") as work:
         names = [name for served in SERVED.values() for name in served]
         made = {made.path.name: made.path for made in quantize_model(source, [parse(name) for name in names], calibration, Path(work))}

@@ -25,7 +25,7 @@ from qlab.evaluate.local_tasks import questions, write
 from qlab.evaluate.quality import measure_quality
 from qlab.evaluate.tasks import run_tasks
 from qlab.models.loading import load
-from qlab.models.text import load_text
+from qlab.models.texts.mixture import load_text
 from qlab.recipes import parse
 from qlab.support.progress import bars_on_terminals
 from qlab.workbook.lesson import Lesson, open_lesson

@@ -21,7 +21,7 @@ from qlab.artifacts.artifact import Artifact, make_artifact, quantize_model
 from qlab.evaluate.quality import Quality, measure_quality, paired_difference
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
-from qlab.models.text import load_text, windows
+from qlab.models.texts.windows import read_windows
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes, LlamaCpp
 from qlab.recipes import Recipe, parse
 from qlab.support.process import peak_bytes, run_isolated
@@ -82,9 +82,8 @@ IN_PAIRS = [
 def quality_and_time(options: argparse.Namespace, work: str) -> None:
     source = locate(options.model)
     tokenizer, original = load_tokenizer(source), load(source)
-    text = load_text(options.calibration)
-    calibration = windows(text, tokenizer, 256, 64)
-    held_out = windows(load_text(options.text), tokenizer, 512, 40)
+    calibration = read_windows(options.calibration, tokenizer, 256, 64).windows
+    held_out = read_windows(options.text, tokenizer, 512, 40).windows
     original(calibration[:8], use_cache=False)
     started = time.perf_counter()
     with torch.inference_mode():
@@ -94,7 +93,11 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
     print(f"{source.name}: {calibration.numel()} calibration tokens; one forward pass over them, the floor: {floor:.1f} s")
     found: dict[str, tuple[Artifact, Quality]] = {}
     jobs = [(recipe, calibration) for recipe in [*LIBRARIES, *map(parse, OWN)]]
-    jobs += [(parse(name), windows(text, tokenizer, 256, options.tuning_windows)) for name in TUNED if options.tuning_windows]
+    jobs += [
+        (parse(name), read_windows(options.calibration, tokenizer, 256, options.tuning_windows).windows)
+        for name in TUNED
+        if options.tuning_windows
+    ]
     for recipe, seen in jobs:
         made = make_artifact(recipe, source, seen, work)
         found[recipe.name] = made, measure_quality(load(made.source), held_out, original)
@@ -174,7 +177,7 @@ def large(work: Path, device: str, calibration: str, windows_count: int) -> None
 def walk_alone(model: Path, name: str, calibration: str, windows_count: int, out: Path, device: str) -> tuple[float, int]:
     """Seconds and peak bytes (of the GPU's memory where there is one) of one recipe."""
     source = locate(str(model))
-    text = windows(load_text(calibration), load_tokenizer(source), 512, windows_count)
+    text = read_windows(calibration, load_tokenizer(source), 512, windows_count).windows
     started = time.perf_counter()
     quantize_model(source, [parse(name)], text, out, device=device)
     return time.perf_counter() - started, peak_bytes() if device == "cpu" else torch.cuda.max_memory_allocated()

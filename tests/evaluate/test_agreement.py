@@ -14,7 +14,7 @@ from qlab.evaluate.agreement import Parting, agreement_table, agreement_tables, 
 from qlab.evaluate.quality import kept_logits
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import locate
-from qlab.models.text import load_prompts
+from qlab.models.texts.prompts import load_prompts
 from qlab.support.errors import UserError
 
 PROMPTS = load_prompts()[::50]

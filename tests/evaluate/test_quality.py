@@ -36,7 +36,7 @@ def test_perplexity_is_lm_evals(windows: torch.Tensor) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from qlab.models.text import python_reference
+    from qlab.models.texts.builtin import python_reference
 
     source = locate("embedded")
     model, tokenizer = load(source), load_tokenizer(source)
@@ -78,7 +78,7 @@ def test_perplexity_of_a_gguf_file_is_llamacpps_by_its_own_protocol(calibration:
 
     It rounds activations to 8 bits, so the two agree to a hundredth of a nat, not to rounding.
     """
-    from qlab.models.text import python_reference
+    from qlab.models.texts.builtin import python_reference
     from qlab.serve.runtimes.llamacpp import LlamaCpp, post
     from qlab.serve.server import on_free_port, serving
 

@@ -17,7 +17,7 @@ from qlab.evaluate.tasks import run_tasks
 from qlab.evaluate.tasks import task_manager as manager
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
-from qlab.models.text import load_text
+from qlab.models.texts.mixture import load_text
 from qlab.support.errors import UserError
 from tests.conftest import SHARED
 
@@ -131,7 +131,7 @@ def test_reading_a_local_task_is_reported_to_nobody(tiny: OpenedModel, monkeypat
         raise OSError("no network in this test")
 
     monkeypatch.setattr("socket.getaddrinfo", refuse)
-    from qlab.models.text import python_reference
+    from qlab.models.texts.builtin import python_reference
 
     assert run_tasks(load(tiny), load_tokenizer(tiny), ["heldout-cloze"], 4, None, python_reference()[:60000])
     assert asked == []

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from qlab.formats.bitsandbytes import pack, quantization_config, unpack
 from qlab.methods.nf4 import KINDS, nf4, uniform_levels
+from qlab.models.checkpoint import open_checkpoint
 from qlab.models.loading import load
-from qlab.models.opening import OpenedModel, decoder_layers, locate
+from qlab.models.opening import OpenedModel, decoder_layers
 from qlab.peers import bitsandbytes as peer
 from qlab.support.errors import UserError
 
@@ -99,9 +100,9 @@ def test_our_checkpoint_is_transformers_own(tiny: OpenedModel, tmp_path: Path, k
     tokens = torch.arange(1, 33)[None]
     with torch.no_grad():  # on CPUs with AVX512-BF16 the library multiplies in BF16, whatever dtype was asked for
         assert torch.allclose(running(tokens).logits.float(), dense(tokens).logits, atol=5e-2)
-    checkpoint = locate(str(ours)).checkpoint
+    stored = open_checkpoint(ours, entry)
     for name, layer in decoder_layers(dense).items():
-        assert torch.equal(checkpoint.read(f"{name}.weight").half().float(), layer.weight)
+        assert torch.equal(stored.read(f"{name}.weight").half().float(), layer.weight)
 
 
 def test_what_bitsandbytes_does_not_store_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from qlab.formats import awq, gptq
 from qlab.formats.packing import WIDTHS, pack_words, period, unpack_words
+from qlab.formats.stored import plain_tensors
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.rtn import rtn
+from qlab.models.checkpoint import OnPaper, open_checkpoint
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel, decoder_layers, locate
 from qlab.peers import autoawq, autogptq
@@ -181,7 +184,7 @@ def test_gptq_refuses_what_it_cannot_hold() -> None:
     with pytest.raises(UserError, match="has the zero point 0"):
         gptq.pack(full)
     gptq.pack(full, 2)
-    with pytest.raises(UserError, match="48 inputs and 32 outputs"):
+    with pytest.raises(UserError, match="32 outputs and 48 inputs are not both multiples of 32"):
         gptq.pack(random_tensor(32, 48, 2, 4))
     with pytest.raises(UserError, match="5 bits"):
         gptq.pack(random_tensor(32, 64, 2, 5))
@@ -223,6 +226,22 @@ def test_version_2_is_read_as_version_2(tiny: OpenedModel, tmp_path: Path) -> No
     quantize = lambda weight: rtn(weight, 3, 32)  # noqa: E731
     entry = gptq.quantization_config(3, 32, symmetric=False, act_order=False, version=2)
     folder = quantized(tiny, tmp_path / "v2", entry, quantize, lambda tensor: gptq.pack(tensor, 2))
-    checkpoint = locate(str(folder)).checkpoint
+    stored = open_checkpoint(folder, entry)
     for name, layer in decoder_layers(dense_model(tiny, quantize)).items():
-        assert torch.equal(checkpoint.read(f"{name}.weight"), layer.weight)
+        assert torch.equal(stored.read(f"{name}.weight"), layer.weight)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"quant_method": "awq", "bits": 3}, "AWQ gemm of 3 bits"),
+        ({"quant_method": "gptq", "bits": 5}, "GPTQ gptq of 5 bits; qlab reads gptq, gptq_v2 of 2, 3, 4, 8 bits"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ gemv"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "GPTQ marlin"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "8 bits|8-bit|INT8"),
+        ({"quant_method": "quip"}, "quantized as quip"),
+    ],
+)
+def test_other_checkpoints_are_refused(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plain_tensors(entry, OnPaper({"a.qweight": (64, 8)}))

@@ -127,7 +127,7 @@ def test_custom_code_is_not_run(copy: Path, calibration: torch.Tensor, tmp_path:
 
 
 def test_a_quantization_that_qlab_does_not_read(copy: Path) -> None:
-    for entry, message in (({"quant_method": "awq", "bits": 3}, "3 bits"), ({"quant_method": "hqq", "bits": 4}, "quantized as hqq")):
+    for entry, message in (({"quant_method": "awq", "bits": 3}, "of 3 bits"), ({"quant_method": "hqq", "bits": 4}, "quantized as hqq")):
         change_config(copy, quantization_config=entry)
         with pytest.raises(UserError, match=message):
             load(locate(str(copy)))

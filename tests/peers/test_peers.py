@@ -118,3 +118,18 @@ def test_llamacpps_quantizer_refuses_what_its_blocks_do_not_divide() -> None:
         llamacpp.encode_rows(torch.zeros(2, 128), "Q4_K")
     with pytest.raises(UserError, match="only qlab's settles"):
         LlamaCpp(search="settled")
+
+
+def test_autoawq_clips_layers_of_any_number_of_outputs() -> None:
+    """It insists on multiples of 64; rows of zeros that fill up change no other row's bound."""
+    with autoawq.imported():
+        from awq.quantize.quantizer import AwqQuantizer
+    quantizer = AwqQuantizer.__new__(AwqQuantizer)
+    quantizer.group_size, quantizer.zero_point, quantizer.w_bit = 32, True, 4
+    weight, inputs = torch.randn(128, 64, generator=torch.Generator().manual_seed(5)), torch.randn(16, 64)
+    whole = quantizer._compute_best_clip(weight, inputs)
+    with pytest.raises(AssertionError):
+        quantizer._compute_best_clip(weight[:96], inputs)
+    with autoawq.outputs_of_any_number():
+        assert torch.equal(quantizer._compute_best_clip(weight[:96], inputs), whole[:96])
+        assert torch.equal(quantizer._compute_best_clip(weight, inputs), whole)

@@ -11,7 +11,7 @@ from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
 from qlab.models.loading import load_tokenizer
 from qlab.models.opening import locate
-from qlab.models.text import load_text, windows
+from qlab.models.texts.windows import read_windows
 from qlab.plan import choose
 from qlab.plan.capacity import capacity, offload, sentences
 from qlab.plan.plan import SHAPES, Shape, weight_bytes
@@ -81,7 +81,7 @@ def test_names_are_found_or_explained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("recipe", "format_name"), [("rtn-w4g128", INT4), ("nf4", "NF4 double quant"), ("q4_k_m-plain", "GGUF Q4_K_M")])
 def test_artifacts_take_what_was_planned(recipe: str, format_name: str, tmp_path: Path) -> None:
     source = locate("embedded")
-    batch = windows(load_text("docstrings"), load_tokenizer(source), 64, 2)
+    batch = read_windows("docstrings", load_tokenizer(source), 64, 2).windows
     artifact = next(iter(quantize_model(source, [parse(recipe)], batch, tmp_path)))
     written = sum(file.stat().st_size for file in artifact.path.iterdir() if file.suffix in (".safetensors", ".gguf"))
     assert weight_bytes(find_shape("embedded")[1], format_name) == pytest.approx(written, rel=0.1)

@@ -14,7 +14,7 @@ from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
-from qlab.models.text import load_text, windows
+from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
 from qlab.release.adapter import WEIGHTS, merge
 from qlab.release.finetune import Training, finetune
@@ -28,7 +28,7 @@ from qlab.support.errors import UserError
 @pytest.fixture(scope="module")
 def text() -> Tensor:
     """Of the language reference: 96 windows to train on, then some to judge by."""
-    return windows(load_text("python-reference"), load_tokenizer(locate("embedded")), 128, 128)
+    return read_windows("python-reference", load_tokenizer(locate("embedded")), 128, 128).windows
 
 
 @pytest.fixture(scope="module")

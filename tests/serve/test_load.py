@@ -19,7 +19,7 @@ from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
-from qlab.models.text import load_prompts
+from qlab.models.texts.prompts import load_prompts
 from qlab.recipes import parse
 from qlab.serve.load import Answer, parting, percentiles, run_load, saturation, summary
 from qlab.serve.proof import compare, prove

@@ -25,7 +25,7 @@ from qlab.formats import awq
 from qlab.formats.packing import pack_words, unpack_words
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
-from qlab.models.text import load_text, windows
+from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
 from qlab.serve.proof import PROMPTS, Agreement, compare
 from qlab.serve.runtimes.vllm import VLLM, has_kernels
@@ -130,7 +130,7 @@ class Run:
 
 def run(source: OpenedModel, recipes: list[str], changes: dict[Change, str], work: Path) -> Run:
     tokenizer = load_tokenizer(source)
-    calibration = windows(load_text("docstrings"), tokenizer, 128, 8)
+    calibration = read_windows("docstrings", tokenizer, 128, 8).windows
     made = quantize_model(source, [parse(name) for name in recipes], calibration, work / "made")
     folders = {artifact.path.name: artifact.path for artifact in made}
     folders |= {change.__name__: broken(folders[recipe], change, work / change.__name__) for change, recipe in changes.items()}

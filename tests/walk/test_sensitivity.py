@@ -7,7 +7,7 @@ import torch
 
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
-from qlab.models.text import load_text, windows
+from qlab.models.texts.windows import read_windows
 from qlab.walk.sensitivity import prediction_metric
 from qlab.walk.skeleton import Skeleton
 
@@ -15,7 +15,7 @@ from qlab.walk.skeleton import Skeleton
 @pytest.mark.parametrize("which", ["embedded", "second"])
 def test_it_ranks_directions_by_the_kl_divergence_they_cause(which: str, request: pytest.FixtureRequest) -> None:
     source = locate("embedded") if which == "embedded" else locate(str(request.getfixturevalue("second_model")))
-    text = windows(load_text("python-reference"), load_tokenizer(source), 64, 8)
+    text = read_windows("python-reference", load_tokenizer(source), 64, 8).windows
     metric, model = prediction_metric(Skeleton(source, "cpu"), text), load(source)
     assert metric.diagonal().mean() == pytest.approx(1, rel=1e-3)
     values, directions = torch.linalg.eigh(metric)

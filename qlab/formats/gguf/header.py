@@ -55,6 +55,8 @@ def read_header(file: Path, arrays: bool = False) -> Header:
         UserError: it is none, of a version that nobody writes any more, damaged, or cut off.
         OSError: it cannot be read.
     """
+    if not file.is_file():  # a folder, a pipe that never ends
+        raise UserError(f"{file.name} is not a regular file; expected a GGUF file")
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _Cursor(content, arrays).header()

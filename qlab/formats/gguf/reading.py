@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from qlab.formats.gguf.configuration import model_config
-from qlab.formats.gguf.file import BLOCK, gguf_names
+from qlab.formats.gguf.file import BLOCK, placed
 from qlab.formats.gguf.header import Header, Setting, read_header
-from qlab.formats.gguf.metadata import architecture
 from qlab.formats.plain import Plain
 from qlab.support.errors import UserError
 
@@ -155,13 +154,12 @@ def configuration(files: GGUFFiles) -> dict[str, Any]:
 def hugging_face_names(config: dict[str, Any]) -> dict[str, str]:
     """Hugging Face's name by GGUF's, of every tensor that a model of this configuration may have."""
     layers = [f"model.layers.{index}.{part}" for index in range(config["num_hidden_layers"]) for part in LAYERS]
-    places = gguf_names(architecture(config), config["num_hidden_layers"])
-    return {
-        f"{place}.{kind}": f"{module}.{kind}"
-        for module in (*ENDS, *layers)
-        if (place := places.get_name(module)) is not None
-        for kind in ("weight", "bias")
-    }
+    names = {}
+    for module in (*ENDS, *layers):
+        for kind in ("weight", "bias"):
+            if name := placed(f"{module}.{kind}", config):
+                names[name] = f"{module}.{kind}"
+    return names
 
 
 def interleaved_heads(name: str, config: dict[str, Any]) -> int | None:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qlab.evaluate.quality import measure_quality
-from qlab.formats.gguf.file import assemble, encode_rows, encode_tensor, encode_tensors, write_gguf
-from qlab.formats.gguf.metadata import rope_factors
+from qlab.formats.gguf.file import assemble, check_model, encode_rows, encode_tensor, encode_tensors, remarks, write_gguf
+from qlab.formats.gguf.metadata import rope_factors, sliding_window
 from qlab.formats.gguf.mix import DEFAULT, tensor_type
 from qlab.methods.hessian import damp
 from qlab.models.loading import load, load_tokenizer
@@ -130,6 +130,60 @@ def test_llama_cpp_turns_stretched_rotary_embeddings_alike(kind: str, tmp_path: 
     assert_alike(model, tmp_path / "out" / "m.gguf", ids, 0.02)
     with pytest.raises(AssertionError):  # the stretching shows
         assert_alike(load(source), tmp_path / "out" / "m.gguf", ids, 0.1)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_a_sliding_window_is_told_and_llama_cpp_agrees_up_to_it(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 256, "sliding_window": 16, "tie_word_embeddings": True,
+        "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    config = MistralConfig(**sizes) if kind == "mistral" else Qwen2Config(**sizes, use_sliding_window=True, max_window_layers=1)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    model = model.half().float().eval()
+    model.half().save_pretrained(tmp_path)
+    model.float()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(locate("embedded").path / name, tmp_path / name)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    write_gguf(tmp_path, stored, "f16", tmp_path / "m.gguf")
+    ids = torch.randint(1, 4000, (48,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert_alike(model, tmp_path / "m.gguf", ids[:16], 0.02)
+    with pytest.raises(AssertionError):  # beyond the window it is another function, and the remark says so
+        assert_alike(model, tmp_path / "m.gguf", ids, 0.02)
+    assert "last 16 tokens" in remarks(tmp_path, stored)["sliding window"]
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        ({"model_type": "mistral"}, 4096),  # the default of transformers' MistralConfig
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "mistral", "sliding_window": 32768}, None),  # all of its context
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, None),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 24}, None),  # from block 24 on
+        ({"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}, 4096),
+        ({"model_type": "llama", "sliding_window": 64}, None),  # Llama knows none, whatever its configuration says
+    ],
+)
+def test_which_models_have_a_sliding_window(config: dict[str, Any], window: int | None) -> None:
+    assert sliding_window({"max_position_embeddings": 32768, "num_hidden_layers": 24} | config) == window
+
+
+def test_a_missing_head_is_told_before_any_work(tiny: OpenedModel) -> None:
+    names = list(load_file(tiny.path / "model.safetensors"))
+    check_model(tiny.path, tiny.config, names)
+    with pytest.raises(UserError, match=r"lacks its output head, lm_head\.weight, and tie_word_embeddings in config\.json is false"):
+        check_model(tiny.path, tiny.config | {"tie_word_embeddings": False}, names)
+    with pytest.raises(UserError, match=r"lacks 1 tensors, blk\.1\.attn_k\.weight"):
+        check_model(tiny.path, tiny.config, [name for name in names if name != "model.layers.1.self_attn.k_proj.weight"])
 
 
 def test_llama_3s_factors_are_transformers_own() -> None:

@@ -1,0 +1,88 @@
+"""Two texts that are on every machine that has the environment, so nothing need be downloaded.
+
+- ``docstrings``: the documentation inside the Python packages installed here (English technical prose);
+- ``python-reference``: the Python language reference, which CPython ships as ``pydoc_data.topics``.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from qlab.support.errors import UserError
+
+# Enough prose for any calibration in this workbook, pinned in the lock, parsed in a few seconds.
+CALIBRATION_PACKAGES = ("numpy", "seaborn")
+MINIMUM_DOCSTRING = 160  # characters; shorter ones are labels, not prose
+Item = TypeVar("Item")
+
+
+def calibration_docstrings() -> str:
+    """The text ``docstrings``: those of CALIBRATION_PACKAGES without repetitions, in an order that mixes the packages."""
+    return "\n\n".join(shuffled(deduplicated(docstrings(CALIBRATION_PACKAGES))))
+
+
+def fingerprint(text: str) -> str:
+    """A short hash of a text, for manifests and results."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def python_reference() -> str:
+    """The Python language reference as CPython ships it, topics in alphabetical order."""
+    from pydoc_data import topics
+
+    return "\n\n".join(topics.topics[name].strip() for name in sorted(topics.topics))
+
+
+def docstrings(packages: Iterable[str]) -> Iterator[str]:
+    """Every docstring of the named installed packages, cleaned of indentation, in file order.
+
+    Files are read and parsed, never imported.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    for package in packages:
+        for path in _python_files(package):
+            try:
+                tree = ast.parse(path.read_bytes())
+            except (SyntaxError, ValueError):  # templates and Python 2 fixtures that packages carry
+                continue
+            for node in ast.walk(tree):
+                if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                    text = ast.get_docstring(node, clean=False)
+                    if text and len(cleaned := inspect.cleandoc(text)) >= MINIMUM_DOCSTRING:
+                        yield cleaned
+
+
+def deduplicated(texts: Iterable[str], without: str = "") -> Iterator[str]:
+    """Drop each text of which half or more, by paragraphs, was seen in an earlier text or stands in `without`."""
+    seen = {" ".join(paragraph.split()) for paragraph in without.split("\n\n")}
+    for text in texts:
+        paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+        known = sum(len(paragraph) for paragraph in paragraphs if paragraph in seen)
+        if 2 * known < sum(map(len, paragraphs)):
+            seen.update(paragraphs)
+            yield text
+
+
+def shuffled(texts: Iterable[Item], seed: int = 0) -> list[Item]:
+    """The texts in an order that depends only on `seed`, so that the first of them are a sample of all."""
+    listed = list(texts)
+    random.Random(seed).shuffle(listed)
+    return listed
+
+
+def _python_files(package: str) -> list[Path]:
+    from importlib.util import find_spec
+
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"the package {package!r} is not installed; run 'make environment'")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    return sorted(path for path in root.rglob("*.py") if not {"test", "tests", "_vendor"} & set(path.relative_to(root).parts))
