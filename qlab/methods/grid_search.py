@@ -34,7 +34,7 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, step
     if metric.ndim == 2 and kernels.run_on(groups.device):
         from qlab.methods.kernels import search_grid as kernel
 
-        return kernel.search_grid(groups, *first_grid(groups, bits, symmetric), 2**bits - 1, symmetric, metric, steps, pace(bits, steps))
+        return kernel.search_grid(groups, 2**bits - 1, symmetric, metric, steps, pace(bits, steps))
     # Groups come first from here on, so that a group's rows are a matrix, ready to be multiplied by its block of H.
     parts = [_search_rows(part.transpose(0, 1).contiguous(), bits, symmetric, metric, steps) for part in groups.split(rows_at_once(groups))]
     return torch.cat([scale.T for scale, _ in parts]), torch.cat([zero.T for _, zero in parts])

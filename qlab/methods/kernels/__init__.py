@@ -43,5 +43,5 @@ def obstacle(index: int | None) -> str:
 
 
 def _warned(reason: str) -> str:
-    warnings.warn(f"GPTQ and settling compute without kernels, which takes five to twenty times as long: {reason}", stacklevel=3)
+    warnings.warn(f"GPTQ and settling compute without kernels, which takes ten times as long and more: {reason}", stacklevel=3)
     return reason

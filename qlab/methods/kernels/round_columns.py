@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qlab.methods.kernels.rounding import nearest
+
 if TYPE_CHECKING:
     from qlab.methods.gptq import Pass
 
@@ -68,9 +70,7 @@ def _round_columns(
             spread = tl.load(near + j * count + place, mask=place < count, other=0.0)
             column -= tl.sum(made * spread[:, None], axis=0)
             tl.store(work + at, column, mask=inside)
-        # Adding 1.5 · 2²³ and taking it off again rounds to a whole number, halves to even, as torch.round does.
-        whole = (tl.clamp(tl.div_rn(column, step), -1e6, 1e6) + 12582912.0) - 12582912.0
-        code = tl.clamp(whole + middle, 0.0, tl.cast(levels, tl.float32))
+        code = tl.clamp(nearest(tl.div_rn(column, step)) + middle, 0.0, tl.cast(levels, tl.float32))
         tl.store(codes + at, tl.cast(code, tl.uint8), mask=inside)
         if COMPENSATE:
             error = tl.div_rn(column - (code - middle) * step, tl.load(near + j * count + j))

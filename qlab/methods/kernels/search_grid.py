@@ -11,17 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qlab.methods.kernels.rounding import nearest
+
 ELEMENTS = 2048  # weights of a program: they and what a trial makes of them must fit into its registers
 
 
-def search_grid(
-    groups: Tensor, cover: Tensor, middle: Tensor, levels: int, symmetric: bool, metric: Tensor, steps: int, pace: float
-) -> tuple[Tensor, Tensor]:
+def search_grid(groups: Tensor, levels: int, symmetric: bool, metric: Tensor, steps: int, pace: float) -> tuple[Tensor, Tensor]:
     """Scale and zero point of least error for each group: [out, groups, group_size] → two float32 [out, groups].
 
-    `cover` and `middle` float32 [out, groups] are the grids that cover each group (qlab.methods.grid_search.first_grid); each of `steps`
-    trials shrinks them by `pace` more.
-    `metric` float32 [groups, group_size]: what an error in each column costs.
+    `metric` float32 [groups, group_size]: what an error in each column costs. Each of `steps` trials shrinks the range by `pace` more.
     """
     rows, count, size = groups.shape
     groups, width = groups.float(), triton.next_power_of_2(size)
@@ -29,7 +27,7 @@ def search_grid(
     scale, zero = (torch.empty(rows, count, device=groups.device) for _ in range(2))
     with torch.cuda.device_of(groups):  # Triton starts a kernel on the current device
         _search_grid[(triton.cdiv(rows, tile), count)](
-            groups, cover.contiguous(), middle.contiguous(), metric.contiguous(), scale, zero, rows, count, size, *groups.stride(),
+            groups, metric.contiguous(), scale, zero, rows, count, size, *groups.stride(),
             levels, steps, pace, SYMMETRIC=symmetric, TILE=tile, WIDTH=width, num_warps=min(16, 4 * max(1, width // ELEMENTS)),
         )  # fmt: skip
     return scale, zero
@@ -37,7 +35,7 @@ def search_grid(
 
 @triton.jit
 def _search_grid(
-    groups, cover, middle, metric, scale, zero, rows, count, size, stride_row, stride_group, stride_column,
+    groups, metric, scale, zero, rows, count, size, stride_row, stride_group, stride_column,
     levels, steps, pace, SYMMETRIC: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.cast(tl.program_id(0) * TILE + tl.arange(0, TILE), tl.int64)
@@ -47,9 +45,8 @@ def _search_grid(
     where = row[:, None] * stride_row + group * stride_group + tl.cast(column, tl.int64)[None, :] * stride_column
     weights = tl.load(groups + where, mask=inside[:, None] & (column < size)[None, :], other=0.0)
     cost = tl.load(metric + group * size + column, mask=column < size, other=0.0)[None, :]
-    widest = tl.load(cover + row * count + group, mask=inside, other=1.0)
-    centre = tl.load(middle + row * count + group, mask=inside, other=1.0)
     top = tl.cast(levels, tl.float32)
+    widest, centre = _cover(weights, top, SYMMETRIC)
     best_scale, best_zero, best_factor = widest, centre, widest * 0.0 + 1.0
     best_error = widest * 0.0 + float("inf")
     for trial in range(steps + 1):
@@ -61,8 +58,7 @@ def _search_grid(
     about = best_factor
     if SYMMETRIC:
         for trial in range(3):  # the other sign of the scale, with three ranges about the best
-            factor = -(about + (trial - 1) * pace)
-            found, error = _attempt(weights, cost, widest * factor, centre, top)
+            found, error = _attempt(weights, cost, -widest * (about + (trial - 1) * pace), centre, top)
             better = error < best_error
             best_scale, best_error = tl.where(better, found, best_scale), tl.where(better, error, best_error)
     else:
@@ -77,11 +73,27 @@ def _search_grid(
 
 
 @triton.jit
+def _cover(weights, top, SYMMETRIC: tl.constexpr):
+    """Scale and zero point [rows] that just cover each row, as qlab.methods.grid_search.first_grid has them."""
+    if SYMMETRIC:
+        scale = tl.div_rn(2.0 * tl.max(tl.abs(weights), axis=1), top)
+        middle = scale * 0.0 + (top + 1.0) / 2
+    else:
+        high = tl.maximum(tl.max(weights, axis=1), 0.0)
+        low = tl.minimum(tl.min(weights, axis=1), -tl.div_rn(high, top - 1.0))
+        scale = tl.div_rn(high - low, top)
+        middle = tl.clamp(nearest(tl.div_rn(-low, tl.where(scale > 0, scale, 1.0))), 1.0, top)
+    scale = tl.where(scale > 0, scale, 1.0)
+    scale = tl.maximum(tl.cast(tl.cast(scale, tl.float16), tl.float32), 6e-8)
+    if SYMMETRIC:  # the further side of the grid serves the longer tail
+        scale = tl.where(tl.max(weights, axis=1) > -tl.min(weights, axis=1), -scale, scale)
+    return scale, middle
+
+
+@triton.jit
 def _attempt(weights, cost, shrunk, middle, top):
     """The least-squares scale [rows] of the codes that grids of the scale `shrunk` give, and the error that it leaves."""
-    # Adding 1.5 · 2²³ and taking it off again rounds to a whole number, halves to even, as torch.round does.
-    whole = (tl.clamp(tl.div_rn(weights, shrunk[:, None]), -1e6, 1e6) + 12582912.0) - 12582912.0
-    whole = tl.clamp(whole + middle[:, None], 0.0, top) - middle[:, None]
+    whole = tl.clamp(nearest(tl.div_rn(weights, shrunk[:, None])) + middle[:, None], 0.0, top) - middle[:, None]
     seen = cost * whole
     cross, square = tl.sum(cost * weights * whole, axis=1), tl.sum(seen * whole, axis=1)
     sign = tl.where(shrunk < 0, -1.0, 1.0)

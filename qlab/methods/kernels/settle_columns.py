@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qlab.methods.kernels.rounding import nearest
+
 WIDEST = 128  # columns of a block: the program's changes must fit into its registers
 PANEL = 512  # columns whose changes reach the gradient of all columns together: four blocks, which a product of FP32 matrices likes better
 TILE, WARPS = 32, 4  # rows of a program, and the warps of 32 threads that share them
@@ -54,9 +56,7 @@ def _settle_columns(
         way = part * slope - part * tl.sum(made * curve[:, None], axis=0)  # to the bottom, as the changes before it leave it
         inverse = tl.div_rn(pitch * 0.0 + 1.0, pitch)
         pace = tl.where(tl.abs(inverse) < float("inf"), inverse, 0.0)  # a sub-block may have a step of zero
-        # Adding 1.5 · 2²³ and taking it off again rounds to a whole number, halves to even, as torch.round does.
-        moved = (tl.clamp(way * pace, -1e6, 1e6) + 12582912.0) - 12582912.0
-        better = tl.clamp(moved + code, 0.0, tl.cast(levels, tl.float32))  # counted in codes
+        better = tl.clamp(nearest(way * pace) + code, 0.0, tl.cast(levels, tl.float32))  # counted in codes
         change = (better - code) * pitch
         tl.store(codes + at, better, mask=inside)
         tl.store(changes + at, change, mask=inside)
