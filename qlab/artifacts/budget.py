@@ -18,6 +18,7 @@ import torch
 
 from qlab.formats.gguf.file import weights_at_once
 from qlab.methods.grid_search import REFIT_ROWS
+from qlab.methods.nf4 import CHUNK as NF4_BLOCKS
 from qlab.models.checkpoint import Checkpoint
 from qlab.models.opening import Source
 from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
@@ -30,7 +31,7 @@ from qlab.walk.walk import observes_original, usual_batch
 
 __all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
 
-LIBRARIES = 110e6  # what torch and MKL set up once they compute
+LIBRARIES = 85e6  # what torch and MKL set up once they compute, the tokenizer, the calibration text
 # Weights, gradients, moments and running means of a block that is tuned, in blocks; and glibc's share: a tensor below 32 MiB comes from its
 # heap, which these leave full of holes.
 TUNED, HOLES, OWN_PAGES = 6.7, 2.8, 1 << 25
@@ -95,7 +96,8 @@ def predict(
     statistics = sum(4.0 * width**2 for width, _ in groups) if data else 0.0
     blocks = config["num_hidden_layers"]
     outside = [name for name in checkpoint.shapes if not name.startswith(f"{PREFIX}.")]
-    rest = 2.2 * max((checkpoint.bytes_of(name) for name in outside), default=0) + LIBRARIES
+    # Outside the blocks, the largest is read from a file that is mapped into memory, and then written: twice its size at both times.
+    rest = 2.0 * max((checkpoint.bytes_of(name) for name in outside), default=0) + LIBRARIES
     token = 4.0 * (3 * config["hidden_size"] + max(out for _, out in groups) + max(width for width, _ in groups))
     stored = 2 * sum(checkpoint.bytes_of(name) for name in checkpoint.shapes) * 0.35 * len(recipes)
     disk = stored + (2 + 2 * sequential) * 4 * windows[0] * windows[1] * config["hidden_size"] * data
@@ -119,20 +121,25 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
     weights = sum(width * out for width, out in groups)
     largest = 4.0 * max(width * out for width, out in groups)
     if isinstance(recipe, NF4):
-        return 60e6 + 1.5 * largest
+        return 16.0 * min(largest / 4, 64 * NF4_BLOCKS) + 1.5 * largest  # temporaries of the blocks that are rounded at once
     if isinstance(recipe, GGUF):
         at_once = weights_at_once(torch.device(device))
         settling = max(4.0 * width**2 + 28.0 * min(width * out, at_once) for width, out in groups) if recipe.settles else 0.0
-        return 60e6 + max(1.2 * largest if recipe.data else 0.0, settling)
+        return max(1.2 * largest if recipe.data else 0.0, settling)
     assert isinstance(recipe, Integers)
     scaled = sum(4.0 * width**2 for width, _ in groups) if recipe.method in ("awq", "awq-gptq") else 0.0
     if recipe.method in ("rtn", "awq"):
         return scaled + 3.7 * largest
     # Factoring H holds it nearly five times; rounding holds one factor and the weights in three orders, settling H and them in five.
     copies = 24.0 if recipe.settles else 15.0
-    rounding = scaled + max(max(19.0 * width**2, 4.0 * width**2 + copies * width * out) for width, out in groups)
-    if recipe.settles and recipe.group_size > 0:  # the least squares of the scales, so many rows at a time
-        rounding += max(16.0 * min(REFIT_ROWS, out) * (width / recipe.group_size) ** 2 for width, out in groups)
+    fits = recipe.settles and recipe.group_size > 0  # the scales by least squares, so many rows at a time, when H is factored no more
+    rounding = scaled + max(
+        max(
+            19.0 * width**2,
+            4.0 * width**2 + copies * width * out + 16.0 * fits * min(REFIT_ROWS, out) * (width / recipe.group_size) ** 2,
+        )
+        for width, out in groups
+    )
     if recipe.method != "tuned":
         return rounding
     graph = 4.0 * TUNED_WINDOWS * length * (8 * max(width for width, _ in groups) + 12 * groups[0][0])
