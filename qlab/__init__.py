@@ -23,3 +23,10 @@ for _variable, _value in {
     "TOKENIZERS_PARALLELISM": "false",  # papermill forks after tokenizers have started threads
 }.items():
     os.environ.setdefault(_variable, _value)
+
+# PyTorch's threads (libgomp's) wait for each other in a loop that keeps their core busy: by default for some 15 ms, which is longer than
+# the system lets a program run at a time. If another program has the core that the last thread needs, all this time is lost, at each
+# operation. With this count they give up their core after half a millisecond. It is read when PyTorch is loaded: who imports torch before
+# qlab has the default, unless it is set in the environment.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

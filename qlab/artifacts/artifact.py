@@ -15,18 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.models.opening import Source, locate
-from qlab.recipes import Recipe, WalkedRecipe, describe
+from qlab.artifacts.manifest import COST, MANIFEST, Cost, Manifest, read_note
+from qlab.artifacts.placing import check_place, put
+from qlab.models.opening import OpenedModel, locate
+from qlab.recipes import Fitted, Recipe, WalkedRecipe, describe, details
 from qlab.support.errors import UserError
+from qlab.support.lock import locked
 from qlab.support.memory import disk_bytes
 from qlab.support.precision import multiplies_bfloat16
 from qlab.support.process import peak_bytes, run_isolated
 from qlab.support.versions import version_of
-from qlab.walk.skeleton import checkpoint_of
 from qlab.walk.walk import Journal, Walk
 
-MANIFEST = "qlab.json"
-COST = "qlab-cost.json"  # apart from the manifest: the same inputs make the same bytes everywhere else
+LOCK = ".qlab-lock"
 LIBRARIES = ("qlab", "torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp")
 
 
@@ -40,10 +41,14 @@ class Artifact:
 
     @classmethod
     def open(cls, path: Path) -> Artifact | None:
-        """The finished artifact at `path`, if there is one."""
+        """The finished artifact at `path`, if there is one.
+
+        Raises:
+            UserError: its manifest is damaged, or another program's.
+        """
         if not (path / MANIFEST).exists() or not (path / COST).exists():
             return None
-        return cls(path, json.loads((path / MANIFEST).read_text()), json.loads((path / COST).read_text()))
+        return cls(path, read_note(path / MANIFEST, Manifest).model_dump(), read_note(path / COST, Cost).model_dump())
 
     @property
     def seconds(self) -> float:
@@ -65,11 +70,11 @@ class Artifact:
         return disk_bytes(self.path)
 
     @property
-    def source(self) -> Source:
+    def source(self) -> OpenedModel:
         return locate(str(self.path))
 
 
-def inputs_of(recipe: Recipe, source: Source, windows: Tensor, device: str) -> dict[str, Any]:
+def inputs_of(recipe: Recipe, source: OpenedModel, windows: Tensor, device: str) -> dict[str, Any]:
     """All that an artifact's bytes depend on."""
     return {
         "model": source.fingerprint,
@@ -81,24 +86,28 @@ def inputs_of(recipe: Recipe, source: Source, windows: Tensor, device: str) -> d
     }
 
 
-def make_artifact(recipe: Recipe, source: Source, windows: Tensor, work: str, read: Sequence[dict[str, Any]] = ()) -> Artifact:
+def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: str, read: Sequence[dict[str, Any]] = ()) -> Artifact:
     """Quantize `source` by `recipe` with the calibration `windows`, or take the artifact that the same inputs made before.
 
-    It lies in `work`/<model>-<hash>/<recipe>. Quantizing runs in a process of its own. `read` says what the windows were cut from
-    (qlab.models.texts.windows.Read); it stands in the manifest and changes nothing else.
+    It lies in `work`/<model>-<hash>/<recipe>. Quantizing runs in a process of its own; who wants the same artifact meanwhile waits.
+    `read` says what the windows were cut from (qlab.models.texts.windows.Read); it stands in the manifest and changes nothing else.
 
     Raises:
-        UserError: what the recipe cannot do with this model.
+        UserError: what the recipe cannot do with this model, or something in the artifact's place that qlab did not make.
         OSError: the disk is full or not writable; nothing is left behind.
     """
     # The libraries compute in half precision on a GPU wherever there is one, and in FP32 on the CPU.
     inputs = inputs_of(recipe, source, windows, "cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(work) / f"{source.path.name}-{source.fingerprint[:8]}" / recipe.name
-    known = Artifact.open(folder)
-    if known and known.manifest["inputs"] == inputs:
-        return known
+    check_place(folder, source.path)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{recipe.name}-") as unfinished:
+    with (
+        locked(folder.parent / f".{recipe.name}.lock", str(folder), wait=True),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{recipe.name}-") as unfinished,
+    ):
+        known = Artifact.open(folder)
+        if known and known.manifest["inputs"] == inputs:
+            return known
         out = Path(unfinished) / recipe.name
         out.mkdir()
         outcome = run_isolated(recipe.quantize, source, windows, out)
@@ -107,61 +116,97 @@ def make_artifact(recipe: Recipe, source: Source, windows: Tensor, work: str, re
 
 
 def finish(out: Path, folder: Path, inputs: dict[str, Any], details: dict[str, Any], cost: dict[str, Any]) -> Artifact:
-    """Write manifest and cost into the complete folder `out` and put it in its place at once."""
-    manifest = {"inputs": inputs, "errors": {}, "notes": {}} | details
+    """Write manifest and cost into the complete folder `out` and put it in its place, as qlab.artifacts.placing does."""
+    manifest = {"inputs": inputs, "errors": {}, "notes": {}} | details | {"files": sorted(file.name for file in out.iterdir())}
     (out / COST).write_text(json.dumps(cost, indent=2) + "\n")
     (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    out.rename(folder)
+    put(out, folder)
     return Artifact(folder, manifest, cost)
 
 
-def check(source: Source, recipes: Sequence[WalkedRecipe]) -> None:
-    """Raise the UserError of a recipe that cannot store this model, as far as its names and configuration tell, before any work."""
-    shapes = checkpoint_of(source).shapes
+def fit(source: OpenedModel, recipes: Sequence[WalkedRecipe], strict: bool = False) -> list[Fitted]:
+    """The recipes as this model can take them, each once, as far as its names and configuration tell it, before any work.
+
+    Raises:
+        UserError: the model is an artifact, its checkpoint is not complete, or a recipe cannot store this model; with
+            `strict`, one could store it only in another way than asked.
+    """
+    beside = source.path if source.path.is_dir() else source.path.parent
+    if (beside / MANIFEST).exists():
+        raise UserError(f"{source.name} is quantized already: it is an artifact of qlab (see its {MANIFEST}). Give the original model")
+    source.check_complete()
+    found = dict[str, Fitted]()
     for recipe in recipes:
-        recipe.check(source, shapes)
+        if strict:
+            recipe.check(source)
+        fitted = recipe.fitted(source)
+        fitted.recipe.check(source)
+        if strict and fitted.remarks:
+            raise UserError(f"{fitted.remarks[0]}; without --strict the rest is quantized")
+        found.setdefault(fitted.recipe.name, fitted)
+    return list(found.values())
 
 
 def quantize_model(
-    source: Source, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu",
+    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu",
     read: Sequence[dict[str, Any]] = (),
 ) -> list[Artifact]:  # fmt: skip
-    """Quantize by all `recipes` in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
+    """Quantize by all `recipes`, fitted to the model, in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
 
     `read` says for the manifest what the windows were cut from.
 
     Raises:
-        UserError: a model or layer that a recipe cannot take.
+        UserError: a model or layer that a recipe cannot take, something at `out`/<recipe> that qlab did not make, or another process
+            that works in `out`.
         OSError: the disk is full or not writable; what is finished is kept for the next call, and no artifact is half there.
     """
+    fitted = fit(source, recipes)
+    recipes = [each.recipe for each in fitted]
     wanted = {recipe.name: inputs_of(recipe, source, windows, device) for recipe in recipes}
+    for name in wanted:
+        check_place(out / name, source.path)
+    if unfinished(recipes, wanted, out):
+        stored = {"stored": source.checkpoint.description} if source.checkpoint.quantized else {}
+        about = {each.recipe.name: {"asked": each.asked, "calibration": list(read)} | stored for each in fitted}
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out / LOCK, str(out)):
+            if missing := unfinished(recipes, wanted, out):
+                _walk(source, missing, wanted, about, windows, out, batch, device)
+    return [artifact for name in wanted if (artifact := Artifact.open(out / name))]
+
+
+def unfinished(recipes: Sequence[WalkedRecipe], wanted: dict[str, dict[str, Any]], out: Path) -> list[WalkedRecipe]:
+    """Those of `recipes` that have no artifact in `out` of the inputs that are `wanted`."""
     known = {name: Artifact.open(out / name) for name in wanted}
-    missing = [recipe for recipe in recipes if (found := known[recipe.name]) is None or found.manifest["inputs"] != wanted[recipe.name]]
+    return [recipe for recipe in recipes if (found := known[recipe.name]) is None or found.manifest["inputs"] != wanted[recipe.name]]
+
+
+def _walk(
+    source: OpenedModel,
+    missing: Sequence[WalkedRecipe],
+    wanted: dict[str, dict[str, Any]],
+    about: dict[str, dict[str, Any]],
+    windows: Tensor,
+    out: Path,
+    batch: int | None,
+    device: str,
+) -> None:
     key = hashlib.sha256(json.dumps([wanted[recipe.name] for recipe in missing], sort_keys=True).encode()).hexdigest()[:12]
     work = out / f".walk-{key}"
-    if missing:
-        check(source, missing)
-        work.mkdir(parents=True, exist_ok=True)
-        walk = Walk(source, missing, windows, work, batch, device)
-        try:
-            journal = walk.run()
-        except UserError:
-            if not Journal.open(work / "journal.json").blocks:  # nothing that the same call could go on from
-                shutil.rmtree(work)
-            raise
-        for recipe in missing:
-            started, folder = time.perf_counter(), work / "finished" / recipe.name
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            recipe.assemble(source, walk.parts(recipe), folder)
-            seconds = journal.seconds[recipe.name] + time.perf_counter() - started
-            finish(
-                folder,
-                out / recipe.name,
-                wanted[recipe.name],
-                journal.details(recipe.name) | {"calibration": list(read)},
-                {"seconds": seconds, "peak_bytes": peak_bytes()},
-            )
-        shutil.rmtree(work)
-    return [artifact for name in wanted if (artifact := Artifact.open(out / name))]
+    work.mkdir(exist_ok=True)
+    walk = Walk(source, missing, windows, work, batch, device)
+    try:
+        journal = walk.run()
+    except Exception:
+        if not Journal.open(work / "journal.json").blocks:  # nothing that the same call could go on from
+            shutil.rmtree(work)
+        raise
+    for recipe in missing:
+        started, folder = time.perf_counter(), work / "finished" / recipe.name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        recipe.assemble(source, walk.parts(recipe), folder)
+        seconds = journal.seconds[recipe.name] + time.perf_counter() - started
+        cost = {"seconds": seconds, "peak_bytes": peak_bytes()}
+        finish(folder, out / recipe.name, wanted[recipe.name], about[recipe.name] | details(recipe, source, journal), cost)
+    shutil.rmtree(work)

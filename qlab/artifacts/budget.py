@@ -9,31 +9,35 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 from qlab.formats.gguf.file import weights_at_once
 from qlab.methods.grid_search import REFIT_ROWS
-from qlab.models.checkpoint import Checkpoint
-from qlab.models.opening import Source
+from qlab.methods.nf4 import CHUNK as NF4_BLOCKS
+from qlab.models.layout import Layout
+from qlab.models.opening import OpenedModel
 from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
 from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.support.errors import UserError
 from qlab.support.process import peak_bytes
-from qlab.walk.block import PREFIX, is_linear
-from qlab.walk.skeleton import checkpoint_of
+from qlab.support.threads import half_the_threads
 from qlab.walk.walk import observes_original, usual_batch
 
 __all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
 
-LIBRARIES = 110e6  # what torch and MKL set up once they compute
+LIBRARIES = 85e6  # what torch and MKL set up once they compute, the tokenizer, the calibration text
 # Weights, gradients, moments and running means of a block that is tuned, in blocks; and glibc's share: a tensor below 32 MiB comes from its
 # heap, which these leave full of holes.
 TUNED, HOLES, OWN_PAGES = 6.7, 2.8, 1 << 25
+CALLS = 25  # operations' worth of time that rounding one column takes in a walk over columns
+# Passes over weights outside the blocks that a GGUF file encodes (Q8_0 some 20, Q6_K 90); seconds before the first block; bytes a second.
+ENDS_GGUF, SET_UP, WRITING = 40.0, 0.3, 5e8
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 Group = tuple[int, int]
 """Layers that read one input: its width, and all their outputs together."""
@@ -80,28 +84,28 @@ class Budget:
 
 
 def predict(
-    source: Source, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], limit: float | None = None, device: str = "cpu"
+    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], limit: float | None = None, device: str = "cpu"
 ) -> Budget:
     """The budget of a walk over `windows` (their number and length) that stays below `limit` bytes of memory.
 
     Raises:
         UserError: even one window at a time needs more than `limit`.
     """
-    checkpoint = checkpoint_of(source)
-    groups = input_shapes(checkpoint)
-    config = source.config
+    checkpoint, layout = source.checkpoint, source.layout
+    groups = input_shapes(layout)
     weights = sum(width * out for width, out in groups)
     data, sequential = any(recipe.data for recipe in recipes), sum(recipe.sequential for recipe in recipes)
     statistics = sum(4.0 * width**2 for width, _ in groups) if data else 0.0
-    blocks = config["num_hidden_layers"]
-    outside = [name for name in checkpoint.shapes if not name.startswith(f"{PREFIX}.")]
-    rest = 2.2 * max((checkpoint.bytes_of(name) for name in outside), default=0) + LIBRARIES
-    token = 4.0 * (3 * config["hidden_size"] + max(out for _, out in groups) + max(width for width, _ in groups))
-    stored = 2 * sum(checkpoint.bytes_of(name) for name in checkpoint.shapes) * 0.35 * len(recipes)
-    disk = stored + (2 + 2 * sequential) * 4 * windows[0] * windows[1] * config["hidden_size"] * data
+    blocks = layout.count
+    outside = [checkpoint.bytes_of(name) for name in layout.rest]
+    # Outside the blocks, the largest is read from a file that is mapped into memory, and then written: twice its size at both times.
+    rest = 2.0 * max(outside, default=0) + LIBRARIES
+    token = 4.0 * (3 * layout.hidden + max(out for _, out in groups) + max(width for width, _ in groups))
+    stored = 2 * sum(checkpoint.bytes_of(name) for name in layout.shapes) * 0.35 * len(recipes)
+    disk = stored + (2 + 2 * sequential) * 4 * windows[0] * windows[1] * layout.hidden * data
     start = float(psutil.Process().memory_info().rss)
     work = max(working(recipe, groups, windows[1], device) for recipe in recipes) + LIBRARIES
-    seconds = duration(groups, recipes, windows, blocks, device)
+    seconds = duration(groups, recipes, windows, blocks, sum(outside) / 2, device)
     usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
         activations = batch * windows[1] * token * data + LIBRARIES
@@ -119,73 +123,116 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
     weights = sum(width * out for width, out in groups)
     largest = 4.0 * max(width * out for width, out in groups)
     if isinstance(recipe, NF4):
-        return 60e6 + 1.5 * largest
+        return 16.0 * min(largest / 4, 64 * NF4_BLOCKS) + 1.5 * largest  # temporaries of the blocks that are rounded at once
     if isinstance(recipe, GGUF):
         at_once = weights_at_once(torch.device(device))
         settling = max(4.0 * width**2 + 28.0 * min(width * out, at_once) for width, out in groups) if recipe.settles else 0.0
-        return 60e6 + max(1.2 * largest if recipe.data else 0.0, settling)
+        return max(1.2 * largest if recipe.data else 0.0, settling)
     assert isinstance(recipe, Integers)
     scaled = sum(4.0 * width**2 for width, _ in groups) if recipe.method in ("awq", "awq-gptq") else 0.0
     if recipe.method in ("rtn", "awq"):
         return scaled + 3.7 * largest
     # Factoring H holds it nearly five times; rounding holds one factor and the weights in three orders, settling H and them in five.
     copies = 24.0 if recipe.settles else 15.0
-    rounding = scaled + max(max(19.0 * width**2, 4.0 * width**2 + copies * width * out) for width, out in groups)
-    if recipe.settles and recipe.group_size > 0:  # the least squares of the scales, so many rows at a time
-        rounding += max(16.0 * min(REFIT_ROWS, out) * (width / recipe.group_size) ** 2 for width, out in groups)
+    fits = recipe.settles and recipe.group_size > 0  # the scales by least squares, so many rows at a time, when H is factored no more
+    rounding = scaled + max(
+        max(
+            19.0 * width**2,
+            4.0 * width**2 + copies * width * out + 16.0 * fits * min(REFIT_ROWS, out) * (width / recipe.group_size) ** 2,
+        )
+        for width, out in groups
+    )
     if recipe.method != "tuned":
         return rounding
     graph = 4.0 * TUNED_WINDOWS * length * (8 * max(width for width, _ in groups) + 12 * groups[0][0])
     return max(rounding, (TUNED + (HOLES if 4 * max(width for width, _ in groups) * groups[0][0] < OWN_PAGES else 0)) * 4 * weights + graph)
 
 
-def duration(groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, device: str) -> float:
-    """Seconds, from the floating-point operations and the speed of this machine's matrix product."""
+def duration(
+    groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, outside: float, device: str
+) -> float:
+    """Seconds: floating-point operations, passes over the weights, and operations on single columns, each at this machine's speed.
+
+    `outside`: how many weights lie outside the blocks, which are read, encoded where the format has blocks for them, and written.
+    """
     tokens = windows[0] * windows[1]
-    forward = 2.0 * tokens * sum(width * out for width, out in groups)
+    weights, columns = sum(width * out for width, out in groups), sum(width for width, _ in groups)
+    forward = 2.0 * tokens * weights
     observe = forward + 1.25 * tokens * sum(width**2 for width, _ in groups)  # XᵀX by its upper half, in stripes
     total = observe if observes_original(recipes) else 0.0
+    passes = calls = 0.0
     for recipe in recipes:
-        total += sum(40.0 * width * out for width, out in groups)
+        passes += weight_passes(recipe) * weights
         if isinstance(recipe, GGUF) and recipe.settles:
             total += sum(6.0 * width**2 * out for width, out in groups)
+            calls += CALLS * 2 * columns
         if recipe.sequential:
             total += observe + forward
         if isinstance(recipe, Integers) and recipe.method not in ("rtn", "awq"):
             again = 2.0 + 16.0 * recipe.settles  # for each weight, times the width: rounding, and two rounds of settling
             total += sum(3.0 * width**3 + again * width**2 * out for width, out in groups)
+            calls += CALLS * (1 + 2 * recipe.settles) * columns
         if isinstance(recipe, Integers) and recipe.method == "tuned":
             total += forward
             total += recipe.steps * (3.0 * forward * TUNED_WINDOWS / windows[0] + sum(100.0 * width * out for width, out in groups))
-    size = 1024
-    matrix = torch.randn(size, size, device=device)
-    rates = []
-    for _ in range(3):
-        started = time.perf_counter()
-        float((matrix @ matrix)[0, 0])
-        rates.append(2 * size**3 / (time.perf_counter() - started))
-    return 1.5 * blocks * total / max(rates)
+    product, one_pass, call = speeds(device)
+    ends = sum(ENDS_GGUF if isinstance(recipe, GGUF) else 0.0 for recipe in recipes) * outside * one_pass
+    written = len(recipes) * 2 * outside / WRITING
+    return SET_UP + ends + written + blocks * (1.35 * total * product + passes * one_pass + calls * call)
 
 
-def input_shapes(checkpoint: Checkpoint) -> list[Group]:
+def weight_passes(recipe: WalkedRecipe) -> float:
+    """How often a recipe goes over a block's weights, element by element."""
+    if isinstance(recipe, NF4):
+        return 120.0  # most of it the search for the nearest level
+    if isinstance(recipe, GGUF):
+        return 100.0 if recipe.data_matters else 10.0
+    assert isinstance(recipe, Integers)
+    trials = 17.0 if recipe.symmetric else 23.0  # of a group's grid (qlab.methods.grid_search), each some 17 passes
+    return 20.0 + 17.0 * trials * recipe.search + 130.0 * (recipe.method in ("awq", "awq-gptq"))
+
+
+def speeds(device: str) -> tuple[float, float, float]:
+    """Seconds of a floating-point operation in a matrix product, of one element in a pass over a tensor, of an operation on one column."""
+    matrix, rows, column = (torch.randn(*shape, device=device) for shape in ((1024, 1024), (4096, 64), (1024,)))
+
+    def shortest(work: Callable[[], Tensor], times: int) -> float:
+        found = []
+        for _ in range(3):
+            started = time.perf_counter()
+            for _ in range(times):
+                result = work()
+            float(result.flatten()[0])  # a GPU has done all of it then
+            found.append((time.perf_counter() - started) / times)
+        return min(found)
+
+    product = shortest(lambda: matrix @ matrix, 1) / (2 * 1024**3)
+    with half_the_threads():
+        one_pass = shortest(lambda: (rows * rows).sum(-1), 20) / (2 * rows.numel())
+        return product, one_pass, shortest(lambda: column * column, 200)
+
+
+def input_shapes(layout: Layout) -> list[Group]:
     """The groups of the first decoder block by shape; which layers read one input is told by their names, before anything is run.
 
     Where a block has a single norm of its inputs, attention and MLP both read it (Cohere, Phi).
     """
     attention, mlp = ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj", "fc1")
-    block = re.compile(rf"{re.escape(PREFIX)}\.0\.(.+)\.weight")
-    shapes = {match[1]: shape for name, shape in checkpoint.shapes.items() if (match := block.fullmatch(name))}
+    first = layout.block(0)
+    shapes = {
+        name.removeprefix(first).removesuffix(".weight"): shape
+        for name, shape in layout.shapes.items()
+        if name.startswith(first) and name.endswith(".weight")
+    }
     norms = [name for name, shape in shapes.items() if len(shape) == 1 and "." not in name]
     together = (attention + mlp,) if len(norms) == 1 else (attention, mlp)
     found: dict[str, Group] = {}
     for name, shape in shapes.items():
         part = name.rpartition(".")[2]
-        if is_linear(f"{PREFIX}.0.{name}.weight", shape):
+        if f"{first}{name}.weight" in layout.linear:
             key = next((names[0] for names in together if part in names), name)
             width, out = found.get(key, (shape[1], 0))
             found[key] = (width, out + shape[0])
-    if not found:
-        raise UserError(f"no linear layers in {PREFIX}.0: qlab walks models whose decoder blocks lie in {PREFIX}")
     return list(found.values())
 
 

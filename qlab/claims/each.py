@@ -15,6 +15,7 @@ from qlab.claims.rules import (
     beyond,
     fastest,
     nearer,
+    of_this_run,
     plain,
     worst,
 )
@@ -96,7 +97,7 @@ def on_the_fly(results: Results) -> Decided:
 def alike(results: Results) -> Decided:
     """The share of tokens on which original and quantized model agree, with its binomial error."""
     verdicts, texts = [], []
-    for name in FOUR_BIT:
+    for name in (of_this_run(results, name) for name in FOUR_BIT):
         quality = results[f"quality/{name}"]
         share = quality["top1"]
         verdicts.append(beyond(share - 0.95, math.sqrt(share * (1 - share) / quality["tokens"])))
@@ -106,16 +107,16 @@ def alike(results: Results) -> Decided:
 
 def ranking(results: Results) -> Decided:
     """AWQ nearest, NF4 farthest, GPTQ and Q4_K_M between; FAILS if a pair is the other way round beyond its error."""
-    awq, gptq, gguf, nf4 = FOUR_BIT
+    awq, gptq, gguf, nf4 = names = [of_this_run(results, name) for name in FOUR_BIT]
     pairs = [(awq, gptq), (awq, gguf), (gptq, nf4), (gguf, nf4)]
     verdict = worst([nearer(results, better, other)[0] for better, other in pairs])
-    order = sorted(FOUR_BIT, key=lambda name: results[f"quality/{name}"]["kl"])
+    order = sorted(names, key=lambda name: results[f"quality/{name}"]["kl"])
     return verdict, "from nearest to farthest: " + ", ".join(f"{name} {results[f'quality/{name}']['kl']:.5f}" for name in order)
 
 
 def small_models_lose(results: Results) -> Decided:
     """The loss by AutoGPTQ against its own error."""
-    quality, model = results["quality/autogptq-w4g128"], results["model"]
+    quality, model = results[f"quality/{of_this_run(results, 'autogptq-w4g128')}"], results["model"]
     increase, error = quality["loss_increase"], quality["loss_increase_stderr"] or 0
     text = f"{model['parameters'] / 1e6:.0f} M parameters: loss {signed(increase, 4)} ± {error:.4f} nats/token (AutoGPTQ)"
     return beyond(increase, error), text

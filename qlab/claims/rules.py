@@ -80,12 +80,20 @@ def fits(device: str, count: int, format_name: str, context: int) -> Test:
     return Test(rule, decide)
 
 
+GUIDE_GROUPS = 128  # the group size of the guide's recipes, and of their names in these rules
+
+
+def of_this_run(results: Results, name: str) -> str:
+    """The recipe that stands for the guide's in these results: "autoawq-w4g128", or "autoawq-w4g64" where 64 divides the model's rows."""
+    return name.replace(f"g{GUIDE_GROUPS}", f"g{results.get('group-size', GUIDE_GROUPS)}")
+
+
 def loss_within(names: Sequence[str], least: float, most: float) -> Test:
     """The claim that perplexity rises by `least` to `most` percent in every one of the named measurements."""
 
     def decide(results: Results) -> Decided:
         verdicts, texts = [], []
-        for name in names:
+        for name in (of_this_run(results, name) for name in names):
             quality = results[f"quality/{name}"]
             rise = 100 * math.expm1(quality["loss_increase"])
             error = (100 + rise) * (quality["loss_increase_stderr"] or 0)  # first order
@@ -112,10 +120,11 @@ def lower(better: str, other: str) -> Test:
     """The claim that one artifact is better than another, by KL divergence to the original."""
 
     def decide(results: Results) -> Decided:
-        verdict, difference, error = nearer(results, better, other)
-        kl = [results[f"quality/{name}"]["kl"] for name in (better, other)]
+        first, second = of_this_run(results, better), of_this_run(results, other)
+        verdict, difference, error = nearer(results, first, second)
+        kl = [results[f"quality/{name}"]["kl"] for name in (first, second)]
         text = (
-            f"KL {kl[0]:.5f} ({better}) against {kl[1]:.5f} ({other}) nats/token; paired difference {signed(difference, 5)} ± {error:.5f}"
+            f"KL {kl[0]:.5f} ({first}) against {kl[1]:.5f} ({second}) nats/token; paired difference {signed(difference, 5)} ± {error:.5f}"
         )
         return verdict, text
 
@@ -126,9 +135,10 @@ def faster(quicker: str, slower: str, factor: float = 1.25) -> Test:
     """The claim that one recipe quantizes sooner than another."""
 
     def decide(results: Results) -> Decided:
-        first, second = results[f"cost/{quicker}"]["seconds"], results[f"cost/{slower}"]["seconds"]
+        names = [of_this_run(results, name) for name in (quicker, slower)]
+        first, second = (results[f"cost/{name}"]["seconds"] for name in names)
         verdict = NOISE if 1 / factor < first / second < factor else plain(first < second)
-        return verdict, f"{first:.1f} s ({quicker}) against {second:.1f} s ({slower})"
+        return verdict, f"{first:.1f} s ({names[0]}) against {second:.1f} s ({names[1]})"
 
     return Test(f"each was timed once: a difference of less than {factor - 1:.0%} is noise", decide)
 
@@ -137,6 +147,8 @@ def below(record: str, better: str, other: str) -> Test:
     """The claim that one way's output error, in a record of errors by way, is below another's."""
 
     def decide(results: Results) -> Decided:
+        if better not in results[record]:
+            return UNTESTABLE, f"needs a model with layers for it ({better}): lesson 4 says which rows it takes"
         first, second = results[record][better], results[record][other]
         return plain(first < second), f"output error {first:.4g} ({better}) against {second:.4g} ({other}), mean over layers"
 
@@ -147,9 +159,12 @@ def settings(name: str, expected: Mapping[str, Any]) -> Test:
     """The claim that a library makes its checkpoint with these settings; read back from the artifact's config.json."""
 
     def decide(results: Results) -> Decided:
-        stored = results[f"settings/{name}"]
+        stored = results[f"settings/{of_this_run(results, name)}"]
         found = {key: stored.get(key) for key in expected}
-        return plain(found == dict(expected)), "the artifact's config.json says " + ", ".join(f"{k}: {v}" for k, v in found.items())
+        other = results.get("group-size", GUIDE_GROUPS) != GUIDE_GROUPS
+        verdict = UNTESTABLE if other else plain(found == dict(expected))
+        why = f"needs a model whose rows groups of {GUIDE_GROUPS} divide; " if other else ""
+        return verdict, why + "the artifact's config.json says " + ", ".join(f"{k}: {v}" for k, v in found.items())
 
     return Test("made with these options; read back from the checkpoint", decide)
 

@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
-import errno
 import sys
+import traceback
 
 import typer
 
-from qlab.cli import bench, doctor, lessons, load, measure, plan, quantize, release, serve  # noqa: F401  (each adds its commands to the app)
-from qlab.cli.app import app, console
+from qlab.cli import bench, doctor, lessons, load, measure, plan, quantize, release, serve  # noqa: F401  (each adds its commands)
+from qlab.cli.app import DEBUG, app, console
+from qlab.cli.words import readable
 from qlab.support.errors import UserError
 
 INTERRUPTED = 130
 
 
 def main() -> None:
-    """The console script: errors that the user can mend are one message and exit code 2."""
+    """The console script: errors that the user can mend are one message and exit code 2, faults of qlab's one message and 1."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file's name need not be text
     sys.exit(call(sys.argv[1:]))
 
 
 def call(arguments: list[str]) -> int:
     """Run one command line; the exit code."""
+    words, debug = [word for word in arguments if word != DEBUG], DEBUG in arguments
     try:
-        code = typer.main.get_command(app).main(joined(arguments), prog_name="qlab", standalone_mode=False) or 0
+        code = typer.main.get_command(app).main(joined(words), prog_name="qlab", standalone_mode=False) or 0
         if code == INTERRUPTED:  # the option parser catches Ctrl-C itself
             raise KeyboardInterrupt
         return code
     except (UserError, typer.TyperException) as error:
-        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        console.print("[red]error:[/red] ", end="")
-        console.print(message, markup=False, highlight=False)
-        return 2
+        message, code = error.format_message() if isinstance(error, typer.TyperException) else str(error), 2
     except (typer.Abort, KeyboardInterrupt):
         console.print("interrupted; nothing is left running. What is finished is kept, and the same command goes on from there")
         return INTERRUPTED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR):
-            raise
-        console.print("[red]error:[/red] ", end="")
-        console.print(f"cannot write: {error.strerror} ({error.filename}). Make room, or choose another folder", markup=False)
-        return 2
+        if not error.strerror or error.filename is None:
+            message, code = fault(error), 1
+        else:
+            message, code = f"cannot read or write {error.filename}: {error.strerror}. Make room, or choose another file or folder", 2
+    except Exception as error:  # nobody foresaw it: that is qlab's fault, and the user is told so
+        message, code = fault(error), 1
+    if debug:
+        traceback.print_exc()
+    console.print("[red]error:[/red] ", end="")
+    console.print(readable(message), markup=False, highlight=False)
+    return code
+
+
+def fault(error: Exception) -> str:
+    """What to say of a failure that is none of the user's: never more than a line of it."""
+    happened = (str(error).splitlines() or [""])[0][:300]
+    return (
+        f"qlab failed, and should have said why ({type(error).__name__}: {happened}). This is a fault of qlab's, or an input that it does "
+        f"not know. To see where: the same command with {DEBUG}; please report it (SECURITY.md says how, if it could do harm)"
+    )
 
 
 def joined(arguments: list[str]) -> list[str]:

@@ -13,14 +13,18 @@ app = typer.Typer(
     help="Learn, check and carry out LLM quantization.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 console = Console(stderr=True, soft_wrap=True)
-ModelOption = Annotated[str, typer.Option(help="'embedded', a model folder, or a hub id.")]
+ModelOption = Annotated[str, typer.Option(help="'embedded', 'smollm2' (see qlab fetch), a model folder, or a hub id.")]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse a recipe that the model's shapes do not fit, instead of taking the nearest that they do.")
+]
 CalibrationOption = Annotated[
     list[str],
     typer.Option(
         help="Text like what the model will read: docstrings, python-reference, prompts (the workbook's own, French and English), or "
-        "a file of UTF-8 text or of JSON lines (messages, text or prompt). May be repeated, each with a weight behind a colon: chat.jsonl:2."
+        "a file of UTF-8 text or of JSON lines (messages, text or prompt). May be repeated, each with a weight: chat.jsonl:2."
     ),
 ]
+DEBUG = "--debug"  # anywhere on the command line
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 
 
@@ -31,5 +35,8 @@ def version_flag(wanted: bool) -> None:
 
 
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=version_flag, help="Show the version and exit.")] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=version_flag, help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,  # taken out before this is called
+) -> None:
     """Learn, check and carry out LLM quantization."""

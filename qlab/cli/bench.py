@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from qlab.cli.app import app, console
+from qlab.cli.numbers import TOKENS, real, whole
+from qlab.cli.words import readable, show, table
 from qlab.support.errors import UserError
 
+WIDE = 180  # characters, where nobody watches
 SHOWN = ("perplexity", "kl", "prompt", "generation", "generation ceiling", "memory loaded", "memory generating")
 StoreOption = Annotated[str, typer.Option(help="SQLite file that figures are added to; '' keeps them nowhere.")]
 
@@ -21,14 +22,14 @@ StoreOption = Annotated[str, typer.Option(help="SQLite file that figures are add
 def bench(
     artifacts: Annotated[list[str], typer.Argument(help="Models or artifacts: 'embedded', folders, hub ids.")],
     runtime: Annotated[list[str] | None, typer.Option(help="transformers, llamacpp, vllm, …; may be repeated; else all that can.")] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt (pp).")] = 512,
-    generated_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated (tg).")] = 128,
+    prompt_tokens: Annotated[int, whole("Tokens of the prompt (pp).", 1, TOKENS)] = 512,
+    generated_tokens: Annotated[int, whole("Tokens generated (tg).", 1, TOKENS)] = 128,
     repetitions: Annotated[
-        int, typer.Option(min=1, help="Timed repetitions after one warm-up, in every round; more of what takes milliseconds.")
+        int, whole("Timed repetitions after one warm-up, in every round; more of what takes milliseconds.", 1, 1000)
     ] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds over all artifacts, so that a drift of the machine shows.")] = 1,
+    rounds: Annotated[int, whole("Rounds over all artifacts, so that a drift of the machine shows.", 1, 1000)] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 for transformers; auto: FP32 on a CPU, FP16 on a GPU.")] = "auto",
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds for one artifact in one runtime.")] = 900.0,
+    time_limit: Annotated[float, real("Seconds for one artifact in one runtime.", 1, 604_800)] = 900.0,
     results: StoreOption = "build/results.sqlite",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
@@ -91,10 +92,10 @@ def print_speeds(measured: list[Any], protocol: Any) -> None:
         "artifact", "runtime", f"pp{protocol.prompt_tokens} tok/s", f"tg{protocol.generated_tokens} tok/s", "by its own clock",
         "ceiling tok/s", "MB predicted", "loaded", "prompting", "generating", "dtype, kernel",
     )  # fmt: skip
-    table = Table(*columns)
+    rows: list[list[str]] = []
     for one in measured:
         if one.figures is None:
-            table.add_row(one.name, one.runtime, *["no, see below"] * 2)
+            rows.append([one.name, one.runtime, *["no, see below"] * 2])
             continue
         speed, memory = one.figures.speed, one.figures.memory
         rates = [f"{speed.prompt:.0f} ± {speed.prompt_sd:.0f}", f"{speed.generation:.1f} ± {speed.generation_sd:.1f}"]
@@ -102,12 +103,11 @@ def print_speeds(measured: list[Any], protocol: Any) -> None:
         sizes = (memory.predicted, memory.loaded, memory.prompting, memory.generating)
         under = f"{speed.conditions['dtype']}, {speed.conditions['kernel']}, {speed.conditions['threads']} threads"
         ceiling = f"{one.figures.ceiling:.0f}"
-        table.add_row(one.name, one.runtime, *rates, " / ".join(own), ceiling, *(f"{size / 1e6:.0f}" for size in sizes), under)
-    wide = Console()
-    Console(width=wide.width if wide.is_terminal else 180).print(table)
+        rows.append([one.name, one.runtime, *rates, " / ".join(own), ceiling, *(f"{size / 1e6:.0f}" for size in sizes), under])
+    show(table(columns, rows), WIDE)
     for one in measured:
         if one.problem:
-            print(f"{one.name} in {one.runtime}: {one.problem}")
+            print(readable(f"{one.name} in {one.runtime}: {one.problem}"))
 
 
 @app.command()
@@ -122,19 +122,29 @@ def results(
     """Everything measured so far, over models, runtimes and machines: `qlab bench`, `qlab evaluate` and lesson 7 add to it."""
     from qlab.evaluate.results import read, wide
 
-    table = read(store, every)
-    table = table[table["model"].str.contains(model, regex=False, case=False)]
-    if unknown := [name for name in metric or [] if name not in set(table["metric"])]:
-        raise UserError(f"no figures of {unknown[0]!r} here: expected {', '.join(sorted(table['metric'].unique()))}")
     if csv:
-        table.to_csv(csv, index=False)
-        console.print(f"{len(table)} figures in {csv}", highlight=False)
+        check_csv(csv, store)
+    figures = read(store, every)
+    figures = figures[figures["model"].str.contains(model, regex=False, case=False)]
+    if unknown := [name for name in metric or [] if name not in set(figures["metric"])]:
+        raise UserError(f"no figures of {unknown[0]!r} here: expected {', '.join(sorted(figures['metric'].unique()))}")
+    if csv:
+        figures.to_csv(csv, index=False)
+        console.print(f"{len(figures)} figures in {csv}", markup=False, highlight=False)
     if as_json:
-        print(table.to_json(orient="records"))
+        print(figures.to_json(orient="records"))
     elif not csv:
-        shown = wide(table, metric or [name for name in SHOWN if name in set(table["metric"])])
-        printed = Table(*shown.columns)
-        for row in shown.itertuples(index=False):
-            printed.add_row(*map(str, row))
-        terminal = Console()
-        Console(width=terminal.width if terminal.is_terminal else 180).print(printed)
+        shown = wide(figures, metric or [name for name in SHOWN if name in set(figures["metric"])])
+        show(table(map(str, shown.columns), shown.itertuples(index=False)), WIDE)
+
+
+def check_csv(file: Path, store: Path) -> None:
+    """See that a table can be written to `file`.
+
+    Raises:
+        UserError: its folder is missing, or it is a folder or the store itself.
+    """
+    if not file.parent.is_dir():
+        raise UserError(f"no folder {file.parent} for --csv {file.name}: make it first ('mkdir -p {file.parent}')")
+    if file.is_dir() or (file.exists() and store.exists() and file.samefile(store)):
+        raise UserError(f"--csv {file} is {'a folder' if file.is_dir() else 'the store of the figures itself'}: give another file")

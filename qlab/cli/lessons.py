@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from qlab.cli.app import ModelOption, app, console
+from qlab.cli.words import readable, show, table
 from qlab.support.errors import UserError
 
+WIDE = 140  # characters, where nobody watches
 ON_TERMINALS = (
     "format", "run by", "MB on disk", "MB at the peak", "perplexity", "KL to FP16 (nats/token)", "prompt tok/s", "generation tok/s",
 )  # fmt: skip
@@ -49,7 +49,7 @@ def run(
         if outcome.state != DONE:
             where = f" in cell {outcome.cell}" if outcome.cell else ""
             console.print(f"[red]{outcome.lesson} {outcome.state}[/red]{where}: ", end="")
-            console.print(outcome.error, markup=False, highlight=False)
+            console.print(readable(outcome.error), markup=False, highlight=False)
     if any(outcome.state != DONE for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -100,11 +100,8 @@ def print_results(outcomes: list[Any]) -> None:
     """The results table of lesson 07, where it ran."""
     found: dict[str, Any] | None = next((outcome.records["table"] for outcome in outcomes if "table" in outcome.records), None)
     if found:
-        table = Table(title="Results (all columns are in the report)", title_justify="left")
         places = [place for place, column in enumerate(found["columns"]) if column in ON_TERMINALS]
-        for place in places:
-            table.add_column(found["columns"][place], no_wrap=place == 0)
-        for row in found["rows"]:
-            table.add_row(*(row[place] for place in places))
-        wide = Console()
-        Console(width=wide.width if wide.is_terminal else 140).print(table)
+        columns, rows = [found["columns"][place] for place in places], [[row[place] for place in places] for row in found["rows"]]
+        made = table(columns, rows, "Results (all columns are in the report)")
+        made.columns[0].no_wrap = True
+        show(made, WIDE)

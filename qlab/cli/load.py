@@ -8,20 +8,28 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from qlab.cli.app import app
+from qlab.cli.numbers import Bounded, real, whole
+from qlab.cli.words import show, table
 from qlab.support.errors import UserError
+
+COLUMNS = (
+    "at a time", "TTFT p50 / p99 (ms)", "TPOT p50 / p99 (ms)", "ITL p99 (ms)", "requests/s", "output tok/s", "lost", "changed", "wrong",
+)  # fmt: skip
+AT_A_TIME, LEVELS = Bounded(1, 10_000), 20
 
 
 @app.command()
 def load(
     url: Annotated[str, typer.Argument(help="A server with an OpenAI interface, such as http://127.0.0.1:8000.")],
     model: Annotated[str, typer.Option(help="The name under which it serves the model.")],
-    concurrency: Annotated[str, typer.Option(help="Requests at a time, a list.")] = "1,4,16",
+    concurrency: Annotated[
+        str, typer.Option(help=f"Requests at a time, a list: up to {LEVELS} numbers from {AT_A_TIME.range}.")
+    ] = "1,4,16",
     prompts: Annotated[Path | None, typer.Option(help="JSONL with a 'prompt' a line; else the 500 of this workbook.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 16,
+    tokens: Annotated[int, whole("Tokens of an answer.", 1, 100_000)] = 16,
+    timeout: Annotated[float, real("Seconds in which an answer must be there, whole.", 0.1, 86_400)] = 60.0,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the server's key.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
@@ -30,36 +38,38 @@ def load(
     from qlab.serve.deployment import read_key
     from qlab.serve.load import run_load, saturation
 
-    try:
-        wanted = [int(word) for word in concurrency.split(",")]
-    except ValueError as error:
-        raise UserError(f"--concurrency {concurrency!r}: expected whole numbers with commas between, such as 1,4,16") from error
+    wanted = levels_in(concurrency)
     texts = [entry["prompt"] for entry in load_prompts(prompts)]
-    levels = run_load(url.rstrip("/"), model, texts, wanted, tokens, read_key(api_key_file) if api_key_file else None)
+    levels = run_load(url.rstrip("/"), model, texts, wanted, tokens, read_key(api_key_file) if api_key_file else None, timeout)
     if as_json:
         print(json.dumps({"levels": [asdict(level) for level in levels], "saturation": saturation(levels)}))
-        return
-    columns = (
-        "at a time",
-        "TTFT p50 / p99 (ms)",
-        "TPOT p50 / p99 (ms)",
-        "ITL p99 (ms)",
-        "requests/s",
-        "output tok/s",
-        "lost",
-        "changed",
-        "wrong",
-    )
-    table = Table(*columns)
-    for level in levels:
-        show = lambda part, *names: " / ".join(f"{1000 * part[name]:.1f}" for name in names) if part else "none"  # noqa: E731
-        table.add_row(
-            str(level.concurrency), show(level.ttft, "p50", "p99"), show(level.tpot, "p50", "p99"), show(level.itl, "p99"),
-            f"{level.request_throughput:.1f}", f"{level.output_throughput:.0f}",
-            ", ".join(f"{count} {kind}" for kind, count in level.errors.items()) or "0", str(level.changed), str(level.wrong),
-        )  # fmt: skip
-    Console().print(table)
-    found = saturation(levels)
-    print(f"throughput stops growing beyond {found} at a time" if found else "throughput still grew at the last level")
+    else:
+        milliseconds = lambda part, *names: " / ".join(f"{1000 * part[name]:.1f}" for name in names) if part else "none"  # noqa: E731
+        rows = [
+            (
+                level.concurrency, milliseconds(level.ttft, "p50", "p99"), milliseconds(level.tpot, "p50", "p99"),
+                milliseconds(level.itl, "p99"), f"{level.request_throughput:.1f}", f"{level.output_throughput:.0f}",
+                ", ".join(f"{count} {kind}" for kind, count in level.errors.items()) or "0", level.changed, level.wrong,
+            )
+            for level in levels
+        ]  # fmt: skip
+        show(table(COLUMNS, rows))
+        found = saturation(levels)
+        print(f"throughput stops growing beyond {found} at a time" if found else "throughput still grew at the last level")
     if any(level.errors or level.wrong for level in levels):
         raise typer.Exit(1)
+
+
+def levels_in(text: str) -> list[int]:
+    """Numbers with commas between.
+
+    Raises:
+        UserError: one is no number from 1 to 10,000, or they are too many.
+    """
+    words = text.split(",")
+    if len(words) > LEVELS:
+        raise UserError(f"--concurrency has {len(words):,} numbers: expected {LEVELS} at most")
+    try:
+        return [AT_A_TIME(word) for word in words]
+    except typer.BadParameter as error:
+        raise UserError(f"--concurrency: {error.message}, with commas between, such as 1,4,16") from error

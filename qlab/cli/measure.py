@@ -11,6 +11,7 @@ import typer
 
 from qlab.cli.app import DeviceOption, app
 from qlab.cli.bench import StoreOption, keep, subject_of
+from qlab.cli.numbers import TOKENS, whole
 from qlab.support.errors import UserError
 
 
@@ -20,11 +21,11 @@ def evaluate(
     text: Annotated[
         list[str], typer.Option(help="python-reference, docstrings, prompts, or a file of UTF-8 text or JSON lines. May be repeated.")
     ] = ["python-reference"],  # noqa: B006 - the option parser copies it
-    window: Annotated[int, typer.Option(min=2, help="Tokens a window; windows do not overlap. GPTQ's protocol: 2048 of wikitext-2.")] = 512,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens to read, at most.")] = 20480,
+    window: Annotated[int, whole("Tokens a window; windows do not overlap. GPTQ's protocol: 2048 of wikitext-2.", 2, TOKENS)] = 512,
+    tokens: Annotated[int, whole("Tokens to read, at most.", 2, 10**9)] = 20480,
     reference: Annotated[str | None, typer.Option(help="Also the distance from this model.")] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval's tasks, such as mmlu,hellaswag,lambada, and heldout-cloze, made of --text.")] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task, at most (mmlu: a subject).")] = None,
+    limit: Annotated[int | None, whole("Documents a task, at most (mmlu: a subject).", 1, 10**6)] = None,
     task_data: Annotated[Path | None, typer.Option(help="Folder with mmlu/, hellaswag/, lambada/; else the hub.")] = None,
     agreement: Annotated[bool, typer.Option(help="Also agreement with --reference over the prompts, by language and kind.")] = False,
     prompts: Annotated[Path | None, typer.Option(help="JSONL with a 'prompt' a line; else the 500 of this workbook.")] = None,
@@ -39,7 +40,8 @@ def evaluate(
     from qlab.evaluate.quality import measure_quality
     from qlab.evaluate.results import Figure, quality_figures, score_figures
     from qlab.evaluate.tasks import run_tasks
-    from qlab.models.opening import check_device, check_length, load, load_tokenizer, locate
+    from qlab.models.loading import load, load_tokenizer
+    from qlab.models.opening import check_device, check_length, locate
     from qlab.models.texts.mixture import load_text
     from qlab.models.texts.prompts import load_prompts
     from qlab.models.texts.tokens import embedding_rows

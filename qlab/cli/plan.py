@@ -7,20 +7,20 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from qlab.cli.app import app
+from qlab.cli.numbers import whole
+from qlab.cli.words import show, table
 
 
 @app.command()
 def plan(
     model: Annotated[str, typer.Argument(help="Llama-3.1-70B, a size such as 70B, 'embedded', a folder, a config.json or a hub id.")],
     format_name: Annotated[str, typer.Option("--format", help="fp16, awq, gptq, int8, int3, nf4, q4_k_m, …")] = "awq",
-    context: Annotated[int, typer.Option(min=1, help="Tokens a sequence, prompt and answer.")] = 4096,
-    sequences: Annotated[int, typer.Option(min=1, help="Sequences served at once.")] = 1,
+    context: Annotated[int, whole("Tokens a sequence, prompt and answer.", 1, 10**8)] = 4096,
+    sequences: Annotated[int, whole("Sequences served at once.", 1, 10**6)] = 1,
     gpu: Annotated[str, typer.Option(help="A device of data/hardware.yaml, such as 'RTX 4090' or 'A100 80GB SXM'.")] = "RTX 4090",
-    count: Annotated[int, typer.Option(min=1, help="How many of it.")] = 1,
+    count: Annotated[int, whole("How many of it.", 1, 10**5)] = 1,
     offload: Annotated[bool, typer.Option("--offload", help="Also: layers that do not fit stay on the CPU (llama.cpp).")] = False,
     cpu: Annotated[str, typer.Option(help="The CPU for --offload, of data/hardware.yaml.")] = "desktop-ddr5-5600",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
@@ -38,12 +38,10 @@ def plan(
         asked = {"model": name, "format": chosen, "context": context, "sequences": sequences, "device": device["name"], "count": count}
         print(json.dumps(asked | asdict(found) | {"offload": asdict(split) if split else None}))
         return
-    table = Table("", "GB")
     rows = {"linear layers": found.linear, "embedding, head": found.embedding, "KV cache": found.cache, "needed": found.needed}
-    for label, size in (rows | {"usable": found.usable, "FP16 weights": found.fp16_weights}).items():
-        table.add_row(label, f"{size:.2f}")
+    rows |= {"usable": found.usable, "FP16 weights": found.fp16_weights}
     print(f"{name} in {chosen}")
-    Console().print(table)
+    show(table(("", "GB"), [(label, f"{size:.2f}") for label, size in rows.items()]))
     for sentence in capacity.sentences(found, shape, chosen, context, sequences, device, count):
         print(sentence)
     if split and processor:

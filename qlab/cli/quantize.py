@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, app
+from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, StrictOption, app
+from qlab.cli.numbers import TOKENS, WINDOWS, whole
 
 
 @app.command()
@@ -18,22 +19,25 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Folder of the artifacts; each lies in OUT/RECIPE.")],
     model: ModelOption = "embedded",
     calibration: CalibrationOption = ["docstrings"],  # noqa: B006 - the option parser copies it
-    windows: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
+    windows: Annotated[int, whole("Calibration windows.", 1, WINDOWS)] = 128,
+    length: Annotated[int, whole("Tokens a window.", 2, TOKENS)] = 512,
     max_memory: Annotated[str | None, typer.Option(help="Stay below this, such as 8GiB, by computing fewer windows at a time.")] = None,
     device: DeviceOption = "cpu",
+    strict: StrictOption = False,
     dry_run: Annotated[
         bool, typer.Option(help="Only print what memory, disk and time it would take; a folder with a config.json is enough.")
     ] = False,
 ) -> None:
     """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
     import qlab.artifacts.budget as budget
-    from qlab.artifacts.artifact import check, quantize_model
-    from qlab.models.opening import check_device, check_length, load_tokenizer, locate
+    from qlab.artifacts.artifact import fit, quantize_model
+    from qlab.models.loading import load_tokenizer
+    from qlab.models.opening import already_rounded, check_device, check_length, locate
     from qlab.models.texts.mixture import check_texts
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
     from qlab.recipes import parse
+    from qlab.recipes.fitting import first_and_number
     from qlab.workbook.lesson import quiet
 
     quiet()
@@ -41,10 +45,19 @@ def quantize(
     recipes = [parse(name) for name in dict.fromkeys(recipe)]
     check_texts(calibration)
     source = locate(model, weights=not dry_run)
+    if source.checkpoint.quantized:
+        print(already_rounded(source))
     check_length(source, length, "--length")
-    check(source, recipes)
+    fitted = fit(source, recipes, strict)
+    for remark in (remark for each in fitted for remark in each.remarks):
+        print(remark)
+    if beside := source.check_complete():
+        print(f"left out, since models of this type do not have them: {first_and_number(beside)}")
+    remarks = {subject: remark for each in fitted for subject, remark in each.recipe.remarks(source).items()}
+    for subject, remark in remarks.items():
+        print(f"{subject}: {remark}")
     limit = budget.parse_bytes(max_memory) if max_memory else None
-    plan = budget.predict(source, recipes, (windows, length), limit, device)
+    plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device)
     print(plan.text())
     if dry_run:
         return
@@ -55,6 +68,7 @@ def quantize(
         worst = max(artifact.errors, key=lambda name: artifact.errors[name], default="")
         found = f", worst layer {worst} {artifact.errors[worst]:.2%}" if worst else ""
         print(f"{artifact.path}: {artifact.disk_bytes / 1e6:.1f} MB in {artifact.seconds:.0f} s{found}")
-        for name, note in artifact.manifest["notes"].items():
-            print(f"  {name}: {note}")
+        notes = {name: note for name, note in artifact.manifest["notes"].items() if name not in remarks}
+        for note in dict.fromkeys(notes.values()):
+            print(f"  {first_and_number([name for name in notes if notes[name] == note])}: {note}")
     print(f"peak memory {budget.gigabytes(budget.peak_bytes())} (predicted {budget.gigabytes(plan.total)})")

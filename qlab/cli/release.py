@@ -9,8 +9,11 @@ from typing import Annotated
 
 import typer
 
-from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, app
+from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, StrictOption, app
+from qlab.cli.numbers import SEED, TOKENS, WINDOWS, real, whole
 from qlab.support.errors import UserError
+
+LARGEST_RANK = 1024  # of an adapter that is trained; the largest that others use is 512
 
 
 @app.command()
@@ -18,17 +21,18 @@ def finetune(
     path: Annotated[str, typer.Argument(help="A model in NF4: a folder that 'qlab quantize --recipe nf4' made.")],
     text: Annotated[list[str], typer.Option(help="The domain's text: names and files as for the calibration of qlab quantize.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapter; must not exist.")],
-    windows: Annotated[int, typer.Option(min=1, help="Windows of text, at most.")] = 512,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 256,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 100,
-    batch: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 4,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter; its alpha is twice that.")] = 16,
-    rate: Annotated[float, typer.Option(min=0, help="Adam's learning rate; 2e-4 and less for models of billions of parameters.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="For the adapter's start and the order of windows.")] = 0,
+    windows: Annotated[int, whole("Windows of text, at most.", 1, WINDOWS)] = 512,
+    length: Annotated[int, whole("Tokens a window.", 2, TOKENS)] = 256,
+    steps: Annotated[int, whole("Optimizer steps.", 1, 10**6)] = 100,
+    batch: Annotated[int, whole("Windows a step.", 1, 4096)] = 4,
+    rank: Annotated[int, whole("Rank of the adapter; its alpha is twice that.", 1, LARGEST_RANK)] = 16,
+    rate: Annotated[float, real("Adam's learning rate; 2e-4 and less for models of billions of parameters.", 0, 1)] = 1e-3,
+    seed: Annotated[int, whole("For the adapter's start and the order of windows.", 0, SEED)] = 0,
     device: DeviceOption = "cpu",
 ) -> None:
     """Train a LoRA adapter on a model that stays in NF4 (QLoRA)."""
-    from qlab.models.opening import check_device, check_length, load_tokenizer, locate
+    from qlab.models.loading import load_tokenizer
+    from qlab.models.opening import check_device, check_length, locate
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
     from qlab.release.finetune import Training
@@ -57,12 +61,12 @@ def release(
     model: ModelOption = "embedded",
     adapter: Annotated[Path | None, typer.Option(help="LoRA adapter of this model, as peft or qlab finetune saves it.")] = None,
     calibration: CalibrationOption = ["docstrings"],  # noqa: B006 - the option parser copies it
-    windows: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
+    windows: Annotated[int, whole("Calibration windows.", 1, WINDOWS)] = 128,
+    length: Annotated[int, whole("Tokens a window.", 2, TOKENS)] = 512,
     text: Annotated[
         list[str], typer.Option(help="Text for the gates that neither training nor calibration saw; names and files as for --calibration.")
     ] = ["python-reference"],  # noqa: B006
-    text_windows: Annotated[int, typer.Option(min=2, help="Windows of it, of --length tokens.")] = 40,
+    text_windows: Annotated[int, whole("Windows of it, of --length tokens.", 2, WINDOWS)] = 40,
     gate: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,10 +75,13 @@ def release(
     ] = None,
     runtime: Annotated[str | None, typer.Option(help="That the proof is served by; else the first here that serves the format.")] = None,
     device: DeviceOption = "cpu",
+    strict: StrictOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
     """Merge, quantize, gate, prove, and move OUT/current; a release that fails is refused and leaves OUT/current as it is."""
-    from qlab.models.opening import check_device, check_length, load_tokenizer, locate
+    from qlab.artifacts.artifact import fit
+    from qlab.models.loading import load_tokenizer
+    from qlab.models.opening import check_device, check_length, locate
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
     from qlab.recipes import parse
@@ -88,6 +95,8 @@ def release(
     gates = [Gate.parse(words) for words in gate] if gate else list(GATES)
     source, wanted = locate(model), parse(recipe)
     check_length(source, length, "--length")
+    for remark in fit(source, [wanted], strict)[0].remarks:
+        print(remark)
     tokenizer = load_tokenizer(source)
     chosen = runtime_named(runtime) if runtime else runtime_for(wanted.format)
     rows = embedding_rows(source.config)

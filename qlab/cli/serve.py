@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from qlab.cli.app import app, console
+from qlab.cli.numbers import TOKENS, whole
+from qlab.cli.words import show, table
 from qlab.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,12 +28,12 @@ def serve(
     runtime: Annotated[str | None, typer.Option(help="llamacpp, vllm, tgi or ollama; else the first here that serves the format.")] = None,
     name: Annotated[str | None, typer.Option(help="What clients ask for; else the folder's name.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other machines reach it only if this is not loopback.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    context: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 4096,
-    sequences: Annotated[int, typer.Option(help="Requests answered at a time.")] = 4,
-    gpus: Annotated[int, typer.Option(help="GPUs to spread the model over; 0 serves on the CPU.")] = 0,
-    gpu_layers: Annotated[int | None, typer.Option(help="Layers of a GGUF file on the GPUs, the rest on the CPU; else all.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    port: Annotated[int, whole("Port to listen on.", 1, 65535)] = 8000,
+    context: Annotated[int, whole("Tokens of prompt and answer together.", 16, TOKENS)] = 4096,
+    sequences: Annotated[int, whole("Requests answered at a time.", 1, 10_000)] = 4,
+    gpus: Annotated[int, whole("GPUs to spread the model over; 0 serves on the CPU.", 0, 1024)] = 0,
+    gpu_layers: Annotated[int | None, whole("Layers of a GGUF file on the GPUs, the rest on the CPU; else all.", 0, 10_000)] = None,
+    threads: Annotated[int, whole("CPU threads.", 1, 4096)] = 2,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must give; wanted beyond loopback.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append the server's log to this file.")] = None,
     prove: Annotated[bool, typer.Option(help="Hold the server to the artifact before calling it deployed.")] = True,
@@ -41,7 +42,9 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="The proof as one JSON object; then stop.")] = False,
 ) -> None:
     """Serve an artifact, prove that the server is the model that was measured, and stay until Ctrl-C."""
-    from qlab.models.opening import kind_of, locate
+    from qlab.artifacts.artifact import Artifact
+    from qlab.models.locating import kind_of
+    from qlab.models.opening import locate
     from qlab.serve.deployment import Deployment, read_key
     from qlab.serve.files import write_files
     from qlab.serve.proof import prove as prove_server
@@ -56,6 +59,8 @@ def serve(
     chosen = runtime_named(runtime) if runtime else runtime_for(kind)
     key = read_key(api_key_file) if api_key_file else None
     deployment = Deployment(folder, name or folder.name, context, sequences, host, port, gpus, threads, gpu_layers, key=key)
+    if (made := Artifact.open(folder)) and (remark := made.manifest["notes"].get("sliding window")):
+        console.print(remark, markup=False, highlight=False)
     if dry_run:
         words = [f"{variable}={value}" for variable, value in chosen.environment(deployment).items() if value != key]
         print(shlex.join(["env", *words, *chosen.command(deployment)]))
@@ -98,7 +103,5 @@ def interrupt(*_: object) -> None:
 
 def show_checks(checks: Sequence[Check]) -> None:
     """The checks of a proof as a table."""
-    table = Table("", "check", "found")
-    for check in checks:
-        table.add_row("[green]holds[/]" if check.passed else "[red]fails[/]", check.name, check.found.replace("[", r"\["))
-    Console().print(table)
+    rows = [(Text("holds", "green") if check.passed else Text("fails", "red"), check.name, check.found) for check in checks]
+    show(table(("", "check", "found"), rows))

@@ -19,7 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qlab.evaluate.bandwidth import synchronize
 from qlab.evaluate.speed import Engine
-from qlab.models.opening import kind_of, load, locate
+from qlab.models.loading import load
+from qlab.models.locating import kind_of
+from qlab.models.opening import locate
 from qlab.peers import autoawq, autogptq
 from qlab.plan.footprint import Footprint, packed_by_bitsandbytes
 from qlab.serve.deployment import Deployment

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from qlab.formats.packing import pack_words, unpack_words
+from qlab.formats.plain import Plain, Stored, layers
 from qlab.methods.grid import GroupedIntegers
 from qlab.support.errors import UserError
 
@@ -33,8 +34,8 @@ def pack(tensor: GroupedIntegers) -> dict[str, Tensor]:
         raise UserError(f"an AWQ checkpoint holds codes of 4 bits, not {tensor.bits}: quantize to 4 bits, or write GPTQ")
     if tensor.group_of is not None:
         raise UserError("an AWQ checkpoint holds groups of consecutive columns only: quantize without activation order, or write GPTQ")
-    if rows % PER_WORD:
-        raise UserError(f"a layer of {rows} outputs does not fill AWQ's words of {PER_WORD}: leave it unquantized")
+    if reason := unfit(rows, columns):
+        raise UserError(f"an AWQ checkpoint cannot hold this layer: {reason}")
     if columns % groups:
         raise UserError(f"{columns} inputs cannot be cut into {groups} equal groups: choose a group size that divides {columns}")
     return {
@@ -42,6 +43,11 @@ def pack(tensor: GroupedIntegers) -> dict[str, Tensor]:
         "qzeros": pack_words(tensor.zeros.T, BITS, ORDER),
         "scales": tensor.scales.T.half().contiguous(),
     }
+
+
+def unfit(outputs: int, inputs: int) -> str:
+    """Why the format cannot hold a layer of this shape; empty where it can."""
+    return f"{outputs} outputs do not fill AWQ's words of {PER_WORD}" if outputs % PER_WORD else ""
 
 
 def unpack(tensors: dict[str, Tensor]) -> GroupedIntegers:
@@ -54,8 +60,37 @@ def unpack(tensors: dict[str, Tensor]) -> GroupedIntegers:
     )
 
 
+def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
+    """The quantized weights of a checkpoint by their plain names.
+
+    Raises:
+        UserError: another version or width than qlab reads.
+    """
+    version, bits = str(quantization.get("version", "gemm")).lower(), quantization.get("bits", BITS)
+    if version != "gemm" or bits != BITS:
+        raise UserError(f"the checkpoint is AWQ {version} of {bits} bits; qlab reads AWQ gemm of {BITS} bits: convert it with AutoAWQ")
+    entries = {}
+    for name, (rows, words) in layers(stored, "qweight"):
+        parts = {role: f"{name}.{role}" for role in ("qweight", "qzeros", "scales")}
+        entries[f"{name}.weight"] = Plain((words * PER_WORD, rows), parts, decode)
+    return entries
+
+
+def describe(quantization: dict[str, Any]) -> str:
+    """The format in a few words."""
+    return f"AWQ, {BITS} bits in groups of {quantization.get('group_size', '?')}"
+
+
+def decode(parts: dict[str, Tensor]) -> Tensor:
+    """The plain weight, float32 [out, in]."""
+    return unpack(parts).dequantize()
+
+
 def quantization_config(group_size: int, skipped: Sequence[str] = ()) -> dict[str, Any]:
-    """`quantization_config` of config.json; `skipped` names the linear layers left unquantized, such as "lm_head"."""
+    """`quantization_config` of config.json; `skipped` names the linear layers left unquantized, such as "lm_head".
+
+    Readers look for such a name in a layer's (vLLM, AutoAWQ) or at its end (transformers).
+    """
     return {
         "quant_method": "awq",
         "version": "gemm",

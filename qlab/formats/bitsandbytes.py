@@ -12,13 +12,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from qlab.formats.plain import Plain, Stored
 from qlab.methods.nf4 import BLOCK, KINDS, SUPERBLOCK, NestedAbsmax, NormalFloat, dynamic_map, nearest
 from qlab.support.errors import UserError
 
 STATE = "weight.quant_state.bitsandbytes__"
+PARTS = ("weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map")
+
+
+PACKED_ROWS = 32  # outputs that bitsandbytes' kernel for AVX512-BF16 takes together
+
+
+def leave_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing layers anew for AVX512-BF16 where it cannot: it takes whole blocks in a row and whole
+    sets of rows, and stops with an error elsewhere (_convert_weight_packed_for_cpu). Its plain path computes those."""
+    for module in model.modules():
+        layer: Any = module
+        if hasattr(module, "support_avx512bf16_for_cpu") and (layer.in_features % BLOCK or layer.out_features % PACKED_ROWS):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def pack(tensor: NormalFloat) -> dict[str, Tensor]:
@@ -84,6 +98,38 @@ def unpack(tensors: dict[str, Tensor]) -> NormalFloat:
         nested = NestedAbsmax(absmax, tensors["weight.nested_absmax"], torch.tensor(state["nested_offset"], device=absmax.device))
         absmax = nested.dequantize()
     return NormalFloat((rows, columns), codes, absmax, tensors["weight.quant_map"], nested, kind, getattr(torch, state["dtype"]))
+
+
+def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
+    """The quantized weights of a checkpoint by their plain names.
+
+    Raises:
+        UserError: INT8 weights, which qlab does not read.
+    """
+    if not quantization.get("load_in_4bit"):
+        raise UserError(
+            "the checkpoint holds 8-bit integers of bitsandbytes (load_in_8bit, scales named SCB), which qlab does not read: "
+            "take the checkpoint that it was quantized from"
+        )
+    entries = {}
+    for name in stored.shapes:
+        layer, state, _ = name.partition(f".{STATE}")
+        if not state:
+            continue
+        roles = [role for role in PARTS if f"{layer}.{role}" in stored.shapes] + [name.removeprefix(f"{layer}.")]
+        rows, columns = json.loads(bytes(stored.read(name).tolist()))["shape"]
+        entries[f"{layer}.weight"] = Plain((rows, columns), {role: f"{layer}.{role}" for role in roles}, decode)
+    return entries
+
+
+def describe(quantization: dict[str, Any]) -> str:
+    """The format in a few words."""
+    return f"bitsandbytes {str(quantization.get('bnb_4bit_quant_type', 'fp4')).upper()} in blocks of {BLOCK}"
+
+
+def decode(parts: dict[str, Tensor]) -> Tensor:
+    """The plain weight, float32 [out, in]."""
+    return unpack(parts).dequantize()
 
 
 def quantization_config(kind: str, double: bool, compute: str = "float32", skipped: Sequence[str] = ()) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qlab.formats.shards import assemble
 from qlab.support.errors import UserError
+from qlab.support.finite import all_finite
 
 COMPANIONS = (
     "tokenizer*",
@@ -34,7 +34,7 @@ def half_precision(name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     half = tensor.half()
-    if not torch.isfinite(half).all():
+    if not all_finite(half):
         raise UserError(f"{name} holds values up to {float(tensor.abs().max()):.3g}, beyond FP16's range, in which this format stores it")
     return half
 

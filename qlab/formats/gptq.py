@@ -11,12 +11,16 @@ all ones: it moves such a group up by one code where there is room, which is exa
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qlab.formats.packing import WORD, pack_words, period, unpack_words
+from qlab.formats.plain import Plain, Stored, layers
 from qlab.methods.grid import GroupedIntegers, column_groups
 from qlab.support.errors import UserError
 
@@ -37,9 +41,8 @@ def pack(tensor: GroupedIntegers, version: int = 1) -> dict[str, Tensor]:
     period(tensor.bits)
     if version not in VERSIONS:
         raise UserError(f"there is no version {version} of the GPTQ format: choose 1 or 2")
-    # Readers allocate in // 32 · bits words, whatever the width.
-    if rows % WORD or columns % WORD:
-        raise UserError(f"a layer of {columns} inputs and {rows} outputs: GPTQ's words need multiples of {WORD}; leave it unquantized")
+    if reason := unfit(rows, columns):
+        raise UserError(f"a GPTQ checkpoint cannot hold this layer: {reason}")
     if tensor.group_of is None and columns % groups:
         raise UserError(f"{columns} inputs cannot be cut into {groups} equal groups: choose a group size that divides {columns}")
     group_of = (column_groups(columns, groups) if tensor.group_of is None else tensor.group_of).to(tensor.codes.device)
@@ -50,6 +53,12 @@ def pack(tensor: GroupedIntegers, version: int = 1) -> dict[str, Tensor]:
         "scales": tensor.scales.T.half().contiguous(),
         "g_idx": group_of.int(),
     }
+
+
+def unfit(outputs: int, inputs: int) -> str:
+    """Why the format cannot hold a layer of this shape; empty where it can. Readers allocate in // 32 · bits words, whatever the width."""
+    whole = outputs % WORD == 0 and inputs % WORD == 0
+    return "" if whole else f"{outputs} outputs and {inputs} inputs are not both multiples of {WORD}, which GPTQ's words need"
 
 
 def without_zero(tensor: GroupedIntegers, group_of: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,10 +93,53 @@ def unpack(tensors: dict[str, Tensor], version: int = 1, bits: int = 4) -> Group
     return GroupedIntegers(codes, scales, zeros.contiguous(), bits, group_of)
 
 
-def quantization_config(bits: int, group_size: int, symmetric: bool, act_order: bool, version: int = 1) -> dict[str, Any]:
+def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
+    """The quantized weights of a checkpoint by their plain names.
+
+    Raises:
+        UserError: another version or width than qlab reads.
+    """
+    layout, bits = str(quantization.get("checkpoint_format") or VERSIONS[1]).lower(), quantization.get("bits")
+    version = next((version for version, name in VERSIONS.items() if name == layout), None)
+    if version is None or bits not in WIDTHS:
+        readable = f"{', '.join(VERSIONS.values())} of {', '.join(map(str, WIDTHS))} bits"
+        raise UserError(f"the checkpoint is GPTQ {layout} of {bits} bits; qlab reads {readable}: convert it with GPTQModel")
+    decoder = partial(decode, version=version, bits=bits)
+    entries = {}
+    for name, (words, columns) in layers(stored, "qweight"):
+        roles = [role for role in ("qweight", "qzeros", "scales", "g_idx") if f"{name}.{role}" in stored.shapes]
+        entries[f"{name}.weight"] = Plain((columns, words * WORD // bits), {role: f"{name}.{role}" for role in roles}, decoder)
+    return entries
+
+
+def describe(quantization: dict[str, Any]) -> str:
+    """The format in a few words."""
+    return f"GPTQ, {quantization.get('bits', '?')} bits in groups of {quantization.get('group_size', '?')}"
+
+
+def decode(parts: dict[str, Tensor], version: int, bits: int) -> Tensor:
+    """The plain weight, float32 [out, in]."""
+    return unpack(parts, version, bits).dequantize()
+
+
+def quantization_config(
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    act_order: bool,
+    version: int = 1,
+    skipped: Sequence[str] = (),
+    quantized: Sequence[str] = (),
+) -> dict[str, Any]:
     """`quantization_config` of config.json. `act_order` (desc_act) must be true where groups are scattered: without it,
-    kernels such as vLLM's Marlin take them for consecutive and never look at g_idx."""
-    return {
+    kernels such as vLLM's Marlin take them for consecutive and never look at g_idx.
+
+    `skipped` names linear layers of the blocks that are left unquantized, and `quantized` the others. gptqmodel reads the former
+    (`dynamic`, a pattern with "-:" in front excludes a layer), optimum the latter (`modules_in_block_to_quantize`), vLLM both.
+    """
+    excluded = {f"-:(?:.*\\.)?{re.escape(name)}$": dict[str, Any]() for name in skipped}
+    choice = {"dynamic": excluded, "modules_in_block_to_quantize": [list(quantized)]} if skipped else {}
+    return choice | {
         "quant_method": "gptq",
         "checkpoint_format": VERSIONS[version],
         "bits": bits,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qlab.methods.grid import nearest_values, rows_at_once
 from qlab.methods.rtn import rtn
+from qlab.support.threads import half_the_threads
 
 STEPS = 20  # the sweep's exponents are i/20, as in the paper's code; an even number, see best_scale
 
@@ -51,6 +52,7 @@ def sweep_exponents(
     return found
 
 
+@half_the_threads()
 def best_scale(weight: Tensor, magnitude: Tensor, mean_square: Tensor, bits: int, group_size: int, symmetric: bool = False) -> Tensor:
     """The scale [in] of least error, for all layers that read the same input: their weights one above another.
 

@@ -6,15 +6,19 @@ inputs only; its Cholesky factor holds, row by row, what each step of that elimi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from qlab.methods import kernels
 from qlab.methods.grid import GroupedIntegers, fit_grid, grouped
 from qlab.methods.grid_search import search_grid
 from qlab.methods.hessian import damp, shrink
 from qlab.methods.rtn import rtn
 from qlab.methods.settle import settle
 from qlab.support.errors import UserError
+from qlab.support.threads import half_the_threads
 
 BLOCK = 64  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2, with 128 there; the same result)
 DAMPINGS = 4  # the damping is raised tenfold this many times before GPTQ gives up on a Hessian
@@ -78,6 +82,36 @@ def compensated(
     return settle(layer, weight, damp(shrink(hessian.float().clone(), trust), damping))
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What the walk over the columns reads and fills. A column of W is a row here, which is contiguous memory.
+
+    Filled: `work` float32 [in, out], the columns in the order of the walk, which become what they are when they are rounded; `codes`
+    uint8 [in, out]; `scale`, `zero` float32 [groups, out]. Read: U `factor` float32 [in, in]; `importance` float32 [in], what an error of
+    each column costs; `group_of` int64 [in], the group of each. `fixed`: the grids are there beforehand.
+    """
+
+    work: Tensor
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    factor: Tensor
+    importance: Tensor
+    group_of: Tensor
+    bits: int
+    size: int
+    symmetric: bool
+    search: bool
+    fixed: bool
+    compensate: bool
+
+    def grids(self, members: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales and zero points [out, groups] of groups [out, groups, size], whose errors cost `importance` [groups, size]."""
+        if self.search:
+            return search_grid(members, self.bits, self.symmetric, importance)
+        return fit_grid(members, self.bits, self.symmetric)
+
+
 def one_pass(
     weight: Tensor, factor: Tensor, places: Tensor, bits: int, size: int, symmetric: bool, order: str, search: bool,
     compensate: bool, note: str,
@@ -85,37 +119,24 @@ def one_pass(
     """The columns one after another, in the order `places`, with U `factor`; and the weights as they stood when they were rounded."""
     columns = weight.shape[1]
     importance = factor.diagonal().pow(-2)  # column j costs error² / U_jj² (the paper's equation 2)
-    work = weight.T[places].contiguous()  # [in, out]: a column of W is a contiguous row
+    work = weight.T[places].contiguous()
     codes = torch.empty_like(work, dtype=torch.uint8)
     scale, zero = (torch.empty(columns // size, weight.shape[0], device=weight.device) for _ in range(2))
     natural = order in ("static", "group")  # groups are those of the original columns
     group_of = places // size if natural else torch.arange(columns, device=weight.device) // size
     fixed = order == "static" or not compensate
+    walk = Pass(work, codes, scale, zero, factor, importance, group_of, bits, size, symmetric, search, fixed, compensate)
     if fixed:
         source, weights = (weight, importance[torch.argsort(places)]) if natural else (work.T, importance)
-        members = grouped(source, size)
-        fitted = search_grid(members, bits, symmetric, weights.view(-1, size)) if search else fit_grid(members, bits, symmetric)
-        scale[:], zero[:] = (part.T for part in fitted)
-    names = group_of.tolist()
-    pivots = factor.diagonal().tolist()
-    for first in range(0, columns, BLOCK):
-        here = slice(first, min(first + BLOCK, columns))
-        errors = torch.zeros_like(work[here])  # zeros: of columns still to come
-        near = factor[here, here].T.contiguous()  # row j: what the errors before it do to column j
-        for j, column, spread, error, code in zip(range(first, columns), work[here], near, errors, codes[here]):
-            group = names[j]
-            if not fixed and j % size == 0:  # the grid of a group sees the errors spread so far, in this block too
-                end = j + size
-                members = (work[j:end] - factor[first:j, j:end].T @ errors[: j - first]).T.unsqueeze(1)
-                grid = search_grid(members, bits, symmetric, importance[j:end][None]) if search else fit_grid(members, bits, symmetric)
-                scale[group], zero[group] = (part[:, 0] for part in grid)
-            step, middle = scale[group], zero[group]
-            if compensate:
-                column.addmv_(errors.T, spread, alpha=-1)
-            rounded = torch.div(column, step).round_().add_(middle).clamp_(0, 2**bits - 1)
-            code.copy_(rounded)
-            if compensate:
-                torch.addcmul(column, rounded.sub_(middle), step, value=-1, out=error).div_(pivots[j])
+        scale[:], zero[:] = (part.T for part in walk.grids(grouped(source, size), weights.view(-1, size)))
+    round_block, width = round_columns, BLOCK
+    if kernels.run_on(weight.device):
+        from qlab.methods.kernels import round_columns as kernel
+
+        round_block, width = kernel.round_columns, kernel.width(size)
+    for first in range(0, columns, width):
+        here = slice(first, min(first + width, columns))
+        errors = round_block(walk, here)
         if compensate and here.stop < columns:
             work[here.stop :].addmm_(factor[here, here.stop :].T, errors, alpha=-1)
     back = torch.argsort(places)
@@ -124,6 +145,30 @@ def one_pass(
         group_of[back] if order == "scattered" else None, note,
     )  # fmt: skip
     return quantized, work[back].T
+
+
+@half_the_threads()
+def round_columns(walk: Pass, here: slice) -> Tensor:
+    """Round the columns `here` one after another, each with the errors of those before it; return their errors [len(here), out]."""
+    work, factor, size = walk.work, walk.factor, walk.size
+    first = here.start
+    errors = torch.zeros_like(work[here])  # zeros: of columns still to come
+    near = factor[here, here].T.contiguous()  # row j: what the errors before it do to column j
+    names, pivots = walk.group_of[here].tolist(), factor.diagonal()[here].tolist()
+    columns = zip(range(first, here.stop), names, pivots, work[here], near, errors, walk.codes[here])
+    for j, group, pivot, column, spread, error, code in columns:
+        if not walk.fixed and j % size == 0:  # the grid of a group sees the errors spread so far, in this block too
+            end = j + size
+            members = (work[j:end] - factor[first:j, j:end].T @ errors[: j - first]).T.unsqueeze(1)
+            walk.scale[group], walk.zero[group] = (part[:, 0] for part in walk.grids(members, walk.importance[j:end][None]))
+        step, middle = walk.scale[group], walk.zero[group]
+        if walk.compensate:
+            column.addmv_(errors.T, spread, alpha=-1)
+        rounded = torch.div(column, step).round_().add_(middle).clamp_(0, 2**walk.bits - 1)
+        code.copy_(rounded)
+        if walk.compensate:
+            torch.addcmul(column, rounded.sub_(middle), step, value=-1, out=error).div_(pivot)
+    return errors
 
 
 def column_order(diagonal: Tensor, size: int, order: str) -> Tensor:
@@ -154,8 +199,21 @@ def inverse_factor(hessian: Tensor, places: Tensor, damping: float, trust: float
         matrix, failed = torch.linalg.cholesky_ex(damp(shrink(matrix, trust), raised))
         if failed or not torch.isfinite(matrix.diagonal()).all():
             continue
-        identity = torch.eye(len(places), device=matrix.device)
-        matrix = torch.linalg.solve_triangular(matrix, identity, upper=False, out=identity).flip(0, 1).contiguous()
+        matrix = inverted(matrix).flip(0, 1).contiguous()
         if torch.isfinite(matrix).all():
             return matrix, "" if attempt == 0 else f"damping raised to {raised:g}"
     return None, f"RTN instead of GPTQ: the Hessian cannot be factored even with damping {raised:g}"
+
+
+def inverted(lower: Tensor) -> Tensor:
+    """The inverse of a lower triangular matrix, which is overwritten where kernels run: by halves then, most of it products."""
+    size = len(lower)
+    if not kernels.run_on(lower.device) or size <= kernels.TRIANGLE:
+        identity = torch.eye(size, device=lower.device)
+        return torch.linalg.solve_triangular(lower, identity, upper=False, out=identity)
+    half = size // 2
+    first, below, second = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    for part in (first, second):
+        part.copy_(inverted(part))
+    below.copy_((second @ below).neg_() @ first)
+    return lower

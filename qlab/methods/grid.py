@@ -16,6 +16,7 @@ from torch import Tensor
 from qlab.support.errors import UserError
 
 SCALE_BITS = 16  # scales are stored in FP16 by every format of this family
+SMALLEST_SCALE = 6e-8  # FP16's smallest number above zero
 
 
 class Points(NamedTuple):
@@ -101,7 +102,12 @@ def fit_grid(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor
         zero = torch.round(-low / scale.where(scale > 0, torch.ones_like(scale))).clamp(1, levels)
     # A group of zeros has no extent: any scale serves, and 1 keeps the division finite.
     scale = scale.where(scale > 0, torch.ones_like(scale))
-    return scale.half().float().clamp(min=6e-8), zero
+    return storable(scale), zero
+
+
+def storable(scale: Tensor) -> Tensor:
+    """Scales as FP16 holds them, in float32: rounded, never zero, each with its sign."""
+    return torch.copysign(scale.half().float().abs_().clamp_(min=SMALLEST_SCALE), scale)
 
 
 def round_to_grid(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:

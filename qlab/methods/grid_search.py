@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from qlab.methods.grid import GroupedIntegers, fit_grid, round_to_grid, rows_at_once
+from qlab.methods import kernels
+from qlab.methods.grid import GroupedIntegers, fit_grid, round_to_grid, rows_at_once, storable
+from qlab.support.threads import half_the_threads
 
 REFIT_ROWS = 512  # rows whose scales are solved for at a time: enough for a matrix product to be worth its name
+DEVICE_NUMBERS = 1 << 25  # on a GPU: numbers in a matrix of such rows
 
 
 def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, steps: int = 16) -> tuple[Tensor, Tensor]:
@@ -23,21 +26,29 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, step
     group_size], which know that errors of correlated columns add up. (Clipping errors do, all pointing to zero; AWQ's scale
     search needs no more than weights.) Each trial shrinks the covering range a little, rounds, and
     takes the least-squares scale for the codes so found; about the best of them the zero point is then moved by one.
+
+    A symmetric grid reaches one step further below its zero point than above it. The scale is negative where the longer tail of a
+    group is the positive one, so that the further side serves it, as in llama.cpp's Q4_0 and AutoRound; about the best the other
+    sign is tried too. Runtimes compute (q − z)·s whatever the sign of s.
     """
+    if metric.ndim == 2 and kernels.run_on(groups.device):
+        from qlab.methods.kernels import search_grid as kernel
+
+        return kernel.search_grid(groups, 2**bits - 1, symmetric, metric, steps, pace(bits, steps))
     # Groups come first from here on, so that a group's rows are a matrix, ready to be multiplied by its block of H.
     parts = [_search_rows(part.transpose(0, 1).contiguous(), bits, symmetric, metric, steps) for part in groups.split(rows_at_once(groups))]
     return torch.cat([scale.T for scale, _ in parts]), torch.cat([zero.T for _, zero in parts])
 
 
+@half_the_threads()
 def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """`search_grid` for groups [groups, out, group_size]."""
 
     def weighted(values: Tensor) -> Tensor:
         return metric[:, None] * values if metric.ndim == 2 else values @ metric
 
-    cover, middle = fit_grid(groups, bits, symmetric)
-    narrowest = {2: 0.4, 3: 0.6}.get(bits, 0.75)  # the fewer levels, the more clipping pays
-    pace = (1 - narrowest) / steps
+    cover, middle = first_grid(groups, bits, symmetric)
+    shorter = pace(bits, steps)
     target = weighted(groups)
     best = Best(cover, middle, torch.full_like(cover, torch.inf), torch.ones_like(cover))
 
@@ -46,20 +57,31 @@ def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, ste
         whole = round_to_grid(groups, shrunk, zero, bits).sub_(zero[..., None])
         seen = weighted(whole)
         cross, square = (target * whole).sum(-1), (seen * whole).sum(-1)
-        scale = torch.where(cross > 0, cross / square.clamp_(min=1e-30), shrunk).half().float().clamp_(min=6e-8)
+        scale = storable(torch.where(cross * shrunk.sign() > 0, cross / square.clamp_(min=1e-30), shrunk))
         # The metric is linear: what it makes of the error is had from what it made of the codes.
         seen.mul_(scale[..., None]).sub_(target)
         best.offer(scale, zero, whole.mul_(scale[..., None]).sub_(groups).mul_(seen).sum(-1), factor)
 
     for step in range(steps + 1):
-        attempt(torch.full_like(cover, 1 - pace * step), middle)
-    if not symmetric:
-        centre = best.factor
-        for shift in (-1, 1):
-            zero = (middle + shift).clamp_(1, 2**bits - 1)
-            for nearby in (-pace, 0, pace):
-                attempt(centre + nearby, zero)
+        attempt(torch.full_like(cover, 1 - shorter * step), middle)
+    centre = best.factor
+    neighbours = [(-1, middle)] if symmetric else [(1, (middle + shift).clamp_(1, 2**bits - 1)) for shift in (-1, 1)]
+    for sign, zero in neighbours:
+        for nearby in (-shorter, 0, shorter):
+            attempt(sign * (centre + nearby), zero)
     return best.scale, best.zero
+
+
+def first_grid(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """The covering grids [...] of groups [..., group_size]; symmetric ones with the sign that serves the longer tail."""
+    cover, middle = fit_grid(groups, bits, symmetric)
+    return torch.where(groups.amax(-1) > -groups.amin(-1), -cover, cover) if symmetric else cover, middle
+
+
+def pace(bits: int, steps: int) -> float:
+    """By what part of the covering range each of `steps` trials shrinks it further: the fewer levels, the more clipping pays."""
+    narrowest = {2: 0.4, 3: 0.6}.get(bits, 0.75)
+    return (1 - narrowest) / steps
 
 
 @dataclass
@@ -83,35 +105,57 @@ def diagonal_blocks(hessian: Tensor, size: int) -> Tensor:
     return torch.stack([hessian[first : first + size, first : first + size] for first in range(0, len(hessian), size)])
 
 
-def refit_scales(layer: GroupedIntegers, weight: Tensor, hessian: Tensor, damping: float = 0.01) -> GroupedIntegers:
+def refit_scales(
+    layer: GroupedIntegers, weight: Tensor, hessian: Tensor, bottoms: Tensor | None = None, damping: float = 0.01
+) -> GroupedIntegers:
     """The same codes with the scales of least output error: least squares in the metric of the whole H [in, in].
 
     A row is w ≈ Σ_g s_g·c_g with c_g = (q − z) of group g and zero elsewhere; trace(E·H·Eᵀ) is quadratic in its scales, so
     the best solve A·s = b with A_gh = c_gᵀ·H·c_h, b_g = c_gᵀ·H·w. Where the inputs of different groups are correlated, the
     groups' errors then cancel. `damping` holds each scale to what it was, in parts of A_gg. A row that would not gain keeps
     its scales. Consecutive groups only.
+
+    `bottoms` float32 [out, in], if known: where each weight alone would be best while the others stand (qlab.methods.settle). They stand
+    in for the product of W and H.
     """
-    scales = [
-        _refit_rows(codes, zeros, scales, rows.float(), hessian, damping)
-        for codes, zeros, scales, rows in zip(*(t.split(REFIT_ROWS) for t in (layer.codes, layer.zeros, layer.scales, weight)))
-    ]
+    rows, columns = layer.codes.shape
+    groups = layer.scales.shape[1]
+    at_once, equations = REFIT_ROWS, normal_matrix
+    if kernels.run_on(weight.device):
+        from qlab.methods.kernels import refit
+
+        at_once, equations = max(1, DEVICE_NUMBERS // max(columns, groups**2)), refit.normal_matrix
+    scales = []
+    for first in range(0, rows, at_once):
+        here = slice(first, first + at_once)
+        whole, old = layer.codes[here].float().view(-1, groups, columns // groups) - layer.zeros[here, :, None], layer.scales[here]  # c_g
+        matrix = equations(whole, hessian)
+        if bottoms is None:
+            wanted = ((weight[here].float() @ hessian).view(whole.shape) * whole).sum(-1)  # b
+        else:  # b − A·s = c_gᵀ·H·(w − ŵ), which is how far each weight is from its bottom, times its curvature
+            away = bottoms[here].reshape(whole.shape).sub(whole * old[..., None]).mul_(hessian.diagonal().view(groups, -1))
+            wanted = (matrix @ old[..., None])[..., 0] + away.mul_(whole).sum(-1)
+        scales.append(_best_scales(matrix, wanted, old, damping))
     return replace(layer, scales=torch.cat(scales))
 
 
-def _refit_rows(codes: Tensor, zeros: Tensor, scales: Tensor, weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
-    rows, groups = scales.shape
-    size = codes.shape[1] // groups
-    whole = codes.float().view(rows, groups, size) - zeros[..., None]  # c_g
-    target = (weight @ hessian).view(rows, groups, size)
-    wanted = (target * whole).sum(-1)  # b
-    matrix = torch.empty(rows, groups, groups, device=weight.device)  # A
+def normal_matrix(whole: Tensor, hessian: Tensor) -> Tensor:
+    """A float32 [out, groups, groups] of `whole` float32 [out, groups, size], codes less their zero points."""
+    rows, groups, size = whole.shape
+    matrix = torch.empty(rows, groups, groups, device=whole.device)
     for group in range(groups):
         seen = whole[:, group] @ hessian[group * size : (group + 1) * size]
         matrix[:, group] = (seen.view(rows, groups, size) * whole).sum(-1)
+    return matrix
+
+
+def _best_scales(matrix: Tensor, wanted: Tensor, scales: Tensor, damping: float) -> Tensor:
+    """The solution of A `matrix` [out, groups, groups] and b `wanted` [out, groups], held to `scales` [out, groups], as it is stored."""
     pull = damping * matrix.diagonal(dim1=1, dim2=2) + 1e-20
     found = torch.linalg.solve(matrix + torch.diag_embed(pull), wanted + pull * scales)
     # Far from where it was, a scale has left the range that its codes were rounded for.
-    found = torch.where((found > 0.5 * scales) & (found < 2 * scales), found, scales).half().float().clamp(min=6e-8)
+    size, before = found * scales.sign(), scales.abs()
+    found = storable(torch.where((size > 0.5 * before) & (size < 2 * before), found, scales))
 
     def cost(candidate: Tensor) -> Tensor:
         return (candidate * ((matrix @ candidate[..., None])[..., 0] - 2 * wanted)).sum(-1, keepdim=True)

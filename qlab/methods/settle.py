@@ -13,10 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from qlab.methods import kernels
 from qlab.methods.grid import GroupedIntegers, Points
 from qlab.methods.grid_search import refit_scales
 from qlab.methods.kquants.blocks import Superblocks
 from qlab.methods.kquants.fit import reciprocal
+from qlab.support.threads import half_the_threads
 
 BLOCK = 64  # columns whose changes reach the rest of the gradient together
 ROUNDS = 2
@@ -33,7 +35,8 @@ def settle(layer: GroupedIntegers, weight: Tensor, hessian: Tensor, rounds: int 
     for _ in range(rounds):
         del exact  # as large as the weights, and only the last is wanted
         codes, exact = descend(layer.codes, layer.points, weight, hessian)
-        layer = refit_scales(replace(layer, codes=codes), weight, hessian)
+        known = kernels.run_on(weight.device)  # they save a product; a CPU goes without, and its bits stay what they were
+        layer = refit_scales(replace(layer, codes=codes), weight, hessian, exact.T if known else None)
     return layer, exact.T
 
 
@@ -53,7 +56,6 @@ def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, roun
     columns, groups = len(hessian), points.step.shape[1]
     size = columns // groups
     step, offset = points.step.T.contiguous(), points.offset.T.contiguous()
-    steps, paces = step.unbind(), reciprocal(step).unbind()  # a sub-block may have a step of zero
     codes = codes.T.to(torch.float32, memory_format=torch.contiguous_format)  # a column of W is a contiguous row
 
     def values() -> Tensor:
@@ -63,19 +65,46 @@ def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, roun
     torch.sub(weight.T, error, out=error)  # Eᵀ, in place: memory is what a walk is short of
     gradient = hessian @ error  # H·Eᵀ: how far lowering the error wants to move each weight, times its curvature
     del error
-    curvature = hessian.diagonal().tolist()
+    settle_block, width, panel = settle_columns, BLOCK, BLOCK
+    if kernels.run_on(weight.device):
+        from qlab.methods.kernels import settle_columns as kernel
+
+        settle_block, width, panel = kernel.settle_columns, kernel.WIDEST, kernel.PANEL
     for _ in range(rounds):
-        for first in range(0, columns, BLOCK):
-            here = slice(first, min(first + BLOCK, columns))
-            new, changes = torch.empty_like(codes[here]), torch.zeros_like(codes[here])  # zeros: of columns still to come
-            rows = zip(range(first, columns), codes[here], new, changes, gradient[here], hessian[here, here])
-            for j, code, better, change, slope, curve in rows:
-                near = STAY / curvature[j]
-                # To the bottom, as the changes before it in this block leave it.
-                way = torch.addmv(slope, changes.T, curve, beta=near, alpha=-near)
-                torch.mul(way, paces[j // size], out=better).round_().add_(code).clamp_(0, points.levels)  # counted in codes
-                torch.sub(better, code, out=change).mul_(steps[j // size])
-            codes[here] = new
-            gradient.addmm_(hessian[:, here], changes, alpha=-1)
+        for first in range(0, columns, panel):
+            end = min(first + panel, columns)
+            slopes = gradient[first:end].clone()  # brought up to date block by block, and the whole gradient by all blocks at once
+            changes = torch.empty_like(slopes)
+            for start in range(first, end, width):
+                here = slice(start, min(start + width, end))
+                part, rest = slice(start - first, here.stop - first), slice(here.stop, end)
+                changes[part] = settle_block(codes[here], slopes[part], hessian[here, here], step, start, size, points.levels, STAY)
+                slopes[part.stop :].addmm_(hessian[rest, here], changes[part], alpha=-1)
+            gradient.addmm_(hessian[:, first:end], changes, alpha=-1)
     bottoms = gradient.div_(hessian.diagonal()[:, None]).add_(values())
     return codes.T.to(torch.uint8, memory_format=torch.contiguous_format), bottoms
+
+
+@half_the_threads()
+def settle_columns(
+    codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, first: int, size: int, levels: int, stay: float
+) -> Tensor:
+    """Round columns once more, one after another, each as the changes before it leave it; return the changes of their values.
+
+    `codes` [columns, out], whole numbers up to `levels` in float32, are changed in place. `gradient` [columns, out] is that of H·Eᵀ before
+    the first of them, H `hessian` [columns, columns] their own block, `step` [groups, out] that of all groups of `size` columns; `first`
+    is the place of the first column among all, `stay` the part of the way to the bottom that a weight goes.
+    """
+    paces = reciprocal(step).unbind()  # a sub-block may have a step of zero
+    steps = step.unbind()
+    new, changes = torch.empty_like(codes), torch.zeros_like(codes)  # zeros: of columns still to come
+    curvature = hessian.diagonal().tolist()
+    rows = zip(range(first, first + len(codes)), curvature, codes, new, changes, gradient, hessian)
+    for j, bend, code, better, change, slope, curve in rows:
+        near = stay / bend
+        # To the bottom, as the changes before it in this block leave it.
+        way = torch.addmv(slope, changes.T, curve, beta=near, alpha=-near)
+        torch.mul(way, paces[j // size], out=better).round_().add_(code).clamp_(0, levels)  # counted in codes
+        torch.sub(better, code, out=change).mul_(steps[j // size])
+    codes.copy_(new)
+    return changes

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.methods.grid import GroupedIntegers
+from qlab.methods.grid import GroupedIntegers, storable
 from qlab.support.precision import quick_products
 
 Run = Callable[[dict[str, Tensor], Tensor], Tensor]
@@ -60,7 +60,7 @@ def nearest(latent: Tensor, bits: int) -> Tensor:
 
 def moved_scale(start: GroupedIntegers, log_scale: Tensor) -> Tensor:
     """The scales as they would be stored: float32 [out, groups] of FP16 precision."""
-    return (start.scales * log_scale.detach().exp()).half().float().clamp_(min=6e-8)
+    return storable(start.scales * log_scale.detach().exp())
 
 
 class SoftIntegers:

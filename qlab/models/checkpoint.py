@@ -1,4 +1,8 @@
-"""A checkpoint on disk, read a tensor at a time: what a walk needs of a model that is larger than memory."""
+"""A checkpoint on disk, read a tensor at a time: what a walk needs of a model that is larger than memory.
+
+Whatever form the weights are stored in (safetensors in plain numbers, FP8, AWQ …, or GGUF), names, shapes and values are those of the
+plain model: qlab.formats says what decodes to what, and this reads it.
+"""
 
 from __future__ import annotations
 
@@ -7,60 +11,152 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from qlab.formats.gguf import reading
+from qlab.formats.plain import Plain, Stored, plainly_stored
+from qlab.formats.stored import describe, plain_tensors
+from qlab.models.locating import weight_files
 from qlab.support.errors import UserError
+from qlab.support.finite import all_finite
 
 ROWS = 4096  # rows of a large matrix handled at a time
+BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+DECODED = 4  # bytes of a number that was stored quantized
+PLAIN = {"F64": "FP64", "F32": "FP32", "F16": "FP16", "BF16": "BF16"}
 
 
-class Checkpoint:
-    """The safetensors files of a model folder: names and shapes at once, tensors when asked for."""
+class SafetensorsFiles:
+    """The tensors of safetensors files as they are stored, for qlab.formats.plain.Stored."""
 
     def __init__(self, files: list[Path]) -> None:
+        """Read names, shapes and dtypes.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._files: dict[str, Path] = {}
         for file in files:
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a dictionary
-                    part = opened.get_slice(name)
-                    self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
-                    self._files[name] = file
+            try:
+                with safe_open(file, "pt") as opened:
+                    for name in opened.keys():  # noqa: SIM118 - not a dictionary
+                        part = opened.get_slice(name)
+                        self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
+                        self._files[name] = file
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file.parent.name}/{file.name} is damaged ({error}); download or copy it again") from error
+
+    def read(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
+        """A stored tensor, or `count` of its rows from `first` on, in memory of its own.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        # Opened for each tensor anew: an open file keeps every page that was read in the process's memory.
+        try:
+            with safe_open(self._files[name], "pt") as opened:
+                if count is None:
+                    return opened.get_tensor(name).clone()
+                return opened.get_slice(name)[first : first + count].clone()
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"cannot read {name} from {self._files[name].name}: {error}") from error
+
+
+class OnPaper:
+    """Names and shapes without files, as of FP16 weights."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.shapes, self.dtypes = shapes, dict.fromkeys(shapes, "F16")
+
+    def read(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
+        raise UserError(f"{name} is not there: the model has no weights, only a configuration")
+
+
+class Checkpoint:
+    """The plain tensors of a model: names and shapes at once, values when asked for. It can be pickled.
+
+    Attributes:
+        shapes: of the plain tensors, by their Hugging Face names.
+        quantized: whether any tensor is stored quantized.
+        description: how the weights are stored, for a manifest or a warning, such as "BF16" or "FP8 E4M3 in blocks of 128 x 128".
+    """
+
+    def __init__(self, stored: Stored, plain: dict[str, Plain], description: str) -> None:
+        self.shapes = {name: entry.shape for name, entry in plain.items()}
+        self.quantized = any(entry.quantized for entry in plain.values())
+        self.description = description
+        self._stored, self._plain = stored, plain
 
     @classmethod
     def on_paper(cls, shapes: dict[str, tuple[int, ...]]) -> Checkpoint:
         """Names and shapes without files, as of FP16 weights: enough to predict by, nothing to read."""
-        found = cls([])
-        found.shapes, found.dtypes = shapes, dict.fromkeys(shapes, "F16")
-        return found
+        return cls(OnPaper(shapes), {name: plainly_stored(name, shape) for name, shape in shapes.items()}, "FP16")
 
     def read(self, name: str) -> Tensor:
-        """One tensor in its stored dtype, in memory of its own.
+        """One plain tensor in memory of its own: in its stored dtype, or float32 where it is stored quantized.
 
         Raises:
-            UserError: the file cannot be read, or floating-point weights are not finite.
+            UserError: the file cannot be read, or weights are not finite.
         """
-        return self._checked(name, lambda opened: opened.get_tensor(name))
+        entry = self._plain[name]
+        return self._finite(name, entry.decode({role: self._stored.read(part) for role, part in entry.parts.items()}))
 
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """A matrix in pieces of ROWS rows, each with the number of its first row."""
-        for first in range(0, self.shapes[name][0], ROWS):
-            yield first, self._checked(name, lambda opened, first=first: opened.get_slice(name)[first : first + ROWS])
+        """A matrix in pieces of ROWS rows, each with the number of its first row.
 
-    def _checked(self, name: str, get: Any) -> Tensor:
-        # Opened for each tensor anew: an open file keeps every page that was read in the process's memory.
-        try:
-            with safe_open(self._files[name], "pt") as opened:
-                tensor = get(opened).clone()
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"cannot read {name} from {self._files[name].name}: {error}") from error
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        Raises:
+            UserError: as `read`.
+        """
+        entry = self._plain[name]
+        whole = None if entry.by_rows else self.read(name)
+        for first in range(0, entry.shape[0], ROWS):
+            if whole is not None:
+                yield first, whole[first : first + ROWS].clone()
+                continue
+            parts = {role: self._stored.read(part, first, ROWS) for role, part in entry.parts.items()}
+            yield first, self._finite(name, entry.decode(parts))
+
+    def _finite(self, name: str, tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise UserError(f"{name} holds NaN or infinity: this checkpoint is damaged, download or convert it again")
         return tensor
 
     def bytes_of(self, name: str) -> int:
-        """Stored size of one tensor."""
-        return prod(self.shapes[name]) * {"F32": 4, "F64": 8, "I64": 8, "I32": 4, "U8": 1, "I8": 1, "BOOL": 1}.get(self.dtypes[name], 2)
+        """Bytes of one plain tensor in memory, as `read` gives it."""
+        entry = self._plain[name]
+        dtypes = [self._stored.dtypes[part] for part in entry.parts.values()]
+        return prod(entry.shape) * (DECODED if entry.quantized else BYTES.get(dtypes[0], 1))
+
+
+def open_checkpoint(path: Path, quantization: dict[str, Any] | None = None) -> Checkpoint:
+    """The checkpoint in a model folder, or in a GGUF file.
+
+    A GGUF file that lies beside safetensors is not taken in their place.
+
+    Args:
+        path: the folder, or the path of a .gguf file.
+        quantization: `quantization_config` of the folder's config.json.
+
+    Raises:
+        UserError: no weights, a damaged file, or a format that qlab does not read.
+    """
+    files = weight_files(path)
+    if not files or files[0].suffix == ".gguf":
+        gguf = reading.GGUFFiles(path)
+        return Checkpoint(gguf, reading.plain_gguf(gguf), reading.describe(gguf))
+    stored = SafetensorsFiles(files)
+    plain = plain_tensors(quantization, stored)
+    quantized = quantization is not None and any(entry.quantized for entry in plain.values())
+    return Checkpoint(stored, plain, describe(quantization or {}) if quantized else plain_description(stored))
+
+
+def plain_description(stored: Stored) -> str:
+    """The dtypes of a plain checkpoint's weights, most numbers first, such as "BF16 and FP32"."""
+    numbers: dict[str, int] = {}
+    for name, dtype in stored.dtypes.items():
+        if dtype in PLAIN:
+            numbers[PLAIN[dtype]] = numbers.get(PLAIN[dtype], 0) + prod(stored.shapes[name])
+    return " and ".join(sorted(numbers, key=lambda dtype: -numbers[dtype]))

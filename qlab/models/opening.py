@@ -1,183 +1,180 @@
-"""Models: a Hugging Face folder, a hub id, an artifact, or `embedded`, opened for measuring.
+"""A model opened once: where it lies, its configuration, what its decoder consists of, and its stored weights as plain ones.
 
-`locate` turns a name into a folder and checks that it can be trusted; `load` makes a transformers model of it. AWQ and
-GPTQ checkpoints are unpacked into plain weights, GGUF files dequantized: quality is then measured by the same
-arithmetic for every format, on any machine. How fast a runtime serves them is another question (qlab.evaluate.speed).
+`locate` makes the one object that check, budget, walk, artifact and evaluation are handed; all that is special about a family or about
+a way to store weights is known below this point and nowhere else.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
+from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import MODEL_ARCH_NAMES
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from qlab import EMBEDDED
-from qlab.formats.dense import dense_state
-from qlab.formats.gguf.header import read_header
-from qlab.formats.gguf.metadata import ARCHITECTURES
+from qlab.models.checkpoint import Checkpoint, open_checkpoint
+from qlab.models.gguf import gguf_config, unpacked_companions
+from qlab.models.layout import Layout, configuration_from, configuration_of, empty_model, layout_of
+from qlab.models.locating import checked_files, find_folder, fingerprint, quantization_of, read_json, weight_files
 from qlab.support.errors import UserError
-from qlab.support.progress import bars_on_terminals
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # no pickles, no Python
-WHOLE = 256 << 20  # a weight file up to this many bytes is in the fingerprint whole; of a larger one, so many samples
-SAMPLES, SAMPLE_BYTES = 1024, 65536
-UNOPENED = (ValueError, KeyError, TypeError, StrictDataclassError)  # what transformers raises of a configuration that makes no sense
+LAYERS = 1000  # decoder blocks at most: more are a damaged configuration, and would take minutes to lay out
+# Tensors that old checkpoints hold and the model computes itself.
+COMPUTED = re.compile(r".*(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias|\.attention\.bias)")
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model found and checked: the name it was asked by, its folder, and a hash of what it holds."""
+class OpenedModel:
+    """A model that was found: the name it was asked by, its folder (or GGUF file), and a hash of what it holds.
+
+    What is derived from these is computed when it is first asked for, and kept. Processes are handed the model as it is.
+    """
 
     name: str
     path: Path
     fingerprint: str
 
+    @cached_property
+    def folder(self) -> Path:
+        """The folder with configuration and tokenizer; of a GGUF file without a tokenizer beside it, one written from its header.
+
+        Raises:
+            UserError: the file's tokenizer is of a kind that qlab does not read.
+        """
+        beside = self.path.is_dir() and any((self.path / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+        return self.path if beside or not self.gguf else unpacked_companions(self.path)
+
     @property
+    def files(self) -> list[Path]:
+        """The files with the weights; empty where there is only a configuration."""
+        return weight_files(self.path)
+
+    @property
+    def gguf(self) -> Path | None:
+        """The (first) GGUF file, where the model is one."""
+        files = self.files
+        return files[0] if files and files[0].suffix == ".gguf" else None
+
+    @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json; empty for a GGUF folder, which carries its configuration in the file."""
-        file = self.path / "config.json"
-        return read_json(file) if file.exists() else {}
+        """config.json; for a GGUF file what its header says, in the same words."""
+        if self.gguf:
+            return gguf_config(self.gguf)
+        return read_json(self.folder / "config.json")
+
+    @cached_property
+    def _configuration(self) -> PreTrainedConfig:
+        found = configuration_from(self.config, self.name) if self.gguf else configuration_of(self.folder, self.name)
+        if hasattr(found, "quantization_config"):
+            del found.quantization_config  # how weights are stored is the checkpoint's business
+        layers = getattr(found.get_text_config(), "num_hidden_layers", 1)
+        if not isinstance(layers, int) or not 1 <= layers <= LAYERS:
+            raise UserError(f"the configuration of {self.name} says {layers} decoder blocks: expected 1 to {LAYERS}")
+        return found
+
+    @property
+    def configuration(self) -> PreTrainedConfig:
+        """transformers' configuration, a copy for whoever asks, without a word on quantization.
+
+        Raises:
+            UserError: transformers does not know its kind, or a value makes no sense.
+        """
+        return deepcopy(self._configuration)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What its decoder consists of.
+
+        Raises:
+            UserError: as empty_model and layout_of.
+        """
+        return layout_of(empty_model(self.configuration, self.name), self.name)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Its stored weights as plain ones; of a folder that holds a configuration alone, those that it describes, on paper."""
+        if not self.files:
+            return Checkpoint.on_paper(self.layout.shapes)
+        return open_checkpoint(self.path, None if self.gguf else quantization_of(self.config, self.name) or None)
+
+    @property
+    def longest(self) -> int | None:
+        """The longest context it was made for, where the configuration says."""
+        found = getattr(self._configuration.get_text_config(), "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
+    def check_complete(self) -> list[str]:
+        """See that the checkpoint holds every tensor of the architecture, in its shape, and nothing that would change its function.
+
+        Returns the names of tensors that lie beside the model and are left out (a value head, another copy of a tied head).
+
+        Raises:
+            UserError: a tensor is missing, has another shape, or belongs to a block but not to the architecture.
+        """
+        wanted, stored = self.layout.shapes, self.checkpoint.shapes
+        if missing := [name for name in wanted if name not in stored]:
+            raise UserError(self.lacking(missing))
+        for name, shape in wanted.items():
+            if tuple(stored[name]) != shape:
+                raise UserError(f"{name} of {self.name} is {list(stored[name])}, its configuration asks for {list(shape)}")
+        extra = [name for name in stored if name not in wanted and not COMPUTED.fullmatch(name)]
+        strange = [name for name in extra if self.layout.inside(name) and not self._beyond(name) and not self._zero_bias(name)]
+        if strange:
+            raise UserError(
+                f"the checkpoint of {self.name} holds {strange[0]} and {len(strange) - 1} more tensors in its blocks that a model of type "
+                f"{self._configuration.model_type} does not have: its configuration does not describe these weights"
+            )
+        return [name for name in extra if not self._zero_bias(name)]
+
+    def lacking(self, missing: Collection[str]) -> str:
+        """What to say of tensors that the architecture wants and the checkpoint does not have."""
+        names, layout = sorted(missing), self.layout
+        if any("expert" in name for name in names):
+            return (
+                f"{self.name} is a mixture of experts (model type {self._configuration.model_type}), whose experts are stored one by one; "
+                "qlab does not read these yet"
+            )
+        if names == ["lm_head.weight"] or (layout.head in missing and len(missing) == 1):
+            return (
+                f"the checkpoint of {self.name} has no {layout.head}, and tie_word_embeddings is false in its config.json: set it to true "
+                "if the output head is the embedding, or give a checkpoint with a head"
+            )
+        return f"the checkpoint of {self.name} lacks {names[0]} and {len(names) - 1} more that its configuration asks for"
+
+    def _beyond(self, name: str) -> bool:
+        """Whether a tensor lies in a block behind the last that the configuration names as one for predicting several tokens at once."""
+        number = name.removeprefix(f"{self.layout.blocks}.").partition(".")[0]
+        more = getattr(self._configuration.get_text_config(), "num_nextn_predict_layers", 0) or 0
+        return number.isdecimal() and self.layout.count <= int(number) < self.layout.count + more
+
+    def _zero_bias(self, name: str) -> bool:
+        """Whether it is a bias of zeros, which AutoGPTQ gives every layer."""
+        return name.endswith(".bias") and not self.checkpoint.read(name).any()
 
 
-def locate(name: str, weights: bool = True) -> Source:
+def locate(name: str, weights: bool = True) -> OpenedModel:
     """Find the model that `name` means and check its files, without loading it; without `weights`, a config.json is enough.
 
     Raises:
         UserError: no such folder or hub id, no network, no weights, pickled weights, or a damaged file.
     """
-    if name == "embedded":
-        folder, shown = EMBEDDED, name
-    elif name and Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser().resolve()
-        shown = folder.name
-    elif HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
-        folder, shown = download(name), name
-    else:
-        raise UserError(
-            f"no model {name!r}: expected 'embedded', a folder with config.json and *.safetensors, or a hub id such as Qwen/Qwen2.5-0.5B"
-        )
-    found = check_weights(folder) if weights or weight_files(folder) else []
-    return Source(shown, folder, fingerprint(folder, found))
+    shown, place = find_folder(name)
+    found = checked_files(place) if weights or weight_files(place) else []
+    return OpenedModel(shown, place, fingerprint(place if place.is_dir() else None, found))
 
 
-def download(hub_id: str) -> Path:
-    """The local snapshot of a hub model: from the cache where it is complete, else fetched, safetensors only."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"the hub has no model {hub_id!r} that you may read, and there is no such folder; "
-            "check the spelling, or log in with 'hf auth login'"
-        ) from error
-    except Exception as error:  # the client raises many kinds when the network is away; all mean the same here
-        raise UserError(
-            f"could not fetch {hub_id!r} from the hub ({type(error).__name__}), and it is not in the local cache; "
-            "there is no folder of that name either. Without a network, give a folder: --model /path/to/model"
-        ) from error
-
-
-def check_weights(folder: Path) -> list[Path]:
-    """The weight files of a model folder, each whole.
-
-    Raises:
-        UserError: none, pickled ones only, or one that is damaged.
-    """
-    if gguf := sorted(folder.glob("*.gguf")):
-        return gguf
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder.name}/ has no config.json: it is not a Hugging Face model folder")
-    weights = weight_files(folder)
-    if not weights:
-        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-        hint = f" ({pickled[0]} is a pickle, which can run code: convert it to safetensors first)" if pickled else ""
-        raise UserError(f"{folder.name}/ has no weights: expected *.safetensors{hint}")
-    if missing := [file.name for file in weights if not file.is_file()]:
-        raise UserError(f"{folder.name}/ lacks {len(missing)} of {len(weights)} weight files: {missing[0]} …; download it again")
-    for file in weights:
-        try:
-            with safe_open(file, "pt") as opened:
-                opened.keys()
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{folder.name}/{file.name} is damaged ({error}); download or copy it again") from error
-    return weights
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model: those that the index names, or model.safetensors, or all there are.
-
-    Raises:
-        UserError: the index cannot be read.
-    """
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():
-        return [folder / Path(name).name for name in sorted(set(read_json(index)["weight_map"].values()))]  # nothing outside the folder
-    return [single] if single.exists() else sorted(folder.glob("*.safetensors"))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file.parent.name}/{file.name} is not JSON ({error}); download or copy it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file.parent.name}/{file.name} holds no JSON object; download or copy it again")
-    return found
-
-
-def kind_of(folder: Path) -> str:
-    """The format of the model in `folder`: gguf, awq, gptq, bitsandbytes, or dense where nothing is quantized."""
-    if folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
-        return "gguf"
-    config: dict[str, Any] = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    return config.get("quantization_config", {}).get("quant_method") or "dense"
-
-
-def fingerprint(folder: Path, weights: list[Path]) -> str:
-    """A hash of configuration, tokenizer and weights; of files over 256 MiB only samples, so that a 70B takes seconds, not minutes."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
-        if (folder / name).exists():
-            digest.update((folder / name).read_bytes())
-    for file in weights:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            if size <= WHOLE:
-                digest.update(stream.read())
-                continue
-            for sample in range(SAMPLES):
-                stream.seek(max(0, size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
-                digest.update(stream.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
+def already_rounded(source: OpenedModel) -> str:
+    """What it means for figures that a model's weights are stored quantized: one sentence."""
+    return (
+        f"{source.name} is stored as {source.checkpoint.description}: "
+        "every figure is a distance to these weights, which were rounded before"
+    )
 
 
 def check_device(name: str) -> None:
@@ -187,105 +184,24 @@ def check_device(name: str) -> None:
         UserError: it cannot.
     """
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was compiled with CUDA
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch asserts that it was compiled with CUDA
         reason = str(error).splitlines()[0]
         raise UserError(f"no device {name!r} here: {reason}. Expected cpu, or cuda on a machine with a GPU (see qlab doctor)") from error
 
 
-def check_length(source: Source, length: int, option: str) -> None:
+def check_length(source: OpenedModel, length: int, option: str) -> None:
     """See that the model was made for texts of so many tokens, which `option` asks for.
 
     Raises:
         UserError: it was not, or they are fewer than two.
     """
-    longest = source.config.get("max_position_embeddings", length)
+    longest = source.longest or length
     if not 2 <= length <= longest:
         raise UserError(f"{option} is {length}: expected 2 to {longest}, the longest context of {source.name}")
 
 
-def load(source: Source, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False) -> PreTrainedModel:
-    """The model of a folder or artifact, in evaluation mode, its weights in `dtype` on `device`.
-
-    Quantized checkpoints become plain weights, unless `native`: a bitsandbytes one then stays in four bits, as its runtime keeps it.
-
-    Raises:
-        UserError: a format qlab does not read, or an architecture transformers does not know.
-    """
-    if gguf := sorted(source.path.glob("*.gguf")):
-        with bars_on_terminals():
-            model = AutoModelForCausalLM.from_pretrained(source.path, config=gguf_config(gguf[0]), gguf_file=gguf[0].name, dtype=dtype)
-        return model.eval().to(device)
-    quantization = source.config.get("quantization_config")
-    try:
-        if quantization is None or (native and quantization.get("quant_method") == "bitsandbytes"):
-            model = AutoModelForCausalLM.from_pretrained(
-                source.path, dtype=dtype, device_map=device, trust_remote_code=False, use_safetensors=True
-            )
-        else:
-            config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
-            del config.quantization_config
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-            fill(model, dense_state(source.path, quantization))
-    except UNOPENED as error:
-        raise UserError(f"transformers cannot open {source.name}: {error}") from error
-    return model.eval().to(device)
-
-
-def gguf_config(file: Path) -> PreTrainedConfig:
-    """The configuration in a GGUF file, with what transformers leaves out of it: the width of a head, and which layers have biases.
-
-    Without these it takes a family's usual width, and drops the biases in silence.
-
-    Raises:
-        UserError: the file is no GGUF file, not whole, or of an architecture that transformers does not know.
-        OSError: it cannot be read.
-    """
-    known = file.stat()
-    try:
-        return deepcopy(_gguf_config(file.absolute(), known.st_size, known.st_mtime_ns))
-    except UNOPENED as error:
-        raise UserError(f"transformers cannot open {file.name}: {error}") from error
-
-
-@lru_cache(maxsize=8)  # transformers makes objects of the whole vocabulary for it
-def _gguf_config(file: Path, size: int, changed: int) -> PreTrainedConfig:
-    header = read_header(file)
-    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    kind = header.settings["general.architecture"]
-    if kind in {MODEL_ARCH_NAMES[written] for written in ARCHITECTURES.values()}:  # elsewhere a head may have several widths
-        if (width := header.settings.get(f"{kind}.attention.key_length")) is not None:
-            config.head_dim = int(width)
-        for option, tensor in (("attention_bias", "blk.0.attn_output.bias"), ("mlp_bias", "blk.0.ffn_down.bias")):
-            if tensor in header.tensors:
-                setattr(config, option, True)
-    return config
-
-
-def fill(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
-    """Put every weight of `state` into `model`, and insist that none is left over or missing but a tied head.
-
-    Raises:
-        UserError: names that do not match.
-    """
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    model.tie_weights()
-    # AutoGPTQ gives every layer a bias, of zeros where the model has none.
-    unexpected = [name for name in unexpected if not (name.endswith(".bias") and not state[name].any())]
-    absent = [name for name in missing if not (name == "lm_head.weight" and model.config.tie_word_embeddings)]
-    if absent or unexpected:
-        raise UserError(f"the checkpoint does not fit its configuration: missing {absent[:3]}, unexpected {unexpected[:3]}")
-
-
-def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies with the model: tokenizer.json to the letter, where transformers would bring its own rules for a family."""
-    if (source.path / "tokenizer.json").exists():
-        return PreTrainedTokenizerFast.from_pretrained(source.path)
-    if gguf := sorted(source.path.glob("*.gguf")):
-        return AutoTokenizer.from_pretrained(source.path, gguf_file=gguf[0].name)
-    return AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
-
-
 def decoder_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linear layers inside the decoder blocks, by name: what quantizers quantize. Embedding and head are not among them."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".layers." in f".{name}."}
+    wanted = {name.removesuffix(".weight") for name in layout_of(model, model.config.model_type).linear}
+    return {name: module for name, module in model.named_modules() if name in wanted and isinstance(module, nn.Linear)}

@@ -16,14 +16,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlab.models.opening import Source, load_tokenizer
+from qlab.models.loading import load_tokenizer
+from qlab.models.opening import OpenedModel
 from qlab.peers.patching import patched
 from qlab.support.errors import UserError
 
+CLIPPED_TOGETHER = 64  # outputs
 
-def quantize(source: Source, windows: Tensor, out: Path, group_size: int) -> None:
+
+def quantize(source: OpenedModel, windows: Tensor, out: Path, group_size: int) -> None:
     """Quantize to 4 bits with AutoAWQ's own recipe and save to `out`; calibration windows int64 [windows, length].
 
     Raises:
@@ -41,7 +45,7 @@ def quantize(source: Source, windows: Tensor, out: Path, group_size: int) -> Non
         str(source.path), safetensors=True, device_map=None, trust_remote_code=False, torch_dtype=dtype
     )
     tokenizer = load_tokenizer(source)
-    with weights_really_kept():
+    with weights_really_kept(), outputs_of_any_number():
         _quantize(model, tokenizer, windows, group_size)
     model.model.half()  # what stays unquantized is stored as it came: in FP16
     model.save_quantized(str(out), safetensors=True)
@@ -72,6 +76,21 @@ def weights_really_kept() -> Iterator[None]:
             return search(self, x, w_mean, x_mean, module, *rest)
 
     with patched((AwqQuantizer, "_compute_best_scale", kept)):
+        yield
+
+
+@contextmanager
+def outputs_of_any_number() -> Iterator[None]:
+    """Within the context, the clipping search of AutoAWQ takes layers of any number of outputs; it goes over 64 at a time and
+    insists on whole steps. No row knows of another, so rows of zeros fill the last step, and their bounds are dropped."""
+    from awq.quantize.quantizer import AwqQuantizer
+
+    search = AwqQuantizer._compute_best_clip
+
+    def filled(self: Any, w: Tensor, *rest: Any, **named: Any) -> Tensor:
+        return search(self, pad(w, (0, 0, 0, -len(w) % CLIPPED_TOGETHER)), *rest, **named)[: len(w)]
+
+    with patched((AwqQuantizer, "_compute_best_clip", filled)):
         yield
 
 

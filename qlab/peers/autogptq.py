@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from qlab.models.opening import Source, load, load_tokenizer
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel
 from qlab.peers.patching import patched
 from qlab.support.errors import UserError
 
@@ -48,7 +49,7 @@ def revived() -> Iterator[Any]:
         yield auto_gptq
 
 
-def quantize(source: Source, windows: Tensor, out: Path, bits: int, group_size: int, symmetric: bool, act_order: bool) -> None:
+def quantize(source: OpenedModel, windows: Tensor, out: Path, bits: int, group_size: int, symmetric: bool, act_order: bool) -> None:
     """Quantize to 4 bits with AutoGPTQ and save to `out`; calibration windows int64 [windows, length].
 
     Raises:

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from qlab.models.opening import Source, load_tokenizer
+from qlab.models.loading import load_tokenizer
+from qlab.models.opening import OpenedModel
 
 
-def quantize(source: Source, out: Path, kind: str, double_quantization: bool) -> None:
+def quantize(source: OpenedModel, out: Path, kind: str, double_quantization: bool) -> None:
     """Load in 4 bits (`kind` nf4 or fp4) and save to `out`, as transformers saves it. No calibration is needed."""
     config = BitsAndBytesConfig(
         load_in_4bit=True,

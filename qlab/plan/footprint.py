@@ -11,7 +11,8 @@ from typing import Any
 from safetensors import safe_open
 
 from qlab.formats.gguf.header import read_header
-from qlab.models.opening import gguf_config, kind_of, read_json, weight_files
+from qlab.models.gguf import gguf_config
+from qlab.models.locating import kind_of, read_json, weight_files
 from qlab.plan.plan import shape_of
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -123,7 +124,7 @@ def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
         if tensor.kind in REPACKED and name != "token_embd.weight" and not on_gpu and platform.machine() in ("x86_64", "AMD64")
     ]  # fmt: skip
     embedding = tensors["token_embd.weight"].bytes if head == "output.weight" else 0
-    config: dict[str, Any] = gguf_config(file).to_dict()
+    config: dict[str, Any] = gguf_config(file)
     rounded = -(-context // GGUF_CELLS) * GGUF_CELLS
     shape = shape_of(config)
     work = 0 if on_gpu else 4 * 4 * shape.intermediate * min(LLAMACPP_BATCH, context)

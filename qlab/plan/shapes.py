@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qlab import EMBEDDED
-from qlab.models.opening import HUB_ID
+from qlab.models.gguf import gguf_config
+from qlab.models.locating import HUB_ID
+from qlab.models.named import NAMES, named_folder
 from qlab.plan.plan import FORMATS, SHAPES, Shape, hardware, shape_of
 from qlab.support.errors import UserError
 from qlab.support.wording import listed
@@ -27,7 +28,7 @@ ALIASES = {
 def find_shape(name: str) -> tuple[str, Shape]:
     """The shape of a model, with what it was taken from in words.
 
-    `name`: one of SHAPES, a size such as 70B (the nearest of SHAPES), 'embedded', a folder, a config.json, or a hub id, of which only
+    `name`: one of SHAPES, a size such as 70B (the nearest of SHAPES), a named model, a folder, a config.json, or a hub id, of which only
     config.json is fetched.
 
     Raises:
@@ -38,13 +39,16 @@ def find_shape(name: str) -> tuple[str, Shape]:
             return known, shape
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)\s*[bB]", name):
         return nearest(float(size[1]))
-    path = EMBEDDED if name == "embedded" else Path(name).expanduser()
+    path = named_folder(name) or Path(name).expanduser()
+    if path.is_dir() and (files := sorted(path.glob("*.gguf"))):
+        return name, dense_shape(gguf_config(files[0]), name)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file() and not path.exists() and HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
         file = fetched_config(name)
     if not file.is_file():
         raise UserError(
-            f"no model {name!r}: expected {', '.join(SHAPES)}, a size such as 70B, 'embedded', a folder, a config.json or a hub id"
+            f"no model {name!r}: expected {', '.join(SHAPES)}, a size such as 70B, {', '.join(map(repr, NAMES))}, a folder, "
+            "a config.json or a hub id"
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

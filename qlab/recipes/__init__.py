@@ -8,10 +8,10 @@ from qlab.formats.gguf.mix import check_mix
 from qlab.recipes.gguf import GGUF, Search
 from qlab.recipes.integers import Integers, parse_integers
 from qlab.recipes.nf4 import NF4
-from qlab.recipes.recipe import Details, Recipe, WalkedRecipe, describe
+from qlab.recipes.recipe import Details, Fitted, Recipe, WalkedRecipe, describe, details
 from qlab.support.errors import UserError
 
-__all__ = ["GGUF", "NF4", "Details", "Integers", "Recipe", "WalkedRecipe", "describe", "parse"]
+__all__ = ["GGUF", "NF4", "Details", "Fitted", "Integers", "Recipe", "WalkedRecipe", "describe", "details", "parse"]
 
 
 def parse(name: str) -> WalkedRecipe:

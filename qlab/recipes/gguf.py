@@ -13,9 +13,10 @@ from torch import Tensor
 from qlab.formats.folder import finish_folder
 from qlab.formats.gguf import file as gguf
 from qlab.formats.gguf.decode import decode
+from qlab.formats.gguf.mix import fallback_note
 from qlab.methods.awq import output_error
-from qlab.models.opening import Source
-from qlab.recipes.recipe import Shapes, Walked
+from qlab.models.opening import OpenedModel
+from qlab.recipes.recipe import Walked
 from qlab.walk.block import Block
 from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
@@ -59,10 +60,13 @@ class GGUF(Walked):
         """What makes the blocks of a layer whose inputs were `seen`: qlab's own methods."""
         return partial(gguf.encode_rows, hessian=seen.trusted if seen and self.settles else None)
 
-    def check(self, source: Source, shapes: Shapes) -> None:
-        gguf.check_model(source.path, source.config, shapes)
+    def check(self, source: OpenedModel) -> None:
+        gguf.check_model(source.folder, source.config, source.layout.shapes)
 
-    def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
+    def remarks(self, source: OpenedModel) -> dict[str, str]:
+        return gguf.remarks(source.folder, source.config)
+
+    def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         found, tensors = Quantized({}), block.module.state_dict()
         linear = [[f"{layer}.weight" for layer in group.layers] for group in block.groups]
         for names in [*linear, *([name] for name in tensors if name.removesuffix(".weight") not in block.layers)]:
@@ -71,6 +75,9 @@ class GGUF(Walked):
             weights = seen.mean_square if seen else None
             stored = gguf.encode_tensors(together, self.mix, source.config, weights, self.encoder(seen))
             found.stored |= stored
+            for name, key in zip(names, stored, strict=True):
+                note = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.config)
+                found.notes[name.removesuffix(".weight")] = note
             if seen:
                 for (name, tensor), (key, coded) in zip(together.items(), stored.items(), strict=True):
                     approximation = decode({key: coded}).to(block.device)
@@ -79,9 +86,9 @@ class GGUF(Walked):
                     found.errors[layer] = output_error(approximation, original, seen.hessian)
         return found
 
-    def keep(self, source: Source, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         return gguf.encode_tensor(name, tensor, self.mix, source.config, encoder=self.encoder(None))
 
-    def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
-        gguf.assemble(parts, source.path, source.config, self.mix, out / f"model-{self.mix}.gguf")
-        finish_folder(source.path, source.config, [], out, None)  # Python tools read the original's tokenizer
+    def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
+        gguf.assemble(parts, source.folder, source.config, self.mix, out / f"model-{self.mix}.gguf")
+        finish_folder(source.folder, source.config, [], out, None)  # Python tools read the original's tokenizer

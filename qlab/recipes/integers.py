@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from qlab.methods.gptq import compensated
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.rtn import rtn
 from qlab.methods.tuned import SoftIntegers, tune
-from qlab.models.opening import Source
-from qlab.recipes.recipe import Shapes, Walked
+from qlab.models.layout import linear_layers
+from qlab.models.opening import OpenedModel
+from qlab.recipes.fitting import Layers, check_layers, fitted_size, layers_of, stored_layers, summary, unquantized
+from qlab.recipes.recipe import Fitted, Walked
 from qlab.support.errors import UserError
-from qlab.walk.block import Block, is_linear
+from qlab.walk.block import Block
 from qlab.walk.folding import fold_scales
 from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
@@ -94,32 +97,52 @@ class Integers(Walked):
         return self.bits == 4 and not self.symmetric and self.order != "scattered" and self.method != "gptq"
 
     @property
+    def layout(self) -> ModuleType:
+        """The module of the format."""
+        return awq if self.awq_layout else gptq
+
+    @property
     def format(self) -> str:
         return "awq" if self.awq_layout else "gptq"
 
-    def check(self, source: Source, shapes: Shapes) -> None:
+    def check(self, source: OpenedModel) -> None:
         """Raise the UserError of widths that the layout has no room for, and of rows that the group size does not divide."""
         if not self.awq_layout and self.bits not in gptq.WIDTHS:
             raise UserError(f"{self.name}: the GPTQ format holds {', '.join(map(str, gptq.WIDTHS))} bits, not {self.bits}")
-        for name, shape in shapes.items():
-            if is_linear(name, shape) and self.group_size != -1 and shape[1] % self.group_size:
-                raise UserError(f"{self.name}: {name} has rows of {shape[1]} weights, which groups of {self.group_size} do not divide")
+        check_layers(self.name, layers_of(source.layout), self.group_size, self.layout.unfit)
 
-    def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
+    def fitted(self, source: OpenedModel) -> Fitted:
+        """With the largest group size up to the asked one that divides the model's rows."""
+        layers = layers_of(source.layout)
+        size, why = fitted_size(self.group_size, layers, self.layout.unfit)
+        recipe = replace(self, group_size=size)
+        remarks = [f"{recipe.name} instead of {self.name}: {why}"] if why else []
+        remarks += [f"{recipe.name}: {sentence}" for sentence in summary(recipe.unquantized(layers))]
+        return Fitted(recipe, self.name, tuple(remarks))
+
+    def unquantized(self, layers: Layers) -> dict[str, str]:
+        """The layers that stay in half precision, and why."""
+        return unquantized(layers, self.group_size, self.layout.unfit)
+
+    def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         assert calibration is not None
         statistics = calibration.statistics
+        kept = self.unquantized({name: block.layer(name).weight.shape for name in block.layers})
         with torch.no_grad():
             if self.method in ("awq", "awq-gptq"):
                 scale = lambda weight, magnitude, mean_square: best_scale(  # noqa: E731
                     weight, magnitude, mean_square, self.bits, self.group_size, self.symmetric
                 )
-                statistics = fold_scales(block, statistics, scale)
+                some = [group for group in block.groups if not kept.keys() >= set(group.layers)]
+                statistics = fold_scales(replace(block, groups=some), statistics, scale)
+            rest = [replace(group, layers=[name for name in group.layers if name not in kept]) for group in block.groups]
+            block = replace(block, groups=[group for group in rest if group.layers])
             rounded: Iterable[tuple[str, tuple[GroupedIntegers, Tensor]]] = (
                 pair for group in block.groups for pair in self._round(block, group.layers, statistics[group.layers[0]])
             )
             if self.method == "tuned":
                 rounded = self._tune(block, calibration, dict(rounded))
-            found = Quantized({})
+            found = Quantized({}, notes={name: f"in half precision, since {reason}" for name, reason in kept.items()})
             for name, (layer, original) in rounded:
                 weight = layer.dequantize()
                 found.errors[name] = output_error(weight, original, statistics[name].hessian)
@@ -149,7 +172,8 @@ class Integers(Walked):
     @torch.enable_grad()
     def _tune(self, block: Block, calibration: Calibration, layers: Rounded) -> Iterator[tuple[str, tuple[GroupedIntegers, Tensor]]]:
         soft = {name: SoftIntegers(*layers.pop(name)) for name in block.layers}
-        names = [name for name, _ in block.module.named_parameters() if name.removesuffix(".weight") not in soft]
+        linear = {f"{name}.weight" for name in linear_layers(block.module)}
+        names = [name for name, _ in block.module.named_parameters() if name not in linear]
         rest = {name: block.module.get_parameter(name).detach().clone() for name in names}
         tune(block.functional, soft, rest, calibration.random_batches(TUNED_WINDOWS, block.device), self.steps, calibration.metric())
         for name, tensor in rest.items():
@@ -163,12 +187,15 @@ class Integers(Walked):
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
 
-    def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
+    def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
+        kept, quantized = stored_layers(source.layout, parts)
         if self.awq_layout:
-            entry = awq.quantization_config(self.group_size, ["lm_head"])
+            entry = awq.quantization_config(self.group_size, ["lm_head", *kept])
         else:
-            entry = gptq.quantization_config(self.bits, self.group_size, self.symmetric, self.order == "scattered")
-        finish_folder(source.path, source.config, parts, out, entry)
+            entry = gptq.quantization_config(
+                self.bits, self.group_size, self.symmetric, self.order == "scattered", skipped=kept, quantized=quantized
+            )
+        finish_folder(source.folder, source.config, parts, out, entry)
 
 
 def parse_integers(name: str) -> Integers | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from qlab.formats import bitsandbytes as bnb
 from qlab.formats.folder import finish_folder, half_precision
 from qlab.methods.nf4 import nf4
-from qlab.models.opening import Source
+from qlab.models.opening import OpenedModel
 from qlab.recipes.recipe import Walked
 from qlab.walk.block import Block
 from qlab.walk.walk import Calibration, Quantized
@@ -31,7 +31,7 @@ class NF4(Walked):
     def format(self) -> str:
         return "bitsandbytes"
 
-    def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
+    def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         found = Quantized({})
         for name, tensor in block.module.state_dict().items():
             layer = name.removesuffix(".weight")
@@ -43,5 +43,5 @@ class NF4(Walked):
             found.errors[layer] = float((quantized.dequantize() - tensor).square().sum() / tensor.square().sum().clamp(min=1e-30))
         return found
 
-    def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
-        finish_folder(source.path, source.config, parts, out, bnb.quantization_config(self.kind, self.double))
+    def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
+        finish_folder(source.folder, source.config, parts, out, bnb.quantization_config(self.kind, self.double))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from qlab.formats.folder import half_precision
-from qlab.models.opening import Source
-from qlab.walk.walk import Method, Walk
+from qlab.models.opening import OpenedModel
+from qlab.walk.walk import Journal, Method, Walk
 
-Shapes = dict[str, tuple[int, ...]]
 Details = dict[str, Any]
 """What quantizing found out, for the manifest: errors by layer, remarks."""
 
@@ -24,7 +23,7 @@ class Recipe(Protocol):
     @property
     def name(self) -> str: ...
 
-    def quantize(self, source: Source, windows: Tensor, out: Path) -> Details:
+    def quantize(self, source: OpenedModel, windows: Tensor, out: Path) -> Details:
         """Write the quantized checkpoint of `source` to the folder `out`; calibration int64 [windows, length]."""
 
 
@@ -35,8 +34,23 @@ class WalkedRecipe(Recipe, Method, Protocol):
     def format(self) -> str:
         """What the artifact is to a runtime: awq, gptq, bitsandbytes or gguf."""
 
-    def check(self, source: Source, shapes: Shapes) -> None:
-        """Raise the UserError of a model that this recipe cannot store, as far as the checkpoint's `shapes` by name tell it."""
+    def check(self, source: OpenedModel) -> None:
+        """Raise the UserError of a model that this recipe cannot store, as far as its layout and configuration tell it."""
+
+    def fitted(self, source: OpenedModel) -> Fitted:
+        """The recipe nearest to this one that can store the model, with a remark on each difference."""
+
+    def remarks(self, source: OpenedModel) -> dict[str, str]:
+        """What a user of this model in this format has to know: subject → sentence, for the screen and the manifest's notes."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The recipe that is used on a model, the name of the one that was asked for, and a sentence on each difference between them."""
+
+    recipe: WalkedRecipe
+    asked: str
+    remarks: tuple[str, ...] = ()
 
 
 class Walked:
@@ -46,20 +60,34 @@ class Walked:
     sequential = False
     targets = False
 
-    def check(self, source: Source, shapes: Shapes) -> None:
+    def check(self, source: OpenedModel) -> None:
         """Nothing here: most layouts take every model."""
 
-    def keep(self, source: Source, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    def fitted(self: WalkedRecipe, source: OpenedModel) -> Fitted:
+        """This recipe itself: most layouts take every model."""
+        return Fitted(self, self.name)
+
+    def remarks(self, source: OpenedModel) -> dict[str, str]:
+        """None: most layouts hold every function."""
+        return {}
+
+    def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """In half precision, as checkpoints of the safetensors family store what is not quantized."""
         return {name: half_precision(name, tensor)}
 
-    def quantize(self: WalkedRecipe, source: Source, windows: Tensor, out: Path) -> Details:
+    def quantize(self: WalkedRecipe, source: OpenedModel, windows: Tensor, out: Path) -> Details:
         """Walk for this recipe alone."""
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".walk-") as work:
             walk = Walk(source, [self], windows, Path(work))
             journal = walk.run()
             self.assemble(source, walk.parts(self), out)
-        return journal.details(self.name)
+        return details(self, source, journal)
+
+
+def details(recipe: WalkedRecipe, source: OpenedModel, journal: Journal) -> Details:
+    """What the walk found out for this recipe, with the recipe's remarks among the notes."""
+    found = journal.details(recipe.name)
+    return found | {"notes": recipe.remarks(source) | found["notes"]}
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qlab.formats.folder import finish_folder, half_precision
-from qlab.models.opening import Source, load, read_json
+from qlab.models.loading import load
+from qlab.models.locating import read_json
+from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -49,7 +51,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def merge(source: Source, folder: Path, out: Path) -> None:
+def merge(source: OpenedModel, folder: Path, out: Path) -> None:
     """Write `source` with the adapter in `folder` added to its weights, W + (alpha/rank)·B·A, in FP16, into the empty folder `out`.
 
     QLoRA's adapter was trained on the model in NF4 and is merged into the unquantized one, as the paper does. The whole model
@@ -75,4 +77,4 @@ def merge(source: Source, folder: Path, out: Path) -> None:
         parameter.data = half_precision(name, parameter.data)
     merged.config.dtype = torch.float16
     merged.save_pretrained(out)
-    finish_folder(source.path, source.config, [], out, None)
+    finish_folder(source.folder, source.config, [], out, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from dataclasses import dataclass
 from itertools import cycle
@@ -13,7 +14,8 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 
-from qlab.models.opening import Source, load
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
 from qlab.support.progress import counter
 
@@ -30,7 +32,7 @@ class Training:
     seed: int = 0
 
 
-def finetune(source: Source, windows: Tensor, out: Path, training: Training, device: str = "cpu") -> list[float]:
+def finetune(source: OpenedModel, windows: Tensor, out: Path, training: Training, device: str = "cpu") -> list[float]:
     """Train adapters on all linear layers of the NF4 artifact `source`, on windows, int64 [windows, length]; each step's loss.
 
     The folder `out` then holds the adapter as peft stores it. It appears whole or not at all.
@@ -42,7 +44,7 @@ def finetune(source: Source, windows: Tensor, out: Path, training: Training, dev
         raise UserError(
             f"{source.name} is not in NF4: QLoRA trains on a model that stays in four bits; 'qlab quantize --recipe nf4' makes one"
         )
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out} is there already; remove it, or write to another folder")
     model, losses = train(source, windows, training, device)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +54,7 @@ def finetune(source: Source, windows: Tensor, out: Path, training: Training, dev
     return losses
 
 
-def train(source: Source, windows: Tensor, training: Training, device: str = "cpu") -> tuple[Any, list[float]]:
+def train(source: OpenedModel, windows: Tensor, training: Training, device: str = "cpu") -> tuple[Any, list[float]]:
     """The peft model of `source` with trained adapters, and each step's loss. What is in NF4 stays so; a dense model computes in FP32.
 
     Raises:

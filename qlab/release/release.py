@@ -6,9 +6,11 @@ artifact was really served; a refused one leaves it as it is. Every attempt is a
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,17 +21,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.artifacts.artifact import inputs_of, quantize_model
+from qlab.artifacts.artifact import LOCK, fit, inputs_of, quantize_model
+from qlab.artifacts.manifest import COST
+from qlab.artifacts.placing import check_place, put
 from qlab.evaluate.quality import measure_quality
-from qlab.models.opening import Source, load, locate
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import WalkedRecipe
 from qlab.release import adapter as adapters
 from qlab.serve.proof import Proof, prove
 from qlab.serve.runtimes.runtime import Runtime, check, require
 from qlab.serve.server import on_free_port, serving
 from qlab.support.errors import UserError
+from qlab.support.lock import locked
 
 CURRENT, HISTORY = "current", "history.jsonl"
+NAME = "[0-9a-f]{12}"  # of a release
 FIGURES = {
     "kl": "KL divergence to the merged model, nats/token",
     "top1": "same likeliest token as the merged model, share",
@@ -78,7 +85,7 @@ class Release:
 
 
 def release(
-    source: Source,
+    source: OpenedModel,
     adapter: Path | None,
     recipe: WalkedRecipe,
     calibration: Tensor,
@@ -94,34 +101,78 @@ def release(
     `read` says for the manifest what the calibration windows were cut from. Interrupted, the same call quantizes on from where it was.
 
     Raises:
-        UserError: the runtime is missing, the adapter is damaged or of another model, or the recipe cannot take the model.
+        UserError: the runtime is missing, the adapter is damaged or of another model, the recipe cannot take the model, something at
+            `out` is not qlab's, or another process releases there.
     """
     check(runtime, recipe.format, recipe.name)
     require(runtime)
-    made_from = inputs_of(recipe, source, calibration, device) | {"adapter": adapters.fingerprint(checked(adapter)) if adapter else None}
+    (fitted,) = fit(source, [recipe])
+    made_from = inputs_of(fitted.recipe, source, calibration, device) | {
+        "adapter": adapters.fingerprint(checked(adapter)) if adapter else None
+    }
     name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+    check_out(out, name, source.path)
     out.mkdir(parents=True, exist_ok=True)
-    work = out / f".{name}"
-    merged = merged_model(source, adapter, work)
-    (artifact,) = quantize_model(merged, [recipe], calibration, work / "quantized", device=device, read=read)
-    figures = measure(artifact.source, merged, source, held_out, device)
-    refused = [
-        f"{gate.figure} {figures[gate.figure]:.4g}, the gate is {gate.bound:g}" for gate in gates if not gate.passes(figures[gate.figure])
-    ]
-    if not refused:
-        proof = served_once(runtime, artifact.path)
-        refused = [f"{found.name}: {found.found}" for found in proof.checks if not found.passed]
-    placed = None
-    if not refused:
-        shutil.rmtree(out / name, ignore_errors=True)
-        (work / "quantized").rename(out / name)
-        point(out / CURRENT, name)
-        placed = out / CURRENT / artifact.path.name
-    shutil.rmtree(work)
-    note = {"release": name, "refused": refused, "figures": figures, "gates": [asdict(gate) for gate in gates], "inputs": made_from}
-    with (out / HISTORY).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(note) + "\n")
-    return Release(name, figures, refused, placed)
+    with locked(out / LOCK, str(out)):
+        work = out / f".{name}"
+        merged = merged_model(source, adapter, work)
+        (artifact,) = quantize_model(merged, [recipe], calibration, work / "quantized", device=device, read=read)
+        figures = measure(artifact.source, merged, source, held_out, device)
+        refused = [
+            f"{gate.figure} {figures[gate.figure]:.4g}, the gate is {gate.bound:g}"
+            for gate in gates
+            if not gate.passes(figures[gate.figure])
+        ]
+        if not refused:
+            proof = served_once(runtime, artifact.path)
+            refused = [f"{found.name}: {found.found}" for found in proof.checks if not found.passed]
+        note = {"release": name, "refused": refused, "figures": figures, "gates": [asdict(gate) for gate in gates], "inputs": made_from}
+        if not refused and not same_files(artifact.path, out / name / artifact.path.name):  # what is being served stays where it is
+            put(work / "quantized", out / name)
+        record(out, note)
+        shutil.rmtree(work)
+    return Release(name, figures, refused, None if refused else out / CURRENT / artifact.path.name)
+
+
+def check_out(out: Path, name: str, model: Path) -> None:
+    """See that the release `name` of the model in the folder `model` can be put into `out` and recorded there, before any work.
+
+    Raises:
+        UserError: something stands in its place, or in that of the link or the history, that qlab did not make, or cannot be written.
+    """
+    check_place(out / name, model)
+    link, notes = out / CURRENT, out / HISTORY
+    if os.path.lexists(link) and not (link.is_symlink() and re.fullmatch(NAME, os.readlink(link))):
+        raise UserError(f"{link} is no link to a release, and one shall lie there: move it away, or choose another --out")
+    if os.path.lexists(notes) and (not notes.is_file() or notes.is_symlink() or not os.access(notes, os.W_OK)):
+        raise UserError(f"{notes} is not a file that can be written, and the attempt is noted there: move it away, or choose another --out")
+    if out.exists() and not os.access(out, os.W_OK | os.X_OK):
+        raise UserError(f"{out} cannot be written: choose another --out")
+
+
+def record(out: Path, note: dict[str, Any]) -> None:
+    """Add the line of an attempt to the history and, where it was not refused, point OUT/current to it: both or neither.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
+    with (out / HISTORY).open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            file.write((json.dumps(note) + "\n").encode())
+            os.fsync(file.fileno())
+            if not note["refused"]:
+                point(out / CURRENT, note["release"])
+        except OSError:
+            os.truncate(file.fileno(), end)
+            raise
+
+
+def same_files(one: Path, other: Path) -> bool:
+    """Whether two artifacts have the same files, byte by byte, but for what making them cost."""
+    names = {file.name for file in one.iterdir()} - {COST}
+    there = {file.name for file in other.iterdir()} - {COST} if other.is_dir() else set()
+    return names == there and len(filecmp.cmpfiles(one, other, names, shallow=False)[0]) == len(names)
 
 
 def checked(adapter: Path) -> Path:
@@ -134,7 +185,7 @@ def checked(adapter: Path) -> Path:
     return adapter
 
 
-def merged_model(source: Source, adapter: Path | None, work: Path) -> Source:
+def merged_model(source: OpenedModel, adapter: Path | None, work: Path) -> OpenedModel:
     """`source` with the adapter, in the folder `work`; `source` itself where there is none."""
     if adapter is None:
         return source
@@ -148,7 +199,7 @@ def merged_model(source: Source, adapter: Path | None, work: Path) -> Source:
 
 
 @torch.inference_mode()
-def measure(artifact: Source, merged: Source, before: Source, held_out: Tensor, device: str) -> dict[str, float]:
+def measure(artifact: OpenedModel, merged: OpenedModel, before: OpenedModel, held_out: Tensor, device: str) -> dict[str, float]:
     """FIGURES of the artifact, on one and the same text."""
     quality = measure_quality(load(artifact, device=device), held_out, load(merged, device=device), "gate: artifact and merged model")
     base = measure_quality(load(before, device=device), held_out, label="gate: the model before")

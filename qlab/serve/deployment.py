@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qlab.models.opening import gguf_config, kind_of, read_json
+from qlab.models.gguf import gguf_config
+from qlab.models.locating import kind_of, read_json
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 
@@ -42,6 +43,12 @@ class Deployment:
     key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        for path in (self.folder, *([self.gguf] if self.kind == "gguf" else [])):
+            if not str(path).isprintable() or path.name != path.name.strip():  # they go into Compose, Kubernetes and Modelfiles
+                raise UserError(
+                    f"the path {str(path)!r} will not do: expected one without line breaks and control characters, and a name without "
+                    "blanks at its ends; rename it"
+                )
         if not NAME.fullmatch(self.name):
             raise UserError(f"the name {self.name!r} will not do: expected up to 63 letters, digits, dots, dashes or underscores")
         if not 1 <= self.port <= 65535:
@@ -57,6 +64,8 @@ class Deployment:
     def loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         try:
+            if "%" in self.host:  # a scope, which may hold anything
+                raise ValueError
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError as error:
             raise UserError(f"host {self.host!r}: expected an address such as 127.0.0.1 or 0.0.0.0, not a name") from error
@@ -87,12 +96,14 @@ class Deployment:
         files = [self.folder] if self.folder.is_file() else sorted(self.folder.glob("*.gguf"))
         if len(files) != 1:
             raise UserError(f"{self.folder.name}/ holds {len(files)} GGUF files; expected one")
+        if not files[0].is_file():  # a folder, a pipe that never ends
+            raise UserError(f"{files[0].name} in {self.folder.name}/ is not a regular file; expected a GGUF file")
         return files[0]
 
     @property
     def config(self) -> dict[str, Any]:
         """The model's configuration, from config.json or from the GGUF file."""
-        return gguf_config(self.gguf).to_dict() if self.kind == "gguf" else read_json(self.folder / "config.json")
+        return gguf_config(self.gguf) if self.kind == "gguf" else read_json(self.folder / "config.json")
 
     @property
     def weight_bytes(self) -> int:

@@ -1,13 +1,17 @@
 """Files for an operations team: Docker Compose, Kubernetes, and for Ollama a Modelfile, from one description of a deployment.
 
-No file holds the key. Containers run as an unprivileged user with a read-only root and no capabilities, and are published on
+PyYAML writes them, and what Compose or Kubernetes would replace in a name ($NAME, $(NAME)) is escaped. No file holds the key. Containers
+run as an unprivileged user with a read-only root and no capabilities, and are published on
 loopback unless the deployment says otherwise.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import tempfile
+from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -46,7 +50,7 @@ def write_files(runtime: Runtime, deployment: Deployment, out: Path) -> list[Pat
         UserError: one of the files is there already.
     """
     contents = files_of(runtime, deployment)
-    if there := [name for name in contents if (out / name).exists()]:
+    if there := [name for name in contents if os.path.lexists(out / name)]:
         raise UserError(f"{out.name}/{there[0]} is there already; remove it, or write to another folder")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as work:
@@ -73,10 +77,11 @@ def compose(runtime: Runtime, deployment: Deployment, container: Container) -> s
     key = container.key_variable
     secret = {key: f"${{{KEY_VARIABLE}:?the key that clients must give}}"} if key and deployment.key else {}
     published = deployment.host if key else "127.0.0.1"
+    published = f"[{published}]" if ":" in published else published
     service: dict[str, Any] = {
         "image": container.image,
-        "command": container.arguments,
-        "environment": container.environment | secret,
+        "command": literal(container.arguments),
+        "environment": dict(zip(container.environment, literal(container.environment.values()))) | secret,
         "volumes": [{"type": "bind", "source": "${MODEL:?the model folder}", "target": "/model", "read_only": True}],
         "ports": [f"{published}:{deployment.port}:{container.port}"],
         "user": f"{USER}:{USER}",
@@ -92,7 +97,7 @@ def compose(runtime: Runtime, deployment: Deployment, container: Container) -> s
         device = {"driver": "nvidia", "count": deployment.gpus, "capabilities": ["gpu"]}
         service["deploy"]["resources"]["reservations"] = {"devices": [device]}
     head = [
-        f"{runtime.label}, {deployment.name}. MODEL=/path/to/{deployment.folder.name} docker compose up",
+        f"{runtime.label}, {deployment.name}. MODEL={shlex.quote(f'/path/to/{deployment.folder.name}')} docker compose up",
         *container.comments,
         *([f"The key: export {KEY_VARIABLE}, or an .env file that only its owner reads."] if secret else []),
     ]
@@ -100,12 +105,18 @@ def compose(runtime: Runtime, deployment: Deployment, container: Container) -> s
 
 
 def kubernetes(runtime: Runtime, deployment: Deployment, container: Container) -> str:
-    """A Deployment and a Service within the cluster; model folder and key are a claim and a secret that the cluster's owner makes."""
-    label = deployment.name.lower().replace(".", "-").replace("_", "-").rstrip("-")
+    """A Deployment and a Service within the cluster; model folder and key are a claim and a secret that the cluster's owner makes.
+
+    A runtime that knows no key gets a NetworkPolicy beside them: only pods with a label of their own reach it.
+    """
+    label = deployment.name.lower().replace(".", "-").replace("_", "-").strip("-")[:53].rstrip("-")  # 63 with what is put behind it
+    label = label if label[0].isalpha() else f"m-{label}"  # the name of a Service begins with a letter
     memory = {"memory": f"{mebibytes(memory_bytes(runtime, deployment))}Mi", "cpu": str(deployment.threads)}
     gpus = {"nvidia.com/gpu": str(deployment.gpus)} if deployment.gpus else {}
     probe = {"httpGet": {"path": container.health, "port": "http"}}
-    environment: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in container.environment.items()]
+    environment: list[dict[str, Any]] = [
+        {"name": name, "value": value} for name, value in zip(container.environment, literal(container.environment.values()))
+    ]
     if container.key_variable:
         reference = {"secretKeyRef": {"name": f"{label}-key", "key": "key"}}
         environment.append({"name": container.key_variable, "valueFrom": reference})
@@ -116,7 +127,7 @@ def kubernetes(runtime: Runtime, deployment: Deployment, container: Container) -
             {
                 "name": "server",
                 "image": container.image,
-                "args": container.arguments,
+                "args": literal(container.arguments),
                 "env": environment,
                 "ports": [{"name": "http", "containerPort": container.port}],
                 "startupProbe": probe | {"periodSeconds": 5, "failureThreshold": START_SECONDS // 5},
@@ -152,8 +163,35 @@ def kubernetes(runtime: Runtime, deployment: Deployment, container: Container) -
     }
     made = [f"Wanted in the cluster: a claim {label}-model that holds {deployment.folder.name}/"]
     made += [f"and a secret: kubectl create secret generic {label}-key --from-file=key=KEYFILE"] if container.key_variable else []
-    return commented([*made, *container.comments]) + yaml.safe_dump_all([workload, service], sort_keys=False)
+    documents = [workload, service]
+    if not container.key_variable:
+        documents.append(only_from_clients(label, labels))
+        made += [
+            f"Only pods with the label {label}-client=true reach it, where the cluster's network obeys NetworkPolicy: see that it does."
+        ]
+    return commented([*made, *container.comments]) + yaml.safe_dump_all(documents, sort_keys=False)
+
+
+def only_from_clients(label: str, labels: dict[str, str]) -> dict[str, Any]:
+    """A NetworkPolicy: nobody reaches the pods with `labels` but pods that say they are clients, by the server's port."""
+    clients = {"podSelector": {"matchLabels": {f"{label}-client": "true"}}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": label, "labels": labels},
+        "spec": {
+            "podSelector": {"matchLabels": labels},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [clients], "ports": [{"protocol": "TCP", "port": "http"}]}],
+        },
+    }
+
+
+def literal(words: Iterable[str]) -> list[str]:
+    """Words in which Compose and Kubernetes replace nothing: both read $$ as $."""
+    return [word.replace("$", "$$") for word in words]
 
 
 def commented(lines: list[str]) -> str:
-    return "".join(f"# {line}\n" for line in lines)
+    """Comment lines of YAML, which ends a line at more characters than a line feed."""
+    return "".join(f"# {part}\n" for line in lines for part in line.splitlines())

@@ -16,7 +16,8 @@ import torch
 from openai import APIError, APIStatusError, OpenAI
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlab.models.opening import load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import locate
 from qlab.serve.deployment import FRENCH_TEST_PROMPT, Deployment
 from qlab.serve.runtimes.runtime import Runtime
 from qlab.serve.server import Server

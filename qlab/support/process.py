@@ -183,6 +183,16 @@ def steady_heap() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 32 << 20)
 
 
+def trim_heap() -> None:
+    """Have glibc give back all free pages of its heap, also those between what is in use.
+
+    Tensors below steady_heap's bound leave holes there that later ones do not fill exactly: over 30 blocks of matrices of 1 to 3 MB the
+    heap grew by 270 MB, though no more of it was in use than at the start. It takes some milliseconds.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, None, None]], arguments: tuple[Any, ...]) -> None:
     atexit.register(os._exit, 0)  # first, so it runs last: a Python that has loaded PyTorch takes a second to tear itself down
     os.environ[MARK] = os.path.dirname(log)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,6 @@ from torch.func import functional_call
 
 from qlab.support.errors import UserError
 from qlab.walk.statistics import Statistics, observed
-
-PREFIX = "model.layers"
-
-
-def is_linear(name: str, shape: Sequence[int]) -> bool:
-    """Whether a stored tensor `name` is the weight of a linear layer of a decoder block; Cohere's norms are matrices too."""
-    return name.startswith(f"{PREFIX}.") and name.endswith(".weight") and len(shape) == 2 and "norm" not in name
 
 
 @dataclass
@@ -85,16 +78,13 @@ class InputGroup:
 
 @dataclass
 class Block:
-    """Decoder block `index` with its weights in float32; names of layers are relative to the block."""
+    """Decoder block `index` with its weights in float32; names of layers are relative to the block, whose name is `prefix`."""
 
     index: int
+    prefix: str
     module: nn.Module
     arguments: dict[str, Any]
     groups: list[InputGroup] = field(default_factory=list)
-
-    @property
-    def prefix(self) -> str:
-        return f"{PREFIX}.{self.index}."
 
     def layer(self, name: str) -> nn.Linear:
         found = self.module.get_submodule(name)

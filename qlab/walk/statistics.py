@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qlab.methods.hessian import damp, shrink, trust
+from qlab.support.precision import add_product
 
 STRIPES = 4  # XᵀX is symmetric: of so many stripes of rows, only what lies on and above the diagonal is computed
 
@@ -46,10 +47,12 @@ class Statistics:
 
     def add(self, inputs: Tensor) -> None:
         """Take in activations [..., in]."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        if not (rows.is_cuda and rows.dtype == torch.bfloat16):  # a GPU multiplies those as they are
+            rows = rows.float()
         for stripe in self._stripes():
-            self.hessian[stripe, stripe.start :].addmm_(rows[:, stripe].T, rows[:, stripe.start :])
-        self.absolute_sum += rows.norm(p=1, dim=0)  # no copy of the activations, as abs() would make
+            add_product(self.hessian[stripe, stripe.start :], rows[:, stripe].T, rows[:, stripe.start :])
+        self.absolute_sum += rows.norm(p=1, dim=0, dtype=torch.float32)  # no copy of the activations, as abs() would make
         self.tokens += len(rows)
 
     def complete(self) -> None:

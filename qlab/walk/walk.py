@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qlab.models.opening import Source
+from qlab.models.opening import OpenedModel
 from qlab.support.precision import quick_products
-from qlab.support.process import steady_heap
+from qlab.support.process import steady_heap, trim_heap
 from qlab.support.progress import counter
 from qlab.walk.block import Activations, Block, InputGroup
 from qlab.walk.grouping import input_groups
@@ -73,13 +73,13 @@ class Method(Protocol):
     @property
     def targets(self) -> bool: ...
 
-    def quantize_block(self, source: Source, block: Block, calibration: Calibration | None) -> Quantized:
+    def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         """Quantize the block, which it may change; a sequential one leaves the quantized weights in it."""
 
-    def keep(self, source: Source, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """A tensor outside the blocks as the format stores it."""
 
-    def assemble(self, source: Source, parts: Sequence[Path], out: Path) -> None:
+    def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
         """Make the checkpoint in the folder `out` of the parts, in their order."""
 
 
@@ -132,7 +132,7 @@ class Walk:
     None: as many as are fast on the device (`usual_batch`).
     """
 
-    source: Source
+    source: OpenedModel
     methods: Sequence[Method]
     windows: Tensor
     work: Path
@@ -178,7 +178,7 @@ class Walk:
         return input_groups(block, hidden.to(self.device))
 
     def _hidden(self) -> int:
-        return self.source.config["hidden_size"]
+        return self.source.layout.hidden
 
     def _stream(self, name: str, index: int) -> Activations:
         return Activations(self.work / f"{name}-{index}.bin", (*self.windows.shape, self._hidden()))
@@ -225,6 +225,8 @@ class Walk:
             journal.add(method.name, block, found, time.perf_counter() - started + (spent if method.data else 0))
             whole = False
             count(f"{method.name}, block {index}", found.errors)
+            del found
+            trim_heap()
 
     def _write(self, method: Method, number: str, tensors: dict[str, Tensor]) -> None:
         if not tensors:

@@ -13,7 +13,7 @@ from qlab.evaluate.results import Figure, Subject, quality_figures, runtime_figu
 from qlab.evaluate.rounds import ABSENT, Protocol, measure_in_turns
 from qlab.evaluate.runtime import RuntimeFigures
 from qlab.evaluate.tasks import Score, run_tasks
-from qlab.models.opening import load
+from qlab.models.loading import load
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
 from qlab.recipes import Recipe, parse
 from qlab.support.memory import disk_bytes
@@ -22,16 +22,7 @@ from qlab.support.wording import signed
 from qlab.workbook.lesson import Lesson
 
 ORIGINAL = "FP16 original"
-FOUR_BIT: dict[str, Recipe] = {
-    "AWQ by qlab": parse("awq-w4g128"),
-    "AWQ by AutoAWQ": AutoAWQ(),
-    "GPTQ by qlab": parse("gptq-w4g128"),
-    "GPTQ by AutoGPTQ": AutoGPTQ(),
-    "GGUF Q4_K_M": parse("q4_k_m"),
-    "NF4 by qlab": parse("nf4"),
-    "NF4 by bitsandbytes": BitsAndBytes(),
-}
-SUBJECTS: dict[str, Recipe | None] = {ORIGINAL: None, "GGUF Q8_0": parse("q8_0"), **FOUR_BIT}
+EIGHT_BIT = "GGUF Q8_0"
 NO_PEAK = "no peak is predicted where nobody has measured what the runtime's computing takes"
 NOTES = (
     "MB in memory: what the process that serves the format gained by loading it; at the peak: the most while prompting or generating. "
@@ -60,6 +51,21 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def subjects(group_size: int) -> dict[str, Recipe | None]:
+    """What lesson 7 measures, by the names in its table: the original, and recipes with groups of `group_size`."""
+    return {
+        ORIGINAL: None,
+        EIGHT_BIT: parse("q8_0"),
+        "AWQ by qlab": parse(f"awq-w4g{group_size}"),
+        "AWQ by AutoAWQ": AutoAWQ(group_size),
+        "GPTQ by qlab": parse(f"gptq-w4g{group_size}"),
+        "GPTQ by AutoGPTQ": AutoGPTQ(group_size=group_size),
+        "GGUF Q4_K_M": parse("q4_k_m"),
+        "NF4 by qlab": parse("nf4"),
+        "NF4 by bitsandbytes": BitsAndBytes(),
+    }
 
 
 def benchmark(
@@ -122,7 +128,7 @@ def generation(row: Row) -> float:
 
 def best_of(measured: Sequence[Row]) -> dict[str, list[str]]:
     """Of the 4-bit formats: the nearest to the original, the smallest, the fastest; after each, what is not told apart from it."""
-    rows = [row for row in of_formats(measured) if row.name in FOUR_BIT]
+    rows = [row for row in of_formats(measured) if row.name not in (ORIGINAL, EIGHT_BIT)]
 
     def farther(row: Row, first: Row) -> bool:
         return apart(*paired_difference(row.quality.kl_windows or [], first.quality.kl_windows or []))

@@ -19,7 +19,7 @@ from qlab.methods.awq import best_scale, output_error, sweep_exponents
 from qlab.methods.gptq import gptq
 from qlab.methods.grid import round_to_grid
 from qlab.methods.rtn import rtn
-from qlab.models.opening import Source, decoder_layers
+from qlab.models.opening import OpenedModel, decoder_layers
 from qlab.support.progress import progress
 from qlab.walk.block import Activations
 from qlab.walk.folding import fold_scales
@@ -32,10 +32,10 @@ Rounding = Callable[[Tensor, Statistics], Tensor]
 """A way to quantize: weight [out, in] and statistics of its inputs → the weights that come back, float32 [out, in]."""
 
 
-def layer_errors(model: PreTrainedModel, statistics: Mapping[str, Statistics], ways: Mapping[str, Rounding]) -> pd.DataFrame:
+def layer_errors(layers: Mapping[str, nn.Linear], statistics: Mapping[str, Statistics], ways: Mapping[str, Rounding]) -> pd.DataFrame:
     """Relative squared output error of each layer under each way: a tidy table with columns layer, way, error."""
     rows = []
-    for name, layer in progress(list(decoder_layers(model).items()), "layers", leave=False):
+    for name, layer in progress(list(layers.items()), "layers", leave=False):
         weight, seen = layer.weight.data, statistics[name]
         for way, rounding in ways.items():
             rows.append({"layer": short_name(name), "way": way, "error": output_error(rounding(weight, seen), weight, seen.hessian)})
@@ -43,9 +43,9 @@ def layer_errors(model: PreTrainedModel, statistics: Mapping[str, Statistics], w
 
 
 def group_size_table(weight: Tensor, sizes: Iterable[int], bits: Iterable[int]) -> pd.DataFrame:
-    """Stored bits a weight and relative squared error of RTN for every group size and width; columns group, bits, …"""
-    rows = []
-    for size, width in itertools.product(sizes, bits):
+    """Stored bits a weight and relative squared error of RTN, a row for every width and every group size that divides the rows."""
+    rows, dividing = [], [size for size in sizes if weight.shape[1] % size == 0]
+    for size, width in itertools.product(dividing, bits):
         quantized = rtn(weight, width, size)
         error = float((quantized.dequantize() - weight).square().sum() / weight.float().square().sum())
         rows.append({"group": size, "bits": width, "bits/weight": quantized.bits_per_weight, "relative error": error})
@@ -53,33 +53,33 @@ def group_size_table(weight: Tensor, sizes: Iterable[int], bits: Iterable[int]) 
 
 
 def damping_curves(
-    layers: Mapping[str, nn.Linear], statistics: Mapping[str, Statistics], dampings: Sequence[float]
+    layers: Mapping[str, nn.Linear], statistics: Mapping[str, Statistics], dampings: Sequence[float], group_size: int
 ) -> dict[str, list[tuple[float, float]]]:
     """(damping, relative output error) of GPTQ at 4 bits for each layer, by its short name."""
     curves = {}
     for name, layer in layers.items():
         weight, hessian = layer.weight.data, statistics[name].hessian
-        errors = [output_error(gptq(weight, hessian, 4, damping=damping).dequantize(), weight, hessian) for damping in dampings]
+        errors = [output_error(gptq(weight, hessian, 4, group_size, damping=damping).dequantize(), weight, hessian) for damping in dampings]
         curves[short_name(name)] = list(zip(dampings, errors, strict=True))
     return curves
 
 
 def exponent_gains(
-    layers: Mapping[str, nn.Linear], statistics: Mapping[str, Statistics], magnitudes: Mapping[str, Tensor]
+    layers: Mapping[str, nn.Linear], statistics: Mapping[str, Statistics], magnitudes: Mapping[str, Tensor], group_size: int
 ) -> dict[str, float]:
     """What share of RTN's output error at 4 bits the best exponent of AWQ's scale removes, by layer, with `magnitudes` for mean |x|."""
     gains = {}
     for name, layer in layers.items():
-        points = sweep_exponents(layer.weight.data, magnitudes[name], statistics[name].hessian, bits=4)
+        points = sweep_exponents(layer.weight.data, magnitudes[name], statistics[name].hessian, 4, group_size)
         gains[short_name(name)] = 1 - min(error for _, error in points) / points[0][1]
     return gains
 
 
 def calibration_curves(lesson: Lesson, ways: Mapping[str, Rounding], counts: Iterable[int]) -> dict[str, dict[int, float]]:
     """KL to the original when every layer is quantized in each of `ways` from statistics of only the first `count` calibration windows."""
-    layers, found = decoder_layers(lesson.reference), {way: dict[int, float]() for way in ways}
+    found = {way: dict[int, float]() for way in ways}
     for count in progress(sorted(set(counts)), "calibration", leave=False):
-        seen = collect(lesson.reference, layers, lesson.calibration[:count])
+        seen = collect(lesson.reference, lesson.layers, lesson.calibration[:count])
         for way, rounding in ways.items():
             model = lesson.with_weights(lambda name, weight, by=rounding, seen=seen: by(weight, seen[name]))  # type: ignore[misc]
             found[way][count] = measure_quality(model, lesson.evaluation, lesson.expected).kl or 0.0
@@ -95,14 +95,14 @@ def rounded(model: PreTrainedModel, rounding: Callable[[Tensor], Tensor]) -> Pre
 
 
 @torch.no_grad()
-def folding_difference(source: Source, windows: Tensor) -> dict[str, float]:
+def folding_difference(source: OpenedModel, windows: Tensor) -> dict[str, float]:
     """By how much, relative to its size, the first block's output moves when AWQ's scales are folded in and nothing is rounded.
 
     `control`: the same with the norms put back as they were, so that nothing undoes the scales of the layers after them.
     """
     skeleton = Skeleton(source, "cpu")
     with tempfile.TemporaryDirectory(prefix="qlab-") as work:
-        hidden = Activations(Path(work) / "hidden", (*windows.shape, skeleton.config.hidden_size))
+        hidden = Activations(Path(work) / "hidden", (*windows.shape, skeleton.layout.hidden))
         skeleton.embed(windows, hidden)
         block = skeleton.block(0, windows.shape[1])
         block.groups = input_groups(block, hidden.pick(torch.arange(1)))

@@ -8,32 +8,49 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.artifacts.artifact import Artifact, make_artifact
 from qlab.evaluate.quality import Quality, kept_logits, measure_quality
-from qlab.models.opening import Source, check_length, decoder_layers, load, load_tokenizer, locate
+from qlab.formats import awq
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, already_rounded, check_length, decoder_layers, locate
+from qlab.models.plain_copy import plain_copy
 from qlab.models.texts.tokens import embedding_rows
 from qlab.models.texts.windows import Reading, read_windows
 from qlab.recipes import Recipe
+from qlab.recipes.fitting import fitted_size, layers_of
 from qlab.support.memory import disk_bytes
 from qlab.walk.statistics import Statistics, collect
 from qlab.workbook.record import record
 
+GROUP_SIZE = 128  # the guide's
+
 
 @dataclass(frozen=True)
 class Lesson:
-    """The subject of a lesson, and the windows that were cut for calibration and to judge it by."""
+    """The subject of a lesson and the windows that were cut for calibration and to judge it by.
 
-    source: Source
+    `group_size`: weights that share a scale, in every recipe and experiment of this model, the libraries' included.
+    """
+
+    source: OpenedModel
     tokenizer: PreTrainedTokenizerBase
     reference: PreTrainedModel
     calibration_reading: Reading
     evaluation_reading: Reading
     work: str
+    group_size: int = GROUP_SIZE
+
+    @cached_property
+    def layers(self) -> dict[str, nn.Linear]:
+        """The original's decoder layers by name, but for those whose rows groups of `group_size` do not divide."""
+        found = decoder_layers(self.reference)
+        return {name: layer for name, layer in found.items() if layer.in_features % self.group_size == 0}
 
     @property
     def calibration(self) -> Tensor:
@@ -66,13 +83,15 @@ class Lesson:
         return kept_logits(self.reference, self.evaluation.split(1))
 
     def statistics(self) -> dict[str, Statistics]:
-        """Statistics of every decoder layer's inputs over the calibration windows, by layer name."""
-        return collect(self.reference, decoder_layers(self.reference), self.calibration)
+        """Statistics of the inputs of `layers` over the calibration windows, by layer name."""
+        return collect(self.reference, self.layers, self.calibration)
 
     def with_weights(self, change: Callable[[str, Tensor], Tensor]) -> PreTrainedModel:
-        """A copy of the original with `change(layer name, weight)` in place of each decoder linear layer's weight."""
+        """A copy of the original with `change(layer name, weight)` in place of the weight of each of `layers`."""
         model = copy.deepcopy(self.reference)
-        for name, layer in decoder_layers(model).items():
+        layers = decoder_layers(model)
+        for name in self.layers:
+            layer = layers[name]
             layer.weight.data = change(name, layer.weight.data).to(layer.weight.dtype)
         return model
 
@@ -97,6 +116,9 @@ def open_lesson(
     quiet()
     torch.manual_seed(0)
     source = locate(model)
+    if source.checkpoint.quantized:
+        print(already_rounded(source))
+        source = plain_copy(source, Path(work) / "plain" / source.name.rpartition("/")[2])
     check_length(source, calibration_length, "calibration_length")
     check_length(source, evaluation_length, "evaluation_length")
     tokenizer = load_tokenizer(source)
@@ -110,7 +132,14 @@ def open_lesson(
         "name": source.name, "fingerprint": source.fingerprint, "parameters": reference.num_parameters(),
         "disk_bytes": disk_bytes(source.path), "dtype": source.config.get("dtype") or source.config.get("torch_dtype"),
     })  # fmt: skip
-    return Lesson(source, tokenizer, reference, calibration, evaluation, work)
+    size, why = fitted_size(GROUP_SIZE, layers_of(source.layout), awq.unfit)
+    record("group-size", size)
+    lesson = Lesson(source, tokenizer, reference, calibration, evaluation, work, size)
+    if why:
+        print(f"Groups of {size} weights instead of {GROUP_SIZE}, in every recipe of this model: {why}.")
+    if others := [name for name in decoder_layers(reference) if name not in lesson.layers]:
+        print(f"{len(others)} layers are left out of the experiments, since groups of {size} do not divide their rows: {others[0]}, …")
+    return lesson
 
 
 def quiet() -> None:

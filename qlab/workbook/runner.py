@@ -26,6 +26,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from qlab import ROOT
+from qlab.models.named import named_folder
 from qlab.models.opening import check_device, locate
 from qlab.models.texts.mixture import absolute, check_texts, files_of
 from qlab.support.versions import version_of
@@ -104,7 +105,7 @@ def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[st
     values = resolve(known, {**given, "model": model})
     source = locate(model)
     for chosen in values.values():
-        if model != "embedded" and Path(model).expanduser().is_dir():
+        if named_folder(model) is None and Path(model).expanduser().exists():
             chosen["model"] = str(source.path)
         for text in ("calibration_text", "evaluation_text"):  # the kernel runs elsewhere
             if text in chosen:
@@ -165,6 +166,10 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool) 
     return outcome
 
 
+# Of a path that begins a string, or stands behind a comma in one as the texts of a mixture do, all but the last part.
+FOLDERS = re.compile(r'(?:(?<=")|(?<=,))/(?:(?:[^",]|,(?!/))*/)?([^"/,]+)/?(?=[",])')
+
+
 def without_paths(notebook: Path) -> None:
     """Take the folders of whoever ran it out of an executed notebook: papermill's own metadata, and what it injected."""
     content = nbformat.read(notebook, as_version=4)
@@ -172,7 +177,7 @@ def without_paths(notebook: Path) -> None:
     for cell in content.cells:
         cell.metadata.pop("papermill", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.source = re.sub(r'"/[^"]*/([^"/]+)/?"', r'".../\1"', cell.source)
+            cell.source = FOLDERS.sub(r".../\1", cell.source)
     nbformat.write(content, notebook)
 
 

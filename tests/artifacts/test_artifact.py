@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qlab.artifacts.artifact import make_artifact, quantize_model
-from qlab.models.opening import Source, locate
+from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import GGUF, parse
 from qlab.support.errors import UserError
 
@@ -22,12 +22,12 @@ class Failing:
 
     name: str = "failing"
 
-    def quantize(self, source: Source, windows: torch.Tensor, out: Path) -> None:
+    def quantize(self, source: OpenedModel, windows: torch.Tensor, out: Path) -> None:
         (out / "model.safetensors").write_bytes(b"half")
         raise UserError("no space for the other half")
 
 
-def test_the_same_inputs_are_not_quantized_twice(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_the_same_inputs_are_not_quantized_twice(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     first = make_artifact(GGUF("q8_0"), tiny, calibration, str(tmp_path))
     made = (first.path / "qlab.json").stat().st_mtime_ns
     assert make_artifact(GGUF("q8_0"), tiny, calibration, str(tmp_path)).path.joinpath("qlab.json").stat().st_mtime_ns == made
@@ -40,18 +40,20 @@ def test_the_same_inputs_are_not_quantized_twice(tiny: Source, calibration: torc
     assert str(tmp_path) not in json.dumps(manifest)
 
 
-def test_the_same_inputs_give_the_same_bytes(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_the_same_inputs_give_the_same_bytes(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     files = [make_artifact(GGUF(), tiny, calibration, str(tmp_path / run)).path / "model-q4_k_m.gguf" for run in "ab"]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_failure_leaves_nothing_behind(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_a_failure_leaves_nothing_behind(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no space for the other half"):
         make_artifact(Failing(), tiny, calibration, str(tmp_path))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_tokenizer_that_gguf_cannot_hold_is_refused_before_work_starts(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_a_tokenizer_that_gguf_cannot_hold_is_refused_before_work_starts(
+    tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path
+) -> None:
     folder = shutil.copytree(tiny.path, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(UserError, match="this model has no tokenizer file"):
         quantize_model(locate(str(folder)), [parse("rtn-w4g32"), parse("q8_0")], calibration, tmp_path / "out")

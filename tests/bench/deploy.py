@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from qlab.artifacts.artifact import quantize_model
-from qlab.models.opening import load_tokenizer, locate
+from qlab.models.loading import load_tokenizer
+from qlab.models.opening import locate
 from qlab.models.texts.prompts import load_prompts
 from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse

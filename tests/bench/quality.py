@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from qlab.evaluate.local_tasks import questions, write
 from qlab.evaluate.quality import measure_quality
 from qlab.evaluate.tasks import run_tasks
-from qlab.models.opening import load
+from qlab.models.loading import load
 from qlab.models.texts.mixture import load_text
 from qlab.recipes import parse
 from qlab.support.progress import bars_on_terminals

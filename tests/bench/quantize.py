@@ -19,7 +19,8 @@ import torch
 
 from qlab.artifacts.artifact import Artifact, make_artifact, quantize_model
 from qlab.evaluate.quality import Quality, measure_quality, paired_difference
-from qlab.models.opening import Source, load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.windows import read_windows
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes, LlamaCpp
 from qlab.recipes import Recipe, parse
@@ -136,7 +137,7 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
     )
 
 
-def at_once(source: Source, calibration: torch.Tensor, names: list[str]) -> None:
+def at_once(source: OpenedModel, calibration: torch.Tensor, names: list[str]) -> None:
     """One walk for all the names."""
     with tempfile.TemporaryDirectory(prefix="qlab-bench-") as out:
         quantize_model(source, [parse(name) for name in names], calibration, Path(out))

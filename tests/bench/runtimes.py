@@ -17,7 +17,8 @@ from qlab.artifacts.artifact import quantize_model
 from qlab.evaluate.engines import RUNNERS
 from qlab.evaluate.rounds import Protocol, measure_in_turns
 from qlab.evaluate.runtime import RuntimeFigures
-from qlab.models.opening import kind_of, locate
+from qlab.models.locating import kind_of
+from qlab.models.opening import locate
 from qlab.recipes import parse
 from qlab.workbook.lesson import quiet
 from tests.bench.made_up import make_checkpoint

@@ -46,6 +46,23 @@ def test_settings_are_read_from_the_artifact() -> None:
     assert verdict("awq-autoawq-recipe", {}) == OPEN
 
 
+def test_rules_follow_the_group_size_of_the_run() -> None:
+    def results(size: int) -> dict:
+        near, far = {"kl": 0.1, "kl_windows": [0.1, 0.11]}, {"kl": 0.2, "kl_windows": [0.2, 0.21]}
+        return {"group-size": 64, f"quality/autoawq-w4g{size}": near, f"quality/autogptq-w4g{size}": far}
+
+    found = next(v for v in judge(results(64)) if v.claim["id"] == "faq-awq-better-quality")
+    assert found.verdict == HOLDS
+    assert "(autoawq-w4g64)" in found.measured  # one label, one method
+    assert verdict("faq-awq-better-quality", results(128)) == OPEN
+    made = {"bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"}
+    assert verdict("awq-autoawq-recipe", {"group-size": 64, "settings/autoawq-w4g64": made}) == UNTESTABLE
+
+
+def test_superblocks_are_not_judged_on_a_model_without_them() -> None:
+    assert verdict("approach-gguf", {"gguf/layer-errors": {"Q5_0: a scale for 32": 0.1, "Q8_0": 0.01}}) == UNTESTABLE
+
+
 def test_sixteen_bits_are_two_bytes_only_in_a_checkpoint_of_sixteen() -> None:
     model = {"parameters": 1000, "disk_bytes": 2010, "dtype": "float16"}
     assert verdict("fp16-two-bytes", {"model": model}) == HOLDS

@@ -15,7 +15,7 @@ import pytest
 
 from qlab import ROOT
 from qlab.cli import call, joined
-from qlab.models.opening import Source
+from qlab.models.opening import OpenedModel
 from qlab.serve.runtimes.tgi import IMAGE as TGI_IMAGE
 from tests.conftest import tiny_folder
 
@@ -47,6 +47,7 @@ def test_papermills_way_of_giving_parameters() -> None:
         (["quantize", "--recipe", "awq-w4g100", "--dry-run"], "which groups of 100 do not divide"),
         (["quantize", "--recipe", "nf4", "--length", "99999"], "--length is 99999: expected 2 to 1024, the longest context of"),
         (["finetune", "embedded", "--text", "python-reference", "--length", "1025"], "--length is 1025: expected 2 to 1024"),
+        (["fetch", "nothing"], "no model 'nothing' to fetch: expected smollm2"),
         (["release", "--length", "1025"], "--length is 1025: expected 2 to 1024"),
         (["evaluate", "embedded", "--window", "1025"], "--window is 1025: expected 2 to 1024"),
     ],
@@ -54,7 +55,7 @@ def test_papermills_way_of_giving_parameters() -> None:
 def test_wrong_input_is_one_message_and_nothing_is_written(
     arguments: list[str], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    out = [] if arguments[0] == "evaluate" else ["--out", str(tmp_path / "report")]
+    out = [] if arguments[0] in ("evaluate", "fetch") else ["--out", str(tmp_path / "report")]
     assert message in failing([*arguments, *out], capfd)
     assert not (tmp_path / "report").exists()
 
@@ -69,7 +70,7 @@ def test_a_damaged_model_stops_before_any_lesson(tmp_path: Path, capfd: pytest.C
     assert not (tmp_path / "r").exists()
 
 
-def test_evaluate_gives_one_json_object_on_the_last_line(tiny: Source, capfd: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_gives_one_json_object_on_the_last_line(tiny: OpenedModel, capfd: pytest.CaptureFixture[str]) -> None:
     assert (
         call(["evaluate", str(tiny.path), "--window", "64", "--tokens", "256", "--reference", str(tiny.path), "--results", "", "--json"])
         == 0
@@ -81,7 +82,7 @@ def test_evaluate_gives_one_json_object_on_the_last_line(tiny: Source, capfd: py
 
 
 def test_bench_and_evaluate_add_to_one_table(
-    tiny: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tiny: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sizes = ["--prompt-tokens", "8", "--generated-tokens", "4", "--repetitions", "2"]
@@ -103,7 +104,7 @@ def test_bench_and_evaluate_add_to_one_table(
     assert call(["bench", str(tiny.path), "--runtime", "tgi"]) == 2
 
 
-def test_figures_that_cannot_be_kept_are_still_shown(tiny: Source, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_figures_that_cannot_be_kept_are_still_shown(tiny: OpenedModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("not a folder")
     store = str(tmp_path / "file" / "results.sqlite")
     assert call(["evaluate", str(tiny.path), "--window", "32", "--tokens", "128", "--results", store]) == 0
@@ -132,7 +133,7 @@ def test_doctor_finds_this_environment_whole(capfd: pytest.CaptureFixture[str]) 
         assert name in printed
 
 
-def test_a_full_disk_is_one_message_and_leaves_nothing_to_trust(tiny: Source, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_message_and_leaves_nothing_to_trust(tiny: OpenedModel, tmp_path: Path) -> None:
     """Every file is limited to 100 kB, which writing sees as it sees a full disk."""
     limit = (100_000, 100_000)
 
@@ -176,7 +177,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_to_trust(tiny: Source, tm
     assert not list((tmp_path / "work").rglob("*.gguf"))
 
 
-def test_ctrl_c_in_the_middle(tiny: Source, tmp_path: Path) -> None:
+def test_ctrl_c_in_the_middle(tiny: OpenedModel, tmp_path: Path) -> None:
     out = tmp_path / "report"
     command = [sys.executable, "-m", "qlab", "run", "01", "--model", str(tiny.path), "--out", str(out), "-p", "evaluation_windows", "2000"]
     process = subprocess.Popen([*command, "-p", "evaluation_length", "32"], start_new_session=True, stderr=subprocess.PIPE, text=True)

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
-from qlab.models.opening import Source, load_tokenizer, locate
+from qlab.models.loading import load_tokenizer
+from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.builtin import python_reference
 from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
@@ -22,7 +23,7 @@ TEMPLATE = "{% for m in messages %}<|endoftext|>{{ m.role }}\n{{ m.content }}\n{
 
 
 @pytest.fixture
-def chatting(tiny: Source, tmp_path: Path) -> Path:
+def chatting(tiny: OpenedModel, tmp_path: Path) -> Path:
     """The tiny model with a chat template."""
     folder = tmp_path / "chatting"
     shutil.copytree(tiny.path, folder)
@@ -61,7 +62,7 @@ def test_quantize_with_conversations_and_a_text(chatting: Path, tmp_path: Path, 
     assert made.manifest["inputs"] == manifest["inputs"]
 
 
-def test_a_bad_line_stops_before_any_work(tiny: Source, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_line_stops_before_any_work(tiny: OpenedModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": \n')
     words = ["--calibration", str(tmp_path / "a.jsonl"), "--windows", "2", "--length", "32"]
     assert call(["quantize", "--model", str(tiny.path), "--recipe", "nf4", "--out", str(tmp_path / "out"), *words]) == 2
@@ -72,7 +73,7 @@ def test_a_bad_line_stops_before_any_work(tiny: Source, tmp_path: Path, capfd: p
 
 
 def test_an_end_of_text_beyond_the_embedding_stops_quantize_and_evaluate(
-    tiny: Source, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny: OpenedModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny.path, folder)
@@ -86,7 +87,7 @@ def test_an_end_of_text_beyond_the_embedding_stops_quantize_and_evaluate(
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluate_says_what_it_read_and_by_which_protocol(tiny: Source, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_says_what_it_read_and_by_which_protocol(tiny: OpenedModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "beginning"
     shutil.copytree(tiny.path, folder)
     description = json.loads((folder / "tokenizer.json").read_text())

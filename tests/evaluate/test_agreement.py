@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from qlab.evaluate import quality
 from qlab.evaluate.agreement import Parting, agreement_table, agreement_tables, answer_prompts, part
 from qlab.evaluate.quality import kept_logits
-from qlab.models.opening import load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import locate
 from qlab.models.texts.prompts import load_prompts
 from qlab.support.errors import UserError
 

@@ -10,7 +10,8 @@ import torch
 
 from qlab.artifacts.artifact import make_artifact
 from qlab.evaluate.quality import measure_quality, next_token_logits
-from qlab.models.opening import Source, load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
 from qlab.support.errors import UserError
 
@@ -20,7 +21,7 @@ def windows() -> torch.Tensor:
     return torch.randint(1, 4096, (5, 48), generator=torch.Generator().manual_seed(0))
 
 
-def test_perplexity_is_transformers_own_loss(tiny: Source, windows: torch.Tensor) -> None:
+def test_perplexity_is_transformers_own_loss(tiny: OpenedModel, windows: torch.Tensor) -> None:
     model = load(tiny)
     losses = [model(input_ids=window[None], labels=window[None]).loss.item() for window in windows]
     quality = measure_quality(model, windows)
@@ -49,7 +50,7 @@ def test_perplexity_is_lm_evals(windows: torch.Tensor) -> None:
     assert measure_quality(model, window.expand(2, -1)).perplexity == pytest.approx(math.exp(-total / ids.shape[1]), rel=1e-4)
 
 
-def test_a_model_is_at_distance_zero_from_itself_and_not_from_another(tiny: Source, windows: torch.Tensor) -> None:
+def test_a_model_is_at_distance_zero_from_itself_and_not_from_another(tiny: OpenedModel, windows: torch.Tensor) -> None:
     model, other = load(tiny), load(tiny)
     same = measure_quality(model, windows, model)
     assert same.kl == pytest.approx(0, abs=1e-7)
@@ -65,7 +66,7 @@ def test_a_model_is_at_distance_zero_from_itself_and_not_from_another(tiny: Sour
     assert measure_quality(other, windows[:1].expand(2, -1), model).kl == pytest.approx(direct, rel=1e-4)
 
 
-def test_what_cannot_be_measured_is_refused(tiny: Source) -> None:
+def test_what_cannot_be_measured_is_refused(tiny: OpenedModel) -> None:
     with pytest.raises(UserError, match="at least two tokens"):
         measure_quality(load(tiny), torch.ones(3, 1, dtype=torch.int64))
     with pytest.raises(UserError, match="no standard error"):

@@ -25,7 +25,7 @@ from qlab.evaluate.engines import RUNNERS, runners_of
 from qlab.evaluate.rounds import Protocol, measure_in_turns
 from qlab.evaluate.runtime import Memory, Reading, measuring, pooled
 from qlab.evaluate.speed import measure_speed, prompt_ids, rate
-from qlab.models.opening import Source
+from qlab.models.opening import OpenedModel
 from qlab.peers.recipes import BitsAndBytes
 from qlab.plan.footprint import Footprint, computing, packed_by_bitsandbytes
 from qlab.recipes import Recipe, parse
@@ -97,7 +97,7 @@ def test_speeds_are_tokens_over_seconds_by_our_clock_and_the_runtimes() -> None:
         ("rtn-w4g128-sym", "autogptq"),
     ],
 )
-def test_every_runtime_reports(recipe: str, runner: str, tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_every_runtime_reports(recipe: str, runner: str, tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     made: Recipe | None = BitsAndBytes() if recipe == "bitsandbytes" else parse(recipe) if recipe else None
     folder = make_artifact(made, tiny, calibration, str(tmp_path)).path if made else tiny.path
     with Isolated(measuring, folder, runner, 16, 4, 1) as process:
@@ -171,13 +171,13 @@ def pretender(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
     return Pretender
 
 
-def copies(tiny: Source, folder: Path, *names: str) -> dict[str, Path]:
+def copies(tiny: OpenedModel, folder: Path, *names: str) -> dict[str, Path]:
     """The same model in several folders."""
     return {name: Path(shutil.copytree(tiny.path, folder / name)) for name in names}
 
 
 def test_what_starts_slowly_comes_first_alone_and_is_timed_as_often(
-    tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
+    tiny: OpenedModel, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(rounds.RUNNERS, "gptqmodel", replace(RUNNERS["transformers"], starts_slowly=True, label="slow"))
     measured = measure_in_turns(copies(tiny, tmp_path, "a", "b"), ["transformers", "gptqmodel"], Protocol(16, 4, 2, 3, limit=10))
@@ -191,7 +191,7 @@ def test_what_starts_slowly_comes_first_alone_and_is_timed_as_often(
 
 @pytest.mark.parametrize(("room", "started"), [(3, "abc"), (2, "abcb"), (1, "abcabc")])
 def test_processes_stay_from_round_to_round_while_memory_has_room(
-    room: int, started: str, tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
+    room: int, started: str, tiny: OpenedModel, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rounds, "free_bytes", lambda: 1e15 if len(pretender.living) < room else 1e9)
     measured = measure_in_turns(copies(tiny, tmp_path, *"abc"), ["transformers"], QUICK)
@@ -201,7 +201,7 @@ def test_processes_stay_from_round_to_round_while_memory_has_room(
 
 
 def test_processes_stay_while_the_gpu_has_room(
-    tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
+    tiny: OpenedModel, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pretender, "free", 4.5e9)  # of which each holds one: a third finds 2.5 free and needs a little over 2
     measured = measure_in_turns(copies(tiny, tmp_path, *"abcd"), ["transformers"], QUICK)
@@ -209,7 +209,7 @@ def test_processes_stay_while_the_gpu_has_room(
     assert [one.figures for one in measured] == [2, 2, 2, 2]
 
 
-def test_what_fails_beside_others_gets_a_turn_alone(tiny: Source, tmp_path: Path, pretender: type[Pretender]) -> None:
+def test_what_fails_beside_others_gets_a_turn_alone(tiny: OpenedModel, tmp_path: Path, pretender: type[Pretender]) -> None:
     pretender.failures.append(RuntimeError("out of memory"))
     measured = measure_in_turns(copies(tiny, tmp_path, *"abc"), ["transformers"], QUICK)
     assert "".join(name[0] for name, _ in pretender.started) == "abbca"
@@ -220,7 +220,7 @@ def test_what_fails_beside_others_gets_a_turn_alone(tiny: Source, tmp_path: Path
 
 @pytest.mark.parametrize(("failure", "asked"), [(Overdue("not done within 5 s"), 5), (UserError("no such layer"), 5)])
 def test_what_will_fail_again_has_no_second_try(
-    failure: Exception, asked: int, tiny: Source, tmp_path: Path, pretender: type[Pretender]
+    failure: Exception, asked: int, tiny: OpenedModel, tmp_path: Path, pretender: type[Pretender]
 ) -> None:
     pretender.failures.append(failure)
     measured = measure_in_turns(copies(tiny, tmp_path, *"abc"), ["transformers"], QUICK)
@@ -230,7 +230,7 @@ def test_what_will_fail_again_has_no_second_try(
 
 
 def test_an_interruption_leaves_no_process(
-    tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
+    tiny: OpenedModel, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     really = pretender.next
 
@@ -247,7 +247,7 @@ def test_an_interruption_leaves_no_process(
 
 
 def test_a_ceiling_that_cannot_be_read_is_said(
-    tiny: Source, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
+    tiny: OpenedModel, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
@@ -258,7 +258,7 @@ def test_a_ceiling_that_cannot_be_read_is_said(
     assert row.problem == "the ceiling could not be read: out of memory"
 
 
-def test_a_process_that_died_idle_is_started_anew(tiny: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_died_idle_is_started_anew(tiny: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     really, killed = rounds.Crew.measure, []
 
     def measure(crew: rounds.Crew, pair: tuple[str, str], last: bool) -> Reading:
@@ -274,7 +274,7 @@ def test_a_process_that_died_idle_is_started_anew(tiny: Source, tmp_path: Path, 
     assert row.figures, row.problem
 
 
-def test_a_process_reads_anew_in_every_round(tiny: Source) -> None:
+def test_a_process_reads_anew_in_every_round(tiny: OpenedModel) -> None:
     with Isolated(measuring, tiny.path, "transformers", 16, 4, 1) as process:
         first, second = process.next(120), process.next(120)
     assert first.memory == second.memory
@@ -284,7 +284,7 @@ def test_a_process_reads_anew_in_every_round(tiny: Source) -> None:
     assert found.ceiling == pytest.approx(1e9 / (first.memory.expected.step + 2 * first.memory.expected.cache))
 
 
-def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     really = rounds.Crew._start
 
     def start(crew: rounds.Crew, pair: tuple[str, str]) -> Isolated[Reading]:
@@ -317,7 +317,7 @@ def sleep_long() -> Iterator[Reading]:
     yield  # type: ignore[misc]
 
 
-def test_an_absent_runtime_is_a_row_with_the_command_that_installs_it(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_an_absent_runtime_is_a_row_with_the_command_that_installs_it(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     folder = make_artifact(parse("rtn-w4g128"), tiny, calibration, str(tmp_path)).path
     if RUNNERS["gptqmodel"].present():
         pytest.skip("GPTQModel is here")
@@ -326,7 +326,7 @@ def test_an_absent_runtime_is_a_row_with_the_command_that_installs_it(tiny: Sour
     assert "pip install" in row.problem
 
 
-def test_wrong_wishes_are_refused_before_any_work(tiny: Source) -> None:
+def test_wrong_wishes_are_refused_before_any_work(tiny: OpenedModel) -> None:
     with pytest.raises(UserError, match="no runtime 'tgi'"):
         runners_of(tiny.path, ["tgi"])
     with pytest.raises(UserError, match=r"llamacpp: none runs tiny, which is dense; transformers would"):

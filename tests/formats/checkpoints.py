@@ -12,12 +12,15 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from qlab.methods.grid import GroupedIntegers
-from qlab.models.opening import Source, decoder_layers, load
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel, decoder_layers
 
 Quantize = Callable[[torch.Tensor], GroupedIntegers]
 
 
-def quantized(source: Source, out: Path, entry: dict[str, Any], quantize: Quantize, pack: Callable[..., dict[str, torch.Tensor]]) -> Path:
+def quantized(
+    source: OpenedModel, out: Path, entry: dict[str, Any], quantize: Quantize, pack: Callable[..., dict[str, torch.Tensor]]
+) -> Path:
     """The model of `source` with every decoder layer packed, in the folder `out`."""
     state, names = load_file(source.path / "model.safetensors"), decoder_layers(load(source))
     for name in names:
@@ -29,7 +32,7 @@ def quantized(source: Source, out: Path, entry: dict[str, Any], quantize: Quanti
     return out
 
 
-def dense_model(source: Source, quantize: Quantize) -> PreTrainedModel:
+def dense_model(source: OpenedModel, quantize: Quantize) -> PreTrainedModel:
     """The same model in plain weights, each replaced by what its codes stand for."""
     model = load(source)
     for layer in decoder_layers(model).values():

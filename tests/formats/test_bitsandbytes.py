@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qlab.formats.bitsandbytes import pack, quantization_config, unpack
-from qlab.formats.dense import dense_state
 from qlab.methods.nf4 import KINDS, nf4, uniform_levels
-from qlab.models.opening import Source, decoder_layers, load
+from qlab.models.checkpoint import open_checkpoint
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel, decoder_layers
 from qlab.peers import bitsandbytes as peer
 from qlab.support.errors import UserError
 
@@ -76,7 +77,7 @@ def test_the_last_bit_falls_as_in_the_library(kind: str, size: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("double", [False, True])
-def test_our_checkpoint_is_transformers_own(tiny: Source, tmp_path: Path, kind: str, double: bool) -> None:
+def test_our_checkpoint_is_transformers_own(tiny: OpenedModel, tmp_path: Path, kind: str, double: bool) -> None:
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     peer.quantize(tiny, theirs, kind, double)
     ours.mkdir()
@@ -99,9 +100,9 @@ def test_our_checkpoint_is_transformers_own(tiny: Source, tmp_path: Path, kind: 
     tokens = torch.arange(1, 33)[None]
     with torch.no_grad():  # on CPUs with AVX512-BF16 the library multiplies in BF16, whatever dtype was asked for
         assert torch.allclose(running(tokens).logits.float(), dense(tokens).logits, atol=5e-2)
-    state = dense_state(ours, entry)
+    stored = open_checkpoint(ours, entry)
     for name, layer in decoder_layers(dense).items():
-        assert torch.equal(state[f"{name}.weight"].half().float(), layer.weight)
+        assert torch.equal(stored.read(f"{name}.weight").half().float(), layer.weight)
 
 
 def test_what_bitsandbytes_does_not_store_is_refused() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from qlab.formats import awq, gptq
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.rtn import rtn
-from qlab.models.opening import Source, decoder_layers
+from qlab.models.opening import OpenedModel, decoder_layers
 from tests.formats.checkpoints import dense_model, logits, quantized, scattered
 
 pytestmark = pytest.mark.skipif(
@@ -40,7 +40,7 @@ def agree(ours: torch.Tensor, expected: torch.Tensor, bits: int) -> None:
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])  # that CPU kernel knows no larger groups than 256, and so no whole rows
-def test_transformers_runs_our_awq(tiny: Source, tmp_path: Path, size: int) -> None:
+def test_transformers_runs_our_awq(tiny: OpenedModel, tmp_path: Path, size: int) -> None:
     def quantize(weight: torch.Tensor) -> GroupedIntegers:
         return rtn(weight, 4, size)
 
@@ -51,7 +51,7 @@ def test_transformers_runs_our_awq(tiny: Source, tmp_path: Path, size: int) -> N
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("kind", ["symmetric", "asymmetric", "scattered"])
-def test_transformers_runs_our_gptq(tiny: Source, tmp_path: Path, bits: int, version: int, kind: str) -> None:
+def test_transformers_runs_our_gptq(tiny: OpenedModel, tmp_path: Path, bits: int, version: int, kind: str) -> None:
     def quantize(weight: torch.Tensor) -> GroupedIntegers:
         tensor = rtn(weight, bits, 64, symmetric=kind == "symmetric")
         return scattered(tensor) if kind == "scattered" else tensor

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlab.formats import awq, gptq
-from qlab.formats.dense import dense_state, unpacker
 from qlab.formats.packing import WIDTHS, pack_words, period, unpack_words
+from qlab.formats.stored import plain_tensors
 from qlab.methods.grid import GroupedIntegers
 from qlab.methods.rtn import rtn
-from qlab.models.opening import Source, decoder_layers, load, locate
+from qlab.models.checkpoint import OnPaper, open_checkpoint
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel, decoder_layers, locate
 from qlab.peers import autoawq, autogptq
 from qlab.support.errors import UserError
 from tests.formats.checkpoints import dense_model, logits, quantized, scattered
@@ -182,7 +184,7 @@ def test_gptq_refuses_what_it_cannot_hold() -> None:
     with pytest.raises(UserError, match="has the zero point 0"):
         gptq.pack(full)
     gptq.pack(full, 2)
-    with pytest.raises(UserError, match="48 inputs and 32 outputs"):
+    with pytest.raises(UserError, match="32 outputs and 48 inputs are not both multiples of 32"):
         gptq.pack(random_tensor(32, 48, 2, 4))
     with pytest.raises(UserError, match="5 bits"):
         gptq.pack(random_tensor(32, 64, 2, 5))
@@ -196,7 +198,7 @@ def test_gptq_refuses_what_it_cannot_hold() -> None:
 
 
 @pytest.mark.parametrize("size", [64, -1])
-def test_our_awq_checkpoint_runs_in_autoawq(tiny: Source, tmp_path: Path, size: int) -> None:
+def test_our_awq_checkpoint_runs_in_autoawq(tiny: OpenedModel, tmp_path: Path, size: int) -> None:
     quantize = lambda weight: rtn(weight, 4, size)  # noqa: E731
     folder = quantized(tiny, tmp_path / "awq", awq.quantization_config(size, ["lm_head"]), quantize, awq.pack)
     expected = logits(dense_model(tiny, quantize))
@@ -207,7 +209,7 @@ def test_our_awq_checkpoint_runs_in_autoawq(tiny: Source, tmp_path: Path, size: 
 
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("act_order", [False, True])
-def test_our_gptq_checkpoint_runs_in_autogptq(tiny: Source, tmp_path: Path, bits: int, act_order: bool) -> None:
+def test_our_gptq_checkpoint_runs_in_autogptq(tiny: OpenedModel, tmp_path: Path, bits: int, act_order: bool) -> None:
     def quantize(weight: torch.Tensor) -> GroupedIntegers:
         tensor = rtn(weight, bits, 64, symmetric=not act_order)
         return scattered(tensor) if act_order else tensor
@@ -220,26 +222,26 @@ def test_our_gptq_checkpoint_runs_in_autogptq(tiny: Source, tmp_path: Path, bits
     assert torch.allclose(logits(load(locate(str(folder)))), expected, atol=1e-5)
 
 
-def test_version_2_is_read_as_version_2(tiny: Source, tmp_path: Path) -> None:
+def test_version_2_is_read_as_version_2(tiny: OpenedModel, tmp_path: Path) -> None:
     quantize = lambda weight: rtn(weight, 3, 32)  # noqa: E731
     entry = gptq.quantization_config(3, 32, symmetric=False, act_order=False, version=2)
     folder = quantized(tiny, tmp_path / "v2", entry, quantize, lambda tensor: gptq.pack(tensor, 2))
-    state = dense_state(folder, entry)
+    stored = open_checkpoint(folder, entry)
     for name, layer in decoder_layers(dense_model(tiny, quantize)).items():
-        assert torch.equal(state[f"{name}.weight"], layer.weight)
+        assert torch.equal(stored.read(f"{name}.weight"), layer.weight)
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"quant_method": "awq", "bits": 3}, "3 bits; qlab reads awq checkpoints of 4 bits"),
-        ({"quant_method": "gptq", "bits": 5}, "gptq checkpoints of 2, 3, 4, 8 bits"),
-        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "not awq gemv"),
-        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "not gptq marlin"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "not bitsandbytes"),
-        ({"quant_method": "quip"}, "not quip"),
+        ({"quant_method": "awq", "bits": 3}, "AWQ gemm of 3 bits"),
+        ({"quant_method": "gptq", "bits": 5}, "GPTQ gptq of 5 bits; qlab reads gptq, gptq_v2 of 2, 3, 4, 8 bits"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ gemv"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "GPTQ marlin"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "8 bits|8-bit|INT8"),
+        ({"quant_method": "quip"}, "quantized as quip"),
     ],
 )
 def test_other_checkpoints_are_refused(entry: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        unpacker(entry)
+        plain_tensors(entry, OnPaper({"a.qweight": (64, 8)}))

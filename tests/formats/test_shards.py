@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qlab.formats.shards import DTYPES, assemble
-from qlab.models.opening import Source, check_weights
+from qlab.models.locating import checked_files
+from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
 
 TORCH = [
@@ -53,7 +54,7 @@ def test_every_type_of_torch_is_known() -> None:
     assert len(TORCH) == len(DTYPES)
 
 
-def test_shards_keep_to_their_size_and_are_loaded_by_transformers(tiny: Source, tmp_path: Path) -> None:
+def test_shards_keep_to_their_size_and_are_loaded_by_transformers(tiny: OpenedModel, tmp_path: Path) -> None:
     state = load_file(tiny.path / "model.safetensors")
     blocks = [{n: t for n, t in state.items() if f".layers.{i}." in n} for i in range(2)]
     rest = {n: t for n, t in state.items() if ".layers." not in n}
@@ -61,7 +62,7 @@ def test_shards_keep_to_their_size_and_are_loaded_by_transformers(tiny: Source, 
     out.mkdir()
     assemble(parts_of(tmp_path, rest, *blocks), out, shard_bytes=1 << 20)
     (out / "config.json").write_text(json.dumps(tiny.config))
-    files = check_weights(out)
+    files = checked_files(out)
     assert len(files) > 2
     assert [file.name for file in files] == [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     index = json.loads((out / "model.safetensors.index.json").read_text())

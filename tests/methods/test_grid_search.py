@@ -78,6 +78,22 @@ def test_dead_groups_and_dead_channels_keep_their_scales_finite() -> None:
     assert (found.dequantize()[:, :32] == 0).all()
 
 
+@pytest.mark.parametrize("tail", [1, -1])
+def test_the_further_side_of_a_symmetric_grid_serves_the_longer_tail_and_fitted_scales_keep_their_sign(tail: int) -> None:
+    weight, hessian = layer(64, 128, 3)
+    weight.view(64, 4, 32)[..., 5] = 0.4 * tail  # alone in its group: −8 steps reach it, 7 do not
+    found = rtn(weight, 4, 32, True, hessian)
+    assert (found.scales.sign() == -tail).float().mean() > 0.9
+    assert (found.codes.view(64, 4, 32)[..., 5] == 0).float().mean() > 0.9
+    assert (found.zeros == 8).all()
+    assert torch.equal(found.scales, found.scales.half().float())
+    mirrored = rtn(-weight, 4, 32, True, hessian)
+    errors = [output_error(one.dequantize(), of, hessian) for one, of in ((mirrored, -weight), (found, weight))]
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)
+    covering = output_error(rtn(weight, 4, 32, True).dequantize(), weight, hessian)
+    assert output_error(found.dequantize(), weight, hessian) < 0.85 * covering
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("blocks", [True, False])

@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlab.models.opening import Source, decoder_layers, load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, decoder_layers, locate
 from qlab.support.errors import UserError
 
 
 @pytest.fixture
-def copy(tiny: Source, tmp_path: Path) -> Path:
+def copy(tiny: OpenedModel, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny.path, tmp_path / "copy"))
 
 
-def test_a_folder_opens_and_its_fingerprint_follows_its_content(tiny: Source, copy: Path) -> None:
+def test_a_folder_opens_and_its_fingerprint_follows_its_content(tiny: OpenedModel, copy: Path) -> None:
     assert locate(str(copy)).fingerprint == tiny.fingerprint
     data = bytearray((copy / "model.safetensors").read_bytes())
     data[-1] ^= 1
@@ -81,21 +82,6 @@ def test_a_missing_shard(copy: Path) -> None:
         locate(str(copy))
 
 
-def test_weights_that_do_not_fit_the_configuration(copy: Path) -> None:
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"model_type": "no_such_type"}))
-    with pytest.raises(UserError, match="transformers cannot open copy"):
-        load(locate(str(copy)))
-
-
-def test_a_quantization_that_qlab_does_not_read(copy: Path) -> None:
-    config = json.loads((copy / "config.json").read_text())
-    for entry, message in (({"quant_method": "awq", "bits": 3}, "3 bits"), ({"quant_method": "hqq", "bits": 4}, "not hqq")):
-        (copy / "config.json").write_text(json.dumps(config | {"quantization_config": entry}))
-        with pytest.raises(UserError, match=message):
-            load(locate(str(copy)))
-
-
 def test_a_hub_id_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
@@ -105,7 +91,7 @@ def test_a_hub_id_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPa
         locate("someone/something")
 
 
-def test_a_hub_model_is_fetched_without_pickles_or_code(tiny: Source, tmp_path: Path) -> None:
+def test_a_hub_model_is_fetched_without_pickles_or_code(tiny: OpenedModel, tmp_path: Path) -> None:
     """Against a hub of our own on the loopback interface: the client is the real one."""
     from tests.hub import serving_hub
 

@@ -16,7 +16,8 @@ from qlab.evaluate.quality import measure_quality
 from qlab.formats.gguf.block_bytes import byte_tensor
 from qlab.methods.kquants.blocks import encode
 from qlab.methods.kquants.kinds import KINDS
-from qlab.models.opening import Source, load
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel
 from qlab.peers import autoawq, autogptq, llamacpp
 from qlab.peers.patching import patched
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes, LlamaCpp
@@ -34,13 +35,13 @@ RECIPES = [
 
 
 @pytest.fixture(scope="module")
-def artifacts(tiny: Source, calibration: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+def artifacts(tiny: OpenedModel, calibration: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     work = str(tmp_path_factory.mktemp("work"))
     return {recipe.name: make_artifact(recipe, tiny, calibration, work) for recipe in RECIPES}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_the_checkpoint_is_near_the_original_and_not_it(recipe: Recipe, artifacts: dict[str, Artifact], tiny: Source) -> None:
+def test_the_checkpoint_is_near_the_original_and_not_it(recipe: Recipe, artifacts: dict[str, Artifact], tiny: OpenedModel) -> None:
     windows = torch.randint(1, 4096, (2, 64), generator=torch.Generator().manual_seed(3))
     quality = measure_quality(load(artifacts[recipe.name].source), windows, load(tiny))
     assert 1e-8 < quality.kl < 0.01
@@ -117,3 +118,18 @@ def test_llamacpps_quantizer_refuses_what_its_blocks_do_not_divide() -> None:
         llamacpp.encode_rows(torch.zeros(2, 128), "Q4_K")
     with pytest.raises(UserError, match="only qlab's settles"):
         LlamaCpp(search="settled")
+
+
+def test_autoawq_clips_layers_of_any_number_of_outputs() -> None:
+    """It insists on multiples of 64; rows of zeros that fill up change no other row's bound."""
+    with autoawq.imported():
+        from awq.quantize.quantizer import AwqQuantizer
+    quantizer = AwqQuantizer.__new__(AwqQuantizer)
+    quantizer.group_size, quantizer.zero_point, quantizer.w_bit = 32, True, 4
+    weight, inputs = torch.randn(128, 64, generator=torch.Generator().manual_seed(5)), torch.randn(16, 64)
+    whole = quantizer._compute_best_clip(weight, inputs)
+    with pytest.raises(AssertionError):
+        quantizer._compute_best_clip(weight[:96], inputs)
+    with autoawq.outputs_of_any_number():
+        assert torch.equal(quantizer._compute_best_clip(weight[:96], inputs), whole[:96])
+        assert torch.equal(quantizer._compute_best_clip(weight, inputs), whole)

@@ -9,7 +9,8 @@ import pytest
 
 from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
-from qlab.models.opening import load_tokenizer, locate
+from qlab.models.loading import load_tokenizer
+from qlab.models.opening import locate
 from qlab.models.texts.windows import read_windows
 from qlab.plan import choose
 from qlab.plan.capacity import capacity, offload, sentences

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PretrainedConfig
 
 from qlab.artifacts.artifact import make_artifact
-from qlab.models.opening import Source, load
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel
 from qlab.plan.capacity import q4_k_bytes
 from qlab.plan.footprint import footprint
 from qlab.plan.plan import shape_of
@@ -18,7 +19,7 @@ from qlab.recipes import parse
 from qlab.support.memory import disk_bytes
 
 
-def test_a_dense_model_takes_its_parameters_in_the_dtype_it_computes_in(tiny: Source) -> None:
+def test_a_dense_model_takes_its_parameters_in_the_dtype_it_computes_in(tiny: OpenedModel) -> None:
     model = load(tiny)
     found = footprint(tiny.path, 100, float_bytes=4)
     assert found.weights == 4 * model.num_parameters()
@@ -28,7 +29,7 @@ def test_a_dense_model_takes_its_parameters_in_the_dtype_it_computes_in(tiny: So
     assert found.total == found.weights + 100 * found.cache
 
 
-def test_an_untied_embedding_is_not_read(tiny: Source, tmp_path: Path) -> None:
+def test_an_untied_embedding_is_not_read(tiny: OpenedModel, tmp_path: Path) -> None:
     model = load(tiny)
     untied = type(model)(type(model.config).from_dict(model.config.to_dict() | {"tie_word_embeddings": False}))
     untied.half().save_pretrained(tmp_path)
@@ -55,7 +56,7 @@ def test_the_largest_layer_is_that_of_the_model(family: type[PretrainedConfig], 
 
 
 @pytest.mark.parametrize("recipe", ["rtn-w4g128", "rtn-w4g128-sym", "nf4"])
-def test_quantized_layers_stay_as_they_are_stored(recipe: str, tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_quantized_layers_stay_as_they_are_stored(recipe: str, tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     folder = make_artifact(parse(recipe), tiny, calibration, str(tmp_path)).path
     half, single = (footprint(folder, 1, float_bytes=size).weights for size in (2, 4))
     linear = sum(p.numel() for name, p in load(tiny).named_parameters() if "_proj" in name)
@@ -67,7 +68,7 @@ def test_quantized_layers_stay_as_they_are_stored(recipe: str, tiny: Source, cal
 
 @pytest.mark.parametrize(("recipe", "kept"), [("q8_0", ()), ("q4_k_m", ("Q4_K",))])
 def test_llamacpp_keeps_repacked_weights_twice(
-    recipe: str, kept: tuple[str, ...], tiny: Source, calibration: torch.Tensor, tmp_path: Path
+    recipe: str, kept: tuple[str, ...], tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path
 ) -> None:
     from gguf import GGUFReader
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
-from qlab.models.opening import Source, load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
 from qlab.release.adapter import WEIGHTS, merge
@@ -83,7 +84,7 @@ def test_a_server_that_fails_its_proof_is_refused(text: Tensor, tmp_path: Path) 
 
 
 def test_merging_adds_the_product_and_refuses_what_is_damaged(
-    trained: tuple[Path, list[float]], tiny: Source, text: Tensor, tmp_path: Path
+    trained: tuple[Path, list[float]], tiny: OpenedModel, text: Tensor, tmp_path: Path
 ) -> None:
     adapter, _ = trained
     merge(locate("embedded"), adapter, tmp_path)
@@ -109,7 +110,7 @@ def test_merging_adds_the_product_and_refuses_what_is_damaged(
     assert not (tmp_path / "out").exists()
 
 
-def test_gates_and_wrong_inputs(tiny: Source, text: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gates_and_wrong_inputs(tiny: OpenedModel, text: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Gate.parse("top1=0.9").passes(0.95)
     assert not Gate.parse("kl=0.1").passes(0.2)
     for wrong in ("speed=1", "kl", "kl=-1", "kl=nan"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 import yaml
 
 from qlab.artifacts.artifact import quantize_model
-from qlab.models.opening import Source, kind_of
+from qlab.models.locating import kind_of
+from qlab.models.opening import OpenedModel
 from qlab.recipes import parse
 from qlab.serve.deployment import Deployment, read_key
 from qlab.serve.files import files_of, write_files
@@ -25,7 +27,7 @@ SERVED = {"llamacpp": "q8_0", "vllm": "rtn-w4g64", "tgi": "gptq-w4g64", "ollama"
 
 
 @pytest.fixture(scope="module")
-def artifacts(tiny: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def artifacts(tiny: OpenedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     import torch
 
     out = tmp_path_factory.mktemp("artifacts")
@@ -119,8 +121,9 @@ def test_manifests_obey_the_published_schema_and_the_rules_of_the_house(name: st
     validate = pytest.importorskip("kubernetes_validate")
     text = files_of(RUNTIMES[name], deployment(artifacts[SERVED[name]], gpus=1, key=KEY))["kubernetes.yaml"]
     assert KEY not in text
-    workload, service = yaml.safe_load_all(text)
-    for manifest in (workload, service):
+    workload, service, *policies = yaml.safe_load_all(text)
+    assert len(policies) == (name == "ollama")  # who knows no keys is not open to the cluster
+    for manifest in (workload, service, *policies):
         validate.validate(manifest, "1.34", strict=True)
     pod = workload["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -128,6 +131,9 @@ def test_manifests_obey_the_published_schema_and_the_rules_of_the_house(name: st
     assert container["securityContext"]["readOnlyRootFilesystem"]
     assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
     assert "memory" in container["resources"]["limits"]
+    for policy in policies:
+        assert policy["spec"]["podSelector"]["matchLabels"] == workload["spec"]["selector"]["matchLabels"]
+        assert policy["spec"]["ingress"][0]["from"] == [{"podSelector": {"matchLabels": {"my-model-client": "true"}}}]
     assert service["spec"]["selector"] == workload["spec"]["selector"]["matchLabels"]
     del workload["spec"]["selector"]
     with pytest.raises(validate.ValidationError):  # the schema can fail
@@ -168,3 +174,44 @@ def test_a_missing_runtime_is_named_with_its_remedy() -> None:
     assert set(RUNTIMES) == {"llamacpp", "vllm", "tgi", "ollama"}
     assert RUNTIMES["llamacpp"].present()
     assert all(runtime.install for runtime in RUNTIMES.values())
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rFROM evil", "a\u2028b", "a\x85b", "a\x1b[2Jb", " a", "a ", os.fsdecode(b"a\xff")])
+def test_names_that_are_no_text_are_refused_at_the_door(name: str, tiny: OpenedModel, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="will not do: expected one without line breaks"):
+        deployment(tmp_path / name)
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / f"{name}.gguf").write_bytes(b"GGUF")
+    if name.strip() == name or name.startswith(" "):
+        with pytest.raises(UserError, match="will not do: expected one without line breaks"):
+            deployment(tmp_path / "good")
+
+
+def test_what_compose_and_kubernetes_would_replace_is_escaped(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    odd = "${HOME} $(POD) # 'x': \"y\" {{ a }} \\ *.gguf"
+    (tmp_path / odd).symlink_to(next(artifacts["q8_0"].glob("*.gguf")))
+    found = files_of(RUNTIMES["llamacpp"], Deployment(tmp_path / odd, "m"))
+    (service,) = yaml.safe_load(found["compose.yaml"])["services"].values()
+    workload, _ = yaml.safe_load_all(found["kubernetes.yaml"])
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    for words in (service["command"], container["args"]):
+        assert [word.replace("$$", "$") for word in words if "gguf" in word] == [f"/model/{odd}"]
+        assert not re.search(r"(?<!\$)\$(?!\$)", " ".join(words))
+
+
+@pytest.mark.parametrize("name", ["7b", "a." + "x" * 60, "a_-_", "A.B_c"])
+def test_names_in_the_cluster_are_dns_labels(name: str, artifacts: dict[str, Path]) -> None:
+    text = files_of(RUNTIMES["ollama"], Deployment(artifacts["q8_0"], name))["kubernetes.yaml"]
+    for manifest in yaml.safe_load_all(text):
+        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", manifest["metadata"]["name"])
+
+
+def test_a_pipe_or_a_folder_is_no_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/m.gguf").mkdir()
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe/m.gguf")
+    for name in ("folder", "pipe"):
+        with pytest.raises(UserError, match=r"m\.gguf in .* is not a regular file"):
+            deployment(tmp_path / name)

@@ -17,7 +17,8 @@ import torch
 
 from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
-from qlab.models.opening import Source, load
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel
 from qlab.models.texts.prompts import load_prompts
 from qlab.recipes import parse
 from qlab.serve.load import Answer, parting, percentiles, run_load, saturation, summary
@@ -30,7 +31,7 @@ PROMPTS = [entry["prompt"][:60] for entry in load_prompts()[::25]]
 
 
 @pytest.fixture(scope="module")
-def artifacts(tiny: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def artifacts(tiny: OpenedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     out = tmp_path_factory.mktemp("artifacts")
     windows = torch.arange(4 * 32).view(4, 32) % 200
     return {made.path.name: made.path for made in quantize_model(tiny, [parse("q8_0"), parse("q2_k")], windows, out)}
@@ -47,7 +48,7 @@ def test_the_right_artifact_is_proved_and_a_wrong_one_is_caught(artifacts: dict[
     assert wrong.agreement.error > 2 * proof.agreement.error
 
 
-def test_agreement_is_perfect_with_itself_and_sees_one_wrong_token(tiny: Source) -> None:
+def test_agreement_is_perfect_with_itself_and_sees_one_wrong_token(tiny: OpenedModel) -> None:
     model = load(tiny)
     prompt = [5, 6, 7]
     with torch.inference_mode():

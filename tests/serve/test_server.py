@@ -18,7 +18,7 @@ import torch
 
 from qlab.artifacts.artifact import make_artifact, quantize_model
 from qlab.formats.gguf.file import write_gguf
-from qlab.models.opening import Source, locate
+from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
 from qlab.serve.deployment import Deployment
 from qlab.serve.runtimes.llamacpp import LlamaCpp, post
@@ -31,7 +31,7 @@ KEY = "a-key-of-twenty-four-chr"
 
 
 @pytest.fixture(scope="module")
-def file(tiny: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(tiny: OpenedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     write_gguf(tiny.path, tiny.config, "q8_0", out)
     return out
@@ -88,7 +88,7 @@ X86 = {"architecture": "x86_64"}
     ("able", "refused"), [(X86 | {"avx512_f": False}, True), (X86 | {"avx512_f": True}, False), ({"architecture": "aarch64"}, False)]
 )
 def test_a_processor_that_vllm_has_no_kernels_for_is_named(
-    able: dict, refused: bool, tiny: Source, calibration: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    able: dict, refused: bool, tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     (made,) = quantize_model(tiny, [parse("rtn-w4g128")], calibration, tmp_path)
@@ -98,7 +98,7 @@ def test_a_processor_that_vllm_has_no_kernels_for_is_named(
     VLLM().check_processor(on_free_port(tiny.path))
 
 
-def test_vllm_asks_no_public_address_for_its_own(tiny: Source) -> None:
+def test_vllm_asks_no_public_address_for_its_own(tiny: OpenedModel) -> None:
     assert VLLM().environment(on_free_port(tiny.path))["VLLM_HOST_IP"] == "127.0.0.1"
 
 

@@ -23,7 +23,8 @@ from qlab import ROOT
 from qlab.artifacts.artifact import quantize_model
 from qlab.formats import awq
 from qlab.formats.packing import pack_words, unpack_words
-from qlab.models.opening import Source, load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
 from qlab.serve.proof import PROMPTS, Agreement, compare
@@ -117,7 +118,7 @@ class Run:
     """A model's artifacts by recipe, and vLLM's answers by recipe or by the name of what was broken."""
 
     prompts: list[list[int]]
-    artifacts: dict[str, Source]
+    artifacts: dict[str, OpenedModel]
     device: str
     answers: dict[str, dict[str, Any]]
 
@@ -127,7 +128,7 @@ class Run:
         return compare(load(self.artifacts[recipe]), self.prompts, given["tokens"], given["logprobs"])
 
 
-def run(source: Source, recipes: list[str], changes: dict[Change, str], work: Path) -> Run:
+def run(source: OpenedModel, recipes: list[str], changes: dict[Change, str], work: Path) -> Run:
     tokenizer = load_tokenizer(source)
     calibration = read_windows("docstrings", tokenizer, 128, 8).windows
     made = quantize_model(source, [parse(name) for name in recipes], calibration, work / "made")

@@ -7,7 +7,7 @@ import torch
 
 from qlab.methods.rtn import rtn
 from qlab.methods.tuned import SoftIntegers, tune
-from qlab.support.precision import multiplies_bfloat16, quick_products
+from qlab.support.precision import add_product, multiplies_bfloat16, quick_products
 from qlab.walk.statistics import observed
 
 
@@ -31,6 +31,31 @@ def test_statistics_stay_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = inputs.double().T @ inputs.double()
     assert seen["layer"].hessian.dtype == torch.float32
     assert torch.allclose(seen["layer"].hessian.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+def test_a_cpu_adds_products_in_fp32_and_no_setting_is_left_behind() -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    left, right, total = torch.randn(5, 40), torch.randn(40, 6), torch.randn(5, 6)
+    expected = total.clone().addmm_(left, right)
+    add_product(total, left, right)
+    assert total.equal(expected)
+    assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "bound"), [(torch.float32, 1e-3), (torch.bfloat16, 2e-5)])
+def test_a_gpu_adds_products_of_bf16_exactly_and_of_fp32_nearly(kind: torch.dtype, bound: float) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU here")
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4096, 300, generator=generator).to(kind).cuda()
+    total = torch.ones(512, 512, device="cuda")
+    before, exact = torch.backends.cuda.matmul.fp32_precision, rows.double().T @ rows.double() + 1
+    add_product(total[100:400, 200:500], rows.T, rows)  # a view, as stripes of H are
+    error = (total[100:400, 200:500].double() - exact).norm() / exact.norm()
+    assert float(error) < bound
+    assert bool((total[:100] == 1).all() and (total[400:] == 1).all() and (total[:, :200] == 1).all())
+    assert torch.backends.cuda.matmul.fp32_precision == before
 
 
 def test_tuning_of_fine_codes_multiplies_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:

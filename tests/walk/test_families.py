@@ -13,7 +13,8 @@ from qlab import EMBEDDED
 from qlab.artifacts.artifact import quantize_model
 from qlab.artifacts.budget import input_shapes
 from qlab.cli import call
-from qlab.models.opening import Source, decoder_layers, load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, decoder_layers, locate
 from qlab.recipes import parse
 from qlab.support.errors import UserError
 from qlab.walk.folding import fold_scales
@@ -44,7 +45,7 @@ UNFOLDED = {"phi": {"mlp.fc2"}, "nemotron": {"mlp.down_proj"}}  # their inputs c
 WRITTEN = ("llama", "mistral", "qwen2", "qwen3")  # as GGUF
 
 
-def make_family(folder: Path, kind: str, options: dict[str, Any]) -> Source:
+def make_family(folder: Path, kind: str, options: dict[str, Any]) -> OpenedModel:
     torch.manual_seed(0)
     sizes = {
         "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -69,7 +70,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def source(family: str, tmp_path_factory: pytest.TempPathFactory) -> Source:
+def source(family: str, tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
     return make_family(tmp_path_factory.mktemp("families") / family, *FAMILIES[family][:2])
 
 
@@ -79,7 +80,7 @@ def logits(model: Any, windows: torch.Tensor) -> torch.Tensor:
 
 
 def test_blocks_compute_what_the_model_computes_and_folding_keeps_it(
-    family: str, source: Source, calibration: torch.Tensor, tmp_path: Path
+    family: str, source: OpenedModel, calibration: torch.Tensor, tmp_path: Path
 ) -> None:
     skeleton = Skeleton(source, "cpu")
     with torch.no_grad():
@@ -87,7 +88,7 @@ def test_blocks_compute_what_the_model_computes_and_folding_keeps_it(
     hidden = Activations(tmp_path / "hidden", SHAPE)
     skeleton.embed(calibration, hidden)
     assert torch.equal(hidden.pick(torch.arange(SHAPE[0])), expected[0])
-    shapes = input_shapes(skeleton.checkpoint)
+    shapes = input_shapes(source.layout)
     for index in range(len(skeleton)):
         block = skeleton.block(index, SHAPE[1])
         block.groups = input_groups(block, hidden.pick(torch.arange(1)))
@@ -113,7 +114,7 @@ def test_blocks_compute_what_the_model_computes_and_folding_keeps_it(
 RECIPES = ["rtn-w4g32", "awq-w4g32", "gptq-w4g32", "tuned-w4g32-steps2", "nf4"]
 
 
-def test_one_walk_quantizes_every_layer(family: str, source: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_one_walk_quantizes_every_layer(family: str, source: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     model = load(source)
     recipes = RECIPES + (["q8_0", "q4_k_m"] if family in WRITTEN else [])
     made = {artifact.path.name: artifact for artifact in quantize_model(source, [parse(name) for name in recipes], calibration, tmp_path)}
@@ -127,13 +128,13 @@ def test_one_walk_quantizes_every_layer(family: str, source: Source, calibration
         assert all(error < made["rtn-w4g32"].errors[layer] for layer, error in made[name].errors.items())
 
 
-def dry_run(source: Source, recipe: str, out: Path) -> int:
+def dry_run(source: OpenedModel, recipe: str, out: Path) -> int:
     words = ["quantize", "--model", str(source.path), "--recipe", "awq-w4g32", "--recipe", recipe, "--out", str(out), "--dry-run"]
     return call([*words, "--calibration", "python-reference", "--windows", "4", "--length", "32"])
 
 
 def test_a_dry_run_predicts_and_gguf_is_refused_before_work_starts(
-    family: str, source: Source, calibration: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: str, source: OpenedModel, calibration: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert dry_run(source, "gptq-w4g32", tmp_path) == 0
     assert "one of 2 blocks" in capsys.readouterr().out
@@ -151,8 +152,8 @@ def test_models_of_another_shape_are_refused(calibration: torch.Tensor, tmp_path
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
     load_tokenizer(locate(str(EMBEDDED))).save_pretrained(tmp_path / "gpt2")
     source = locate(str(tmp_path / "gpt2"))
-    with pytest.raises(UserError, match=r"decoder blocks lie in model\.layers; gpt2 is of another shape"):
+    with pytest.raises(UserError, match=r"gpt2 \(model type gpt2\) has no list of decoder blocks with linear layers"):
         quantize_model(source, [parse("rtn-w4g32")], calibration, tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
     assert dry_run(source, "nf4", tmp_path / "out") == 2
-    assert "decoder blocks lie in model.layers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert "has no list of decoder blocks with linear layers" in capsys.readouterr().err

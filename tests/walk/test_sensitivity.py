@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qlab.models.opening import Source, load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.windows import read_windows
 from qlab.walk.sensitivity import prediction_metric
 from qlab.walk.skeleton import Skeleton
@@ -37,7 +38,7 @@ def test_it_ranks_directions_by_the_kl_divergence_they_cause(which: str, request
     assert strong > 4 * weak
 
 
-def test_the_gain_of_the_final_norm_is_seen_by_running_it(tiny: Source) -> None:
+def test_the_gain_of_the_final_norm_is_seen_by_running_it(tiny: OpenedModel) -> None:
     skeleton, model = Skeleton(tiny, "cpu"), load(tiny)
     name, gain = skeleton.head()
     assert name == "model.embed_tokens.weight"  # tied

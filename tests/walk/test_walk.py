@@ -25,7 +25,8 @@ from qlab.formats.gguf.file import encode_rows
 from qlab.methods.awq import best_scale, output_error
 from qlab.methods.gptq import gptq
 from qlab.methods.hessian import damp
-from qlab.models.opening import Source, decoder_layers, load
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel, decoder_layers
 from qlab.recipes import Integers, parse
 from qlab.support.errors import UserError
 from qlab.support.precision import quick_products
@@ -50,7 +51,7 @@ RECIPES = [
 
 
 @pytest.fixture(scope="module")
-def artifacts(tiny: Source, calibration: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+def artifacts(tiny: OpenedModel, calibration: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     out = tmp_path_factory.mktemp("walked")
     made = quantize_model(tiny, [parse(name) for name in RECIPES], calibration, out)
     assert sorted(path.name for path in out.iterdir()) == sorted(RECIPES)  # and nothing of the walk is left
@@ -58,7 +59,7 @@ def artifacts(tiny: Source, calibration: torch.Tensor, tmp_path_factory: pytest.
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_one_walk_makes_every_format(name: str, artifacts: dict[str, Artifact], tiny: Source) -> None:
+def test_one_walk_makes_every_format(name: str, artifacts: dict[str, Artifact], tiny: OpenedModel) -> None:
     windows = torch.randint(1, 4096, (2, 64), generator=torch.Generator().manual_seed(3))
     quality = measure_quality(load(artifacts[name].source), windows, load(tiny))
     assert 1e-8 < quality.kl < 0.05
@@ -69,7 +70,7 @@ def test_one_walk_makes_every_format(name: str, artifacts: dict[str, Artifact], 
 
 @pytest.mark.parametrize("name", ["gptq-w4g64", "gptq-w4g64-sequential", "tuned-w4g64-steps4"])
 def test_company_in_a_walk_changes_nothing(
-    name: str, artifacts: dict[str, Artifact], tiny: Source, calibration: torch.Tensor, tmp_path: Path
+    name: str, artifacts: dict[str, Artifact], tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path
 ) -> None:
     (alone,) = quantize_model(tiny, [parse(name)], calibration, tmp_path)
     weights = [load_file(made.path / "model.safetensors") for made in (alone, artifacts[name])]
@@ -82,7 +83,7 @@ def observed_as_in_a_walk(model: PreTrainedModel, calibration: torch.Tensor) -> 
         return collect(model, decoder_layers(model), calibration)
 
 
-def test_gptq_trusts_as_much_of_h_as_the_tokens_tell(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_gptq_trusts_as_much_of_h_as_the_tokens_tell(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     (made,) = quantize_model(tiny, [parse("gptq-w4g64-inorder-cover")], calibration, tmp_path)
     model, stored = load(tiny), load(made.source)
     name = "model.layers.1.mlp.down_proj"
@@ -99,7 +100,7 @@ def test_gptq_trusts_as_much_of_h_as_the_tokens_tell(tiny: Source, calibration: 
 
 
 def test_k_quants_settle_by_as_much_of_h_as_the_tokens_tell(
-    artifacts: dict[str, Artifact], tiny: Source, calibration: torch.Tensor
+    artifacts: dict[str, Artifact], tiny: OpenedModel, calibration: torch.Tensor
 ) -> None:
     model, name = load(tiny), "model.layers.1.mlp.up_proj"
     weight, seen = decoder_layers(model)[name].weight.detach(), observed_as_in_a_walk(model, calibration)[name]
@@ -114,7 +115,9 @@ def test_k_quants_settle_by_as_much_of_h_as_the_tokens_tell(
     assert same[1] < 0.9
 
 
-def test_the_errors_of_a_gguf_file_are_each_layers_own(artifacts: dict[str, Artifact], tiny: Source, calibration: torch.Tensor) -> None:
+def test_the_errors_of_a_gguf_file_are_each_layers_own(
+    artifacts: dict[str, Artifact], tiny: OpenedModel, calibration: torch.Tensor
+) -> None:
     model = load(tiny)
     layers, stored = decoder_layers(model), decoder_layers(load(artifacts["q4_k_m"].source))
     found = {
@@ -136,7 +139,7 @@ def test_tuning_that_does_not_follow_is_refused() -> None:
         Integers("tuned", order="group")
 
 
-def test_the_skeleton_computes_what_the_model_computes(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_the_skeleton_computes_what_the_model_computes(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     skeleton, model = Skeleton(tiny, "cpu"), load(tiny)
     hidden = Activations(tmp_path / "hidden", (8, 64, 256))
     skeleton.embed(calibration, hidden)
@@ -147,7 +150,7 @@ def test_the_skeleton_computes_what_the_model_computes(tiny: Source, calibration
     assert torch.allclose(torch.cat(list(block.outputs(hidden, 3))), expected[1], atol=1e-5)
 
 
-def test_folding_changes_weights_and_not_the_function(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_folding_changes_weights_and_not_the_function(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     skeleton = Skeleton(tiny, "cpu")
     hidden = Activations(tmp_path / "hidden", (8, 64, 256))
     skeleton.embed(calibration, hidden)
@@ -178,7 +181,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(tiny: Source, tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tiny: OpenedModel, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     subprocess.run(command(tiny.path, tmp_path / "calm"), check=True, capture_output=True, env=environment)
@@ -197,15 +200,15 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tiny: Source, tmp_
     assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
 
 
-def test_what_cannot_be_done_is_said_and_leaves_nothing(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_said_and_leaves_nothing(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no recipe 'awq-w9g128'"):
         parse("awq-w9g128")
     for name in ("q4_k_m-", "q4_k_m-settled", "q4_k_m-Plain"):
         with pytest.raises(UserError, match="with -importance or -plain"):
             parse(name)
     assert parse("q4_k_m-importance").name == "q4_k_m-importance"
-    with pytest.raises(UserError, match="groups of 96 do not divide"):
-        quantize_model(tiny, [parse("awq-w4g96")], calibration, tmp_path)
+    with pytest.raises(UserError, match="groups of 24 do not divide"):
+        quantize_model(tiny, [parse("awq-w4g24")], calibration, tmp_path)
     assert not list(tmp_path.glob("[!.]*"))
     with pytest.raises(UserError, match="more than the"):
         budget.predict(tiny, [parse("gptq-w4g64")], (8, 64), budget.parse_bytes("10MB"))
@@ -215,7 +218,7 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(tiny: Source, calibratio
     assert budget.parse_bytes("500 MB") == 500e6
 
 
-def test_weights_that_are_not_finite_are_named(tiny: Source, calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_named(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -230,7 +233,7 @@ def test_weights_that_are_not_finite_are_named(tiny: Source, calibration: torch.
         quantize_model(locate(str(folder)), [parse("gptq-w4g64")], calibration, tmp_path / "out")
 
 
-def test_a_dry_run_predicts_and_does_nothing(tiny: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_predicts_and_does_nothing(tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from qlab.cli import call
 
     words = ["quantize", "--model", str(tiny.path), "--recipe", "tuned-w4g64", "--recipe", "nf4", "--out", str(tmp_path / "out")]

@@ -11,7 +11,7 @@ from qlab.evaluate.runtime import Memory, RuntimeFigures
 from qlab.evaluate.speed import Speed, over_rounds
 from qlab.evaluate.tasks import Score
 from qlab.plan.footprint import Footprint
-from qlab.workbook.benchmark import FOUR_BIT, NO_PEAK, NOTES, SUBJECTS, Row, best_of, of_formats, results_table
+from qlab.workbook.benchmark import EIGHT_BIT, NO_PEAK, NOTES, ORIGINAL, Row, best_of, of_formats, results_table, subjects
 
 CONDITIONS = {"device": "cpu", "dtype": "float32", "kernel": "some", "threads": "1"}
 
@@ -39,8 +39,12 @@ def test_only_four_bit_formats_are_ranked() -> None:
     best = best_of(ROWS)
     assert best["nearest to the original"] == ["GGUF Q4_K_M"]
     assert best["smallest"] == ["GGUF Q4_K_M"]
-    assert all(name in FOUR_BIT for names in best.values() for name in names)
-    assert {"FP16 original", "GGUF Q8_0"} == set(SUBJECTS) - set(FOUR_BIT)
+    assert not {ORIGINAL, EIGHT_BIT} & {name for names in best.values() for name in names}
+
+
+def test_recipes_of_the_table_have_the_model_s_group_size() -> None:
+    names = {recipe.name for recipe in subjects(64).values() if recipe}
+    assert {"awq-w4g64", "autoawq-w4g64", "gptq-w4g64", "autogptq-w4g64"} <= names
 
 
 def test_what_noise_hides_is_named_with_the_best() -> None:

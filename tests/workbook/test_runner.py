@@ -11,14 +11,14 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from rich.console import Console
 
-from qlab.models.opening import Source
+from qlab.models.opening import OpenedModel
 from qlab.show.progress import LessonProgress
 from qlab.workbook import runner as workbook
-from qlab.workbook.runner import DONE, FAILED, SKIPPED, run_lessons
+from qlab.workbook.runner import DONE, FAILED, SKIPPED, run_lessons, without_paths
 
 
 @pytest.fixture
-def lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Source) -> dict[str, dict[str, Any]]:
+def lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: OpenedModel) -> dict[str, dict[str, Any]]:
     folder = tmp_path / "notebooks"
     folder.mkdir()
     body = "from qlab.workbook.record import record\nrecord('value', number * 2)"
@@ -74,3 +74,21 @@ def test_only_what_changed_is_done_again(lessons: dict[str, dict[str, Any]], tmp
     assert run(fresh=True) == [False, False]
     (tmp_path / "out" / "notebooks" / "01_fine.json").unlink()  # as after an interruption
     assert run() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("injected", "kept"),
+    [
+        ('"/home/me/a.txt"', '".../a.txt"'),
+        ('"/home/me/models/tiny/"', '".../tiny"'),
+        ('"/home/me/a.txt:2,/home/me/b.txt"', '".../a.txt:2,.../b.txt"'),
+        ('"docstrings,/home/me/b.txt:3"', '"docstrings,.../b.txt:3"'),
+        ('"/home/me, you/a.txt,prompts"', '".../a.txt,prompts"'),
+        ('"prompts"', '"prompts"'),
+    ],
+)
+def test_folders_of_this_machine_are_taken_out_of_what_was_injected(tmp_path: Path, injected: str, kept: str) -> None:
+    cell = new_code_cell(f"text = {injected}", metadata={"tags": ["injected-parameters"]})
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    without_paths(tmp_path / "a.ipynb")
+    assert nbformat.read(tmp_path / "a.ipynb", as_version=4).cells[0].source == f"text = {kept}"

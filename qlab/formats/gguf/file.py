@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,15 +22,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qlab.formats.gguf.block_bytes import byte_tensor
-from qlab.formats.gguf.metadata import add_configuration, architecture, rope_factors
+from qlab.formats.gguf.metadata import add_configuration, architecture, rope_factors, sliding_window
 from qlab.formats.gguf.mix import check_mix, more_bits, tensor_type
 from qlab.formats.gguf.tokenizer import add_tokenizer, pre_tokenizer_name, read_vocabulary
+from qlab.formats.gguf.tokenizer_rules import tokenizer_remarks
 from qlab.methods.kquants.blocks import encode
 from qlab.methods.kquants.kinds import KINDS
 from qlab.methods.settle import settle_blocks
 from qlab.support.errors import UserError
 
-__all__ = ["assemble", "check_model", "encode_tensor", "encode_tensors", "more_bits", "pre_tokenizer_name", "tensor_type", "write_gguf"]
+__all__ = [
+    "assemble",
+    "check_model",
+    "encode_tensor",
+    "encode_tensors",
+    "more_bits",
+    "pre_tokenizer_name",
+    "remarks",
+    "tensor_type",
+    "write_gguf",
+]
 
 AT_ONCE, ON_DEVICE = 1 << 22, 1 << 26  # see weights_at_once: on a CPU and elsewhere
 SETTLED_BITS = 5  # with more, another rounding of the codes changes next to nothing
@@ -128,20 +139,42 @@ def gguf_name(name: str, config: dict[str, Any]) -> str | None:
     Raises:
         UserError: an unknown architecture, or a tensor without a place in it.
     """
-    arch = architecture(config)
     if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.get("tie_word_embeddings", False)):
         return None
-    target = gguf_names(arch, config["num_hidden_layers"]).get_name(name, try_suffixes=(".weight", ".bias"))
-    if target is None:
-        raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[arch]}")
-    return str(target)
+    if (target := placed(name, config)) is None:
+        raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[architecture(config)]}")
+    return target
+
+
+def placed(name: str, config: dict[str, Any]) -> str | None:
+    """GGUF's name for the tensor `name`, if the architecture has a place for it; raises UserError for an unknown architecture."""
+    return gguf_names(architecture(config), config["num_hidden_layers"]).get_name(name, try_suffixes=(".weight", ".bias"))
 
 
 def check_model(folder: Path, config: dict[str, Any], names: Iterable[str]) -> None:
-    """Raise the UserError that writing the model of `folder` would: see assemble. A walk may take hours before it assembles."""
-    for name in names:
-        gguf_name(name, config)
+    """Raise the UserError that writing the model of `folder`, with tensors of these `names`, would: see assemble.
+
+    A walk may take hours before it assembles.
+    """
+    check_complete([target for name in names if (target := gguf_name(name, config)) is not None], config)
     read_vocabulary(folder, config["vocab_size"])
+
+
+def remarks(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Where llama.cpp computes another function than the model of `folder`, because a GGUF file cannot say it: subject → sentence.
+
+    Raises:
+        UserError: see check_model.
+    """
+    found = {}
+    if (window := sliding_window(config)) is not None:
+        found["sliding window"] = (
+            f"this model attends to the last {window} tokens; GGUF files of type {config['model_type']} have no such window and attend "
+            f"to all. Up to {window} tokens of context they compute the same, beyond them another function: serve with --context {window}"
+        )
+    if said := tokenizer_remarks(folder):
+        found["tokenizer"] = said
+    return found
 
 
 def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None, hessian: Callable[[], Tensor] | None = None) -> Tensor:
@@ -228,13 +261,28 @@ def stored_tensors(parts: Sequence[Path], config: dict[str, Any]) -> list[Stored
                 if tensor.name in found:
                     raise UserError(f"{tensor.name} comes twice, in {found[tensor.name].part.name} and in {part.name}")
                 found[tensor.name] = tensor
+    check_complete(found, config)
+    return sorted(found.values(), key=lambda tensor: file_order(tensor.name))
+
+
+def check_complete(found: Collection[str], config: dict[str, Any]) -> None:
+    """See that embedding, output and every part of every block are among the GGUF names `found`.
+
+    Raises:
+        UserError: some are missing.
+    """
     ends = ["token_embd.weight", "output_norm.weight"] + ([] if config.get("tie_word_embeddings", False) else ["output.weight"])
     # What one block has, biases say, all must have.
     parts_of_block = {f"{part}.weight" for part in BLOCK} | {name.split(".", 2)[2] for name in found if name.startswith("blk.")}
     blocks = [f"blk.{layer}.{part}" for layer in range(config["num_hidden_layers"]) for part in sorted(parts_of_block)]
-    if missing := [name for name in ends + blocks if name not in found]:
+    missing = [name for name in ends + blocks if name not in found]
+    if missing == ["output.weight"]:
+        raise UserError(
+            "the checkpoint lacks its output head, lm_head.weight, and tie_word_embeddings in config.json is false: "
+            "set it to true if the head is the embedding, or take a checkpoint with a head"
+        )
+    if missing:
         raise UserError(f"the model is not complete: it lacks {len(missing)} tensors, {', '.join(missing[:3])} among them")
-    return sorted(found.values(), key=lambda tensor: file_order(tensor.name))
 
 
 def file_order(name: str) -> tuple[int, int, str]:

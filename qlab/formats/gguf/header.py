@@ -1,6 +1,6 @@
-"""A GGUF file's header: its settings and what its tensors are, without their data and without the vocabulary.
+"""A GGUF file's header: its settings and what its tensors are, without their data, and without the vocabulary unless asked for.
 
-gguf-py's reader makes objects of every token, which takes it long where there are many; a plan wants none of them.
+gguf-py's reader makes several objects of every token, which takes it long where there are many; a plan wants none of them.
 (transformers has a reader like this one for itself: it knows fewer types, and believes what a damaged file says.)
 The layout is llama.cpp's (docs/gguf.md of ggml), versions 2 and 3, little-endian.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,30 +31,35 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor as the header tells it: its `kind`, such as Q4_K, and its `bytes` in the file."""
+    """One tensor as the header tells it: its `kind`, such as Q4_K, its `bytes`, shape (rows first) and place."""
 
     kind: str
     bytes: int
+    shape: tuple[int, ...]
+    start: int
 
 
 @dataclass(frozen=True)
 class Header:
-    """`settings` that are one number or string each (arrays, the vocabulary among them, are left out), and the tensors by name."""
+    """`settings` that are one number or string each, `arrays` (the vocabulary is some of them; empty unless asked for), tensors by name."""
 
     settings: dict[str, Setting]
     tensors: dict[str, Tensor]
+    arrays: dict[str, list[Any]]
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: Path, arrays: bool = False) -> Header:
     """The header of a GGUF file, all of whose tensors are seen to be there.
 
     Raises:
         UserError: it is none, of a version that nobody writes any more, damaged, or cut off.
         OSError: it cannot be read.
     """
+    if not file.is_file():  # a folder, a pipe that never ends
+        raise UserError(f"{file.name} is not a regular file; expected a GGUF file")
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _Cursor(content).header()
+            return _Cursor(content, arrays).header()
     except Damaged as error:
         reason = str(error)
     except (struct.error, ValueError, KeyError):  # the end of the file, an empty one, a number that stands for nothing, no UTF-8
@@ -69,8 +74,8 @@ class Damaged(ValueError):
 class _Cursor:
     """A place in the file, which moves on with what is read, and never beyond the end."""
 
-    def __init__(self, content: mmap.mmap) -> None:
-        self.content, self.at = content, 0
+    def __init__(self, content: mmap.mmap, arrays: bool) -> None:
+        self.content, self.at, self.arrays = content, 0, arrays
 
     def skip(self, size: int) -> int:
         """Move on by `size` bytes; where they began."""
@@ -93,38 +98,45 @@ class _Cursor:
         if (version := self.number("I")) not in VERSIONS:
             raise Damaged(f"its version is {version}, expected {VERSIONS[0]} or {VERSIONS[1]}, little-endian")
         tensors, count = self.number("Q"), self.number("Q")
-        settings: dict[str, Setting | None] = {}
+        settings: dict[str, Setting | list[Any] | None] = {}
         for _ in range(count):
             once(settings, self.text(), self.setting(GGUFValueType(self.number("I"))))
         found: dict[str, Tensor] = {}
         end = 0
         for _ in range(tensors):
-            name, tensor, offset = self.tensor()
+            name, tensor = self.tensor()
             once(found, name, tensor)
-            end = max(end, offset + tensor.bytes)
+            end = max(end, tensor.start + tensor.bytes)
         alignment = settings.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
             raise Damaged(f"its alignment is {alignment!r}")
-        if end and (missing := -(-self.at // alignment) * alignment + end - len(self.content)) > 0:
+        data = -(-self.at // alignment) * alignment
+        if end and (missing := data + end - len(self.content)) > 0:
             raise Damaged(f"{missing:,} bytes of its tensors are missing")
-        return Header({name: value for name, value in settings.items() if value is not None}, found)
+        return Header(
+            {name: value for name, value in settings.items() if value is not None and not isinstance(value, list)},
+            {name: replace(tensor, start=data + tensor.start) for name, tensor in found.items()},
+            {name: value for name, value in settings.items() if isinstance(value, list)},
+        )
 
-    def setting(self, kind: GGUFValueType) -> Setting | None:
-        """The value of a setting; of an array nothing, but the cursor stands behind it."""
+    def setting(self, kind: GGUFValueType) -> Setting | list[Any] | None:
+        """The value of a setting; of an array nothing unless arrays are asked for, but the cursor stands behind it."""
         if kind == GGUFValueType.STRING:
             return self.text()
         if kind != GGUFValueType.ARRAY:
             return self.number(CODES[kind])
         inner, count = GGUFValueType(self.number("I")), self.number("Q")
         if inner == GGUFValueType.STRING:
+            if self.arrays:
+                return [self.text() for _ in range(count)]
             for _ in range(count):
                 self.skip(self.number("Q"))
-        else:
-            self.skip(count * struct.calcsize(f"<{CODES[inner]}"))  # no arrays of arrays: llama.cpp knows none
-        return None
+            return None
+        start = self.skip(count * struct.calcsize(f"<{CODES[inner]}"))  # no arrays of arrays: llama.cpp knows none
+        return list(struct.unpack_from(f"<{count}{CODES[inner]}", self.content, start)) if self.arrays else None
 
-    def tensor(self) -> tuple[str, Tensor, int]:
-        """A tensor by its name, and where it begins among the data."""
+    def tensor(self) -> tuple[str, Tensor]:
+        """A tensor by its name; its place counted from where the data begin."""
         name, dimensions = self.text(), self.number("I")
         if dimensions > DIMENSIONS:
             raise Damaged(f"{name[:80]} has {dimensions} dimensions")
@@ -133,7 +145,7 @@ class _Cursor:
         block, size = GGML_QUANT_SIZES[kind]
         if shape and shape[0] % block:
             raise Damaged(f"rows of {name[:80]} have {shape[0]} weights, {kind.name} wants them by {block}")
-        return name, Tensor(kind.name, prod(shape) // block * size), offset
+        return name, Tensor(kind.name, prod(shape) // block * size, tuple(reversed(shape)), offset)
 
 
 def once(known: dict[str, T], name: str, value: T) -> None:

@@ -114,5 +114,20 @@ def rope_type(config: dict[str, Any]) -> str:
     return kind
 
 
+def sliding_window(config: dict[str, Any]) -> int | None:
+    """Tokens that each token attends to, itself included, where that is fewer than the model's context; None where all are seen.
+
+    llama.cpp's models of these types have no window: a GGUF file computes the model's function in contexts up to so many tokens only.
+    """
+    kind, window = config["model_type"], None
+    if kind == "mistral":
+        window = config.get("sliding_window", 4096)
+    elif kind in ("qwen2", "qwen3") and config.get("use_sliding_window"):
+        layers = config.get("layer_types")
+        used = "sliding_attention" in layers if layers else config.get("max_window_layers", 28) < config["num_hidden_layers"]
+        window = config.get("sliding_window", 4096) if used else None
+    return int(window) if window and window < config["max_position_embeddings"] else None
+
+
 def head_size(config: dict[str, Any]) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])

@@ -48,6 +48,15 @@ def fitting(kind: str, columns: int) -> str:
     return "F16" if columns % KINDS[kind].block else kind
 
 
+def fallback_note(name: str, shape: Sequence[int], mix: str, config: dict[str, Any]) -> str:
+    """What type the tensor got instead of the one that the mix has for it, and why; empty where it got that one."""
+    given = tensor_type(name, shape, mix, config)
+    if given == "F32" or mix == "f16" or given == (wanted := wanted_type(name, shape[-1], mix, config)):
+        return ""
+    block = KINDS[FALLBACK.get(wanted, wanted) if given == "F16" else wanted].block
+    return f"{given} instead of {wanted}, since blocks of {block} do not divide rows of {shape[-1]} weights"
+
+
 def wanted_type(name: str, columns: int, mix: str, config: dict[str, Any]) -> str:
     """The type by the tensor's part in the model, before any fallback."""
     default = DEFAULT[mix]

@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 from gguf import TokenType
 
+from qlab.formats.gguf.tokenizer_rules import check_byte_level, check_marked, check_sentencepiece
 from qlab.support.errors import UserError
 
 # The pre-tokenizer's split pattern, as tokenizer.json has it, and llama.cpp's name for it (llama-vocab.cpp).
@@ -67,9 +68,11 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     description = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     model = description.get("model", {})
     if model.get("type") == "BPE" and "ByteLevel" in json.dumps(description.get("pre_tokenizer")):
+        check_byte_level(description)
         tokens, kinds = plain_tokens(model["vocab"], added_tokens(folder, description), size)
         return Vocabulary("gpt2", pre_tokenizer_name(description["pre_tokenizer"], model.get("ignore_merges", False)), tokens, kinds)
     if model.get("type") == "BPE" and model.get("byte_fallback"):
+        check_marked(description)
         tokens, kinds = plain_tokens(model["vocab"], added_tokens(folder, description), size, model.get("unk_token"))
         return Vocabulary("llama", "default", tokens, kinds, merge_scores(model, tokens), space_first(description))
     if not description and (folder / "tokenizer.model").exists():
@@ -137,12 +140,13 @@ def sentencepiece_vocabulary(folder: Path, size: int) -> Vocabulary:
     """The vocabulary of tokenizer.model, read with the sentencepiece package.
 
     Raises:
-        UserError: the package is missing.
+        UserError: the package is missing, or llama.cpp would cut text otherwise (see tokenizer_rules.check_sentencepiece).
     """
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError as error:
         raise UserError("tokenizer.model needs the sentencepiece package: pip install sentencepiece, or add a tokenizer.json") from error
+    space_first = check_sentencepiece((folder / "tokenizer.model").read_bytes())
     pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     count = min(pieces.vocab_size(), size)
     tokens = [pieces.id_to_piece(i) for i in range(count)] + [f"[PAD{i}]" for i in range(count, size)]
@@ -159,7 +163,7 @@ def sentencepiece_vocabulary(folder: Path, size: int) -> Vocabulary:
         if index < size and kinds[index] is not TokenType.UNKNOWN:
             tokens[index], scores[index] = text, ADDED_SCORE
             kinds[index] = TokenType.CONTROL if special else TokenType.USER_DEFINED
-    return Vocabulary("llama", "default", tokens, kinds, scores)
+    return Vocabulary("llama", "default", tokens, kinds, scores, space_first)
 
 
 def pre_tokenizer_name(pre_tokenizer: dict[str, Any], ignore_merges: bool = False) -> str:

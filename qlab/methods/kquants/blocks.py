@@ -21,6 +21,7 @@ from qlab.methods.kquants.fit import codes_on, error_weights, fit, round_plainly
 from qlab.methods.kquants.kinds import KINDS, Kind
 from qlab.methods.kquants.search import search_affine
 from qlab.support.errors import UserError
+from qlab.support.threads import half_the_threads
 
 SUPERBLOCK = 256
 LARGEST = 65504.0  # of FP16
@@ -87,7 +88,7 @@ def encode(weight: Tensor, kind: str, importance: Tensor | None = None) -> Super
     d, dmin = torch.empty(2, n, device=device)
     room = torch.empty(0, device=device)
     # Results are made outside and written inside: what leaves inference mode must be ordinary tensors.
-    with torch.inference_mode():
+    with torch.inference_mode(), half_the_threads():
         for start, stop in row_chunks(rows, columns, device):
             m = (stop - start) * columns // layout.size
             if room.shape[-1] != m:

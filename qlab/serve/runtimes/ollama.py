@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlab.models.locating import read_json
 from qlab.plan.footprint import Footprint
 from qlab.serve.deployment import Deployment
 from qlab.serve.runtimes.runtime import Container
@@ -70,7 +70,8 @@ class Ollama:
 def modelfile(deployment: Deployment, file: str) -> str:
     """The guide's Modelfile over the GGUF `file`: temperature, context, all layers on a GPU if there is one, a French system prompt.
 
-    A chat template that is stored in the GGUF file is Ollama's own business: it translates the usual ones; a base model gets the
+    `file` holds no line break: Deployment sees to that. A chat template that is stored in the GGUF file is Ollama's own business: it
+    translates the usual ones; a base model gets the
     template that hands the prompt on as it is.
     """
     lines = [f"FROM {file}", "PARAMETER temperature 0.7", f"PARAMETER num_ctx {deployment.context}"]
@@ -94,4 +95,4 @@ def quoted(text: str) -> str:
 def has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer beside the weights says how a conversation is written down."""
     file = folder / "tokenizer_config.json"
-    return (folder / "chat_template.jinja").exists() or (file.exists() and bool(json.loads(file.read_text()).get("chat_template")))
+    return (folder / "chat_template.jinja").exists() or (file.exists() and bool(read_json(file).get("chat_template")))

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qlab.evaluate.quality import measure_quality
-from qlab.formats.gguf.file import assemble, encode_rows, encode_tensor, encode_tensors, write_gguf
-from qlab.formats.gguf.metadata import rope_factors
+from qlab.formats.gguf.file import assemble, check_model, encode_rows, encode_tensor, encode_tensors, remarks, write_gguf
+from qlab.formats.gguf.metadata import rope_factors, sliding_window
 from qlab.formats.gguf.mix import DEFAULT, tensor_type
 from qlab.methods.hessian import damp
-from qlab.models.opening import Source, load, load_tokenizer, locate
+from qlab.models.loading import load, load_tokenizer
+from qlab.models.opening import OpenedModel, locate
 from qlab.serve.runtimes.llamacpp import LlamaCpp, post
 from qlab.serve.server import on_free_port, serving
 from qlab.support.errors import UserError
@@ -33,12 +34,12 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module", params=["embedded", "second"])
-def subject(request: pytest.FixtureRequest) -> Source:
+def subject(request: pytest.FixtureRequest) -> OpenedModel:
     return locate("embedded" if request.param == "embedded" else str(request.getfixturevalue("second_model")))
 
 
 @pytest.fixture(scope="module")
-def files(subject: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def files(subject: OpenedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for mix in DEFAULT:
         made[mix] = tmp_path_factory.mktemp(mix) / f"{mix}.gguf"
@@ -46,7 +47,7 @@ def files(subject: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return made
 
 
-def test_f16_is_the_model_itself_and_fewer_bits_are_farther(subject: Source, files: dict[str, Path]) -> None:
+def test_f16_is_the_model_itself_and_fewer_bits_are_farther(subject: OpenedModel, files: dict[str, Path]) -> None:
     reference = load(subject)
     windows = torch.randint(1, 4000, (4, 64), generator=torch.Generator().manual_seed(0))
     kl = {mix: measure_quality(load(locate(str(file.parent))), windows, reference).kl for mix, file in files.items()}
@@ -68,7 +69,7 @@ def test_kinds_of_up_to_five_bits_settle_and_wider_ones_do_not() -> None:
     assert moved == {"Q2_K": True, "Q4_0": True, "Q4_K": True, "Q5_K": True, "Q6_K": False, "Q8_0": False}
 
 
-def test_the_file_follows_the_mix(files: dict[str, Path], subject: Source) -> None:
+def test_the_file_follows_the_mix(files: dict[str, Path], subject: OpenedModel) -> None:
     for mix, file in files.items():
         reader = gguf.GGUFReader(file)
         for tensor in reader.tensors:
@@ -91,13 +92,13 @@ def assert_alike(model: Any, file: Path, ids: list[int], tolerance: float) -> No
 @pytest.mark.parametrize(
     ("subject", "mix"), [*(("embedded", mix) for mix in DEFAULT), ("second", "f16"), ("second", "q4_k_m")], indirect=["subject"]
 )
-def test_llama_cpp_runs_every_mix(mix: str, subject: Source, files: dict[str, Path]) -> None:
+def test_llama_cpp_runs_every_mix(mix: str, subject: OpenedModel, files: dict[str, Path]) -> None:
     # Beside what transformers makes of the file's own weights; llama.cpp rounds activations to 8 bits where weights are quantized.
     ids = load_tokenizer(subject).encode(TEXTS[0], add_special_tokens=False)
     assert_alike(load(locate(str(files[mix].parent))), files[mix], ids, 0.02 if mix == "f16" else 0.3)
 
 
-def test_llama_cpp_cuts_the_same_tokens(subject: Source, files: dict[str, Path]) -> None:
+def test_llama_cpp_cuts_the_same_tokens(subject: OpenedModel, files: dict[str, Path]) -> None:
     tokenizer = load_tokenizer(subject)
     with serving(LlamaCpp(), on_free_port(files["f16"])) as server:
         for text in TEXTS:
@@ -131,6 +132,60 @@ def test_llama_cpp_turns_stretched_rotary_embeddings_alike(kind: str, tmp_path: 
         assert_alike(load(source), tmp_path / "out" / "m.gguf", ids, 0.1)
 
 
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_a_sliding_window_is_told_and_llama_cpp_agrees_up_to_it(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 256, "sliding_window": 16, "tie_word_embeddings": True,
+        "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    config = MistralConfig(**sizes) if kind == "mistral" else Qwen2Config(**sizes, use_sliding_window=True, max_window_layers=1)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    model = model.half().float().eval()
+    model.half().save_pretrained(tmp_path)
+    model.float()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(locate("embedded").path / name, tmp_path / name)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    write_gguf(tmp_path, stored, "f16", tmp_path / "m.gguf")
+    ids = torch.randint(1, 4000, (48,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert_alike(model, tmp_path / "m.gguf", ids[:16], 0.02)
+    with pytest.raises(AssertionError):  # beyond the window it is another function, and the remark says so
+        assert_alike(model, tmp_path / "m.gguf", ids, 0.02)
+    assert "last 16 tokens" in remarks(tmp_path, stored)["sliding window"]
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        ({"model_type": "mistral"}, 4096),  # the default of transformers' MistralConfig
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "mistral", "sliding_window": 32768}, None),  # all of its context
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, None),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 24}, None),  # from block 24 on
+        ({"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}, 4096),
+        ({"model_type": "llama", "sliding_window": 64}, None),  # Llama knows none, whatever its configuration says
+    ],
+)
+def test_which_models_have_a_sliding_window(config: dict[str, Any], window: int | None) -> None:
+    assert sliding_window({"max_position_embeddings": 32768, "num_hidden_layers": 24} | config) == window
+
+
+def test_a_missing_head_is_told_before_any_work(tiny: OpenedModel) -> None:
+    names = list(load_file(tiny.path / "model.safetensors"))
+    check_model(tiny.path, tiny.config, names)
+    with pytest.raises(UserError, match=r"lacks its output head, lm_head\.weight, and tie_word_embeddings in config\.json is false"):
+        check_model(tiny.path, tiny.config | {"tie_word_embeddings": False}, names)
+    with pytest.raises(UserError, match=r"lacks 1 tensors, blk\.1\.attn_k\.weight"):
+        check_model(tiny.path, tiny.config, [name for name in names if name != "model.layers.1.self_attn.k_proj.weight"])
+
+
 def test_llama_3s_factors_are_transformers_own() -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -146,7 +201,7 @@ def test_llama_3s_factors_are_transformers_own() -> None:
     assert rope_factors(config.to_dict() | {"rope_parameters": {"rope_type": "default"}}) is None
 
 
-def test_llama_cpp_runs_a_qwen3(tiny: Source, tmp_path: Path) -> None:
+def test_llama_cpp_runs_a_qwen3(tiny: OpenedModel, tmp_path: Path) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
@@ -165,11 +220,11 @@ def test_llama_cpp_runs_a_qwen3(tiny: Source, tmp_path: Path) -> None:
     assert_alike(model, tmp_path / "m.gguf", [5, 17, 300, 2000, 8], 0.02)
 
 
-def weights_of(source: Source) -> dict[str, Tensor]:
+def weights_of(source: OpenedModel) -> dict[str, Tensor]:
     return load_file(source.path / "model.safetensors")
 
 
-def test_an_encoded_tensor_says_what_it_is(tiny: Source) -> None:
+def test_an_encoded_tensor_says_what_it_is(tiny: OpenedModel) -> None:
     weights = weights_of(tiny)
     [(key, norm)] = encode_tensor("model.norm.weight", weights["model.norm.weight"], "q4_k_m", tiny.config).items()
     assert key == "F32:output_norm.weight"
@@ -192,7 +247,7 @@ def test_an_encoded_tensor_says_what_it_is(tiny: Source) -> None:
 @pytest.mark.parametrize("at_once", [1 << 22, 128 * 256])
 @pytest.mark.parametrize("mix", ["q4_k_m", "q3_k_m", "f16"])
 def test_tensors_of_one_input_become_together_what_each_becomes_alone(
-    mix: str, at_once: int, tiny: Source, monkeypatch: pytest.MonkeyPatch
+    mix: str, at_once: int, tiny: OpenedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, seen = weights_of(tiny), torch.arange(256) + 1.0
     x = torch.randn(300, 256, generator=torch.Generator().manual_seed(0)) * seen.sqrt()
@@ -207,7 +262,7 @@ def test_tensors_of_one_input_become_together_what_each_becomes_alone(
         assert all(float(together[key].eq(tensor).float().mean()) >= like for tensors in alone for key, tensor in tensors.items())
 
 
-def test_of_tensors_encoded_together_the_bad_one_is_named(tiny: Source) -> None:
+def test_of_tensors_encoded_together_the_bad_one_is_named(tiny: OpenedModel) -> None:
     names = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qk"]
     weights = {name: torch.zeros(128, 256) for name in names}
     weights[names[1]][3, 4] = torch.nan
@@ -217,7 +272,7 @@ def test_of_tensors_encoded_together_the_bad_one_is_named(tiny: Source) -> None:
     assert names[0] not in str(caught.value)
 
 
-def test_rows_of_queries_come_in_llama_cpps_order(tiny: Source) -> None:
+def test_rows_of_queries_come_in_llama_cpps_order(tiny: OpenedModel) -> None:
     name = "model.layers.1.self_attn.k_proj.weight"
     rows = torch.arange(128.0)[:, None].expand(128, 256)  # two heads of 64: each row is its number
     [tensor] = encode_tensor(name, rows, "f16", tiny.config).values()
@@ -227,7 +282,7 @@ def test_rows_of_queries_come_in_llama_cpps_order(tiny: Source) -> None:
     assert torch.equal(qwen.float(), rows)
 
 
-def test_the_file_is_the_same_however_its_parts_are_divided(tiny: Source, tmp_path: Path) -> None:
+def test_the_file_is_the_same_however_its_parts_are_divided(tiny: OpenedModel, tmp_path: Path) -> None:
     encoded: dict[str, Tensor] = {}
     for name, tensor in weights_of(tiny).items():
         encoded |= encode_tensor(name, tensor, "q4_k_m", tiny.config)
@@ -248,7 +303,7 @@ def test_the_file_is_the_same_however_its_parts_are_divided(tiny: Source, tmp_pa
         assemble(halves[1:], tiny.path, tiny.config, "q4_k_m", tmp_path / "x.gguf")
 
 
-def test_importance_reaches_its_layer(tiny: Source, tmp_path: Path) -> None:
+def test_importance_reaches_its_layer(tiny: OpenedModel, tmp_path: Path) -> None:
     layer = "model.layers.0.mlp.gate_proj"
     write_gguf(tiny.path, tiny.config, "q4_k_m", tmp_path / "plain.gguf")
     write_gguf(tiny.path, tiny.config, "q4_k_m", tmp_path / "aware.gguf", {layer: torch.arange(256) + 1.0})
@@ -258,7 +313,7 @@ def test_importance_reaches_its_layer(tiny: Source, tmp_path: Path) -> None:
     assert [name for name in plain if not np.array_equal(plain[name], aware[name])] == ["blk.0.ffn_gate.weight"]
 
 
-def test_only_the_indexs_files_are_read(tiny: Source, tmp_path: Path) -> None:
+def test_only_the_indexs_files_are_read(tiny: OpenedModel, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
         shutil.copyfile(tiny.path / name, tmp_path / name)
     shutil.copyfile(tiny.path / "model.safetensors", tmp_path / "consolidated.safetensors")  # Mistral ships its weights twice
@@ -267,7 +322,7 @@ def test_only_the_indexs_files_are_read(tiny: Source, tmp_path: Path) -> None:
     assert len(gguf.GGUFReader(tmp_path / "m.gguf").tensors) == 20
 
 
-def test_unknown_kinds_are_refused(tiny: Source, tmp_path: Path) -> None:
+def test_unknown_kinds_are_refused(tiny: OpenedModel, tmp_path: Path) -> None:
     for change, message in (
         ({"model_type": "mamba"}, "no GGUF writer for model type 'mamba'"),
         ({"hidden_act": "gelu"}, "compute silu, this one gelu"),
@@ -284,7 +339,7 @@ def test_unknown_kinds_are_refused(tiny: Source, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mix", "value"), [("f16", 1e6), ("f16", torch.nan), ("q4_k_m", torch.inf), ("q8_0", torch.nan)])
-def test_weights_that_cannot_be_stored_are_named(mix: str, value: float, tiny: Source) -> None:
+def test_weights_that_cannot_be_stored_are_named(mix: str, value: float, tiny: OpenedModel) -> None:
     weight = torch.zeros(512, 256)
     weight[3, 4] = value
     with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.up_proj\.weight.*check the checkpoint"):

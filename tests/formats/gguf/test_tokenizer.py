@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from qlab import EMBEDDED
 from qlab.formats.gguf.file import write_gguf
 from qlab.formats.gguf.tokenizer import pre_tokenizer_name, read_vocabulary
-from qlab.models.opening import Source
+from qlab.formats.gguf.tokenizer_rules import tokenizer_remarks
+from qlab.models.opening import OpenedModel
 from qlab.serve.runtimes.llamacpp import LlamaCpp, post
 from qlab.serve.server import on_free_port, serving
 from qlab.support.errors import UserError
@@ -60,18 +62,20 @@ def train_json(folder: Path, prepend: bool) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def train_sentencepiece(folder: Path) -> None:
-    """A tokenizer.model alone."""
+def train_sentencepiece(folder: Path, **changed: object) -> None:
+    """A tokenizer.model alone, as Llama 2's was trained but for what is `changed`."""
     sentencepiece = pytest.importorskip("sentencepiece")
+    as_llama = {
+        "model_type": "bpe", "byte_fallback": True, "split_digits": True, "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True, "character_coverage": 0.99,
+    }  # fmt: skip
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus()), model_prefix=str(folder / "tokenizer"), vocab_size=SIZE, model_type="bpe", byte_fallback=True,
-        character_coverage=0.99, split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(corpus()), model_prefix=str(folder / "tokenizer"), vocab_size=SIZE, minloglevel=2, **as_llama | changed
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False, "bos_token": "<s>", "eos_token": "</s>"}))
 
 
-def model_with(folder: Path, tiny: Source, vocabulary: int) -> dict[str, object]:
+def model_with(folder: Path, tiny: OpenedModel, vocabulary: int) -> dict[str, object]:
     """The tiny model, its embedding cut to the vocabulary, in `folder`; returns its configuration."""
     weights = load_file(tiny.path / "model.safetensors")
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:vocabulary].clone()
@@ -80,7 +84,7 @@ def model_with(folder: Path, tiny: Source, vocabulary: int) -> dict[str, object]
 
 
 @pytest.mark.parametrize("prepend", [True, False])
-def test_llama_cpp_cuts_as_a_byte_fallback_tokenizer_json(prepend: bool, tiny: Source, tmp_path: Path) -> None:
+def test_llama_cpp_cuts_as_a_byte_fallback_tokenizer_json(prepend: bool, tiny: OpenedModel, tmp_path: Path) -> None:
     train_json(tmp_path, prepend)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     config = model_with(tmp_path, tiny, len(tokenizer) + 3)  # three embeddings without a token
@@ -95,8 +99,9 @@ def test_llama_cpp_cuts_as_a_byte_fallback_tokenizer_json(prepend: bool, tiny: S
             assert post(server.url, "/tokenize", body)["tokens"] == ids, text
 
 
-def test_llama_cpp_cuts_as_a_sentencepiece_model(tiny: Source, tmp_path: Path) -> None:
-    train_sentencepiece(tmp_path)
+@pytest.mark.parametrize("space_first", [True, False])
+def test_llama_cpp_cuts_as_a_sentencepiece_model(space_first: bool, tiny: OpenedModel, tmp_path: Path) -> None:
+    train_sentencepiece(tmp_path, add_dummy_prefix=space_first)
     from sentencepiece import SentencePieceProcessor
 
     pieces = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
@@ -111,6 +116,91 @@ def test_llama_cpp_cuts_as_a_sentencepiece_model(tiny: Source, tmp_path: Path) -
             assert post(server.url, "/tokenize", {"content": text})["tokens"] == pieces.encode(text), text
 
 
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        ({"model_type": "unigram"}, "another kind than BPE"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "changes text before it is cut"),
+        ({"remove_extra_whitespaces": True}, "drops repeated spaces"),
+        ({"treat_whitespace_as_suffix": True}, "marks spaces at the end of words"),
+    ],
+)
+def test_a_sentencepiece_model_that_llama_cpp_would_not_follow_is_refused(changed: dict[str, object], rule: str, tmp_path: Path) -> None:
+    train_sentencepiece(tmp_path, **changed)
+    with pytest.raises(UserError, match=rf"the tokenizer .*{rule}.*, which a GGUF file cannot express"):
+        read_vocabulary(tmp_path, SIZE)
+
+
+def test_a_tokenizer_model_that_is_cut_off_or_something_else_is_damaged(tmp_path: Path) -> None:
+    train_sentencepiece(tmp_path)
+    file = tmp_path / "tokenizer.model"
+    whole = file.read_bytes()
+    for damaged in (whole[:-3], b"version https://git-lfs.github.com/spec/v1"):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"tokenizer\.model is damaged"):
+            read_vocabulary(tmp_path, SIZE)
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+SPLIT = {"type": "Split", "pattern": {"Regex": r"\s+"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("part", "rule"),
+    [
+        ({"pre_tokenizer": BYTE_LEVEL | {"add_prefix_space": True}}, "puts a space before every text"),
+        ({"pre_tokenizer": BYTE_LEVEL | {"use_regex": False}}, "does not split text into words"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, BYTE_LEVEL]}}, "splits text twice"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_LEVEL, DIGITS]}}, "as its last step"),
+        (
+            {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT | {"behavior": "Removed"}, BYTE_LEVEL | {"use_regex": False}]}},
+            "what lies between",
+        ),
+        ({"normalizer": {"type": "Lowercase"}}, "normalizer Lowercase"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "NFKC"}]}}, "normalizer NFKC"),
+        ({"model": {"end_of_word_suffix": "</w>"}}, "merges with end_of_word_suffix"),
+    ],
+)
+def test_a_byte_level_rule_that_gguf_cannot_express_is_refused(part: dict[str, dict[str, object]], rule: str, tmp_path: Path) -> None:
+    description = json.loads((EMBEDDED / "tokenizer.json").read_text())
+    changed = description | part | {"model": description["model"] | part.get("model", {})}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
+    AutoTokenizer.from_pretrained(tmp_path)  # such a tokenizer there can be
+    with pytest.raises(UserError, match=rf"the tokenizer .*{rule}.*, which a GGUF file cannot express"):
+        read_vocabulary(tmp_path, 4096)
+
+
+@pytest.mark.parametrize(
+    ("part", "rule"),
+    [
+        ({"normalizer": {"type": "Lowercase"}}, "normalizer Lowercase"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "pre-tokenizer Whitespace"),
+        ({"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}}, "splits text at spaces"),
+    ],
+)
+def test_a_rule_beside_marked_spaces_that_gguf_cannot_express_is_refused(part: dict[str, object], rule: str, tmp_path: Path) -> None:
+    train_json(tmp_path, prepend=True)
+    description = json.loads((tmp_path / "tokenizer.json").read_text())
+    read_vocabulary(tmp_path, SIZE)
+    description["model"]["vocab"]["▁▁"] = 9999
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description | part))
+    with pytest.raises(UserError, match=rf"the tokenizer .*{rule}.*, which a GGUF file cannot express"):
+        read_vocabulary(tmp_path, SIZE)
+
+
+def test_what_llama_cpp_cuts_otherwise_in_rare_texts_is_told(tmp_path: Path) -> None:
+    assert tokenizer_remarks(tmp_path) == ""
+    description = json.loads((EMBEDDED / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    assert tokenizer_remarks(tmp_path) == ""
+    description["added_tokens"][0]["rstrip"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description | {"normalizer": {"type": "NFC"}}))
+    read_vocabulary(tmp_path, 4096)
+    assert "Unicode's NFC" in tokenizer_remarks(tmp_path)
+    assert description["added_tokens"][0]["content"] in tokenizer_remarks(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["llama-bpe", "dbrx", "qwen2", "tekken", "gpt-2", "smollm"])
 def test_byte_level_pre_tokenizers_have_names(name: str) -> None:
     from qlab.formats.gguf.tokenizer import PRE_TOKENIZERS
@@ -118,7 +208,7 @@ def test_byte_level_pre_tokenizers_have_names(name: str) -> None:
     pattern = next((pattern for pattern, known in PRE_TOKENIZERS.items() if known == {"dbrx": "llama-bpe"}.get(name, name)), "")
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
     first = [{"type": "Digits", "individual_digits": True}] if name == "smollm" else [split] if pattern else []
-    description = {"type": "Sequence", "pretokenizers": [*first, {"type": "ByteLevel"}]}
+    description = {"type": "Sequence", "pretokenizers": [*first, BYTE_LEVEL]}
     assert pre_tokenizer_name(description, ignore_merges=name == "llama-bpe") == name
 
 
@@ -126,7 +216,7 @@ def test_unknown_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not known here"):
         pre_tokenizer_name({"type": "Split", "pattern": {"Regex": "never seen"}})
     with pytest.raises(UserError, match="not known here"):
-        pre_tokenizer_name({"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, {"type": "ByteLevel"}]})
+        pre_tokenizer_name({"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTE_LEVEL]})
     with pytest.raises(UserError, match="no tokenizer file"):
         read_vocabulary(tmp_path, 10)
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": []}}))
@@ -134,7 +224,7 @@ def test_unknown_tokenizers_are_refused(tmp_path: Path) -> None:
         read_vocabulary(tmp_path, 10)
 
 
-def test_special_tokens_and_missing_ones(tiny: Source, tmp_path: Path) -> None:
+def test_special_tokens_and_missing_ones(tiny: OpenedModel, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tiny.path / name, tmp_path / name)
     vocabulary = read_vocabulary(tmp_path, 4100)

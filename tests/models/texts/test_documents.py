@@ -95,7 +95,7 @@ def test_prompts_that_cannot_be_used(tmp_path: Path, content: str, message: str)
     (tmp_path / "p.jsonl").write_text(content)
     with pytest.raises(UserError, match=message):
         load_prompts(tmp_path / "p.jsonl")
-    with pytest.raises(UserError, match="cannot read absent.jsonl"):
+    with pytest.raises(UserError, match=r"cannot read absent\.jsonl"):
         load_prompts(tmp_path / "absent.jsonl")
 
 

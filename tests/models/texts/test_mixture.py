@@ -40,7 +40,7 @@ def test_weights_that_are_none(folder: Path, weight: str) -> None:
 
 def test_what_cannot_be_meant(folder: Path) -> None:
     for wrong in ("absent.txt", "absent.txt:2", "C:\\absent.txt", "a" * 5000, "nul\0"):
-        with pytest.raises(UserError, match="no text .*expected 'docstrings', 'python-reference', 'prompts'"):
+        with pytest.raises(UserError, match=r"no text .*expected 'docstrings', 'python-reference', 'prompts'"):
             check_texts(wrong)
     with pytest.raises(UserError, match="named twice"):
         mixture(["a.txt", "a.txt:2"])

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from qlab.models.opening import Source, load_tokenizer, locate
+from qlab.models.loading import load_tokenizer
+from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.builtin import python_reference
 from qlab.models.texts.windows import read_windows
 from qlab.support.errors import UserError
@@ -45,7 +46,7 @@ def test_a_text_shorter_than_asked_for_is_said_and_one_shorter_than_a_window_ref
     )
     assert line.endswith("its last 1 token fill no window and are dropped")
     assert "windows of 3 tokens that do not overlap, no BOS" in protocol
-    with pytest.raises(UserError, match="b.txt has 2 tokens, less than one window of 3"):
+    with pytest.raises(UserError, match=r"b\.txt has 2 tokens, less than one window of 3"):
         read_windows(plain(tmp_path / "b.txt", "ab"), Bytes(), 3, 1)
 
 
@@ -129,7 +130,7 @@ def test_conversations_go_through_the_chat_template(tmp_path: Path) -> None:
         assert "the tokenizer has no chat template" in found.read[0].kind
 
 
-def test_a_real_template_gives_what_transformers_gives(tmp_path: Path, tiny: Source) -> None:
+def test_a_real_template_gives_what_transformers_gives(tmp_path: Path, tiny: OpenedModel) -> None:
     tokenizer = load_tokenizer(tiny)
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}{{ raise_exception('no such role') }}{% endif %}"
@@ -139,7 +140,7 @@ def test_a_real_template_gives_what_transformers_gives(tmp_path: Path, tiny: Sou
     expected = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False)
     found = read_windows(write(tmp_path / "a.jsonl", {"messages": talk}), tokenizer, len(expected), 1)
     assert found.windows[0].tolist() == expected
-    with pytest.raises(UserError, match="b.jsonl, line 1: the model's chat template does not take this conversation .no such role"):
+    with pytest.raises(UserError, match=r"b\.jsonl, line 1: the model's chat template does not take this conversation .no such role"):
         read_windows(write(tmp_path / "b.jsonl", {"messages": [{"role": "tool", "content": "x"}]}), tokenizer, 4, 1)
 
 

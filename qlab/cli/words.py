@@ -1,0 +1,42 @@
+"""Words for a terminal: whatever a name or a file's content holds, it is shown, not obeyed, and takes a few lines at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDTH, LINES = 600, 30  # characters of a line and lines of a message that are shown
+
+
+def readable(message: str) -> str:
+    """A message without control characters, its longest lines and its end left out."""
+    lines = [printable(line) for line in message.split("\n")]
+    lines = [line if len(line) <= WIDTH else f"{line[: WIDTH - 100]} […] {line[-90:]}" for line in lines]
+    return "\n".join(lines if len(lines) <= LINES else [*lines[: LINES // 2], "[…]", *lines[-LINES // 2 :]])
+
+
+def printable(text: str) -> str:
+    """A line in which characters that steer a terminal, and what is no text, are written as escapes."""
+    return "".join(
+        character if character.isprintable() or character == "\t" else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def table(columns: Iterable[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:
+    """A table whose cells are text as it stands, without markup; a cell that is a Text already keeps its colours."""
+    made = Table(title=title, title_justify="left")
+    for column in columns:
+        made.add_column(Text(printable(column)))
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in row))
+    return made
+
+
+def show(made: Table, width: int | None = None) -> None:
+    """Print a table on standard output; `width` where that is no terminal."""
+    terminal = Console()
+    Console(width=terminal.width if terminal.is_terminal or width is None else width).print(made)

@@ -1,0 +1,47 @@
+"""Kernels for GPUs, in Triton: where a method goes from column to column, some ten small operations each, the GPU waits for Python.
+
+Each module here does what a plain function of qlab.methods does, by the same arithmetic, in one launch. The plain function stays the
+definition, and the only path on CPUs; tests hold one against the other. Sums are added up in another order, so a weight that lies
+half-way between two codes may get the other one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+
+OLDEST = (8, 0)  # compute capability: Ampere. Kernels multiply in TF32, which Turing has no instructions for.
+TRIANGLE = 1024  # rows of a triangular matrix that is inverted in one piece; products are faster beyond
+
+
+def run_on(device: torch.device) -> bool:
+    """Whether kernels compute on `device`, rather than the plain functions: the one place that decides."""
+    return device.type == "cuda" and not obstacle(device.index)
+
+
+@cache
+def obstacle(index: int | None) -> str:
+    """Why kernels cannot run on CUDA's device `index`, the current one for None; empty if they can. Said once, as a warning, too.
+
+    Triton comes with PyTorch on Linux. It compiles for the GPU by itself, but needs a C compiler and Python's headers for the launch.
+    """
+    if torch.version.cuda is None:
+        return _warned("they are written for NVIDIA's GPUs")
+    if torch.cuda.get_device_capability(index) < OLDEST:
+        return _warned("they need a GPU of the Ampere generation or later")
+    if find_spec("triton") is None:
+        return _warned("Triton is not installed")
+    try:
+        import_module("qlab.methods.kernels.trial").compile_and_run(torch.device("cuda" if index is None else f"cuda:{index}"))
+    except Exception as error:  # whatever is amiss with compilers and drivers: the plain functions need none of them
+        return _warned(f"Triton cannot compile here ({type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[-1]})")
+    return ""
+
+
+def _warned(reason: str) -> str:
+    warnings.warn(f"GPTQ and settling compute without kernels, which takes ten times as long and more: {reason}", stacklevel=3)
+    return reason

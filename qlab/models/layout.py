@@ -1,0 +1,168 @@
+"""What a decoder consists of: where its blocks lie, which of their layers are linear, embedding, head and norm, by transformers' names.
+
+The model is built by its transformers class without memory for weights (on the "meta" device) and looked at, so no family is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from qlab.support.errors import UserError
+
+UNOPENED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError, StrictDataclassError)
+"""What transformers and PyTorch raise of a configuration that makes no sense, or of a kind that they do not know."""
+Shape = tuple[int, ...]
+REASON = 240  # characters of a library's own message that a user is shown
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of a decoder with `count` blocks.
+
+    `blocks`: the name of their list, "model.layers"; `backbone`: of the module around it, "model". `hidden`: the width of the hidden
+    states. `embedding`, `head`: names of these weights, the same where they are tied. `norm`: the module behind the last block, if any.
+    `shapes`: every tensor that a checkpoint of it holds, a tied head but once. `linear`: the weights [out, in] of linear layers in blocks.
+    """
+
+    blocks: str
+    count: int
+    hidden: int
+    embedding: str
+    head: str
+    norm: str | None
+    shapes: dict[str, Shape]
+    linear: dict[str, Shape]
+
+    @property
+    def backbone(self) -> str:
+        return self.blocks.rpartition(".")[0]
+
+    def block(self, index: int) -> str:
+        """What the names of block `index` begin with."""
+        return f"{self.blocks}.{index}."
+
+    def inside(self, name: str) -> bool:
+        """Whether a tensor lies in a decoder block."""
+        return name.startswith(f"{self.blocks}.")
+
+    def within_block(self, name: str) -> str:
+        """A name without its block's: model.layers.3.mlp.up_proj → mlp.up_proj."""
+        return name.removeprefix(f"{self.blocks}.").partition(".")[2]
+
+    @property
+    def rest(self) -> list[str]:
+        """Tensors outside the blocks."""
+        return [name for name in self.shapes if not self.inside(name)]
+
+
+def empty_model(configuration: PreTrainedConfig, name: str) -> PreTrainedModel:
+    """The model of a configuration, in evaluation mode, its weights float32 on the "meta" device: shapes without memory.
+
+    Raises:
+        UserError: transformers does not know its kind, or not as a model that writes text.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(configuration, dtype=torch.float32, trust_remote_code=False).eval()
+    except UNOPENED as error:
+        raise UserError(cannot_open(name, error)) from error
+
+
+def cannot_open(name: str, error: Exception) -> str:
+    """One sentence of what transformers said."""
+    said = " ".join(str(error).split())
+    return f"transformers cannot open {name}: {said[:REASON]}{'…' if len(said) > REASON else ''}"
+
+
+def layout_of(model: PreTrainedModel, name: str) -> Layout:
+    """The layout of an empty model; `name` is what messages call it.
+
+    Raises:
+        UserError: it has no list of decoder blocks with linear layers.
+    """
+    text = model.config.get_text_config()
+    lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    outermost = {path: module for path, module in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
+    count = getattr(text, "num_hidden_layers", None)
+    stacks = {path: linear_layers(module) for path, module in outermost.items() if len(module) == count}
+    blocks = max(stacks, key=lambda path: len(stacks[path]), default="")
+    if not blocks or not stacks[blocks]:
+        raise UserError(
+            f"{name} (model type {model.config.model_type}) has no list of decoder blocks with linear layers, which qlab quantizes"
+        )
+    names = {id(module): path for path, module in model.named_modules()}
+    embedding: Any = model.get_input_embeddings()
+    output: Any = model.get_output_embeddings()
+    embedded = f"{names[id(embedding)]}.weight"
+    own_head = f"{names[id(output)]}.weight" if output is not None else embedded
+    head = embedded if output is None or output.weight is embedding.weight or getattr(text, "tie_word_embeddings", False) else own_head
+    backbone = blocks.rpartition(".")[0]
+    children = [(child, type(module).__name__) for child, module in model.get_submodule(backbone).named_children()]
+    place = [child for child, _ in children].index(blocks.rpartition(".")[2])
+    # A norm of the embedding is declared before the blocks; OPT declares the final one there too.
+    norms = [f"{backbone}.{child}" for at, (child, kind) in enumerate(children) if "Norm" in kind and (at > place or "final" in child)]
+    return Layout(
+        blocks,
+        len(outermost[blocks]),
+        getattr(text, "hidden_size", embedding.embedding_dim),
+        embedded,
+        head,
+        norms[-1] if norms else None,
+        {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key == head or key != own_head},
+        {f"{blocks}.{path}.weight": tuple(module.weight.shape) for path, module in stacks[blocks].items()},
+    )
+
+
+def linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers within a module, by name."""
+    return {path: found for path, found in module.named_modules() if isinstance(found, nn.Linear)}
+
+
+@torch.no_grad()
+def compute_buffers(model: PreTrainedModel, modules: Iterable[nn.Module], device: str) -> None:
+    """Buffers that no checkpoint holds, such as rotary frequencies or Gemma's scale of the embedding, as transformers makes them.
+
+    Raises:
+        UserError: one that transformers does not make again.
+    """
+    for module in modules:
+        for name in module._non_persistent_buffers_set:
+            # NaN first: a buffer that transformers leaves as it was is then seen.
+            module._buffers[name] = torch.full_like(module.get_buffer(name), torch.nan, dtype=torch.float32, device=device)
+        if module._non_persistent_buffers_set:
+            model._init_weights(module)
+        for name in module._non_persistent_buffers_set:
+            if not module.get_buffer(name).isfinite().all():
+                raise UserError(f"qlab cannot compute {name} of {type(module).__name__}, which no checkpoint holds")
+
+
+def configuration_of(folder: Path, name: str) -> PreTrainedConfig:
+    """transformers' configuration of a folder, no code of the folder run.
+
+    Raises:
+        UserError: transformers does not know its kind, or a value makes no sense.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except UNOPENED as error:
+        raise UserError(cannot_open(name, error)) from error
+
+
+def configuration_from(settings: dict[str, Any], name: str) -> PreTrainedConfig:
+    """transformers' configuration of what a config.json says.
+
+    Raises:
+        UserError: as configuration_of.
+    """
+    try:
+        return AutoConfig.for_model(**settings)
+    except UNOPENED as error:
+        raise UserError(cannot_open(name, error)) from error

@@ -1,0 +1,170 @@
+"""Where a model lies: `embedded`, a folder, a GGUF file or a hub id becomes a folder and weight files that are seen to be whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from qlab.formats.gguf.reading import gguf_files
+from qlab.models.named import NAMES, named_folder
+from qlab.support.errors import UserError
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # no pickles, no Python
+WHOLE = 256 << 20  # a weight file up to this many bytes is in the fingerprint whole; of a larger one, so many samples
+SAMPLES, SAMPLE_BYTES = 1024, 65536
+
+
+def find_folder(name: str) -> tuple[str, Path]:
+    """The name to show and the folder, or the GGUF file, that `name` means.
+
+    Raises:
+        UserError: no such folder or hub id, a named model that was not fetched, or no network.
+    """
+    if (named := named_folder(name)) is not None:
+        return name, named
+    path = Path(name).expanduser() if name else None
+    if path and path.is_dir():
+        return path.resolve().name, path.resolve()
+    if path and path.suffix == ".gguf" and path.is_file():
+        return path.stem, path.resolve()
+    if HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
+        return name, download(name)
+    raise UserError(
+        f"no model {name!r}: expected {', '.join(map(repr, NAMES))}, a folder with config.json and *.safetensors, a .gguf file, "
+        "or a hub id such as Qwen/Qwen2.5-0.5B"
+    )
+
+
+def download(hub_id: str) -> Path:
+    """The local snapshot of a hub model: from the cache where it is complete, else fetched, safetensors only."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"the hub has no model {hub_id!r} that you may read, and there is no such folder; "
+            "check the spelling, or log in with 'hf auth login'"
+        ) from error
+    except Exception as error:  # the client raises many kinds when the network is away; all mean the same here
+        raise UserError(
+            f"could not fetch {hub_id!r} from the hub ({type(error).__name__}), and it is not in the local cache; "
+            "there is no folder of that name either. Without a network, give a folder: --model /path/to/model"
+        ) from error
+
+
+def checked_files(place: Path) -> list[Path]:
+    """The weight files of a model folder, or the GGUF file `place` itself, each of them there; safetensors files are seen to be whole.
+
+    Raises:
+        UserError: none, pickled ones only, one that is missing, or one that is damaged.
+    """
+    weights = weight_files(place)
+    folder = place if place.is_dir() else place.parent
+    if weights and weights[0].suffix == ".gguf":
+        return weights
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder.name}/ has no config.json: it is not a Hugging Face model folder")
+    if not weights:
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        hint = f" ({pickled[0]} is a pickle, which can run code: convert it to safetensors first)" if pickled else ""
+        raise UserError(f"{folder.name}/ has no weights: expected *.safetensors{hint}")
+    if missing := [file.name for file in weights if not file.is_file()]:
+        raise UserError(f"{folder.name}/ lacks {len(missing)} of {len(weights)} weight files: {missing[0]} …; download it again")
+    for file in weights:
+        try:
+            with safe_open(file, "pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{folder.name}/{file.name} is damaged ({error}); download or copy it again") from error
+    return weights
+
+
+def weight_files(place: Path) -> list[Path]:
+    """The files that hold the weights of a folder: those that the index names, or model.safetensors, or all safetensors files there are;
+    the parts of a GGUF file where there is no safetensors file, or where `place` is such a file.
+
+    Raises:
+        UserError: the index cannot be read, or names files outside the folder; several GGUF models, or one that lacks parts.
+    """
+    if place.is_file():
+        return gguf_files(place)
+    index, single = place / "model.safetensors.index.json", place / "model.safetensors"
+    if index.exists():
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+            raise UserError(f"{place.name}/{index.name} has no 'weight_map' from tensors to files; download or copy it again")
+        names = sorted(set(places.values()))
+        if outside := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+            raise UserError(f"{place.name}/{index.name} names {outside[0]!r}: expected safetensors files that lie beside it")
+        return [place / name for name in names]
+    if single.exists():
+        return [single]
+    found = sorted(place.glob("*.safetensors"))
+    return found if found or not any(place.glob("*.gguf")) else gguf_files(place)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {file.parent.name}/{file.name}: {error.strerror}; expected a JSON file") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file.parent.name}/{file.name} is not JSON ({error}); download or copy it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file.parent.name}/{file.name} holds no JSON object; download or copy it again")
+    return found
+
+
+def kind_of(place: Path) -> str:
+    """The format of the model in a folder, or of a GGUF file: gguf, awq, gptq, bitsandbytes, or dense where nothing is quantized."""
+    if any(file.suffix == ".gguf" for file in weight_files(place)):
+        return "gguf"
+    config: dict[str, Any] = read_json(place / "config.json") if (place / "config.json").exists() else {}
+    return quantization_of(config, place.name).get("quant_method") or "dense"
+
+
+def quantization_of(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """`quantization_config` of a configuration; empty where nothing is quantized.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    found = config.get("quantization_config") or {}
+    if not isinstance(found, dict):
+        raise UserError(f"quantization_config in the config.json of {name} is no JSON object; download or copy it again")
+    return found
+
+
+def fingerprint(folder: Path | None, weights: list[Path]) -> str:
+    """A hash of configuration and tokenizer in a folder, if there is one, and of weights.
+
+    Of files over 256 MiB only samples are read, so that a 70B takes seconds, not minutes.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
+        if folder and (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    for file in weights:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            if size <= WHOLE:
+                digest.update(stream.read())
+                continue
+            for sample in range(SAMPLES):
+                stream.seek(max(0, size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+                digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]

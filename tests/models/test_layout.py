@@ -1,0 +1,61 @@
+"""What a decoder consists of, by looking at its transformers class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from qlab.models.layout import Layout, empty_model, layout_of
+from qlab.support.errors import UserError
+
+SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def layout(kind: str, **options: Any) -> Layout:
+    return layout_of(empty_model(AutoConfig.for_model(kind, **(SIZES | {"pad_token_id": 0} | options)), kind), kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "blocks", "norm", "head"),
+    [
+        ("llama", {"num_key_value_heads": 2}, "model.layers", "model.norm", "lm_head.weight"),
+        ("llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}, "model.layers", "model.norm", "model.embed_tokens.weight"),
+        ("phi", {}, "model.layers", "model.final_layernorm", "lm_head.weight"),
+        ("gpt_neox", {}, "gpt_neox.layers", "gpt_neox.final_layer_norm", "lm_head.weight"),
+        ("falcon", {}, "transformer.h", "transformer.ln_f", "transformer.word_embeddings.weight"),
+        ("opt", {"ffn_dim": 128, "word_embed_proj_dim": 64}, "model.decoder.layers", "model.decoder.final_layer_norm",
+         "model.decoder.embed_tokens.weight"),
+    ],
+)  # fmt: skip
+def test_blocks_norm_and_head_are_found_wherever_they_lie(kind: str, options: dict[str, Any], blocks: str, norm: str, head: str) -> None:
+    found = layout(kind, **options)
+    assert (found.blocks, found.norm, found.head, found.count, found.hidden) == (blocks, norm, head, 2, 64)
+    assert all(found.inside(name) for name in found.linear)
+    assert found.head in found.shapes
+    assert found.embedding in found.rest
+    assert not any(name == "lm_head.weight" for name in found.rest) or found.head == "lm_head.weight"
+
+
+def test_norms_that_are_matrices_are_no_linear_layers() -> None:
+    found = layout("cohere", use_qk_norm=True, num_key_value_heads=2)
+    assert len(found.shapes["model.layers.0.self_attn.q_norm.weight"]) == 2
+    assert "model.layers.0.self_attn.q_norm.weight" not in found.linear
+    assert found.linear["model.layers.1.self_attn.q_proj.weight"] == (64, 64)
+
+
+def test_layouts_take_no_memory_for_weights() -> None:
+    model = empty_model(AutoConfig.for_model("llama", **(SIZES | {"vocab_size": 10**9})), "large")
+    assert model.get_input_embeddings().weight.device == torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [("gpt2", {"n_embd": 64, "n_head": 4, "n_layer": 2}, "no list of decoder blocks with linear layers"), ("t5", {}, "cannot open t5")],
+)
+def test_what_is_no_decoder_of_linear_layers_is_refused_in_one_sentence(kind: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        layout_of(empty_model(AutoConfig.for_model(kind, **options), kind), kind)
+    assert len(str(caught.value)) < 400
