@@ -101,6 +101,8 @@ def test_every_window_begins_as_the_tokenizer_begins_a_text(tmp_path: Path) -> N
     several = write(tmp_path / "b.jsonl", *({"text": 3 * letter} for letter in "abc"))
     windows = read_windows(several, Bytes(begins=True, eos_token_id=EOS), 5, 2).windows
     assert {spoken(window) for window in windows} <= {"^aaa$", "^bbb$", "^ccc$"}  # not BOS twice
+    within = spoken(read_windows(several, Bytes(begins=True, eos_token_id=EOS), 9, 1).windows)
+    assert (within[0], within[4:6]) == ("^", "$^")  # a document within a window begins as one by itself
     with pytest.raises(UserError, match="no room for text"):
         read_windows(file, Bytes(begins=True), 1, 9)
 
