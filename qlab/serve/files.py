@@ -1,6 +1,7 @@
 """Files for an operations team: Docker Compose, Kubernetes, and for Ollama a Modelfile, from one description of a deployment.
 
-PyYAML writes them, and what Compose or Kubernetes would replace in a name ($NAME, $(NAME)) is escaped. No file holds the key. Containers run as an unprivileged user with a read-only root and no capabilities, and are published on
+PyYAML writes them, and what Compose or Kubernetes would replace in a name ($NAME, $(NAME)) is escaped. No file holds the key.
+Containers run as an unprivileged user with a read-only root and no capabilities, and are published on
 loopback unless the deployment says otherwise.
 """
 
@@ -95,8 +96,9 @@ def compose(runtime: Runtime, deployment: Deployment, container: Container) -> s
     if deployment.gpus:
         device = {"driver": "nvidia", "count": deployment.gpus, "capabilities": ["gpu"]}
         service["deploy"]["resources"]["reservations"] = {"devices": [device]}
+    model = shlex.quote(f"/path/to/{deployment.folder.name}")
     head = [
-        f"{runtime.label}, {deployment.name}. MODEL={shlex.quote(f"/path/to/{deployment.folder.name}")} docker compose up",
+        f"{runtime.label}, {deployment.name}. MODEL={model} docker compose up",
         *container.comments,
         *([f"The key: export {KEY_VARIABLE}, or an .env file that only its owner reads."] if secret else []),
     ]
@@ -165,7 +167,9 @@ def kubernetes(runtime: Runtime, deployment: Deployment, container: Container) -
     documents = [workload, service]
     if not container.key_variable:
         documents.append(only_from_clients(label, labels))
-        made += [f"Only pods with the label {label}-client=true reach it, where the cluster's network obeys NetworkPolicy: see that it does."]
+        made += [
+            f"Only pods with the label {label}-client=true reach it, where the cluster's network obeys NetworkPolicy: see that it does."
+        ]
     return commented([*made, *container.comments]) + yaml.safe_dump_all(documents, sort_keys=False)
 
 
