@@ -212,5 +212,5 @@ def test_a_pipe_or_a_folder_is_no_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe/m.gguf")
     for name in ("folder", "pipe"):
-        with pytest.raises(UserError, match="m.gguf in .* is not a regular file"):
+        with pytest.raises(UserError, match=r"m\.gguf in .* is not a regular file"):
             deployment(tmp_path / name)
