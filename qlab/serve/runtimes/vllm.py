@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
 import torch
+from openai import OpenAI
 
 from qlab import ROOT
 from qlab.plan.footprint import Footprint
 from qlab.plan.plan import cache_bytes, shape_of
 from qlab.serve.deployment import Deployment
+from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 from qlab.support.errors import UserError
 
@@ -57,6 +60,9 @@ class VLLM:
 
     def finish(self, deployment: Deployment) -> None:
         """Nothing."""
+
+    def greedy(self, url: str, client: OpenAI, model: str, prompt: Sequence[int], count: int) -> Greedy:
+        return from_openai(client, model, prompt, count)
 
     def on_cpu(self, model: Footprint) -> Footprint:
         """The weights are held twice: as the file has them, and packed for its kernel."""
