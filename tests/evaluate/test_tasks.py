@@ -12,7 +12,7 @@ import torch
 
 from qlab.cli import call
 from qlab.evaluate import tasks
-from qlab.evaluate.local_tasks import CLOZE, cloze, hellaswag, questions
+from qlab.evaluate.local_tasks import CLOZE, cloze, hellaswag, lambada, questions
 from qlab.evaluate.tasks import run_tasks
 from qlab.evaluate.tasks import task_manager as manager
 from qlab.models.loading import load, load_tokenizer
@@ -121,6 +121,36 @@ def test_the_cloze_task_is_the_same_every_time_and_files_are_checked(tmp_path: P
     (tmp_path / "bad.csv").write_text("question,answer\nwhy,because\n")
     with pytest.raises(UserError, match="expected columns"):
         list(questions(tmp_path / "bad.csv"))
+
+
+@pytest.mark.parametrize("content", [b"BZh9 no such stream", bz2.compress(b"a\n" * 6)[:20], bz2.compress("été".encode("latin-1"))])
+def test_damaged_compressed_data_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "val.txt.bz2").write_bytes(content)
+    with pytest.raises(UserError, match=r"val\.txt.bz2 is damaged"):
+        list(hellaswag(tmp_path / "val.txt.bz2"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "one two"}\n{"text": ', "line 2"),
+        ('{"passage": "one two"}', "line 1"),
+        ('{"text": "one"}', "two words"),
+        ("", "two words"),
+    ],
+)
+def test_damaged_json_lines_are_named(folder: Path, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "test.jsonl").write_text(content)
+    with pytest.raises(UserError, match=rf"test\.jsonl.*{message}"):
+        lambada(tmp_path / "test.jsonl")
+    assert [row["text"] for row in lambada(folder / "lambada" / "test.jsonl")] == ["Return the sum of the array", "one two"]
+
+
+@pytest.mark.parametrize("row", ["why,a,b,c,d,4", "why,a,b,c,d,-1", ""])
+def test_questions_whose_answer_is_none_of_the_four(tmp_path: Path, row: str) -> None:
+    (tmp_path / "bad.csv").write_text(f"question,choice0,choice1,choice2,choice3,answer\n{row}\n")
+    with pytest.raises(UserError, match=r"bad\.csv.*0 to 3"):
+        questions(tmp_path / "bad.csv")
 
 
 def test_reading_a_local_task_is_reported_to_nobody(tiny: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:

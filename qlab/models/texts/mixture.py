@@ -48,7 +48,8 @@ def split(text: str) -> list[str]:
     while words:
         for end in range(len(words), 0, -1):
             name = ",".join(words[:end]).strip()
-            if end == 1 or names_text(name) or names_text(name.rpartition(":")[0]):
+            source, _, weight = name.rpartition(":")
+            if end == 1 or names_text(name) or (names_text(source) and "," not in weight):
                 found.append(name)
                 words = words[end:]
                 break

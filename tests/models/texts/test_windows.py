@@ -98,9 +98,9 @@ def test_every_window_begins_as_the_tokenizer_begins_a_text(tmp_path: Path) -> N
     assert [spoken(window) for window in found.windows] == ["^abc", "^def"]
     assert (found.start, found.read[0].unused) == ("<bos>", 2)
     assert "each begins with <bos>" in found.protocol
-    several = write(tmp_path / "b.jsonl", {"text": "aaa"}, {"text": "bbb"})
+    several = write(tmp_path / "b.jsonl", *({"text": 3 * letter} for letter in "abc"))
     windows = read_windows(several, Bytes(begins=True, eos_token_id=EOS), 5, 2).windows
-    assert {spoken(windows[0]), spoken(windows[1])[:4]} in ({"^aaa$", "^bbb"}, {"^bbb$", "^aaa"})  # not BOS twice
+    assert {spoken(window) for window in windows} <= {"^aaa$", "^bbb$", "^ccc$"}  # not BOS twice
     with pytest.raises(UserError, match="no room for text"):
         read_windows(file, Bytes(begins=True), 1, 9)
 
