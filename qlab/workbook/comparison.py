@@ -34,6 +34,7 @@ PARTS = {  # a part of a method, and two methods that differ in it alone
     "compensating errors (GPTQ)": ("AWQ", "AWQ + GPTQ"),
     "asymmetric grids": ("GPTQ symmetric", "GPTQ asymmetric"),
 }
+UNEXPLAINED = " The two have opposite signs: errors of single layers on the calibration text do not explain this change of the whole model."
 OWN_WALK = ("RTN", "AWQ", "GPTQ symmetric")  # the lessons' tables give what these cost, each quantized alone
 
 
@@ -140,12 +141,14 @@ def part_sentences(found: Sequence[Part]) -> list[str]:
             f"the layers' output error {'falls' if part.removed >= 0 else 'rises'} by {abs(part.removed):.1f} % on the calibration text"
         )
         change = f"KL {'falls' if part.kl < 0 else 'rises'} by {abs(part.kl):.5f} ± {part.kl_stderr:.5f} on the evaluation text"
-        noise = "" if apart(part.kl, part.kl_stderr) else ", which is within twice the error"
-        said.append(f"{part.name[0].upper()}{part.name[1:]}, from {part.without} to {part.including}: {layers}; {change}{noise}.")
-    clear = [part for part in found if apart(part.kl, part.kl_stderr) and part.kl < 0]
-    if not clear:
+        clear = apart(part.kl, part.kl_stderr)
+        end = "." if clear else ", which is within twice the error."
+        end += UNEXPLAINED if clear and (part.kl < 0) != (part.removed > 0) else ""
+        said.append(f"{part.name[0].upper()}{part.name[1:]}, from {part.without} to {part.including}: {layers}; {change}{end}")
+    gains = [part for part in found if apart(part.kl, part.kl_stderr) and part.kl < 0]
+    if not gains:
         return [*said, "None of these parts brings this model nearer to the original by more than twice the error."]
-    most = min(clear, key=lambda part: part.kl)
+    most = min(gains, key=lambda part: part.kl)
     return [*said, f"The part with the largest gain on this model is {most.name}."]
 
 
@@ -167,8 +170,8 @@ def channel_sentences(found: Mapping[str, Channels], methods: Mapping[str, Measu
     most = max(found, key=lambda name: found[name].ratio)
     ratio, share = median(one.ratio for one in found.values()), 100 * median(one.top_share for one in found.values())
     said = (
-        f"Input channels: in the median layer the strongest channel has {ratio:.1f} times the mean square of the median channel "
-        f"(at most {found[most].ratio:.1f} times, in {short_name(most)}), and the strongest 1 % of channels have {share:.1f} % of the sum."
+        f"Input channels: in the median layer the strongest channel has {times(ratio)} times the mean square of the median "
+        f"channel (at most {times(found[most].ratio)} times, in {short_name(most)}), and the strongest 1 % have {share:.1f} % of the sum."
     )
     without, including = PARTS["scaling channels (AWQ)"]
     gains = {name: -ratio for name, ratio in log_ratios(methods[without].errors, methods[including].errors).items() if name in found}
@@ -184,6 +187,11 @@ def together_sentence(together: float, layers: int) -> str:
     if not apart(together, 1 / math.sqrt(layers - 1)):  # the standard deviation of the rank correlation of unrelated numbers
         return f"How unequal a layer's channels are does not tell how much scaling gains there: {measured}, which chance gives too."
     return f"Scaling gains {'more' if together > 0 else 'less'} in layers whose channels are more unequal: {measured}."
+
+
+def times(ratio: float) -> str:
+    """A ratio in as many digits as a reader needs."""
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}"
 
 
 def difference(farther: float, error: float) -> str:

@@ -10,7 +10,7 @@ import torch
 from qlab.evaluate.quality import Quality
 from qlab.recipes import parse
 from qlab.workbook import comparison
-from qlab.workbook.comparison import METHODS, PARTS, Channels, Measured, Part
+from qlab.workbook.comparison import METHODS, PARTS, UNEXPLAINED, Channels, Measured, Part
 
 LAYERS = [f"model.layers.{block}.mlp.{kind}_proj" for block in range(4) for kind in ("gate", "up", "down")]
 
@@ -65,7 +65,7 @@ def test_a_part_is_judged_by_the_two_methods_that_differ_in_it() -> None:
         (
             -0.02,
             0.001,
-            "KL falls by 0.02000 ± 0.00100 on the evaluation text.",
+            f"KL falls by 0.02000 ± 0.00100 on the evaluation text.{UNEXPLAINED}",
             "The part with the largest gain on this model is the part.",
         ),
         (0.02, 0.001, "KL rises by 0.02000 ± 0.00100 on the evaluation text.", "None of these parts"),
@@ -86,6 +86,7 @@ def test_unequal_channels_are_measured() -> None:
     found = comparison.channels_of(power)
     assert found.ratio == pytest.approx(101)
     assert found.top_share == pytest.approx(102 / 300)
+    assert [comparison.times(ratio) for ratio in (7.55, 1581267.2)] == ["7.5", "1,581,267"]
     assert comparison.channels_of(torch.zeros(200)) == Channels(0.0, 0.0)
 
 
