@@ -40,7 +40,10 @@ OWN_WALK = ("RTN", "AWQ", "GPTQ symmetric")  # the lessons' tables give what the
 
 @dataclass(frozen=True)
 class Measured:
-    """One method on this model: its recipe's name, its quality, and by layer the relative squared output error on the calibration text."""
+    """One method on this model: its recipe's name, its quality, and by layer the relative squared output error on the calibration text.
+
+    Where AWQ's scales are folded into a layer's rows (value and up projections), the error is of the output with those scales in it.
+    """
 
     recipe: str
     quality: Quality
