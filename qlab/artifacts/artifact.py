@@ -214,7 +214,7 @@ def _walk(
         started, folder = time.perf_counter(), work / "finished" / recipe.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        recipe.assemble(source, walk.parts(recipe), folder)
+        recipe.assemble(source, walk.parts(recipe), folder, journal.largest[recipe.name])
         seconds = journal.seconds[recipe.name] + time.perf_counter() - started
         cost = {"seconds": seconds, "peak_bytes": peak_bytes()}
         finish(folder, out / recipe.name, wanted[recipe.name], about[recipe.name] | details(recipe, source, journal), cost)

@@ -134,8 +134,10 @@ class Block:
             hook.remove()
 
     @torch.no_grad()
-    def observe(self, inputs: Activations, batch: int, outputs: Activations | None = None) -> dict[str, Statistics]:
+    def observe(self, inputs: Activations, batch: int, outputs: Activations | None = None, through: bool = False) -> dict[str, Statistics]:
         """Statistics of every layer over `inputs`, layers of a group sharing theirs; the outputs go to `outputs` if given.
+
+        Without these the block is computed no further than to its last layer's input, unless `through` says so.
 
         Raises:
             UserError: the activations of a layer are not finite.
@@ -143,6 +145,9 @@ class Block:
         with observed({group.layers[0]: self.layer(group.layers[0]) for group in self.groups}) as seen:
             if outputs:
                 outputs.write(self.outputs(inputs, batch))
+            elif through:
+                for _ in self.outputs(inputs, batch):
+                    pass
             else:
                 self._run_to(self.groups[-1].layers[0], inputs, batch)
         for group in self.groups:
