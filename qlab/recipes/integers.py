@@ -161,7 +161,7 @@ class Integers(Walked):
             whole = rtn(stacked, self.bits, self.group_size, self.symmetric, seen.hessian if self.search else None)
         else:
             options = (self.bits, self.group_size, self.symmetric, self.order, self.search)
-            whole, exact = compensated(stacked, seen.hessian, *options, trust=seen.trust)
+            whole, exact = compensated(stacked, seen.attended(), *options, trust=seen.trust)
             if self.method == "tuned":
                 weights = list(exact.split([len(weight) for weight in weights]))
             del exact

@@ -69,11 +69,14 @@ class Rows:
 
 @dataclass
 class InputGroup:
-    """Linear layers that read the same tensor; `norm` is the module that wrote it, or `rows` those whose scale it follows."""
+    """Linear layers that read the same tensor; `norm` is the module that wrote it, or `rows` those whose scale it follows.
+
+    `mixes`: whether other tokens read what the layers make of a token, as keys and values are read."""
 
     layers: list[str]
     norm: str | None = None
     rows: Rows | None = None
+    mixes: bool = False
 
 
 @dataclass
@@ -142,7 +145,8 @@ class Block:
         Raises:
             UserError: the activations of a layer are not finite.
         """
-        with observed({group.layers[0]: self.layer(group.layers[0]) for group in self.groups}) as seen:
+        mixing = [group.layers[0] for group in self.groups if group.mixes]
+        with observed({group.layers[0]: self.layer(group.layers[0]) for group in self.groups}, mixing) as seen:
             if outputs:
                 outputs.write(self.outputs(inputs, batch))
             elif through:
