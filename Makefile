@@ -6,7 +6,8 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 # A Python that the user names is taken or refused; where none is named and there is no python3.11, uv may bring one.
 FIND_PYTHON := tools/find-python.sh '$(PYTHON)' $(if $(filter file,$(origin PYTHON)),--bring)
-export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH)
+# No colon at the end: an empty entry is the current folder, whose configuration would be run.
+export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))
 
 .PHONY: run test lab lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels vllm environment lock embedded-model doctor clean help
 
@@ -20,7 +21,7 @@ test: $(READY) ## all tests
 	$(BIN)/python -m pytest
 
 lab: $(READY) ## read the lessons in JupyterLab
-	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks  # root is the usual user of a container
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff format --check qlab tests data docs

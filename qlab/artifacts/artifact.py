@@ -86,6 +86,16 @@ def inputs_of(recipe: Recipe, source: OpenedModel, windows: Tensor, device: str)
     }
 
 
+def computing_device() -> str:
+    """Where artifacts are computed: the libraries take a GPU, in half precision, wherever there is one, else the CPU, in FP32."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def artifact_folder(recipe: Recipe, source: OpenedModel, work: str) -> Path:
+    """Where `make_artifact` puts the artifact of `recipe`: `work`/<model>-<hash>/<recipe>."""
+    return Path(work) / f"{source.path.name}-{source.fingerprint[:8]}" / recipe.name
+
+
 def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: str, read: Sequence[dict[str, Any]] = ()) -> Artifact:
     """Quantize `source` by `recipe` with the calibration `windows`, or take the artifact that the same inputs made before.
 
@@ -96,9 +106,8 @@ def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: st
         UserError: what the recipe cannot do with this model, or something in the artifact's place that qlab did not make.
         OSError: the disk is full or not writable; nothing is left behind.
     """
-    # The libraries compute in half precision on a GPU wherever there is one, and in FP32 on the CPU.
-    inputs = inputs_of(recipe, source, windows, "cuda" if torch.cuda.is_available() else "cpu")
-    folder = Path(work) / f"{source.path.name}-{source.fingerprint[:8]}" / recipe.name
+    inputs = inputs_of(recipe, source, windows, computing_device())
+    folder = artifact_folder(recipe, source, work)
     check_place(folder, source.path)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -205,7 +214,7 @@ def _walk(
         started, folder = time.perf_counter(), work / "finished" / recipe.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        recipe.assemble(source, walk.parts(recipe), folder)
+        recipe.assemble(source, walk.parts(recipe), folder, journal.largest[recipe.name])
         seconds = journal.seconds[recipe.name] + time.perf_counter() - started
         cost = {"seconds": seconds, "peak_bytes": peak_bytes()}
         finish(folder, out / recipe.name, wanted[recipe.name], about[recipe.name] | details(recipe, source, journal), cost)

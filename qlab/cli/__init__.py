@@ -54,7 +54,7 @@ def fault(error: Exception) -> str:
     happened = (str(error).splitlines() or [""])[0][:300]
     return (
         f"qlab failed, and should have said why ({type(error).__name__}: {happened}). This is a fault of qlab's, or an input that it does "
-        f"not know. To see where: the same command with {DEBUG}; please report it (SECURITY.md says how, if it could do harm)"
+        f"not know. To see where: the same command with {DEBUG}; please report it"
     )
 
 

@@ -126,11 +126,25 @@ def read(store: Path, every: bool = False) -> pd.DataFrame:
     """The table, one row a figure, oldest first; of the same figure measured again only the newest, unless `every` is wanted.
 
     Raises:
-        UserError: no such file, or it is no such table.
+        UserError: no such file, it is no such table, or a row has a value of another type.
     """
     with opened(store) as database:
-        table = pd.read_sql_query(f"SELECT {', '.join(COLUMNS)} FROM measurements ORDER BY rowid", database)
+        rows = database.execute(f"SELECT {', '.join(COLUMNS)} FROM measurements ORDER BY rowid").fetchall()
+    for number, row in enumerate(rows, 1):
+        check_row(store, number, dict(zip(COLUMNS, row)))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float, "error": float})
     return table if every else table.drop_duplicates(KEY, keep="last").reset_index(drop=True)
+
+
+def check_row(store: Path, number: int, row: Mapping[str, Any]) -> None:
+    """Raise the UserError of a row that qlab did not write: numbers or none in `value` and `error`, text everywhere else."""
+    for column, value in row.items():
+        expected = (int, float, type(None)) if column in ("value", "error") else (str,)
+        if not isinstance(value, expected):
+            kind = "a number or nothing" if column in ("value", "error") else "text"
+            raise UserError(
+                f"{store}, row {number}: {column} is {str(value)[:60]!r}, expected {kind}; give a file that qlab wrote (--store)"
+            )
 
 
 def wide(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -151,7 +165,7 @@ def wide(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 def cell(figure: pd.Series) -> str:
     """A figure as text: bytes in MB, the error behind ±."""
     if pd.isna(figure["value"]):
-        return f"no: {figure['reason'].splitlines()[0]}"
+        return f"no: {(figure['reason'].splitlines() or ['nobody said why'])[0]}"
     scale = 1e6 if figure["unit"] == "B" else 1e9 if figure["unit"] == "B/s" else 1
     unit = {"B": " MB", "B/s": " GB/s"}.get(figure["unit"], "")
     error = "" if pd.isna(figure["error"]) else f" ± {figure['error'] / scale:.2g}"
@@ -164,9 +178,15 @@ def opened(store: Path, create: bool = False) -> Iterator[sqlite3.Connection]:
     if not create and not store.is_file():
         raise UserError(f"no results at {store}: 'qlab bench', 'qlab evaluate' and lesson 7 write them")
     try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(store, timeout=30)) as database:
-            database.execute(f"CREATE TABLE IF NOT EXISTS measurements ({', '.join(COLUMNS)})")
+        if create:
+            store.parent.mkdir(parents=True, exist_ok=True)
+        address = f"{store.absolute().as_uri()}?mode={'rwc' if create else 'ro'}"  # reading changes nothing, whoever's file it is
+        with closing(sqlite3.connect(address, uri=True, timeout=30)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if create and not tables:
+                database.execute(f"CREATE TABLE measurements ({', '.join(COLUMNS)})")
+            elif [name for _, name, *_ in database.execute("PRAGMA table_info(measurements)")] != list(COLUMNS):
+                raise UserError(f"{store} is another program's database: expected a file that qlab wrote, or none yet")
             yield database
     except (sqlite3.Error, pd.errors.DatabaseError, OSError) as error:
         raise UserError(f"{store} cannot be used as a table of results ({error}): expected a file that qlab wrote, or none yet") from error

@@ -52,15 +52,15 @@ def find_shape(name: str) -> tuple[str, Shape]:
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file} is not JSON: expected a model's config.json") from error
     return name, dense_shape(config, name)
 
 
 def nearest(billions: float) -> tuple[str, Shape]:
     """The published model nearest to so many billion parameters, and the words that say so."""
-    if billions <= 0:
-        raise UserError(f"a model of {billions:g} B parameters: expected more than none")
+    if not 0 < billions < 1e6:
+        raise UserError(f"a model of {billions:g} B parameters: expected more than none, and less than a million")
     known, shape = min(SHAPES.items(), key=lambda item: abs(math.log(item[1].parameters / 1e9 / billions)))
     found = shape.parameters / 1e9
     if not 1 / NEAR <= found / billions <= NEAR:

@@ -89,6 +89,10 @@ class GGUF(Walked):
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         return gguf.encode_tensor(name, tensor, self.mix, source.config, encoder=self.encoder(None))
 
-    def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
+    def dtype_note(self, source: OpenedModel, largest: float) -> str:
+        """None: llama.cpp computes in FP32 whatever the file holds."""
+        return ""
+
+    def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
         gguf.assemble(parts, source.folder, source.config, self.mix, out / f"model-{self.mix}.gguf")
         finish_folder(source.folder, source.config, [], out, None)  # Python tools read the original's tokenizer

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from qlab.formats import awq, gptq
-from qlab.formats.folder import finish_folder
 from qlab.methods.awq import best_scale, output_error
 from qlab.methods.gptq import compensated
 from qlab.methods.grid import GroupedIntegers
@@ -162,7 +161,7 @@ class Integers(Walked):
             whole = rtn(stacked, self.bits, self.group_size, self.symmetric, seen.hessian if self.search else None)
         else:
             options = (self.bits, self.group_size, self.symmetric, self.order, self.search)
-            whole, exact = compensated(stacked, seen.hessian, *options, trust=seen.trust)
+            whole, exact = compensated(stacked, seen.attended(), *options, trust=seen.trust)
             if self.method == "tuned":
                 weights = list(exact.split([len(weight) for weight in weights]))
             del exact
@@ -187,7 +186,7 @@ class Integers(Walked):
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
 
-    def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
+    def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
         kept, quantized = stored_layers(source.layout, parts)
         if self.awq_layout:
             entry = awq.quantization_config(self.group_size, ["lm_head", *kept])
@@ -195,7 +194,7 @@ class Integers(Walked):
             entry = gptq.quantization_config(
                 self.bits, self.group_size, self.symmetric, self.order == "scattered", skipped=kept, quantized=quantized
             )
-        finish_folder(source.folder, source.config, parts, out, entry)
+        self.finish(source, parts, out, entry, largest)
 
 
 def parse_integers(name: str) -> Integers | None:

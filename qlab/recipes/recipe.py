@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from qlab.formats.folder import half_precision
+from qlab.formats.folder import finish_folder, narrow
 from qlab.models.opening import OpenedModel
+from qlab.walk.span import FP16_LARGEST, overflows
 from qlab.walk.walk import Journal, Method, Walk
 
 Details = dict[str, Any]
@@ -43,6 +46,12 @@ class WalkedRecipe(Recipe, Method, Protocol):
     def remarks(self, source: OpenedModel) -> dict[str, str]:
         """What a user of this model in this format has to know: subject → sentence, for the screen and the manifest's notes."""
 
+    def dtype(self, source: OpenedModel, largest: float) -> torch.dtype:
+        """What the artifact is to be run in."""
+
+    def dtype_note(self, source: OpenedModel, largest: float) -> str:
+        """A sentence on it where it is not FP16."""
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -72,22 +81,44 @@ class Walked:
         return {}
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """In half precision, as checkpoints of the safetensors family store what is not quantized."""
-        return {name: half_precision(name, tensor)}
+        """As it is: whether FP16 or BF16 holds it and what the model makes of it, only the whole walk tells (`finish`)."""
+        return {name: tensor}
+
+    def dtype(self: WalkedRecipe, source: OpenedModel, largest: float) -> torch.dtype:
+        """What the tensors that are not quantized are stored in, and the model is to be run in: BF16 where FP16 may overflow."""
+        return torch.bfloat16 if overflows(largest) else torch.float16
+
+    def dtype_note(self: WalkedRecipe, source: OpenedModel, largest: float) -> str:
+        """Why the artifact is BF16; empty where it is not."""
+        if self.dtype(source, largest) == torch.float16:
+            return ""
+        return (
+            f"stored as BF16 and marked so in config.json, since FP16, which ends at {FP16_LARGEST:.0f}, may overflow: "
+            f"weights and activations of up to {largest:.3g} were seen. Do not run it with --dtype float16"
+        )
+
+    def finish(
+        self: WalkedRecipe, source: OpenedModel, parts: Sequence[Path], out: Path, quantization: dict[str, Any], largest: float
+    ) -> None:
+        """A checkpoint of the safetensors family: what is not quantized in half precision, beside it config.json and tokenizer."""
+        dtype = self.dtype(source, largest)
+        narrow(parts, source.layout.shapes, dtype)
+        finish_folder(source.folder, source.config, parts, out, quantization, dtype)
 
     def quantize(self: WalkedRecipe, source: OpenedModel, windows: Tensor, out: Path) -> Details:
         """Walk for this recipe alone."""
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".walk-") as work:
             walk = Walk(source, [self], windows, Path(work))
             journal = walk.run()
-            self.assemble(source, walk.parts(self), out)
+            self.assemble(source, walk.parts(self), out, journal.largest[self.name])
         return details(self, source, journal)
 
 
 def details(recipe: WalkedRecipe, source: OpenedModel, journal: Journal) -> Details:
     """What the walk found out for this recipe, with the recipe's remarks among the notes."""
     found = journal.details(recipe.name)
-    return found | {"notes": recipe.remarks(source) | found["notes"]}
+    note = recipe.dtype_note(source, journal.largest[recipe.name])
+    return found | {"notes": recipe.remarks(source) | ({"dtype": note} if note else {}) | found["notes"]}
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:

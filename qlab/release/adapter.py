@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qlab.formats.folder import finish_folder, half_precision
+from qlab.formats.folder import COMPANIONS, finish_folder, half_precision
 from qlab.models.loading import load
 from qlab.models.locating import read_json
 from qlab.models.opening import OpenedModel
+from qlab.release.adapter_config import check_config
 from qlab.support.errors import UserError
 
+TOKENIZER = tuple(pattern for pattern in COMPANIONS if not pattern.startswith("generation"))
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -30,24 +33,30 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder.name}/ has no {name}: expected an adapter as peft saves it, in safetensors")
-    kind = read_json(folder / CONFIG).get("peft_type")
+    config = read_json(folder / CONFIG)
+    kind = config.get("peft_type")
     if kind != "LORA":
-        raise UserError(f"{folder.name}/ is an adapter of type {kind}: only LORA is merged here")
+        raise UserError(f"{folder.name}/ is an adapter of type {str(kind)[:40]}: only LORA is merged here")
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder.name}/{WEIGHTS} is damaged ({error}); copy it again, or train it again") from error
+    check_config(config, tensors, folder)
     for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise UserError(
+                f"{folder.name}/{WEIGHTS} is damaged: {name} holds {tensor.dtype}, not floats; copy it again, or train it again"
+            )
         if not torch.isfinite(tensor).all():
             raise UserError(f"{folder.name}/{WEIGHTS} is damaged: {name} holds values that are not finite; train it again")
     return LoraConfig.from_pretrained(str(folder)), tensors
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of the adapter's two files."""
+    """A hash of the adapter's two files, and of the tokenizer and chat template that lie with them."""
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        digest.update((folder / name).read_bytes())
+    for file in [folder / CONFIG, folder / WEIGHTS, *own_tokenizer(folder)]:
+        digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -78,3 +87,10 @@ def merge(source: OpenedModel, folder: Path, out: Path) -> None:
     merged.config.dtype = torch.float16
     merged.save_pretrained(out)
     finish_folder(source.folder, source.config, [], out, None)
+    for file in own_tokenizer(folder):
+        shutil.copyfile(file, out / file.name)
+
+
+def own_tokenizer(folder: Path) -> list[Path]:
+    """The files of tokenizer and chat template in an adapter's folder: who trained it wrote conversations down by these."""
+    return sorted({file for pattern in TOKENIZER for file in folder.glob(pattern) if file.is_file()})

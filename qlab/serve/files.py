@@ -1,7 +1,7 @@
 """Files for an operations team: Docker Compose, Kubernetes, and for Ollama a Modelfile, from one description of a deployment.
 
-PyYAML writes them, and what Compose or Kubernetes would replace in a name ($NAME, $(NAME)) is escaped. No file holds the key. Containers
-run as an unprivileged user with a read-only root and no capabilities, and are published on
+PyYAML writes them, and what Compose or Kubernetes would replace in a name ($NAME, $(NAME)) is escaped. No file holds the key.
+Containers run as an unprivileged user with a read-only root and no capabilities, and are published on
 loopback unless the deployment says otherwise.
 """
 
@@ -96,8 +96,9 @@ def compose(runtime: Runtime, deployment: Deployment, container: Container) -> s
     if deployment.gpus:
         device = {"driver": "nvidia", "count": deployment.gpus, "capabilities": ["gpu"]}
         service["deploy"]["resources"]["reservations"] = {"devices": [device]}
+    model = shlex.quote(f"/path/to/{deployment.folder.name}")
     head = [
-        f"{runtime.label}, {deployment.name}. MODEL={shlex.quote(f'/path/to/{deployment.folder.name}')} docker compose up",
+        f"{runtime.label}, {deployment.name}. MODEL={model} docker compose up",
         *container.comments,
         *([f"The key: export {KEY_VARIABLE}, or an .env file that only its owner reads."] if secret else []),
     ]

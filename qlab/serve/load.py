@@ -16,14 +16,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx2
 import numpy as np
-from openai import APIConnectionError, APIError, AsyncOpenAI
+from openai import APIConnectionError, APIError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
 
-from qlab.serve.proof import generated
+from qlab.serve.answers import BYTES_PER_TOKEN, SPARE, Measured, Part, TooMuch
 from qlab.support.errors import UserError
 from qlab.support.progress import counter
 
+LATE, WRONG = "not whole in time", "no answer of a known form"
+GONE = (APIConnectionError.__name__, LATE)
 PERCENTILES = (50, 95, 99)
 NEAR_TIE = 0.3  # nats; in 500 answers of llama.cpp at 1 and at 16 at a time the largest parting was 0.16
 SATURATED = 1.1  # a doubling of concurrency that brings less than this factor in throughput has saturated the server
@@ -77,9 +81,13 @@ def run_load(
 ) -> list[Level]:
     """Send all prompts at each concurrency of `levels`, for `tokens` greedy tokens each, to the OpenAI interface at `url`.
 
+    An answer that is not whole after `timeout` seconds, or longer than one of so many tokens can be, is lost. After a level at which all
+    were lost no other is tried.
+
     Raises:
-        UserError: no prompts, or a level below one.
+        UserError: no prompts, a level below one, or a URL of no server.
     """
+    check_url(url)
     if not prompts or min(levels, default=0) < 1:
         raise UserError("a load needs prompts, and levels of one request at a time or more")
     done: list[Level] = []
@@ -92,7 +100,25 @@ def run_load(
             answers = thread.submit(asyncio.run, _level(url, model, prompts, level, tokens, key, timeout, tick)).result()
             first = first or answers
             done.append(summary(level, answers, first, time.perf_counter() - started))
+            if all(answer.error for answer in answers):
+                break
     return done
+
+
+def check_url(url: str) -> None:
+    """See that `url` can be one of a server.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.query and not parts.fragment
+        httpx2.URL(url)  # its own rules for names of hosts
+    except (ValueError, httpx2.InvalidURL):
+        good = False
+    if not good or not url.isprintable() or " " in url:
+        raise UserError(f"no server at {url[:200]!r}: expected an address such as http://127.0.0.1:8000")
 
 
 async def _level(
@@ -100,50 +126,71 @@ async def _level(
 ) -> list[Answer]:
     answers = [Answer(error="not sent: the server is gone") for _ in prompts]
     waiting, lost = iter(range(len(prompts))), 0
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key=key or "none", max_retries=0, timeout=timeout) as client:
+    users = min(level, len(prompts))
+    pool = httpx2.Limits(max_connections=users)
+    transport = Measured(SPARE + BYTES_PER_TOKEN * tokens, limits=pool)
+    async with (
+        DefaultAsyncHttpxClient(transport=transport, timeout=timeout) as http,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key=key or "none", max_retries=0, timeout=timeout, http_client=http) as client,
+    ):
 
         async def user() -> None:
             nonlocal lost
             for index in waiting:
-                answers[index] = await _ask(client, model, prompts[index], tokens, str(level))
-                lost = lost + 1 if answers[index].error == APIConnectionError.__name__ else 0
+                answers[index] = await _ask(client, model, prompts[index], tokens, str(level), timeout)
+                lost = lost + 1 if answers[index].error in GONE else 0
                 tick()
-                if lost > 2 * level:  # nobody is there any more
+                if lost > 2 * users:  # nobody is there any more
                     return
 
-        await asyncio.gather(*(user() for _ in range(level)))
+        await asyncio.gather(*(user() for _ in range(users)))
     return answers
 
 
-async def _ask(client: AsyncOpenAI, model: str, prompt: str, tokens: int, salt: str) -> Answer:
+async def _ask(client: AsyncOpenAI, model: str, prompt: str, tokens: int, salt: str, limit: float) -> Answer:
+    """The answer to one prompt. Whatever goes wrong is this answer's error, and costs no other its figures."""
+    try:
+        async with asyncio.timeout(limit):
+            return await _answer(client, model, prompt, tokens, salt)
+    except (TimeoutError, APITimeoutError):
+        return Answer(error=LATE)
+    except TooMuch:
+        return Answer(error="longer than an answer can be")
+    except APIError as error:
+        return Answer(error=WRONG if type(error) is APIError else type(error).__name__)
+    except httpx2.HTTPError:  # in the middle of a stream
+        return Answer(error=APIConnectionError.__name__)
+    except Exception:  # OpenAI's client raises what its parts do, of whatever a server sends
+        return Answer(error=WRONG)
+
+
+async def _answer(client: AsyncOpenAI, model: str, prompt: str, tokens: int, salt: str) -> Answer:
     answer, started = Answer(), time.perf_counter()
     last = started
-    try:
-        stream = await client.completions.create(
-            model=model, prompt=prompt, max_tokens=tokens, temperature=0, logprobs=1, stream=True, stream_options={"include_usage": True},
-            extra_body=SETTINGS | {"cache_salt": salt},
-            extra_headers={"Connection": "close"},  # llama.cpp closes idle connections just when the next request is on its way
-        )  # fmt: skip
-        async for part in stream:
-            now = time.perf_counter()
-            if part.usage:
-                answer.tokens, answer.prompt_tokens = part.usage.completion_tokens, part.usage.prompt_tokens
-            if part.choices:
-                if not answer.first:
-                    answer.first = now - started
-                else:
-                    answer.gaps.append(now - last)
-                answer.text += part.choices[0].text
-                if part.choices[0].logprobs:
-                    ids, logprobs = generated(part.choices[0].logprobs)
-                    answer.ids += ids
-                    answer.logprobs += logprobs
-                last = now
-        answer.latency = last - started
-        if not answer.tokens:
-            answer.error = "no tokens"
-    except APIError as error:
-        answer.error = type(error).__name__
+    stream = await client.completions.create(
+        model=model, prompt=prompt, max_tokens=tokens, temperature=0, logprobs=1, stream=True, stream_options={"include_usage": True},
+        extra_body=SETTINGS | {"cache_salt": salt},
+        extra_headers={"Connection": "close"},  # llama.cpp closes idle connections just when the next request is on its way
+    )  # fmt: skip
+    async for event in stream:
+        now, part = time.perf_counter(), Part.model_validate(event)
+        if part.usage:
+            answer.tokens, answer.prompt_tokens = part.usage.completion_tokens, part.usage.prompt_tokens
+        if part.choices:
+            if not answer.first:
+                answer.first = now - started
+            else:
+                answer.gaps.append(now - last)
+            answer.text += part.choices[0].text
+            ids, logprobs = part.choices[0].tokens()
+            answer.ids += ids
+            answer.logprobs += logprobs
+            last = now
+    answer.latency = last - started
+    if not answer.tokens:
+        answer.error = "no tokens"
+    elif answer.tokens > tokens:
+        answer.error = WRONG
     return answer
 
 

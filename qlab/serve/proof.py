@@ -44,7 +44,7 @@ class Agreement:
 
     `identical`: share equal where each goes its own way. `in_context`: share that the reference chooses too after the same tokens.
     `margin`: the most by which the reference prefers its own choice to the runtime's after the same tokens, in nats; a near tie is
-    near 0. `error`: mean difference of the two log-probabilities of the runtime's tokens, in nats.
+    near 0. `error`: mean difference of the two log-probabilities of the runtime's tokens, in nats, over those that it tells.
     """
 
     identical: float
@@ -83,9 +83,9 @@ class Proof:
 
 
 def compare(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float | None]]
 ) -> Agreement:
-    """Hold a runtime's greedy continuations of `prompts`, token ids and log-probabilities, against `model`."""
+    """Hold a runtime's greedy continuations of `prompts`, token ids and the log-probabilities that it tells, against `model`."""
     equal, same, margins, errors = [], [], [], []
     for prompt, chosen_ids, reported in zip(prompts, tokens, logprobs):
         chosen = torch.tensor(chosen_ids)
@@ -97,7 +97,8 @@ def compare(
         of_chosen = expected.gather(1, chosen[:, None])[:, 0]
         same.append(expected.argmax(1) == chosen)
         margins.append(expected.amax(1) - of_chosen)
-        errors.append((of_chosen - torch.tensor(reported)).abs())
+        told = torch.tensor([float("nan") if value is None else value for value in reported])
+        errors.append((of_chosen - told).abs()[~told.isnan()])
     means = [float(torch.cat(found).float().mean()) for found in (equal, same, errors)]
     return Agreement(means[0], means[1], float(torch.cat(margins).max()), means[2])
 
@@ -132,7 +133,7 @@ def prove(runtime: Runtime, deployment: Deployment, server: Server, tokens: int 
     source = locate(str(deployment.folder))
     model, tokenizer = load(source, device=device), load_tokenizer(source)
     client = client_of(server)
-    agreement = agreement_with(model, tokenizer, client, deployment, tokens)
+    agreement = agreement_with(runtime, model, tokenizer, client, deployment, tokens)
     listed = [found.id for found in client.models.list().data]
     checks = [
         Check("the model is listed", deployment.name in listed, ", ".join(listed)),
@@ -144,25 +145,14 @@ def prove(runtime: Runtime, deployment: Deployment, server: Server, tokens: int 
 
 
 def agreement_with(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, client: OpenAI, deployment: Deployment, tokens: int
+    runtime: Runtime, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, client: OpenAI, deployment: Deployment, tokens: int
 ) -> Agreement:
     """Ask for greedy continuations of PROMPTS, as token ids, and compare."""
     prompts = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in PROMPTS]
-    found = []
-    for prompt in prompts:
-        answer = client.completions.create(
-            model=deployment.name, prompt=prompt, max_tokens=min(tokens, deployment.context - len(prompt)), temperature=0, logprobs=1,
-            extra_body={"return_tokens_as_token_ids": True},  # vLLM's; llama.cpp gives them anyway
-        )  # fmt: skip
-        found.append(generated(answer.choices[0].logprobs))
-    return compare(model, prompts, [ids for ids, _ in found], [values for _, values in found])
-
-
-def generated(logprobs: Any) -> tuple[list[int], list[float]]:
-    """Token ids and log-probabilities in a completion's `logprobs`: a list of tokens from llama.cpp, OpenAI's old form from vLLM."""
-    if content := getattr(logprobs, "content", None):
-        return [token["id"] for token in content], [token["logprob"] for token in content]
-    return [int(token.removeprefix("token_id:")) for token in logprobs.tokens], list(logprobs.token_logprobs)
+    found = [
+        runtime.greedy(deployment.url, client, deployment.name, prompt, min(tokens, deployment.context - len(prompt))) for prompt in prompts
+    ]
+    return compare(model, prompts, [answer.ids for answer in found], [answer.logprobs for answer in found])
 
 
 def in_words(agreement: Agreement, runtime: Runtime) -> str:

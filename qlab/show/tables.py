@@ -41,6 +41,11 @@ def styled(frame: pd.DataFrame) -> Styler:
     return frame.style.format(escape="html", na_rep=MISSING).set_table_styles(styles)
 
 
+def texts(frame: pd.DataFrame) -> Styler:
+    """A table of longer texts, with their line breaks, as `styled`; without the index."""
+    return styled(frame).hide(axis="index").set_properties(**{"white-space": "pre-wrap", "overflow-wrap": "anywhere", "max-width": "20em"})
+
+
 def is_number(column: pd.Series) -> bool:
     """Whether a column holds numbers, perhaps written out with their unit or error."""
     if pd.api.types.is_numeric_dtype(column):

@@ -69,11 +69,14 @@ class Rows:
 
 @dataclass
 class InputGroup:
-    """Linear layers that read the same tensor; `norm` is the module that wrote it, or `rows` those whose scale it follows."""
+    """Linear layers that read the same tensor; `norm` is the module that wrote it, or `rows` those whose scale it follows.
+
+    `mixes`: whether other tokens read what the layers make of a token, as keys and values are read."""
 
     layers: list[str]
     norm: str | None = None
     rows: Rows | None = None
+    mixes: bool = False
 
 
 @dataclass
@@ -134,15 +137,21 @@ class Block:
             hook.remove()
 
     @torch.no_grad()
-    def observe(self, inputs: Activations, batch: int, outputs: Activations | None = None) -> dict[str, Statistics]:
+    def observe(self, inputs: Activations, batch: int, outputs: Activations | None = None, through: bool = False) -> dict[str, Statistics]:
         """Statistics of every layer over `inputs`, layers of a group sharing theirs; the outputs go to `outputs` if given.
+
+        Without these the block is computed no further than to its last layer's input, unless `through` says so.
 
         Raises:
             UserError: the activations of a layer are not finite.
         """
-        with observed({group.layers[0]: self.layer(group.layers[0]) for group in self.groups}) as seen:
+        mixing = [group.layers[0] for group in self.groups if group.mixes]
+        with observed({group.layers[0]: self.layer(group.layers[0]) for group in self.groups}, mixing) as seen:
             if outputs:
                 outputs.write(self.outputs(inputs, batch))
+            elif through:
+                for _ in self.outputs(inputs, batch):
+                    pass
             else:
                 self._run_to(self.groups[-1].layers[0], inputs, batch)
         for group in self.groups:

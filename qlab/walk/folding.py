@@ -40,7 +40,12 @@ def fold_scales(block: Block, statistics: dict[str, Statistics], search: Search)
             continue
         for name in group.layers:
             block.layer(name).weight.mul_(scale)
-        seen = replace(first, hessian=first.hessian / scale / scale[:, None], absolute_sum=first.absolute_sum / scale)
+        seen = replace(
+            first,
+            hessian=first.hessian / scale / scale[:, None],
+            absolute_sum=first.absolute_sum / scale,
+            first=[rows / scale for rows in first.first],
+        )
         scaled |= dict.fromkeys(group.layers, seen)
     return scaled
 

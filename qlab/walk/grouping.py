@@ -54,7 +54,23 @@ def input_groups(block: Block, hidden: Tensor) -> list[InputGroup]:
         else:
             trials = (rows for writer in earlier for rows in possible_rows(block, writer, group.layers[0]))
             group.rows = next((rows for rows in trials if follows(block, hidden, output, tensor, group.layers, rows)), None)
+        group.mixes = mixes(block, hidden, output, group.layers)
     return [group for _, group in seen]
+
+
+def mixes(block: Block, hidden: Tensor, output: Tensor, layers: list[str]) -> bool:
+    """Whether the block's output of other tokens changes with what `layers` make of the first: keys and values do that."""
+
+    def change(_: nn.Module, __: tuple[Tensor, ...], written: Tensor) -> Tensor:
+        changed = written.clone()
+        changed[:, 0] *= 2
+        return changed
+
+    hooks = [block.layer(layer).register_forward_hook(change) for layer in layers]
+    found = block.forward(hidden)
+    for hook in hooks:
+        hook.remove()
+    return not alike(found[:, 1:], output[:, 1:], hidden[:, 1:])
 
 
 def possible_rows(block: Block, writer: str, reader: str) -> Iterator[Rows]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qlab.methods.hessian import damp, shrink, trust
 from qlab.support.precision import add_product
 
+FIRST = 0.03  # share of H that the first tokens of the windows have at least, where other tokens read what the layer makes of them
 STRIPES = 4  # XᵀX is symmetric: of so many stripes of rows, only what lies on and above the diagonal is computed
 
 
@@ -19,12 +20,15 @@ STRIPES = 4  # XᵀX is symmetric: of so many stripes of rows, only what lies on
 class Statistics:
     """Of one layer's inputs x [tokens, in]: `hessian` = XᵀX float32 [in, in], the sum of |x| [in], the tokens seen.
 
-    The Hessian is whole once `complete` was called; until then stripes below its diagonal are missing.
+    The Hessian is whole once `complete` was called; until then stripes below its diagonal are missing. `mixes`: whether other tokens
+    read what the layer makes of a token; then `first` holds the inputs of each window's first token, float32 [windows, in] a batch.
     """
 
     hessian: Tensor
     absolute_sum: Tensor
     tokens: int = 0
+    mixes: bool = False
+    first: list[Tensor] = field(default_factory=list)
 
     @property
     def magnitude(self) -> Tensor:
@@ -41,12 +45,29 @@ class Statistics:
         """The share of H's correlations that so many tokens can tell."""
         return trust(self.tokens, len(self.hessian))
 
+    def attended(self) -> Tensor:
+        """A new H float32 [in, in] to fit codes to: of layers that mix tokens, first tokens make up a share of FIRST at least.
+
+        Many models attend from every token to the first one (attention sinks, Xiao et al. 2023), whose hidden state is unlike all
+        others. An error of its key or value reaches every later token, but H counts it once a window: GPTQ then moves the errors of
+        all other tokens into that one direction.
+        """
+        hessian = self.hessian.clone()
+        if self.first:
+            rows = torch.cat(self.first)
+            energy, whole = rows.square().sum(), hessian.diagonal().sum()
+            missing = FIRST / (1 - FIRST) * (whole - energy) - energy
+            hessian.addmm_(rows.T, rows * (missing / energy.clamp(min=1e-30)).clamp(min=0))
+        return hessian
+
     def trusted(self) -> Tensor:
-        """A new H, shrunk by what can be trusted of it and damped: float32 [in, in]."""
-        return damp(shrink(self.hessian.clone(), self.trust))
+        """A new H as `attended`, shrunk by what can be trusted of it and damped: float32 [in, in]."""
+        return damp(shrink(self.attended(), self.trust))
 
     def add(self, inputs: Tensor) -> None:
-        """Take in activations [..., in]."""
+        """Take in activations [..., in]; where tokens are mixed, [windows, length, in]."""
+        if self.mixes and inputs.ndim == 3:
+            self.first.append(inputs[:, 0].float().clone())  # a view would keep all the activations
         rows = inputs.reshape(-1, inputs.shape[-1])
         if not (rows.is_cuda and rows.dtype == torch.bfloat16):  # a GPU multiplies those as they are
             rows = rows.float()
@@ -67,12 +88,13 @@ class Statistics:
 
 
 @contextmanager
-def observed(layers: dict[str, nn.Linear]) -> Iterator[dict[str, Statistics]]:
-    """Within the context, every forward pass adds the inputs of `layers` to the statistics that are yielded, by name."""
+def observed(layers: dict[str, nn.Linear], mixing: Collection[str] = ()) -> Iterator[dict[str, Statistics]]:
+    """Within the context, every forward pass adds the inputs of `layers` to the statistics that are yielded, by name; `mixing` names
+    those of which other tokens read what they make of a token."""
     found, hooks = {}, []
     for name, layer in layers.items():
         size, device = layer.in_features, layer.weight.device
-        found[name] = Statistics(torch.zeros(size, size, device=device), torch.zeros(size, device=device))
+        found[name] = Statistics(torch.zeros(size, size, device=device), torch.zeros(size, device=device), mixes=name in mixing)
         hooks.append(layer.register_forward_pre_hook(lambda _, inputs, of=found[name]: of.add(inputs[0])))
     try:
         yield found

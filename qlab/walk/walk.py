@@ -27,6 +27,7 @@ from qlab.walk.block import Activations, Block, InputGroup
 from qlab.walk.grouping import input_groups
 from qlab.walk.sensitivity import prediction_metric
 from qlab.walk.skeleton import Skeleton
+from qlab.walk.span import Largest, watched
 from qlab.walk.statistics import Statistics
 
 ORIGINAL = "original"  # the stream of activations of the unquantized model
@@ -51,6 +52,7 @@ class Calibration:
     inputs: Activations
     targets: Activations
     metric: Callable[[], Tensor]
+    largest: float  # the largest absolute value of the block's activations (qlab.walk.span)
 
     def random_batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs, targets) of `size` windows at a time, without end: each pass over the windows in another order, the same every run."""
@@ -77,10 +79,11 @@ class Method(Protocol):
         """Quantize the block, which it may change; a sequential one leaves the quantized weights in it."""
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """A tensor outside the blocks as the format stores it."""
+        """A tensor that is not quantized, as it lies in a part: the format may narrow it when it is assembled."""
 
-    def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path) -> None:
-        """Make the checkpoint in the folder `out` of the parts, in their order."""
+    def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
+        """Make the checkpoint in the folder `out` of the parts, in their order; `largest`, of the model's weights and activations as far
+        as the walk saw them, tells whether it runs in FP16."""
 
 
 def usual_batch(length: int, device: str) -> int:
@@ -104,6 +107,7 @@ class Journal:
     seconds: dict[str, float] = field(default_factory=dict)
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: dict[str, dict[str, str]] = field(default_factory=dict)
+    largest: dict[str, float] = field(default_factory=dict)  # absolute value that a recipe was shown: of weights, of activations
 
     @classmethod
     def open(cls, path: Path) -> Journal:
@@ -118,6 +122,10 @@ class Journal:
     def details(self, recipe: str) -> dict[str, Any]:
         """What was found out about a recipe's layers, for its manifest."""
         return {"errors": self.errors.get(recipe, {}), "notes": self.notes.get(recipe, {})}
+
+    def saw(self, recipe: str, largest: float) -> None:
+        """Note a largest absolute value; the largest of all stays."""
+        self.largest[recipe] = max(self.largest.get(recipe, 0.0), largest)
 
     def add(self, recipe: str, block: Block, found: Quantized, seconds: float) -> None:
         self.seconds[recipe] = self.seconds.get(recipe, 0) + seconds
@@ -186,8 +194,13 @@ class Walk:
     def _keep_rest(self, skeleton: Skeleton, journal: Journal) -> None:
         """Embedding, final norm and head, and the activations that the first block reads."""
         for number, name in enumerate(skeleton.rest()):
+            largest = Largest()
             for method in self.methods:  # each in a part of its own: embedding and head are never both in memory
-                self._write(method, f"0000-{number:03}", method.keep(self.source, name, skeleton.checkpoint.read(name)))
+                tensor = skeleton.checkpoint.read(name)
+                largest.see(tensor)
+                self._write(method, f"0000-{number:03}", method.keep(self.source, name, tensor))
+                journal.saw(method.name, largest.value)
+                del tensor
         if any(method.data for method in self.methods):
             skeleton.embed(self.windows, self._stream(ORIGINAL, 0))
         journal.kept = True
@@ -200,9 +213,12 @@ class Walk:
         outputs = after if any(method.targets for method in self.methods) or (observes and not last) else None
         with quick_products(block.device):
             if observes or (index == 0 and any(method.data for method in self.methods)):
-                shared = Calibration(block.observe(source, journal.batch, outputs), source, after, metric)
+                shared = self._calibrate(block, source, after, metric, journal.batch, outputs)
             elif outputs:
                 outputs.write(block.outputs(source, journal.batch))
+        weights = Largest(block.device)
+        for parameter in block.module.parameters():
+            weights.see(parameter)
         spent = time.perf_counter() - started
         whole = True  # the block still holds the original weights
         for method in sorted(self.methods, key=lambda method: method.sequential):
@@ -214,9 +230,10 @@ class Walk:
             if method.sequential and own.path.exists():
                 shared = None
                 with quick_products(block.device):
-                    calibration = Calibration(block.observe(own, journal.batch), own, after, metric)
+                    calibration = self._calibrate(block, own, after, metric, journal.batch)
             else:
                 calibration, own = shared if method.data else None, source  # nothing is quantized before the first block
+            journal.saw(method.name, max(weights.value, calibration.largest if calibration else 0.0))
             found = method.quantize_block(self.source, block, calibration)
             if method.sequential and not last:
                 with quick_products(block.device):
@@ -227,6 +244,15 @@ class Walk:
             count(f"{method.name}, block {index}", found.errors)
             del found
             trim_heap()
+
+    def _calibrate(
+        self, block: Block, inputs: Activations, targets: Activations, metric: Callable[[], Tensor], batch: int,
+        outputs: Activations | None = None,
+    ) -> Calibration:  # fmt: skip
+        last = block.index + 1 == self.source.layout.count
+        with watched(block, output=last) as largest:
+            statistics = block.observe(inputs, batch, outputs, through=last)
+        return Calibration(statistics, inputs, targets, metric, largest.value)
 
     def _write(self, method: Method, number: str, tensors: dict[str, Tensor]) -> None:
         if not tensors:

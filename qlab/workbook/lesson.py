@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlab.artifacts.artifact import Artifact, make_artifact
+from qlab.artifacts.artifact import Artifact, artifact_folder, computing_device, make_artifact, quantize_model
 from qlab.evaluate.quality import Quality, kept_logits, measure_quality
 from qlab.formats import awq
 from qlab.models.loading import load, load_tokenizer
@@ -22,9 +22,10 @@ from qlab.models.opening import OpenedModel, already_rounded, check_length, deco
 from qlab.models.plain_copy import plain_copy
 from qlab.models.texts.tokens import embedding_rows
 from qlab.models.texts.windows import Reading, read_windows
-from qlab.recipes import Recipe
+from qlab.recipes import Recipe, WalkedRecipe
 from qlab.recipes.fitting import fitted_size, layers_of
 from qlab.support.memory import disk_bytes
+from qlab.support.process import run_isolated
 from qlab.walk.statistics import Statistics, collect
 from qlab.workbook.record import record
 
@@ -69,6 +70,15 @@ class Lesson:
         record(f"cost/{recipe.name}", cost)
         record(f"settings/{recipe.name}", made.source.config.get("quantization_config") or {})
         return made
+
+    def walk_together(self, recipes: Sequence[WalkedRecipe]) -> None:
+        """Make the artifacts of `recipes` that are not there in one walk, which reads and computes each block once for all of them.
+
+        `artifact` then finds them. What each costs alone is not known from such a walk.
+        """
+        folder = artifact_folder(recipes[0], self.source, self.work).parent
+        arguments = (self.source, recipes, self.calibration, folder, None, computing_device(), self.calibration_reading.as_dicts())
+        run_isolated(quantize_model, *arguments)
 
     def evaluate(self, name: str, model: PreTrainedModel | Artifact) -> Quality:
         """Quality of a model or artifact against the original; recorded as `quality/name`."""

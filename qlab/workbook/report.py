@@ -21,6 +21,7 @@ from nbformat.v4 import new_markdown_cell
 from traitlets.config import Config
 
 from qlab.claims import judge
+from qlab.workbook.answers import side_by_side
 from qlab.workbook.record import MIME
 from qlab.workbook.runner import DONE, Outcome, write_whole
 
@@ -48,6 +49,7 @@ def write_report(outcomes: Sequence[Outcome], facts: dict[str, Any], out: Path) 
         templates.get_template("index.html.jinja").render(
             outcomes=outcomes, table=results.get("table"), verdicts=verdicts, counts=Counter(v.verdict for v in verdicts),
             figures=figures, facts=facts, warnings=warnings_of(results),
+            chat=side_by_side(results.get("chat", [])).to_dict("split"),
         )
     )  # fmt: skip
     ledger = [

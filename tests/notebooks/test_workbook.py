@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from html import unescape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import pytest
 from qlab import ROOT
 from qlab.claims import FAILS, HOLDS, OPEN, load_claims
 from qlab.evaluate.results import read
+from qlab.recipes import parse
+from qlab.workbook.comparison import METHODS
 from qlab.workbook.runner import lesson_names
 
 SMALLER = {
@@ -109,6 +112,24 @@ def test_methods_keep_their_order(run: Run) -> None:
     assert kl(run, "f16") == pytest.approx(0, abs=1e-6)
     assert kl(run, "q8_0") < 0.1 * kl(run, "q4_k_m")
     assert kl(run, "nf4") < kl(run, "fp4-single")
+
+
+def test_lessons_name_the_method_that_is_nearest_on_this_model(run: Run) -> None:
+    said = run.results["results"]["methods"]
+    recipes = {name: parse(pattern.format(128)).name for name, pattern in METHODS.items()}
+    assert said["nearest"] == min(recipes, key=lambda name: kl(run, recipes[name]))
+    assert "RTN" in said["told apart from"]
+    assert said["sentences"][0].startswith(f"On {run.results['results']['model']['name']}, {said['nearest']} is nearest")
+
+
+def test_the_model_s_answers_with_fewer_bits_stand_beside_the_original_s(run: Run) -> None:
+    chat = run.results["results"]["chat"]
+    assert [entry["bits"] for entry in chat] == [None, None, 4, 4, 3, 3, 2, 2]
+    original, least = ([entry["answer"] for entry in chat if entry["bits"] == bits] for bits in (None, 2))
+    assert original != least
+    for page in ("index.html", "01_principles.html"):
+        text = " ".join(unescape((run.out / page).read_text()).split())
+        assert all(" ".join(entry["answer"].split()) in text for entry in chat), page
 
 
 def test_the_servers_and_libraries_really_ran(run: Run) -> None:

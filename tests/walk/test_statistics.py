@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qlab.walk.statistics import observed
+from qlab.walk.statistics import FIRST, observed
 
 
 @pytest.mark.parametrize("width", [1, 3, 4, 30, 64])
@@ -23,3 +23,24 @@ def test_the_hessian_is_whole_whatever_its_width(width: int) -> None:
     assert torch.allclose(found.magnitude, inputs.abs().mean(0), atol=1e-5)
     assert torch.allclose(found.mean_square, inputs.square().mean(0), atol=1e-5)
     assert found.tokens == 30
+
+
+@pytest.mark.parametrize("size", [0.01, 30.0])
+def test_first_tokens_have_their_share_of_the_hessian_where_tokens_are_mixed(size: float) -> None:
+    layer, inputs = nn.Linear(16, 2), torch.randn(6, 50, 16, generator=torch.Generator().manual_seed(0))
+    inputs[:, 0] *= size
+    with observed({"layer": layer}, ["layer"]) as seen:
+        for batch in inputs.split(2):
+            layer(batch)
+    found, first = seen["layer"], inputs[:, 0]
+    rest = found.hessian - first.T @ first
+    share = float((found.attended() - rest).trace() / found.attended().trace())
+    assert share == pytest.approx(max(FIRST, float((first.T @ first).trace() / found.hessian.trace())), rel=1e-3)
+    assert torch.allclose(found.hessian, inputs.view(-1, 16).T @ inputs.view(-1, 16), rtol=1e-4, atol=1e-2)
+
+
+def test_elsewhere_every_token_counts_once() -> None:
+    layer = nn.Linear(8, 2)
+    with observed({"layer": layer}) as seen:
+        layer(torch.randn(3, 20, 8, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(seen["layer"].attended(), seen["layer"].hessian)

@@ -6,12 +6,16 @@ import json
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
+from openai import OpenAI
+
 from qlab.plan.footprint import Footprint
 from qlab.serve.deployment import Deployment
+from qlab.serve.runtimes.greedy import Greedy, aligned
 from qlab.serve.runtimes.llamacpp_server import KEY
 from qlab.serve.runtimes.runtime import Container
 
@@ -51,6 +55,12 @@ class LlamaCpp:
 
     def finish(self, deployment: Deployment) -> None:
         """Nothing."""
+
+    def greedy(self, url: str, client: OpenAI, model: str, prompt: Sequence[int], count: int) -> Greedy:
+        """By its own interface, which alone tells all tokens: log-probabilities lack those that end within a character."""
+        asked = {"prompt": list(prompt), "n_predict": count, "temperature": 0, "n_probs": 1, "return_tokens": True}
+        answer = post(url, "/completion", asked, client.api_key)
+        return Greedy(answer["tokens"], aligned(answer["tokens"], answer["completion_probabilities"]))
 
     def on_cpu(self, model: Footprint) -> Footprint:
         return replace(model, overhead=model.overhead + SERVER)

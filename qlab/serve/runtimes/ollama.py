@@ -7,12 +7,16 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from openai import OpenAI
 
 from qlab.models.locating import read_json
 from qlab.plan.footprint import Footprint
 from qlab.serve.deployment import Deployment
+from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 from qlab.support.errors import UserError
 
@@ -59,6 +63,9 @@ class Ollama:
         if done.returncode:
             raise UserError(f"'ollama create' failed:\n{done.stderr[-1000:]}")
 
+    def greedy(self, url: str, client: OpenAI, model: str, prompt: Sequence[int], count: int) -> Greedy:
+        return from_openai(client, model, prompt, count)
+
     def on_cpu(self, model: Footprint) -> None:
         """Not measured."""
 
@@ -70,8 +77,9 @@ class Ollama:
 def modelfile(deployment: Deployment, file: str) -> str:
     """The guide's Modelfile over the GGUF `file`: temperature, context, all layers on a GPU if there is one, a French system prompt.
 
-    `file` holds no line break: Deployment sees to that. A chat template that is stored in the GGUF file is Ollama's own business: it
-    translates the usual ones; a base model gets the
+    `file` holds no line break: Deployment sees to that.
+
+    A chat template that is stored in the GGUF file is Ollama's own business: it translates the usual ones; a base model gets the
     template that hands the prompt on as it is.
     """
     lines = [f"FROM {file}", "PARAMETER temperature 0.7", f"PARAMETER num_ctx {deployment.context}"]

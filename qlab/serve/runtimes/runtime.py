@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from openai import OpenAI
+
 from qlab.plan.footprint import Footprint, footprint
 from qlab.serve.deployment import Deployment
+from qlab.serve.runtimes.greedy import Greedy
 from qlab.support.errors import UserError
 
 
@@ -66,6 +70,9 @@ class Runtime(Protocol):
 
     def finish(self, deployment: Deployment) -> None:
         """What is left to do once the server is up."""
+
+    def greedy(self, url: str, client: OpenAI, model: str, prompt: Sequence[int], count: int) -> Greedy:
+        """`count` likeliest tokens after `prompt`, from the server at `url`, which `client` asks too."""
 
     def on_cpu(self, model: Footprint) -> Footprint | None:
         """What its server holds on a CPU of a model that takes so much by itself; None where nobody measured it."""

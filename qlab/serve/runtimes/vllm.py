@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
 import torch
+from openai import OpenAI
 
 from qlab import ROOT
 from qlab.plan.footprint import Footprint
 from qlab.plan.plan import cache_bytes, shape_of
 from qlab.serve.deployment import Deployment
+from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 from qlab.support.errors import UserError
 
@@ -54,9 +57,17 @@ class VLLM:
                 f"vLLM's kernels for {deployment.kind} on a CPU want AVX-512, which this processor lacks. "
                 "Serve a GGUF file in llama.cpp ('qlab quantize --recipe q4_k_m'), or use a GPU (--gpus 1)"
             )
+        if deployment.kind != "dense" and not deployment.gpus and dtype(deployment) == "bfloat16" and multiplies_tiles():
+            raise UserError(
+                "this artifact is BF16, since FP16 may overflow in its model, and vLLM's BF16 attention stops at an illegal instruction on "
+                "a CPU with AMX. Serve a GGUF file in llama.cpp ('qlab quantize --recipe q4_k_m'), or use a GPU (--gpus 1)"
+            )
 
     def finish(self, deployment: Deployment) -> None:
         """Nothing."""
+
+    def greedy(self, url: str, client: OpenAI, model: str, prompt: Sequence[int], count: int) -> Greedy:
+        return from_openai(client, model, prompt, count)
 
     def on_cpu(self, model: Footprint) -> Footprint:
         """The weights are held twice: as the file has them, and packed for its kernel."""
@@ -71,7 +82,7 @@ class VLLM:
 
 
 def flags(deployment: Deployment) -> list[str]:
-    """The guide's flags; on a CPU FP16, since AWQ allows no FP32 and BF16 attention failed on a CPU with AMX, and nothing compiled."""
+    """The guide's flags; on a CPU the artifact's dtype (AWQ allows no FP32), and nothing compiled."""
     words = [
         "--served-model-name",
         deployment.name,
@@ -82,7 +93,16 @@ def flags(deployment: Deployment) -> list[str]:
     ]
     if deployment.gpus:
         return [*words, "--tensor-parallel-size", str(deployment.gpus), "--gpu-memory-utilization", "0.90"]
-    return [*words, "--dtype", "float16", "--enforce-eager"]
+    return [*words, "--dtype", dtype(deployment), "--enforce-eager"]
+
+
+def dtype(deployment: Deployment) -> str:
+    """What vLLM computes in on a CPU: an artifact's own dtype, where BF16 says that FP16 may overflow.
+
+    All else runs in FP16: unquantized models too, since BF16 attention failed on a CPU with AMX.
+    """
+    own = deployment.config.get("dtype") or deployment.config.get("torch_dtype")
+    return "bfloat16" if own == "bfloat16" and deployment.kind != "dense" else "float16"
 
 
 def cpu_settings(deployment: Deployment) -> dict[str, str]:
@@ -110,6 +130,11 @@ def has_kernels() -> bool:
     """Whether vLLM's CPU build has kernels for 4 bits on this processor: on x86 they are made of AVX-512."""
     able = torch.cpu.get_capabilities()
     return able.get("architecture") != "x86_64" or bool(able.get("avx512_f"))
+
+
+def multiplies_tiles() -> bool:
+    """Whether this processor has AMX."""
+    return bool(torch.cpu.get_capabilities().get("amx_tile"))
 
 
 def program() -> list[str] | None:
