@@ -93,7 +93,7 @@ def test_blocks_compute_what_the_model_computes_and_folding_keeps_it(
         block = skeleton.block(index, SHAPE[1])
         block.groups = input_groups(block, hidden.pick(torch.arange(1)))
         assert [group.layers for group in block.groups] == FAMILIES[family][2]
-        assert [group.mixes for group in block.groups] == [True] + [False] * (len(block.groups) - 1)  # keys and values, read by later tokens
+        assert [group.mixes for group in block.groups] == [True] + [False] * (len(block.groups) - 1)  # keys, values
         readers = [[block.layer(name) for name in group.layers] for group in block.groups]
         assert sorted(shapes) == sorted((layers[0].in_features, sum(layer.out_features for layer in layers)) for layers in readers)
         inputs = Activations(tmp_path / f"{index}", SHAPE)
