@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 from gguf import TokenType
 
-from qlab.formats.gguf.tokenizer_rules import check_byte_level, check_marked, check_sentencepiece
+from qlab.formats.gguf.tokenizer_rules import check_byte_level, check_marked, check_sentencepiece, read_object
 from qlab.support.errors import UserError
 
 # The pre-tokenizer's split pattern, as tokenizer.json has it, and llama.cpp's name for it (llama-vocab.cpp).
@@ -65,7 +65,7 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
         UserError: see add_tokenizer.
     """
     file = folder / "tokenizer.json"
-    description = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    description = read_object(file) if file.exists() else {}
     model = description.get("model", {})
     if model.get("type") == "BPE" and "ByteLevel" in json.dumps(description.get("pre_tokenizer")):
         check_byte_level(description)
@@ -89,9 +89,9 @@ def added_tokens(folder: Path, description: dict[str, Any]) -> dict[int, tuple[s
         return {token["id"]: (token["content"], token["special"]) for token in description.get("added_tokens", [])}
     found: dict[int, tuple[str, bool]] = {}
     if (file := folder / "added_tokens.json").exists():
-        found |= {index: (text, False) for text, index in json.loads(file.read_text(encoding="utf-8")).items()}
+        found |= {index: (text, False) for text, index in read_object(file).items()}
     if (file := folder / "tokenizer_config.json").exists():
-        decoder = json.loads(file.read_text(encoding="utf-8")).get("added_tokens_decoder", {})
+        decoder = read_object(file).get("added_tokens_decoder", {})
         found |= {int(index): (token["content"], token["special"]) for index, token in decoder.items()}
     return found
 

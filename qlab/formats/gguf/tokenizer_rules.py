@@ -24,6 +24,21 @@ def refusal(rule: str) -> UserError:
     )
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of the tokenizer.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file.name} is damaged ({error}); copy the original's again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file.name} is damaged: it holds no JSON object; copy the original's again")
+    return found
+
+
 def steps(part: dict[str, Any] | None, several: str) -> list[dict[str, Any]]:
     """The steps of a normalizer or pre-tokenizer of tokenizer.json; a sequence holds them under the key `several`."""
     if part is None:
@@ -88,7 +103,7 @@ def tokenizer_remarks(folder: Path) -> str:
     """Where llama.cpp cuts some texts otherwise than the tokenizer in `folder`; empty where it does not. Such texts are rare."""
     if not (file := folder / "tokenizer.json").exists():
         return ""
-    description = json.loads(file.read_text(encoding="utf-8"))
+    description = read_object(file)
     said = []
     if any(step["type"] == "NFC" for step in steps(description.get("normalizer"), "normalizers")):
         said.append("composes accented letters first (Unicode's NFC), llama.cpp does not: text with decomposed letters is cut otherwise")

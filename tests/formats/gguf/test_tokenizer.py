@@ -233,3 +233,10 @@ def test_special_tokens_and_missing_ones(tiny: OpenedModel, tmp_path: Path) -> N
     assert vocabulary.kinds[4099] is gguf.TokenType.UNUSED
     assert vocabulary.kinds[0] is gguf.TokenType.CONTROL
     assert torch.tensor([kind is gguf.TokenType.NORMAL for kind in vocabulary.kinds]).sum() > 4000
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000])
+def test_a_damaged_tokenizer_is_one_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
+        read_vocabulary(tmp_path, 10)
