@@ -108,16 +108,6 @@ def encode(weight: Tensor, kind: str, importance: Tensor | None = None) -> Super
     return Superblocks(kind, (rows, columns), codes, scales, mins, d, dmin)
 
 
-def q4_k(weight: Tensor) -> Superblocks:
-    """Encode a weight [out, in] as Q4_K; `in` must be a multiple of 256 (UserError)."""
-    return encode(weight, "Q4_K")
-
-
-def q6_k(weight: Tensor) -> Superblocks:
-    """Encode a weight [out, in] as Q6_K; `in` must be a multiple of 256 (UserError)."""
-    return encode(weight, "Q6_K")
-
-
 def single_scale(weight: Tensor) -> Tensor:
     """The negative control: 4 bits with one scale and minimum for all 256 weights; dequantized, float32 [out, in].
 

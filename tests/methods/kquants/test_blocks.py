@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qlab.formats.gguf.block_bytes import to_bytes
 from qlab.methods.kquants import blocks as kquants
-from qlab.methods.kquants.blocks import encode, q4_k, q6_k, single_scale
+from qlab.methods.kquants.blocks import encode, single_scale
 from qlab.methods.kquants.kinds import KINDS
 from qlab.support.errors import UserError
 
@@ -145,12 +145,6 @@ def test_results_are_ordinary_tensors() -> None:
     quantized = encode(torch.randn(2, 256), "Q4_K")
     assert not quantized.codes.is_inference()
     torch.nn.Parameter(quantized.dequantize()).sum().backward()
-
-
-def test_the_old_names_encode_alike() -> None:
-    weight, _ = reference_weight()
-    assert torch.equal(q4_k(weight).dequantize(), encode(weight, "Q4_K").dequantize())
-    assert torch.equal(q6_k(weight).codes, encode(weight, "Q6_K").codes)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
