@@ -67,6 +67,8 @@ class Integers(Walked):
     steps: int = STEPS
 
     def __post_init__(self) -> None:
+        if self.group_size != -1 and self.group_size < 1:
+            raise UserError(f"groups of {self.group_size} weights: expected a group size of 1 or more, such as 128, or 'row'")
         if self.method == "tuned" and not self.sequential:
             raise UserError("tuning follows the quantized blocks: a tuned recipe is always sequential")
 

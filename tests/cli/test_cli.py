@@ -44,6 +44,7 @@ def test_papermills_way_of_giving_parameters() -> None:
         (["run", "-p", "device", "foo"], "no device 'foo' here"),
         (["evaluate", "embedded", "--device", "cuda:99"], "no device 'cuda:99' here"),
         (["quantize", "--recipe", "gptq-w5g128"], "the GPTQ format holds 2, 3, 4, 8 bits, not 5"),
+        (["quantize", "--recipe", "awq-w4g0", "--dry-run"], "groups of 0 weights: expected a group size of 1 or more"),
         (["quantize", "--recipe", "awq-w4g100", "--dry-run", "--strict"], "which groups of 100 do not divide"),
         (["quantize", "--recipe", "nf4", "--length", "99999"], "--length is 99999: expected 2 to 1024, the longest context of"),
         (["finetune", "embedded", "--text", "python-reference", "--length", "1025"], "--length is 1025: expected 2 to 1024"),
