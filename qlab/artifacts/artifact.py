@@ -25,7 +25,8 @@ from qlab.support.memory import disk_bytes
 from qlab.support.precision import multiplies_bfloat16
 from qlab.support.process import peak_bytes, run_isolated
 from qlab.support.versions import version_of
-from qlab.walk.walk import Journal, Walk
+from qlab.walk.journal import Journal
+from qlab.walk.walk import Walk
 
 LOCK = ".qlab-lock"
 LIBRARIES = ("qlab", "torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp")

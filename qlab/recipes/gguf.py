@@ -17,6 +17,7 @@ from qlab.formats.gguf.mix import fallback_note
 from qlab.methods.awq import output_error
 from qlab.models.opening import OpenedModel
 from qlab.recipes.recipe import Walked
+from qlab.support.stages import stage
 from qlab.walk.block import Block
 from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
@@ -73,17 +74,19 @@ class GGUF(Walked):
             seen = calibration.statistics.get(names[0].removesuffix(".weight")) if calibration else None
             together = {block.prefix + name: tensors[name] for name in names}
             weights = seen.mean_square if seen else None
-            stored = gguf.encode_tensors(together, self.mix, source.config, weights, self.encoder(seen))
+            with stage("encode"):
+                stored = gguf.encode_tensors(together, self.mix, source.config, weights, self.encoder(seen))
             found.stored |= stored
             for name, key in zip(names, stored, strict=True):
                 note = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.config)
                 found.notes[name.removesuffix(".weight")] = note
             if seen:
-                for (name, tensor), (key, coded) in zip(together.items(), stored.items(), strict=True):
-                    approximation = decode({key: coded}).to(block.device)
-                    original = gguf.rotary_order(name, tensor, source.config)
-                    layer = name.removeprefix(block.prefix).removesuffix(".weight")
-                    found.errors[layer] = output_error(approximation, original, seen.hessian)
+                with stage("error"):
+                    for (name, tensor), (key, coded) in zip(together.items(), stored.items(), strict=True):
+                        approximation = decode({key: coded}).to(block.device)
+                        original = gguf.rotary_order(name, tensor, source.config)
+                        layer = name.removeprefix(block.prefix).removesuffix(".weight")
+                        found.errors[layer] = output_error(approximation, original, seen.hessian)
         return found
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from qlab.formats.folder import finish_folder, narrow
 from qlab.models.opening import OpenedModel
+from qlab.walk.journal import Journal
 from qlab.walk.span import FP16_LARGEST, overflows
-from qlab.walk.walk import Journal, Method, Walk
+from qlab.walk.walk import Method, Walk
 
 Details = dict[str, Any]
 """What quantizing found out, for the manifest: errors by layer, remarks."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from qlab.models.layout import compute_buffers, empty_model
 from qlab.models.opening import OpenedModel
-from qlab.walk.block import Activations, Block
+from qlab.walk.activations import Activations
+from qlab.walk.block import Block
 
 
 class Skeleton:
@@ -64,7 +65,7 @@ class Skeleton:
         module = self.blocks[index].to_empty(device=self.device).requires_grad_(False)
         compute_buffers(self.model, module.modules(), self.device)
         for name, tensor in module.state_dict().items():  # one at a time: never the block twice
-            tensor.copy_(self.checkpoint.read(self.layout.block(index) + name))
+            tensor.copy_(self.checkpoint.read(self.layout.block(index) + name).to(self.device))  # as stored: a GPU widens it faster
         return module
 
     def block(self, index: int, length: int) -> Block:
