@@ -138,11 +138,12 @@ def one_pass(
         from qlab.methods.kernels import round_columns as kernel
 
         round_block, width = kernel.round_columns, kernel.width(size)
-    for first in range(0, columns, width):
-        here = slice(first, min(first + width, columns))
-        errors = round_block(walk, here)
-        if compensate and here.stop < columns:
-            work[here.stop :].addmm_(factor[here, here.stop :].T, errors, alpha=-1)
+    with kernels.quick_products(weight.device):
+        for first in range(0, columns, width):
+            here = slice(first, min(first + width, columns))
+            errors = round_block(walk, here)
+            if compensate and here.stop < columns:
+                work[here.stop :].addmm_(factor[here, here.stop :].T, errors, alpha=-1)
     back = torch.argsort(places)
     quantized = GroupedIntegers(
         codes[back].T.contiguous(), scale.T.contiguous(), zero.T.to(torch.int16).contiguous(), bits,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from qlab.formats.folder import finish_folder, half_precision
+from qlab.formats.folder import finish_folder
+from qlab.formats.half import half_precision
 from qlab.formats.shards import assemble
 from qlab.models.opening import OpenedModel, locate
 from qlab.support.progress import progress

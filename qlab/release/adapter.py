@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qlab.formats.folder import COMPANIONS, finish_folder, half_precision
+from qlab.formats.folder import COMPANIONS, finish_folder
+from qlab.formats.half import half_precision
 from qlab.models.loading import load
 from qlab.models.locating import read_json
 from qlab.models.opening import OpenedModel

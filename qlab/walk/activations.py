@@ -98,9 +98,11 @@ class Writer:
         self._given: list[Future[None]] = []
         self._failed = False
 
-    def do(self, task: Callable[[], None]) -> None:
+    def do(self, task: Callable[[], None]) -> Future[None]:
         """Have `task` done after all that was given before."""
-        self._given.append(self._thread.submit(self._try, task))
+        future = self._thread.submit(self._try, task)
+        self._given.append(future)
+        return future
 
     def _try(self, task: Callable[[], None]) -> None:
         if self._failed:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from qlab.models.opening import OpenedModel
@@ -135,7 +134,9 @@ class Walk:
             with counter(len(skeleton) * len(self.methods), journal.blocks * len(self.methods), "quantizing") as count:
                 for index in range(journal.blocks, len(skeleton)):
                     with stage("read"):
+                        skeleton.read_ahead(index)
                         block = skeleton.block(index, self.windows.shape[1])
+                        skeleton.read_ahead(index + 1)
                         block.groups = groups = self._groups(block, groups)
                     self._quantize(skeleton, block, metric, journal, streams, count)
                     skeleton.release(index)
@@ -167,7 +168,7 @@ class Walk:
             for method in self.methods:  # each in a part of its own: embedding and head are never both in memory
                 tensor = skeleton.checkpoint.read(name)
                 largest.see(tensor)
-                self._write(method, f"0000-{number:03}", method.keep(self.source, name, tensor))
+                self._write(streams, method, f"0000-{number:03}", method.keep(self.source, name, tensor))
                 journal.saw(method.name, largest.value)
                 del tensor
         if any(method.data for method in self.methods):
@@ -213,7 +214,7 @@ class Walk:
                 with quick_products(block.device), stage("forward"):
                     streams.new(method.name, index + 1).write(block.outputs(own, journal.batch))
             with stage("write"):
-                self._write(method, f"{index + 1:04}", found.stored)
+                self._write(streams, method, f"{index + 1:04}", found.stored)
             journal.add(method.name, block.prefix, found.errors, found.notes, time.perf_counter() - started + (spent if method.data else 0))
             whole = False
             count(f"{method.name}, block {index}", found.errors)
@@ -229,10 +230,6 @@ class Walk:
             statistics = block.observe(inputs, batch, outputs, through=last)
         return Calibration(statistics, inputs, targets, metric, largest.value)
 
-    def _write(self, method: Method, number: str, tensors: dict[str, Tensor]) -> None:
-        if not tensors:
-            return
-        ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        part = self.work / method.name / f"part-{number}.safetensors"
-        save_file(ready, part.with_suffix(".new"))
-        part.with_suffix(".new").replace(part)
+    def _write(self, streams: Streams, method: Method, number: str, tensors: dict[str, Tensor]) -> None:
+        if tensors:
+            streams.save_part(tensors, self.work / method.name / f"part-{number}.safetensors")

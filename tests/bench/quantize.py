@@ -162,32 +162,36 @@ def memory(work: Path) -> None:
 
 
 def large(work: Path, options: argparse.Namespace) -> None:
-    """A Llama of 8B in shape: walks of one and of three blocks on `device`, and the whole of 32 estimated from their difference."""
-    models = {n: make_checkpoint(work / f"large-{n}", n, hidden=4096, mlp=14336, heads=32, kv_heads=8) for n in (1, 3)}
+    """A Llama of 8B in shape: walks of one and of five blocks, and the whole of 32 estimated from their difference."""
+    models = {n: make_checkpoint(work / f"large-{n}", n, hidden=4096, mlp=14336, heads=32, kv_heads=8) for n in (1, 5)}
     device, windows = options.device, options.large_windows
     print(f"8B shape, {windows} × {options.large_length} calibration tokens, {torch.cuda.get_device_name() if device != 'cpu' else device}")
     for together in options.recipes:
-        names = together.split("+")
-        found = {
-            n: run_isolated(walk_alone, model, names, options, work / f"{together}-{n}", options.profile and n == 3).value
-            for n, model in models.items()
-        }
-        (one, _, _), (three, peak, stages) = found[1], found[3]
-        block = (three - one) / 2
+        one, block, peak, stages = run_isolated(blocks_of, models, together.split("+"), options, work).value
         print(f"{together:14} {block:6.2f} s a block, {one + 31 * block:5.0f} s for 32; peak {peak / 1e9:.2f} GB on {device}", flush=True)
         for line in stages:
             print(f"    {line}", flush=True)
 
 
-def walk_alone(model: Path, names: list[str], options: argparse.Namespace, out: Path, profile: bool) -> tuple[float, int, list[str]]:
-    """Seconds and peak bytes (of the GPU's memory where there is one) of one walk, and with `profile` where the time went."""
-    source = locate(str(model))
-    text = read_windows(options.calibration, load_tokenizer(source), options.large_length, options.large_windows).windows
-    started = time.perf_counter()
-    with profiled() if profile else nullcontext() as stages:
-        quantize_model(source, [parse(name) for name in names], text, out, device=options.device)
-    seconds, peak = time.perf_counter() - started, peak_bytes() if options.device == "cpu" else torch.cuda.max_memory_allocated()
-    return seconds, peak, stages.lines() if stages else []
+def blocks_of(models: dict[int, Path], names: list[str], options: argparse.Namespace, work: Path) -> tuple[float, float, int, list[str]]:
+    """Of walks over models of so many blocks: seconds of one block's walk, seconds of each further block, peak bytes (of the GPU's memory
+    where there is one), and with --profile where the time of the longest went. The first walk, which compiles kernels, is not counted."""
+    few, many = min(models), max(models)
+    text = read_windows(options.calibration, load_tokenizer(locate(str(models[few]))), options.large_length, options.large_windows).windows
+
+    def seconds(blocks: int) -> float:
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory(dir=work) as out:
+            quantize_model(locate(str(models[blocks])), [parse(name) for name in names], text, Path(out), device=options.device)
+            return time.perf_counter() - started
+
+    seconds(few)
+    one, more = seconds(few), seconds(many)
+    peak = peak_bytes() if options.device == "cpu" else torch.cuda.max_memory_allocated()
+    with profiled() if options.profile else nullcontext() as stages:
+        if stages:
+            seconds(many)
+    return one, (more - one) / (many - few), peak, stages.lines() if stages else []
 
 
 def resume(work: Path, kills: int) -> None:
