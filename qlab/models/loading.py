@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from qlab.formats.bitsandbytes import leave_unpacked
+from qlab.models.checkpoint import finite
+from qlab.models.configuration import quantization_of
 from qlab.models.layout import UNOPENED, cannot_open, compute_buffers, empty_model
-from qlab.models.locating import quantization_of
 from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
 
@@ -33,7 +34,7 @@ def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = 
     Raises:
         UserError: a format qlab does not read, an architecture transformers does not know, or weights that are not all there.
     """
-    quantization = quantization_of(source.config, source.name)
+    quantization = quantization_of(source.config)
     if native and quantization.get("quant_method") == "bitsandbytes":
         model = opened_by_transformers(source, dtype, device)
         leave_unpacked(model)
@@ -68,7 +69,8 @@ def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str)
     """The model as transformers loads it, from safetensors alone and without code of the folder, every weight there.
 
     Raises:
-        UserError: transformers cannot open it, or found weights missing or of another shape, which it would fill with random numbers.
+        UserError: transformers cannot open it, or found weights missing or of another shape, which it would fill with random numbers, or not
+            finite.
     """
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
@@ -78,8 +80,11 @@ def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str)
         raise UserError(cannot_open(source.name, error)) from error
     model, report = found
     lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if lost:
-        raise UserError(source.lacking(lost))
+    if lost:  # a tied head is told beside the embedding that it is tied to
+        raise UserError(source.lacking([name for name in lost if name in source.layout.shapes] or lost))
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            finite(name, tensor)
     return model
 
 
