@@ -18,7 +18,7 @@ from qlab.support.reading import read_json
 
 LARGEST = 1 << 26  # of any size in a configuration; the largest vocabularies have a 200th of it
 LAYERS = 1000  # decoder blocks at most: more are a damaged configuration, and would take minutes to lay out
-EXPERTS = 1 << 14  # of a block
+EXPERTS = 1 << 14  # of a block; and labels, for which transformers makes names
 Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
 Sizes = Size | Annotated[list[Annotated[int, Field(strict=True, ge=0, le=LARGEST)]], Field(max_length=LAYERS)]  # one a block, in some families
 Layers = Annotated[int, Field(strict=True, ge=1, le=LAYERS)]
@@ -51,6 +51,7 @@ class Configuration(BaseModel):
     num_experts: Experts | None = None
     num_local_experts: Experts | None = None
     n_routed_experts: Experts | None = None
+    num_labels: Experts | None = None
     rms_norm_eps: Epsilon | None = None
     layer_norm_eps: Epsilon | None = None
     layer_norm_epsilon: Epsilon | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
+import os
 import resource
 import signal
 import time
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import psutil
 
@@ -67,9 +68,8 @@ class Answer:
             return f"{self.memory / 1e9:.1f} GB of memory"
         if self.code == 2 and self.left:
             return f"left behind: {self.left[:5]}"
-        message = self.err[self.err.find("error:") :]
-        if self.code == 2 and (not message or len(message) > LONGEST):
-            return f"a message of {len(message)} characters: {message[:300]}"
+        if self.code == 2 and ("error:" not in self.err or len(self.err) > LONGEST):
+            return f"a message of {len(self.err)} characters: {self.err[:300]}"
         return "" if self.code == 2 else self._fault_of_figures()
 
     def _fault_of_figures(self) -> str:
@@ -85,28 +85,30 @@ def attempt(command: str, model: Path, work: Path) -> Answer:
     """Try `command` on the model at `model`; `work` is an empty folder."""
     out, text = work / "out", work / "text.txt"
     text.write_text(TEXT)
-    said, printed = io.StringIO(), io.StringIO()
     before = psutil.Process().memory_info().rss
     started = time.perf_counter()
-    with little_memory(), overdue_after(2 * SECONDS), contextlib.redirect_stdout(printed), shown_on(said):
-        code = call(COMMANDS[command](model, out, text))
+    with (work / "out.log").open("w+") as printed, (work / "err.log").open("w+") as said:
+        with little_memory(), overdue_after(2 * SECONDS), printed_to(printed, said):
+            code = call(COMMANDS[command](model, out, text))
     seconds = time.perf_counter() - started
     left = sorted(str(path.relative_to(out)) for path in out.rglob("*")) if out.exists() else []
-    return Answer(code, printed.getvalue(), said.getvalue(), seconds, peak() - before, left)
+    words = [(work / name).read_text(errors="replace") for name in ("out.log", "err.log")]
+    return Answer(code, words[0], words[1], seconds, peak() - before, left)
 
 
 @contextlib.contextmanager
-def shown_on(stream: io.StringIO) -> Iterator[None]:
-    """Let the command line's messages, and the standard error, go to `stream`."""
-    from qlab.cli.app import console
-
-    kept = console.file
-    console.file = stream
+def printed_to(out: TextIO, err: TextIO) -> Iterator[None]:
+    """Let all that is printed, by libraries in other languages too, go to two files."""
+    kept = os.dup(1), os.dup(2)
     try:
-        with contextlib.redirect_stderr(stream):
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             yield
     finally:
-        console.file = kept
+        for number, descriptor in zip((1, 2), kept):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
 
 
 class Hang(BaseException):
