@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 
@@ -13,6 +14,7 @@ from qlab.cli.words import readable
 from qlab.support.errors import UserError
 
 INTERRUPTED = 130
+OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # writing tells these without the file's name
 
 
 def main() -> None:
@@ -36,10 +38,7 @@ def call(arguments: list[str]) -> int:
         console.print("interrupted; nothing is left running. What is finished is kept, and the same command goes on from there")
         return INTERRUPTED
     except OSError as error:
-        if not error.strerror or error.filename is None:
-            message, code = fault(error), 1
-        else:
-            message, code = f"cannot read or write {error.filename}: {error.strerror}. Make room, or choose another file or folder", 2
+        message, code = (fault(error), 1) if not of_a_file(error) else (in_words(error), 2)
     except Exception as error:  # nobody foresaw it: that is qlab's fault, and the user is told so
         message, code = fault(error), 1
     if debug:
@@ -47,6 +46,17 @@ def call(arguments: list[str]) -> int:
     console.print("[red]error:[/red] ", end="")
     console.print(readable(message), markup=False, highlight=False)
     return code
+
+
+def of_a_file(error: OSError) -> bool:
+    """Whether the system refused a file, or had no room for one; of sockets and processes the user knows nothing."""
+    return bool(error.strerror) and (error.filename is not None or error.errno in OF_DISKS)
+
+
+def in_words(error: OSError) -> str:
+    """What the system said of a file."""
+    named = f" {error.filename}" if error.filename is not None else ""
+    return f"cannot read or write{named}: {error.strerror}. Make room, or choose another file or folder"
 
 
 def fault(error: Exception) -> str:

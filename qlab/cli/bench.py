@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,9 +143,11 @@ def check_csv(file: Path, store: Path) -> None:
     """See that a table can be written to `file`.
 
     Raises:
-        UserError: its folder is missing, or it is a folder or the store itself.
+        UserError: its folder is missing, it is no regular file, or it is the store itself.
     """
     if not file.parent.is_dir():
         raise UserError(f"no folder {file.parent} for --csv {file.name}: make it first ('mkdir -p {file.parent}')")
-    if file.is_dir() or (file.exists() and store.exists() and file.samefile(store)):
-        raise UserError(f"--csv {file} is {'a folder' if file.is_dir() else 'the store of the figures itself'}: give another file")
+    if file.exists() and store.exists() and file.samefile(store):
+        raise UserError(f"--csv {file} is the store of the figures itself: give another file")
+    if os.path.lexists(file) and not file.is_file():
+        raise UserError(f"--csv {file} is not a regular file: give another, or take --json for standard output")
