@@ -16,6 +16,7 @@ import pandas as pd
 from qlab.evaluate.quality import Quality
 from qlab.evaluate.runtime import RuntimeFigures
 from qlab.evaluate.tasks import Score
+from qlab.support.disk.room import full, no_room
 from qlab.support.errors import UserError
 
 STORE = Path("build/results.sqlite")
@@ -180,7 +181,9 @@ def opened(store: Path, create: bool = False) -> Iterator[sqlite3.Connection]:
     try:
         if create:
             store.parent.mkdir(parents=True, exist_ok=True)
-        address = f"{store.absolute().as_uri()}?mode={'rwc' if create else 'ro'}"  # reading changes nothing, whoever's file it is
+        # Reading changes nothing, whoever's file it is; but what a process that was killed in the middle has added must first be taken back.
+        killed = store.with_name(f"{store.name}-journal").exists()
+        address = f"{store.absolute().as_uri()}?mode={'rwc' if create else 'rw' if killed else 'ro'}"
         with closing(sqlite3.connect(address, uri=True, timeout=30)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if create and not tables:
@@ -189,4 +192,6 @@ def opened(store: Path, create: bool = False) -> Iterator[sqlite3.Connection]:
                 raise UserError(f"{store} is another program's database: expected a file that qlab wrote, or none yet")
             yield database
     except (sqlite3.Error, pd.errors.DatabaseError, OSError) as error:
+        if number := full(error):
+            raise UserError(no_room(number, store.parent)) from error
         raise UserError(f"{store} cannot be used as a table of results ({error}): expected a file that qlab wrote, or none yet") from error

@@ -6,22 +6,24 @@ artifact was really served; a refused one leaves it as it is. Every attempt is a
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qlab.artifacts.artifact import LOCK, fit, inputs_of, quantize_model
+from qlab.artifacts.artifact import fit, inputs_of, quantize_model
+from qlab.artifacts.budget import disk_needed
+from qlab.artifacts.going_on import LOCK
 from qlab.artifacts.manifest import COST
 from qlab.artifacts.placing import check_place, put
 from qlab.evaluate.quality import measure_quality
@@ -32,8 +34,10 @@ from qlab.release import adapter as adapters
 from qlab.serve.proof import Proof, prove
 from qlab.serve.runtimes.runtime import Runtime, check, require
 from qlab.serve.server import on_free_port, serving
+from qlab.support.disk.lock import locked
+from qlab.support.disk.room import room_for
+from qlab.support.disk.scratch import Scratch, discard, sweep
 from qlab.support.errors import UserError
-from qlab.support.lock import locked
 
 CURRENT, HISTORY = "current", "history.jsonl"
 NAME = "[0-9a-f]{12}"  # of a release
@@ -102,7 +106,7 @@ def release(
 
     Raises:
         UserError: the runtime is missing, the adapter is damaged or of another model, the recipe cannot take the model, something at
-            `out` is not qlab's, or another process releases there.
+            `out` is not qlab's, another process releases there, or the disk is full.
     """
     check(runtime, recipe.format, recipe.name)
     require(runtime)
@@ -113,7 +117,9 @@ def release(
     name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     check_out(out, name, source.path)
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out / LOCK, str(out)):
+    needed = disk_needed(source, [fitted.recipe], tuple(calibration.shape)) + (merged_bytes(source) if adapter else 0)
+    with locked(out / LOCK, str(out)), room_for(out, needed):
+        settle(out)
         work = out / f".{name}"
         merged = merged_model(source, adapter, work)
         (artifact,) = quantize_model(merged, [recipe], calibration, work / "quantized", device=device, read=read)
@@ -130,7 +136,7 @@ def release(
         if not refused and not same_files(artifact.path, out / name / artifact.path.name):  # what is being served stays where it is
             put(work / "quantized", out / name)
         record(out, note)
-        shutil.rmtree(work)
+        discard(work)
     return Release(name, figures, refused, None if refused else out / CURRENT / artifact.path.name)
 
 
@@ -153,19 +159,34 @@ def check_out(out: Path, name: str, model: Path) -> None:
 def record(out: Path, note: dict[str, Any]) -> None:
     """Add the line of an attempt to the history and, where it was not refused, point OUT/current to it: both or neither.
 
+    The line counts once it has its end, which is written when the link has moved: over a byte that is there already, so that no full
+    disk comes between. Of an attempt that was killed before, `settle` removes the line.
+
     Raises:
         OSError: one of them cannot be written.
     """
-    with (out / HISTORY).open("ab", buffering=0) as file:
-        end = file.tell()
+    (out / HISTORY).touch()
+    with (out / HISTORY).open("r+b", buffering=0) as file:
+        line, start = f"{json.dumps(note)} ".encode(), file.seek(0, os.SEEK_END)
         try:
-            file.write((json.dumps(note) + "\n").encode())
+            if (file.write(line) or 0) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / HISTORY))
             os.fsync(file.fileno())
             if not note["refused"]:
                 point(out / CURRENT, note["release"])
+            file.seek(start + len(line) - 1)
+            file.write(b"\n")
         except OSError:
-            os.truncate(file.fileno(), end)
+            file.truncate(start)
             raise
+
+
+def settle(out: Path) -> None:
+    """Remove from `out` what an attempt has left that was killed: a line without its end, temporary folders."""
+    sweep(out)
+    if (out / HISTORY).exists():
+        lines = (out / HISTORY).read_bytes()
+        os.truncate(out / HISTORY, lines.rfind(b"\n") + 1)
 
 
 def same_files(one: Path, other: Path) -> bool:
@@ -192,10 +213,15 @@ def merged_model(source: OpenedModel, adapter: Path | None, work: Path) -> Opene
     folder = work / "merged"
     if not folder.exists():
         work.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=work) as unfinished:
-            adapters.merge(source, adapter, Path(unfinished) / "merged")
-            (Path(unfinished) / "merged").rename(folder)
+        with Scratch(work) as unfinished:
+            adapters.merge(source, adapter, unfinished / "merged")
+            (unfinished / "merged").rename(folder)
     return locate(str(folder))
+
+
+def merged_bytes(source: OpenedModel) -> float:
+    """Bytes of `source` with an adapter merged into it, in FP16."""
+    return 2.0 * sum(prod(shape) for shape in source.layout.shapes.values())
 
 
 @torch.inference_mode()
@@ -216,12 +242,12 @@ def served_once(runtime: Runtime, folder: Path) -> Proof:
 
 def point(link: Path, target: str) -> None:
     """Make `link` point to its neighbour `target`, at once: whoever opens it finds the old or the new, never nothing."""
-    with tempfile.TemporaryDirectory(dir=link.parent, prefix=".link-") as folder:
-        (Path(folder) / "new").symlink_to(target, target_is_directory=True)
-        os.replace(Path(folder) / "new", link)
+    with Scratch(link.parent) as folder:
+        (folder / "new").symlink_to(target, target_is_directory=True)
+        os.replace(folder / "new", link)
 
 
 def history(out: Path) -> list[dict[str, Any]]:
-    """Every attempt at `out`, the oldest first."""
-    file = out / HISTORY
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    """Every attempt at `out` that came to its end, the oldest first."""
+    lines = (out / HISTORY).read_bytes().split(b"\n") if (out / HISTORY).exists() else [b""]
+    return [json.loads(line) for line in lines[:-1]]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import os
 import platform
 import re
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +26,7 @@ from qlab import ROOT
 from qlab.models.named import named_folder
 from qlab.models.opening import check_device, locate
 from qlab.models.texts.mixture import absolute, check_texts, files_of
+from qlab.support.disk.scratch import Scratch
 from qlab.support.versions import version_of
 from qlab.workbook.parameters import parameters_of, resolve
 from qlab.workbook.record import records_of
@@ -73,18 +71,16 @@ class WatchedEngine(NBClientEngine):
 
         nb_man.cell_complete = told
         # Kernels are spoken to through files in a private folder, not ports: nobody else on the machine can reach them.
-        over_files = Config({"KernelManager": {"transport": "ipc", "ip": f"{private_folder()}/kernel"}})
+        over_files = Config({"KernelManager": {"transport": "ipc", "ip": f"{private_folder().path}/kernel"}})
         # An interrupted kernel logs a traceback of its own message loop; a cell's errors come back by another way.
         quiet = ["--log-level=50"]
         super().execute_managed_notebook(nb_man, kernel_name, config=over_files, extra_arguments=quiet, **arguments)
 
 
 @cache
-def private_folder() -> str:
+def private_folder() -> Scratch:
     """A folder of this process alone, removed at its end: after the kernels have been stopped, also on Ctrl-C."""
-    folder = tempfile.mkdtemp(prefix="qlab-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    return Scratch()
 
 
 papermill_engines.register("qlab", WatchedEngine)
@@ -146,8 +142,8 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool) 
     WatchedEngine.lesson = lesson
     started = time.monotonic()
     outcome = Outcome(lesson, DONE, parameters, key=key)
-    with tempfile.TemporaryDirectory(dir=out) as unfinished:
-        written = Path(unfinished) / finished.name
+    with Scratch(out) as unfinished:
+        written = unfinished / finished.name
         try:
             papermill.execute_notebook(
                 NOTEBOOKS / finished.name, written, parameters, engine_name="qlab", progress_bar=False, cwd=str(ROOT), log_output=False
