@@ -181,7 +181,7 @@ def opened(store: Path, create: bool = False) -> Iterator[sqlite3.Connection]:
     try:
         if create:
             store.parent.mkdir(parents=True, exist_ok=True)
-        # Reading changes nothing, whoever's file it is; but what a process that was killed in the middle has added must first be taken back.
+        # Reading changes nothing, whoever's file it is; but what a process that was killed has added in part is taken back first.
         killed = store.with_name(f"{store.name}-journal").exists()
         address = f"{store.absolute().as_uri()}?mode={'rwc' if create else 'rw' if killed else 'ro'}"
         with closing(sqlite3.connect(address, uri=True, timeout=30)) as database:

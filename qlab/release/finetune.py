@@ -69,7 +69,7 @@ def train(source: OpenedModel, windows: Tensor, training: Training, device: str 
         wanted = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(base, wanted)
         order = torch.randperm(len(windows))
-    config = model.peft_config["default"]
+    config: Any = model.peft_config["default"]
     config.base_model_name_or_path = source.name  # not a path of this machine
     config.target_modules = sorted(config.target_modules)  # peft has a set, which is saved in another order by each process
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

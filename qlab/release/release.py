@@ -6,7 +6,6 @@ artifact was really served; a refused one leaves it as it is. Every attempt is a
 
 from __future__ import annotations
 
-import errno
 import filecmp
 import hashlib
 import json
@@ -31,15 +30,15 @@ from qlab.models.loading import load
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import WalkedRecipe
 from qlab.release import adapter as adapters
+from qlab.release.history import CURRENT, HISTORY, record, settle
 from qlab.serve.proof import Proof, prove
 from qlab.serve.runtimes.runtime import Runtime, check, require
 from qlab.serve.server import on_free_port, serving
 from qlab.support.disk.lock import locked
 from qlab.support.disk.room import room_for
-from qlab.support.disk.scratch import Scratch, discard, sweep
+from qlab.support.disk.scratch import Scratch, discard
 from qlab.support.errors import UserError
 
-CURRENT, HISTORY = "current", "history.jsonl"
 NAME = "[0-9a-f]{12}"  # of a release
 FIGURES = {
     "kl": "KL divergence to the merged model, nats/token",
@@ -156,39 +155,6 @@ def check_out(out: Path, name: str, model: Path) -> None:
         raise UserError(f"{out} cannot be written: choose another --out")
 
 
-def record(out: Path, note: dict[str, Any]) -> None:
-    """Add the line of an attempt to the history and, where it was not refused, point OUT/current to it: both or neither.
-
-    The line counts once it has its end, which is written when the link has moved: over a byte that is there already, so that no full
-    disk comes between. Of an attempt that was killed before, `settle` removes the line.
-
-    Raises:
-        OSError: one of them cannot be written.
-    """
-    (out / HISTORY).touch()
-    with (out / HISTORY).open("r+b", buffering=0) as file:
-        line, start = f"{json.dumps(note)} ".encode(), file.seek(0, os.SEEK_END)
-        try:
-            if (file.write(line) or 0) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / HISTORY))
-            os.fsync(file.fileno())
-            if not note["refused"]:
-                point(out / CURRENT, note["release"])
-            file.seek(start + len(line) - 1)
-            file.write(b"\n")
-        except OSError:
-            file.truncate(start)
-            raise
-
-
-def settle(out: Path) -> None:
-    """Remove from `out` what an attempt has left that was killed: a line without its end, temporary folders."""
-    sweep(out)
-    if (out / HISTORY).exists():
-        lines = (out / HISTORY).read_bytes()
-        os.truncate(out / HISTORY, lines.rfind(b"\n") + 1)
-
-
 def same_files(one: Path, other: Path) -> bool:
     """Whether two artifacts have the same files, byte by byte, but for what making them cost."""
     names = {file.name for file in one.iterdir()} - {COST}
@@ -238,16 +204,3 @@ def served_once(runtime: Runtime, folder: Path) -> Proof:
     deployment = on_free_port(folder)
     with serving(runtime, deployment) as server:
         return prove(runtime, deployment, server)
-
-
-def point(link: Path, target: str) -> None:
-    """Make `link` point to its neighbour `target`, at once: whoever opens it finds the old or the new, never nothing."""
-    with Scratch(link.parent) as folder:
-        (folder / "new").symlink_to(target, target_is_directory=True)
-        os.replace(folder / "new", link)
-
-
-def history(out: Path) -> list[dict[str, Any]]:
-    """Every attempt at `out` that came to its end, the oldest first."""
-    lines = (out / HISTORY).read_bytes().split(b"\n") if (out / HISTORY).exists() else [b""]
-    return [json.loads(line) for line in lines[:-1]]

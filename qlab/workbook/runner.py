@@ -26,6 +26,7 @@ from qlab import ROOT
 from qlab.models.named import named_folder
 from qlab.models.opening import check_device, locate
 from qlab.models.texts.mixture import absolute, check_texts, files_of
+from qlab.support.disk.room import full_by, no_room
 from qlab.support.disk.scratch import Scratch
 from qlab.support.versions import version_of
 from qlab.workbook.parameters import parameters_of, resolve
@@ -53,6 +54,9 @@ class Outcome:
 
 Watcher = Callable[..., None]
 """Told of progress: lesson, cells done, cells in all; and once, at its end, the state that the lesson came to."""
+
+
+Keeper = Callable[[Outcome], None]
 
 
 class WatchedEngine(NBClientEngine):
@@ -113,8 +117,14 @@ def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[st
     return values
 
 
-def run_lessons(values: Mapping[str, dict[str, Any]], out: Path, fresh: bool, watcher: Watcher) -> list[Outcome]:
-    """Run each lesson of `values`, in order, into `out`; go on after a failure with what does not depend on it."""
+def run_lessons(
+    values: Mapping[str, dict[str, Any]], out: Path, fresh: bool, watcher: Watcher, keep: Keeper = lambda outcome: None
+) -> list[Outcome]:
+    """Run each lesson of `values`, in order, into `out`; go on after a failure with what does not depend on it.
+
+    `keep` is given each lesson that was executed and is done, before any later run takes it as done: what it keeps is not lost
+    if this process is killed, and kept again if it is killed just then.
+    """
     (out / "notebooks").mkdir(parents=True, exist_ok=True)
     WatchedEngine.watcher = staticmethod(watcher)
     outcomes: dict[str, Outcome] = {}
@@ -123,12 +133,12 @@ def run_lessons(values: Mapping[str, dict[str, Any]], out: Path, fresh: bool, wa
         if failed:
             outcomes[lesson] = Outcome(lesson, SKIPPED, parameters, error=f"needs {failed[0]}, which did not finish")
         else:
-            outcomes[lesson] = run_lesson(lesson, parameters, out, fresh)
+            outcomes[lesson] = run_lesson(lesson, parameters, out, fresh, keep)
         watcher(lesson, 1, 1, outcomes[lesson].state)
     return list(outcomes.values())
 
 
-def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool) -> Outcome:
+def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, keep: Keeper) -> Outcome:
     """Execute one notebook, or read the one that the same inputs made before."""
     key = lesson_key(lesson, parameters)
     finished = out / "notebooks" / f"{lesson}.ipynb"
@@ -149,7 +159,10 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool) 
                 NOTEBOOKS / finished.name, written, parameters, engine_name="qlab", progress_bar=False, cwd=str(ROOT), log_output=False
             )
         except PapermillExecutionError as error:
-            outcome.state, outcome.cell, outcome.error = FAILED, error.cell_index + 1, f"{error.ename}: {error.evalue}".splitlines()[0]
+            said = f"{error.ename}: {error.evalue}".splitlines()[0]
+            outcome.state, outcome.cell, outcome.error = FAILED, error.cell_index + 1, said
+            if number := full_by(said):
+                outcome.error = no_room(number, out)
         except (RuntimeError, TimeoutError) as error:  # the kernel died (out of memory, perhaps) or did not start
             outcome.state, outcome.error = FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
         if written.exists():
@@ -158,6 +171,7 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool) 
             outcome.records = records_of(nbformat.read(finished, as_version=4))
     outcome.seconds = time.monotonic() - started
     if outcome.state == DONE:
+        keep(outcome)
         write_whole(stamp, json.dumps({"key": key, "seconds": outcome.seconds}) + "\n")
     return outcome
 
