@@ -6,12 +6,15 @@ that is in its place.
 
 from __future__ import annotations
 
+import ctypes
 import os
-import shutil
 from pathlib import Path
 
 from qlab.artifacts.manifest import COST, MANIFEST, Manifest, read_note
+from qlab.support.disk.scratch import discard
 from qlab.support.errors import UserError
+
+HERE, EXCHANGE = -100, 2  # AT_FDCWD of <fcntl.h>, RENAME_EXCHANGE of <linux/fs.h>
 
 
 def check_place(folder: Path, model: Path) -> None:
@@ -67,6 +70,8 @@ def foreign_to(folder: Path) -> str:
 def put(made: Path, folder: Path) -> None:
     """Move the whole folder `made` to `folder`, on the same disk; what qlab made there before goes once the new one is in its place.
 
+    Whoever looks finds the old or the new, never neither, wherever the disk can exchange two folders at once (Linux's own can).
+
     Raises:
         UserError: as check_replaceable; nothing is moved then.
         OSError: it cannot be moved; the old one stands where it stood.
@@ -74,15 +79,23 @@ def put(made: Path, folder: Path) -> None:
     aside = folder.with_name(f".replaced-{folder.name}")
     for place in (aside, folder):
         check_replaceable(place)
-    if aside.exists():  # left by a process that was killed here
-        shutil.rmtree(aside)
-    if folder.exists():
-        folder.rename(aside)
-    try:
+    if aside.exists():  # left by a process that was killed on a disk that cannot exchange
+        discard(aside)
+    if not folder.exists():
         made.rename(folder)
-    except OSError:
-        if aside.exists():
+    elif exchange(made, folder):
+        discard(made)
+    else:
+        folder.rename(aside)
+        try:
+            made.rename(folder)
+        except OSError:
             aside.rename(folder)
-        raise
-    if aside.exists():
-        shutil.rmtree(aside)
+            raise
+        discard(aside)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Have two folders change places at once; False where this system or disk cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return rename is not None and rename(HERE, os.fsencode(one.absolute()), HERE, os.fsencode(other.absolute()), EXCHANGE) == 0

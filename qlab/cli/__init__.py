@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import errno
+import os
+import signal
 import sys
 import traceback
+from pathlib import Path
 
 import typer
 
 from qlab.cli import bench, doctor, lessons, load, measure, plan, quantize, release, serve  # noqa: F401  (each adds its commands)
-from qlab.cli.app import DEBUG, app, console
+from qlab.cli.app import DEBUG, app, console, interrupt
 from qlab.cli.words import readable
 from qlab.support.errors import UserError
 
 INTERRUPTED = 130
-OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # writing tells these without the file's name
 
 
 def main() -> None:
     """The console script: errors that the user can mend are one message and exit code 2, faults of qlab's one message and 1."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file's name need not be text
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, interrupt)
     sys.exit(call(sys.argv[1:]))
 
 
@@ -37,10 +41,8 @@ def call(arguments: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         console.print("interrupted; nothing is left running. What is finished is kept, and the same command goes on from there")
         return INTERRUPTED
-    except OSError as error:
-        message, code = (fault(error), 1) if not of_a_file(error) else (in_words(error), 2)
-    except Exception as error:  # nobody foresaw it: that is qlab's fault, and the user is told so
-        message, code = fault(error), 1
+    except Exception as error:
+        message, code = unforeseen(error)
     if debug:
         traceback.print_exc()
     console.print("[red]error:[/red] ", end="")
@@ -48,15 +50,16 @@ def call(arguments: list[str]) -> int:
     return code
 
 
-def of_a_file(error: OSError) -> bool:
-    """Whether the system refused a file, or had no room for one; of sockets and processes the user knows nothing."""
-    return bool(error.strerror) and (error.filename is not None or error.errno in OF_DISKS)
+def unforeseen(error: Exception) -> tuple[str, int]:
+    """What to say of an error that nothing below has put into words, and the exit code."""
+    from qlab.support.disk.room import full, no_room
 
-
-def in_words(error: OSError) -> str:
-    """What the system said of a file."""
-    named = f" {error.filename}" if error.filename is not None else ""
-    return f"cannot read or write{named}: {error.strerror}. Make room, or choose another file or folder"
+    file = error.filename if isinstance(error, OSError) else None
+    if number := full(error):
+        return no_room(number, Path(os.fsdecode(file)) if isinstance(file, (str, bytes)) else None), 2
+    if isinstance(error, OSError) and error.strerror and file is not None:
+        return f"cannot read or write {file}: {error.strerror}. Choose another file or folder", 2
+    return fault(error), 1
 
 
 def fault(error: Exception) -> str:

@@ -17,6 +17,7 @@ import pandas as pd
 from qlab.evaluate.quality import Quality
 from qlab.evaluate.runtime import RuntimeFigures
 from qlab.evaluate.tasks import Score
+from qlab.support.disk.room import full, no_room
 from qlab.support.errors import UserError
 
 STORE = Path("build/results.sqlite")
@@ -190,11 +191,15 @@ def opened(store: Path, create: bool = False) -> Iterator[sqlite3.Connection]:
             store.parent.mkdir(parents=True, exist_ok=True)
         elif not store.exists() or not store.stat().st_size:
             raise UserError(f"no results at {store}: 'qlab bench', 'qlab evaluate' and lesson 7 write them")
-        with connected(store, "rwc" if create else "ro") as database:
+        # Reading changes nothing; but what a process that was killed has added in part is taken back first.
+        killed = store.with_name(f"{store.name}-journal").exists()
+        with connected(store, "rwc" if create else "rw" if killed else "ro") as database:
             if create:
                 database.execute(f"CREATE TABLE IF NOT EXISTS measurements ({', '.join(COLUMNS)})")
             yield database
     except (sqlite3.Error, OSError, UnicodeError, OverflowError) as error:  # the last two: text or a number that SQLite cannot hold
+        if number := full(error):
+            raise UserError(no_room(number, store.parent)) from error
         raise UserError(f"{store} cannot be used as a table of results ({error}): expected a file that qlab wrote, or none yet") from error
 
 
@@ -216,7 +221,7 @@ def check_store(store: Path) -> None:
         raise UserError(f"{store} is not a regular file: expected a file that qlab wrote, or none yet")
     with store.open("rb") as file:
         head = file.read(len(MAGIC) + 4)
-    with connected(store, "ro") as database:
+    with connected(store, "ro&immutable=1") as database:
         if (head and not head.startswith(MAGIC)) or head[-2:] == WRITE_AHEAD or not (is_table(database) or is_empty(database)):
             raise UserError(
                 f"{store} cannot be used as a table of results: it is another program's; expected one that qlab wrote, or none yet"

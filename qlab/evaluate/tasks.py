@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.evaluate.local_tasks import CLOZE, cloze, local_config
+from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.progress import bars_on_terminals
 
@@ -52,8 +52,8 @@ def run_tasks(
     judge = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
     scores: list[Score] = []
     for name in names:
-        with tempfile.TemporaryDirectory(prefix="qlab-") as work:
-            wanted: Any = cloze(text, limit or 500, Path(work)) if name == CLOZE else folder and local_config(name, folder, Path(work))
+        with Scratch() as work:
+            wanted: Any = cloze(text, limit or 500, work) if name == CLOZE else folder and local_config(name, folder, work)
             manager = task_manager(known=name != CLOZE)
             if not wanted and name not in manager.all_tasks:
                 raise UserError(f"no task {name!r}: expected one of lm-eval's, such as mmlu, hellaswag, lambada_openai, or {CLOZE}")

@@ -12,8 +12,8 @@ import pytest
 
 from qlab.artifacts.manifest import COST, MANIFEST
 from qlab.artifacts.placing import check_place, put
+from qlab.support.disk.lock import locked
 from qlab.support.errors import UserError
-from qlab.support.lock import locked
 
 INPUTS = {"model": "m", "recipe": {}, "calibration": {}, "versions": {}, "device": "cpu"}
 
@@ -72,7 +72,7 @@ def test_own_artifacts_are_replaced(tmp_path: Path) -> None:
 
 def test_the_second_is_told_who_works_there_and_the_dead_hold_nothing(tmp_path: Path) -> None:
     file = tmp_path / ".lock"
-    code = "import sys, pathlib, time; from qlab.support.lock import locked\n"
+    code = "import sys, pathlib, time; from qlab.support.disk.lock import locked\n"
     code += "with locked(pathlib.Path(sys.argv[1]), 'x'):\n    print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE) as first:
         assert first.stdout

@@ -169,10 +169,14 @@ def foreign(folder: Path, kind: str) -> Path:
             shutil.copyfile(part, folder / part.name.replace("made", "results"))
     for part in folder.glob("made.sqlite*"):
         part.unlink()
+    if kind == "journal":
+        file.with_name("results.sqlite-journal").write_bytes(bytes.fromhex("d9d505f920a163d7") + bytes(1000))
     return file
 
 
-@pytest.mark.parametrize("kind", ["pipe", "text", "another's table", "write-ahead log", "endless view", "own view", "other columns"])
+@pytest.mark.parametrize(
+    "kind", ["pipe", "text", "another's table", "write-ahead log", "journal", "endless view", "own view", "other columns"]
+)
 def test_another_programs_file_is_refused_and_not_changed(kind: str, tmp_path: Path) -> None:
     file = foreign(tmp_path, kind)
 
