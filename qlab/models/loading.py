@@ -6,6 +6,7 @@ arithmetic for every format, on any machine. How fast a runtime serves them is a
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +20,14 @@ from transformers import (
 )
 
 from qlab.formats.bitsandbytes import leave_unpacked
-from qlab.models.layout import UNOPENED, cannot_open, compute_buffers, empty_model
-from qlab.models.locating import quantization_of
+from qlab.models.checkpoint import finite
+from qlab.models.configuration import quantization_of
+from qlab.models.layout import cannot_open, compute_buffers, empty_model
 from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
+from qlab.support.reading import read_json
+
+GENERATION = "generation_config.json"
 
 
 def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False) -> PreTrainedModel:
@@ -33,7 +38,7 @@ def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = 
     Raises:
         UserError: a format qlab does not read, an architecture transformers does not know, or weights that are not all there.
     """
-    quantization = quantization_of(source.config, source.name)
+    quantization = quantization_of(source.config)
     if native and quantization.get("quant_method") == "bitsandbytes":
         model = opened_by_transformers(source, dtype, device)
         leave_unpacked(model)
@@ -41,9 +46,22 @@ def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = 
         model = filled(source, dtype, device)
     else:  # stored under other names than the architecture's, which transformers translates for the families that it knows
         model = opened_by_transformers(source, dtype, device)
-    if (source.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(source.folder)
+    if (file := source.folder / GENERATION).is_file():
+        model.generation_config = generation_config(file)
     return model.eval().to(device)
+
+
+def generation_config(file: Path) -> GenerationConfig:
+    """How the model is meant to write.
+
+    Raises:
+        UserError: the file is damaged, or holds what transformers does not take.
+    """
+    settings = read_json(file)
+    try:
+        return GenerationConfig.from_dict(settings)
+    except Exception as error:  # it raises what it likes of what it does not foresee
+        raise UserError(cannot_open(f"{file.parent.name}/{file.name}", error)) from error
 
 
 def filled(source: OpenedModel, dtype: torch.dtype, device: str) -> PreTrainedModel:
@@ -68,18 +86,22 @@ def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str)
     """The model as transformers loads it, from safetensors alone and without code of the folder, every weight there.
 
     Raises:
-        UserError: transformers cannot open it, or found weights missing or of another shape, which it would fill with random numbers.
+        UserError: transformers cannot open it, or found weights missing or of another shape, which it would fill with random numbers, or not
+            finite.
     """
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
             source.folder, dtype=dtype, device_map=device, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-    except UNOPENED as error:
+    except Exception as error:  # it raises what it likes of what it does not foresee
         raise UserError(cannot_open(source.name, error)) from error
     model, report = found
     lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if lost:
-        raise UserError(source.lacking(lost))
+    if lost:  # a tied head is told beside the embedding that it is tied to
+        raise UserError(source.lacking([name for name in lost if name in source.layout.shapes] or lost))
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            finite(name, tensor)
     return model
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from qlab.formats.folder import COMPANIONS, finish_folder, half_precision
 from qlab.models.loading import load
-from qlab.models.locating import read_json
 from qlab.models.opening import OpenedModel
 from qlab.release.adapter_config import check_config
 from qlab.support.errors import UserError
+from qlab.support.reading import read_json
 
 TOKENIZER = tuple(pattern for pattern in COMPANIONS if not pattern.startswith("generation"))
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

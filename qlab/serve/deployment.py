@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qlab.models.configuration import read_config
 from qlab.models.gguf import gguf_config
-from qlab.models.locating import kind_of, read_json
+from qlab.models.locating import kind_of
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 
@@ -103,7 +104,7 @@ class Deployment:
     @property
     def config(self) -> dict[str, Any]:
         """The model's configuration, from config.json or from the GGUF file."""
-        return gguf_config(self.gguf) if self.kind == "gguf" else read_json(self.folder / "config.json")
+        return gguf_config(self.gguf) if self.kind == "gguf" else read_config(self.folder)
 
     @property
     def weight_bytes(self) -> int:

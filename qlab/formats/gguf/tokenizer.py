@@ -11,8 +11,9 @@ from typing import Any
 import gguf
 from gguf import TokenType
 
-from qlab.formats.gguf.tokenizer_rules import check_byte_level, check_marked, check_sentencepiece, read_object
+from qlab.formats.gguf.tokenizer_rules import check_byte_level, check_marked, check_sentencepiece
 from qlab.support.errors import UserError
+from qlab.support.reading import read_json
 
 # The pre-tokenizer's split pattern, as tokenizer.json has it, and llama.cpp's name for it (llama-vocab.cpp).
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -65,7 +66,7 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
         UserError: see add_tokenizer.
     """
     file = folder / "tokenizer.json"
-    description = read_object(file) if file.exists() else {}
+    description = read_json(file) if file.exists() else {}
     model = description.get("model", {})
     if model.get("type") == "BPE" and "ByteLevel" in json.dumps(description.get("pre_tokenizer")):
         check_byte_level(description)
@@ -89,9 +90,9 @@ def added_tokens(folder: Path, description: dict[str, Any]) -> dict[int, tuple[s
         return {token["id"]: (token["content"], token["special"]) for token in description.get("added_tokens", [])}
     found: dict[int, tuple[str, bool]] = {}
     if (file := folder / "added_tokens.json").exists():
-        found |= {index: (text, False) for text, index in read_object(file).items()}
+        found |= {index: (text, False) for text, index in read_json(file).items()}
     if (file := folder / "tokenizer_config.json").exists():
-        decoder = read_object(file).get("added_tokens_decoder", {})
+        decoder = read_json(file).get("added_tokens_decoder", {})
         found |= {int(index): (token["content"], token["special"]) for index, token in decoder.items()}
     return found
 
