@@ -20,7 +20,9 @@ LARGEST = 1 << 26  # of any size in a configuration; the largest vocabularies ha
 LAYERS = 1000  # decoder blocks at most: more are a damaged configuration, and would take minutes to lay out
 EXPERTS = 1 << 14  # of a block; and labels, for which transformers makes names
 Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
-Sizes = Size | Annotated[list[Annotated[int, Field(strict=True, ge=0, le=LARGEST)]], Field(max_length=LAYERS)]  # one a block, in some families
+Sizes = (
+    Size | Annotated[list[Annotated[int, Field(strict=True, ge=0, le=LARGEST)]], Field(max_length=LAYERS)]
+)  # one a block, in some families
 Layers = Annotated[int, Field(strict=True, ge=1, le=LAYERS)]
 Experts = Annotated[int, Field(strict=True, ge=0, le=EXPERTS)]
 Epsilon = Annotated[float, Field(strict=True, gt=0, lt=1)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from qlab.formats.gguf.configuration import READ
 from qlab.formats.gguf.reading import GGUFFiles, configuration
 from qlab.formats.gguf.vocabulary import read_tokenizer
 from qlab.models.layout import cannot_open
+from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 
 
@@ -50,11 +50,11 @@ def unpacked_companions(path: Path) -> Path:
     """
     files = GGUFFiles(path, arrays=True)
     tokenizer, config = read_tokenizer(files), configuration(files)
-    folder = tempfile.TemporaryDirectory(prefix="qlab-gguf-")
+    folder = Scratch()
     _kept.append(folder)
-    tokenizer.save_pretrained(folder.name)
-    (Path(folder.name) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return Path(folder.name)
+    tokenizer.save_pretrained(folder.path)
+    (folder.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return folder.path
 
 
-_kept: list[tempfile.TemporaryDirectory[str]] = []
+_kept: list[Scratch] = []

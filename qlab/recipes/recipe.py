@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from qlab.formats.folder import finish_folder
 from qlab.models.opening import OpenedModel
+from qlab.support.disk.scratch import Scratch
 from qlab.walk.journal import Journal
 from qlab.walk.span import FP16_LARGEST, overflows
 from qlab.walk.walk import Method, Walk
@@ -107,8 +107,8 @@ class Walked:
 
     def quantize(self: WalkedRecipe, source: OpenedModel, windows: Tensor, out: Path) -> Details:
         """Walk for this recipe alone."""
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".walk-") as work:
-            walk = Walk(source, [self], windows, Path(work))
+        with Scratch(out.parent) as work:
+            walk = Walk(source, [self], windows, work)
             journal = walk.run()
             self.assemble(source, walk.parts(self), out, journal.largest[self.name])
         return details(self, source, journal)

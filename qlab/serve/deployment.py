@@ -13,10 +13,12 @@ from qlab.models.gguf import gguf_config
 from qlab.models.locating import kind_of
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
+from qlab.support.reading import check_regular
 
 FRENCH_SYSTEM_PROMPT = "Tu es un assistant technique précis. Réponds en français, de façon concise."
 FRENCH_TEST_PROMPT = "Explique en deux phrases ce qu'est la quantification d'un modèle de langage."
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+KEY_FILE = 4096  # bytes of a key's file at most
 KEY_VARIABLE = "QLAB_API_KEY"  # where Compose looks for the key
 
 
@@ -116,9 +118,10 @@ def read_key(file: Path) -> str:
     """The key in a file that nobody else may read.
 
     Raises:
-        UserError: no such file, one that others can read, or no usable key in it.
+        UserError: no such file, none that is regular, one that others can read, or no usable key in it.
     """
     try:
+        check_regular(file, KEY_FILE)
         mode, key = file.stat().st_mode, file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(

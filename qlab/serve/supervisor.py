@@ -20,6 +20,8 @@ from contextlib import ExitStack, suppress
 
 import psutil
 
+from qlab.support.disk.scratch import Scratch
+
 GRACE = 8  # seconds between asking and killing
 LONGEST = 60  # characters of a folder for sockets; they are named by 36 more, and a hundred or so are allowed
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
@@ -58,7 +60,7 @@ def own_folder(stack: ExitStack) -> dict[str, str]:
     """
     try:
         compiled = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"  # PyTorch's own choice
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qlab-", ignore_cleanup_errors=True))
+        folder = str(stack.enter_context(Scratch()))
     except (OSError, KeyError):
         return {}
     kept = {"TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled)}

@@ -8,7 +8,23 @@ from typing import Any
 
 from tests.fuzz.configs import DAMAGED, foreign, shown
 from tests.fuzz.damage import (
-    EITHER, GONE, REFUSED, WORKS, Case, a_folder, a_loop, a_pipe, both, content, cut, endless, gone, nested, sparse, values, within,
+    EITHER,
+    GONE,
+    REFUSED,
+    WORKS,
+    Case,
+    a_folder,
+    a_loop,
+    a_pipe,
+    both,
+    content,
+    cut,
+    endless,
+    gone,
+    nested,
+    sparse,
+    values,
+    within,
 )  # fmt: skip
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"

@@ -7,7 +7,6 @@ read (encode_tensors), the encoded ones wait in safetensors files, and assemble 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +28,7 @@ from qlab.formats.gguf.tokenizer_rules import tokenizer_remarks
 from qlab.methods.kquants.blocks import encode
 from qlab.methods.kquants.kinds import KINDS
 from qlab.methods.settle import settle_blocks
+from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.stages import stage
 
@@ -308,13 +308,13 @@ def write_gguf(folder: Path, config: dict[str, Any], mix: str, out: Path, import
     check_mix(mix)
     architecture(config)
     parts: list[Path] = []
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as waiting:
+    with Scratch(out.parent) as waiting:
         for shard in shards(folder):
             with safe_open(shard, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a dictionary
                     weights = (importance or {}).get(name.removesuffix(".weight"))
                     if encoded := encode_tensor(name, opened.get_tensor(name), mix, config, weights):
-                        parts.append(Path(waiting) / f"{len(parts)}.safetensors")
+                        parts.append(waiting / f"{len(parts)}.safetensors")
                         save_file(encoded, parts[-1])
         assemble(parts, folder, config, mix, out)
 
