@@ -1,0 +1,155 @@
+"""Commands in a process of their own, stopped at a moment that is told by what they have written by then, not by a clock alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from qlab import ROOT
+
+MARK = "QLAB_KILLED"  # in the environment of all that a command starts
+SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
+FULL = "FULL"
+DISK = "192m"  # of the small disk; no command here needs half of it
+LONGEST = 900  # seconds that a command may take
+
+
+@dataclass
+class Run:
+    """A command at work in `folder`. Whatever changes there, or in what it prints, is an event."""
+
+    words: list[str]
+    folder: Path
+    logs: Path
+    process: subprocess.Popen[bytes] = field(init=False)
+    started: float = field(init=False)
+    seen: tuple[tuple[str, int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        (self.folder / "tmp").mkdir(exist_ok=True)
+        self.logs.mkdir(exist_ok=True)
+        environment = os.environ | {MARK: str(self.folder), "TMPDIR": str(self.folder / "tmp"), "PYTHONUNBUFFERED": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, "-m", "qlab", *self.words]
+        with (self.logs / "out").open("wb") as out, (self.logs / "err").open("wb") as err:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+            )
+        self.seen, self.started = self.look(), time.monotonic()
+
+    @property
+    def printed(self) -> str:
+        """All that it printed, its lines joined."""
+        return " ".join(" ".join((self.logs / name).read_text(errors="replace") for name in ("out", "err")).split())
+
+    def look(self) -> tuple[tuple[str, int, int], ...]:
+        """What lies there now."""
+        found = []
+        for place in (self.folder, self.logs):
+            for folder, _, names in os.walk(place):
+                for name in names:
+                    with suppress(OSError):
+                        about = os.lstat(file := os.path.join(folder, name))
+                        found.append((file, about.st_size, about.st_mtime_ns))
+        return tuple(sorted(found))
+
+    def happened(self) -> bool:
+        """Whether there was an event since the last look."""
+        before, self.seen = self.seen, self.look()
+        return before != self.seen
+
+    def events(self) -> list[float]:
+        """Let it run to its end; seconds from its start to each event, and to the end."""
+        found = []
+        while self.process.poll() is None:
+            if self.happened():
+                found.append(time.monotonic() - self.started)
+            time.sleep(0.004)
+        return [*found, time.monotonic() - self.started]
+
+    def wait(self) -> int:
+        return self.process.wait(LONGEST)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """So many seconds after so many events."""
+
+    events: int
+    seconds: float
+
+    @classmethod
+    def drawn(cls, events: list[float], generator: random.Random) -> Moment:
+        """Somewhere between the first event and the end of a run with these `events`."""
+        at = events[0] + generator.uniform(0.02, 0.95) * (events[-1] - events[0])
+        count = sum(event <= at for event in events)
+        return cls(count, at - events[count - 1])
+
+    def reached(self, run: Run) -> bool:
+        """Wait for it; False where the command has ended before."""
+        count, since = 0, run.started
+        while run.process.poll() is None:
+            if run.happened():
+                count, since = count + 1, time.monotonic()
+            if count > self.events or (count == self.events and time.monotonic() - since >= self.seconds):
+                return True
+            time.sleep(0.004)
+        return False
+
+    def earlier(self) -> Moment:
+        """Nearer to the first event; the same where it is that."""
+        return Moment(max(1, self.events - 1), self.seconds / 2 if self.seconds > 0.01 else 0.0)
+
+
+def left(folder: Path, seconds: float = 20) -> list[str]:
+    """Processes of a command in `folder` that are still there after so many seconds."""
+    end = time.monotonic() + seconds
+    while (found := alive(folder)) and time.monotonic() < end:
+        time.sleep(0.2)
+    return found
+
+
+def alive(folder: Path) -> list[str]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # gone, or another user's
+            if process.environ().get(MARK) == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline())[:200])
+    return found
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[bool]:
+    """A disk of its own at `folder`, which can be filled; False where this user may not mount one."""
+    folder.mkdir()
+    mounted = not subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", str(folder)], capture_output=True).returncode
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """Not a byte is free on the disk of `folder`."""
+    filler = folder / "filler"
+    try:
+        with filler.open("wb", buffering=0) as stream, suppress(OSError):
+            for size in (1 << 20, 1 << 10, 1):
+                with suppress(OSError):
+                    while stream.write(bytes(size)) == size:
+                        pass
+        yield
+    finally:
+        filler.unlink()
