@@ -59,7 +59,8 @@ def test_stopped_at_any_moment_it_goes_on(name: str, base: Path, tmp_path: Path)
             if command.finished(folder):
                 renew(folder, before)
             while not stop_once(command, folder, tmp_path, kind, moment, new):  # it was faster than the one whose events were counted
-                assert moment != (moment := moment.earlier()), "it ends before its first event"
+                assert moment != moment.earlier(), "it ends before its first event"
+                moment = moment.earlier()
                 renew(folder, before)
         if not command.finished(folder):
             run = Run(command.words, folder, tmp_path / "logs")
