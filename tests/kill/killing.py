@@ -108,7 +108,7 @@ class Moment:
 
     def earlier(self) -> Moment:
         """Nearer to the first event; the same where it is that."""
-        return Moment(max(1, self.events - 1), self.seconds / 2 if self.seconds > 0.01 else 0.0)
+        return Moment(max(1, self.events - max(1, self.events // 5)), self.seconds / 2 if self.seconds > 0.01 else 0.0)
 
 
 def left(folder: Path, seconds: float = 20) -> list[str]:
