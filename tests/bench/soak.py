@@ -168,7 +168,7 @@ def vanish(server: Server, stop: threading.Event, kind: str, share: float) -> No
 
 def kill(server: Server, stop: threading.Event, kind: str, share: float) -> None:
     """Kill the server, or the keeper that looks after it, when a drawn part of a second or so of the load has gone by."""
-    stop.wait(1 + 3 * share)
+    stop.wait(0.3 + 1.5 * share)
     keeper = psutil.Process(server.process.pid)
     with suppress(psutil.NoSuchProcess):
         for process in [keeper] if kind == KILL_KEEPER else keeper.children():

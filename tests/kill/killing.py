@@ -26,14 +26,15 @@ LONGEST = 900  # seconds that a command may take
 
 @dataclass
 class Run:
-    """A command at work in `folder`. Whatever changes there, or in what it prints, is an event."""
+    """A command at work in `folder`. Each new name there, and whatever it prints, is an event."""
 
     words: list[str]
     folder: Path
     logs: Path
     process: subprocess.Popen[bytes] = field(init=False)
     started: float = field(init=False)
-    seen: tuple[tuple[str, int, int], ...] = ()
+    seen: set[str] = field(default_factory=set)
+    lengths: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         (self.folder / "tmp").mkdir(exist_ok=True)
@@ -45,35 +46,26 @@ class Run:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
             )
-        self.seen, self.started = self.look(), time.monotonic()
+        self.look()
+        self.started = time.monotonic()
 
     @property
     def printed(self) -> str:
         """All that it printed, its lines joined."""
         return " ".join(" ".join((self.logs / name).read_text(errors="replace") for name in ("out", "err")).split())
 
-    def look(self) -> tuple[tuple[str, int, int], ...]:
-        """What lies there now."""
-        found = []
-        for place in (self.folder, self.logs):
-            for folder, _, names in os.walk(place):
-                for name in names:
-                    with suppress(OSError):
-                        about = os.lstat(file := os.path.join(folder, name))
-                        found.append((file, about.st_size, about.st_mtime_ns))
-        return tuple(sorted(found))
-
-    def happened(self) -> bool:
-        """Whether there was an event since the last look."""
-        before, self.seen = self.seen, self.look()
-        return before != self.seen
+    def look(self) -> int:
+        """How many events there have been."""
+        for folder, _, names in os.walk(self.folder):
+            self.seen |= {os.path.join(folder, name) for name in names}
+        self.lengths.add((self.logs / "out").stat().st_size)
+        return len(self.seen) + len(self.lengths)
 
     def events(self) -> list[float]:
         """Let it run to its end; seconds from its start to each event, and to the end."""
-        found = []
+        found, before = list[float](), self.look()
         while self.process.poll() is None:
-            if self.happened():
-                found.append(time.monotonic() - self.started)
+            found += [time.monotonic() - self.started] * (self.look() - before - len(found))
             time.sleep(0.004)
         return [*found, time.monotonic() - self.started]
 
@@ -97,10 +89,10 @@ class Moment:
 
     def reached(self, run: Run) -> bool:
         """Wait for it; False where the command has ended before."""
-        count, since = 0, run.started
+        first, count, since = run.look(), 0, run.started
         while run.process.poll() is None:
-            if run.happened():
-                count, since = count + 1, time.monotonic()
+            if (now := run.look() - first) > count:
+                count, since = now, time.monotonic()
             if count > self.events or (count == self.events and time.monotonic() - since >= self.seconds):
                 return True
             time.sleep(0.004)
