@@ -40,6 +40,7 @@ class Run:
         (self.folder / "tmp").mkdir(exist_ok=True)
         self.logs.mkdir(exist_ok=True)
         environment = os.environ | {MARK: str(self.folder), "TMPDIR": str(self.folder / "tmp"), "PYTHONUNBUFFERED": "1"}
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(self.logs / "compiled")  # PyTorch keeps what it has compiled among temporary files
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [sys.executable, "-m", "qlab", *self.words]
         with (self.logs / "out").open("wb") as out, (self.logs / "err").open("wb") as err:
@@ -62,12 +63,12 @@ class Run:
         return len(self.seen) + len(self.lengths)
 
     def events(self) -> list[float]:
-        """Let it run to its end; seconds from its start to each event, and to the end."""
+        """Let it run to its end; seconds from its start to each event, the last of which is what it prints in the end."""
         found, before = list[float](), self.look()
         while self.process.poll() is None:
             found += [time.monotonic() - self.started] * (self.look() - before - len(found))
             time.sleep(0.004)
-        return [*found, time.monotonic() - self.started]
+        return found
 
     def wait(self) -> int:
         return self.process.wait(LONGEST)
@@ -82,8 +83,8 @@ class Moment:
 
     @classmethod
     def drawn(cls, events: list[float], generator: random.Random) -> Moment:
-        """Somewhere between the first event and the end of a run with these `events`."""
-        at = events[0] + generator.uniform(0.02, 0.95) * (events[-1] - events[0])
+        """Somewhere between the first of these `events` and the last."""
+        at = events[0] + generator.uniform(0, 0.95) * (events[-1] - events[0])
         count = sum(event <= at for event in events)
         return cls(count, at - events[count - 1])
 
