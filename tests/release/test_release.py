@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,21 @@ def test_merging_adds_the_product_and_refuses_what_is_damaged(
     with pytest.raises(UserError, match="not finite"):
         attempt(bad, text, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_merged_in_the_precision_of_its_model(trained: tuple[Path, list[float]], tmp_path: Path) -> None:
+    """A model that is marked BF16, and whose norm is beyond FP16, stays so."""
+    folder = tmp_path / "bf16"
+    shutil.copytree(locate("embedded").path, folder)
+    state = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+    state["model.norm.weight"] = torch.full_like(state["model.norm.weight"], 1e5)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    merge(locate(str(folder)), trained[0], tmp_path / "merged")
+    merged = locate(str(tmp_path / "merged"))
+    assert merged.trained_in == torch.bfloat16
+    assert load_file(merged.path / "model.safetensors")["model.norm.weight"].max() > 65504
 
 
 def test_gates_and_wrong_inputs(tiny: OpenedModel, text: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
