@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import locate
+from qlab.models.texts.tokens import beginning
 from qlab.serve.deployment import FRENCH_TEST_PROMPT, Deployment
 from qlab.serve.runtimes.runtime import Runtime
 from qlab.serve.server import Server
@@ -147,8 +148,12 @@ def prove(runtime: Runtime, deployment: Deployment, server: Server, tokens: int 
 def agreement_with(
     runtime: Runtime, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, client: OpenAI, deployment: Deployment, tokens: int
 ) -> Agreement:
-    """Ask for greedy continuations of PROMPTS, as token ids, and compare."""
-    prompts = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in PROMPTS]
+    """Ask for greedy continuations of PROMPTS, as token ids, and compare.
+
+    Each begins with BOS where the tokenizer begins a text so, as in calibration and evaluation.
+    """
+    start = beginning(tokenizer)
+    prompts = [start + tokenizer.encode(prompt, add_special_tokens=False) for prompt in PROMPTS]
     found = [
         runtime.greedy(deployment.url, client, deployment.name, prompt, min(tokens, deployment.context - len(prompt))) for prompt in prompts
     ]
