@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +127,14 @@ def test_an_adapter_is_merged_in_the_precision_of_its_model(trained: tuple[Path,
     merged = locate(str(tmp_path / "merged"))
     assert merged.trained_in == torch.bfloat16
     assert load_file(merged.path / "model.safetensors")["model.norm.weight"].max() > 65504
+
+
+def test_a_refusal_is_one_line(tmp_path: Path) -> None:
+    """Whatever libraries say as they are imported: bitsandbytes warns where the processor has AVX512-BF16."""
+    command = [sys.executable, "-m", "qlab", "release", "--out", str(tmp_path / "out"), "--gate", "kl=low"]
+    refused = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "500"})
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1, refused.stderr
 
 
 def test_gates_and_wrong_inputs(tiny: OpenedModel, text: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
