@@ -15,7 +15,8 @@ from qlab.cli.numbers import TOKENS, WINDOWS, whole
 @app.command()
 def quantize(
     recipe: Annotated[
-        list[str], typer.Option(help="Such as awq-w4g128, gptq-w4g128, tuned-w4g128, nf4, q4_k_m. May be repeated: one walk makes all.")
+        list[str],
+        typer.Option(help="Such as awq-gptq-w4g128, gptq-w4g128, nf4, q4_k_m. May be repeated: one walk makes all."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the artifacts; each lies in OUT/RECIPE.")],
     model: ModelOption = "embedded",

@@ -67,7 +67,12 @@ class GGUF(Walked):
         gguf.check_model(source.folder, source.config, source.layout.shapes)
 
     def remarks(self, source: OpenedModel) -> dict[str, str]:
-        return gguf.remarks(source.folder, source.config)
+        found = gguf.remarks(source.folder, source.config)
+        for name, shape in source.layout.shapes.items():  # blocks have theirs from the walk
+            target = None if source.layout.inside(name) else gguf.gguf_name(name, source.config)
+            if target and (note := fallback_note(target, shape, self.mix, source.config)):
+                found[name.removesuffix(".weight")] = note
+        return found
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         found, tensors = Quantized({}), block.module.state_dict()

@@ -182,7 +182,7 @@ class Integers(Walked):
         rest = {name: block.module.get_parameter(name).detach().clone() for name in names}
         tune(block.functional, soft, rest, calibration.random_batches(TUNED_WINDOWS, block.device), self.steps, calibration.metric())
         for name, tensor in rest.items():
-            block.module.get_parameter(name).data.copy_(tensor.half().float())  # as it will be stored
+            block.module.get_parameter(name).data.copy_(tensor)  # whether FP16 holds it, the end of the walk tells
         for name, layer in soft.items():
             yield name, (layer.finish(), block.layer(name).weight)
 

@@ -20,7 +20,7 @@ BPE = 2  # TrainerSpec.ModelType of sentencepiece_model.proto
 def refusal(rule: str) -> UserError:
     return UserError(
         f"the tokenizer {rule}, which a GGUF file cannot express: llama.cpp would cut text into other tokens than the model learnt. "
-        "Take another format for this model, such as awq-w4g128"
+        "Take another format for this model, such as awq-gptq-w4g128"
     )
 
 
