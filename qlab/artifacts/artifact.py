@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,19 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qlab.artifacts.budget import disk_needed
+from qlab.artifacts.going_on import LOCK, clear_away, walk_to_go_on, work_folder
 from qlab.artifacts.manifest import COST, MANIFEST, Cost, Manifest, read_note
 from qlab.artifacts.placing import check_place, put
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import Fitted, Recipe, WalkedRecipe, describe, details
+from qlab.support.disk.lock import locked
+from qlab.support.disk.room import room_for
+from qlab.support.disk.scratch import Scratch, discard
 from qlab.support.errors import UserError
-from qlab.support.lock import locked
 from qlab.support.memory import disk_bytes
 from qlab.support.precision import multiplies_bfloat16
 from qlab.support.process import peak_bytes, run_isolated
+from qlab.support.stages import stage
 from qlab.support.versions import version_of
-from qlab.walk.walk import Journal, Walk
+from qlab.walk.journal import Journal
+from qlab.walk.walk import Walk
 
-LOCK = ".qlab-lock"
 LIBRARIES = ("qlab", "torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp")
 
 
@@ -103,8 +107,8 @@ def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: st
     `read` says what the windows were cut from (qlab.models.texts.windows.Read); it stands in the manifest and changes nothing else.
 
     Raises:
-        UserError: what the recipe cannot do with this model, or something in the artifact's place that qlab did not make.
-        OSError: the disk is full or not writable; nothing is left behind.
+        UserError: what the recipe cannot do with this model, something in the artifact's place that qlab did not make, or a full disk.
+        OSError: the disk is not writable; nothing is left behind.
     """
     inputs = inputs_of(recipe, source, windows, computing_device())
     folder = artifact_folder(recipe, source, work)
@@ -112,12 +116,13 @@ def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: st
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         locked(folder.parent / f".{recipe.name}.lock", str(folder), wait=True),
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{recipe.name}-") as unfinished,
+        Scratch(folder.parent) as unfinished,
+        room_for(folder.parent),
     ):
         known = Artifact.open(folder)
         if known and known.manifest["inputs"] == inputs:
             return known
-        out = Path(unfinished) / recipe.name
+        out = unfinished / recipe.name
         out.mkdir()
         outcome = run_isolated(recipe.quantize, source, windows, out)
         details = outcome.value | {"calibration": list(read)}
@@ -166,8 +171,8 @@ def quantize_model(
 
     Raises:
         UserError: a model or layer that a recipe cannot take, something at `out`/<recipe> that qlab did not make, or another process
-            that works in `out`.
-        OSError: the disk is full or not writable; what is finished is kept for the next call, and no artifact is half there.
+            that works in `out`, or a full disk; what is finished is kept for the next call then, and no artifact is half there.
+        OSError: the disk is not writable; likewise.
     """
     fitted = fit(source, recipes)
     recipes = [each.recipe for each in fitted]
@@ -178,9 +183,10 @@ def quantize_model(
         stored = {"stored": source.checkpoint.description} if source.checkpoint.quantized else {}
         about = {each.recipe.name: {"asked": each.asked, "calibration": list(read)} | stored for each in fitted}
         out.mkdir(parents=True, exist_ok=True)
-        with locked(out / LOCK, str(out)):
+        with locked(out / LOCK, str(out)), room_for(out, disk_needed(source, recipes, tuple(windows.shape))):
             if missing := unfinished(recipes, wanted, out):
-                _walk(source, missing, wanted, about, windows, out, batch, device)
+                _walk(source, recipes, missing, wanted, about, windows, out, batch, device)
+    clear_away(recipes, wanted, out)
     return [artifact for name in wanted if (artifact := Artifact.open(out / name))]
 
 
@@ -192,6 +198,7 @@ def unfinished(recipes: Sequence[WalkedRecipe], wanted: dict[str, dict[str, Any]
 
 def _walk(
     source: OpenedModel,
+    recipes: Sequence[WalkedRecipe],
     missing: Sequence[WalkedRecipe],
     wanted: dict[str, dict[str, Any]],
     about: dict[str, dict[str, Any]],
@@ -200,12 +207,13 @@ def _walk(
     batch: int | None,
     device: str,
 ) -> None:
-    key = hashlib.sha256(json.dumps([wanted[recipe.name] for recipe in missing], sort_keys=True).encode()).hexdigest()[:12]
-    work = out / f".walk-{key}"
+    walked = walk_to_go_on(recipes, missing, wanted, out)
+    work = work_folder(walked, wanted, out)
     work.mkdir(exist_ok=True)
-    walk = Walk(source, missing, windows, work, batch, device)
+    walk = Walk(source, walked, windows, work, batch, device)
     try:
-        journal = walk.run()
+        with stage("rest"):
+            journal = walk.run()
     except Exception:
         if not Journal.open(work / "journal.json").blocks:  # nothing that the same call could go on from
             shutil.rmtree(work)
@@ -214,8 +222,10 @@ def _walk(
         started, folder = time.perf_counter(), work / "finished" / recipe.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        recipe.assemble(source, walk.parts(recipe), folder, journal.largest[recipe.name])
+        with stage("assemble"):
+            recipe.assemble(source, walk.parts(recipe), folder, journal.largest[recipe.name])
         seconds = journal.seconds[recipe.name] + time.perf_counter() - started
         cost = {"seconds": seconds, "peak_bytes": peak_bytes()}
         finish(folder, out / recipe.name, wanted[recipe.name], about[recipe.name] | details(recipe, source, journal), cost)
-    shutil.rmtree(work)
+    with stage("clean up"):
+        discard(work)

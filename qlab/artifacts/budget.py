@@ -101,15 +101,14 @@ def predict(
     checkpoint, layout = source.checkpoint, source.layout
     groups = input_shapes(layout)
     weights = sum(width * out for width, out in groups)
-    data, sequential = any(recipe.data for recipe in recipes), sum(recipe.sequential for recipe in recipes)
+    data = any(recipe.data for recipe in recipes)
     statistics = sum(4.0 * width**2 for width, _ in groups) if data else 0.0
     blocks = layout.count
     outside = [checkpoint.bytes_of(name) for name in layout.rest]
     # Outside the blocks, the largest is read from a file that is mapped into memory, and then written: twice its size at both times.
     rest = 2.0 * max(outside, default=0) + LIBRARIES
     token = 4.0 * (3 * layout.hidden + max(out for _, out in groups) + max(width for width, _ in groups))
-    stored = 2 * sum(checkpoint.bytes_of(name) for name in layout.shapes) * 0.35 * len(recipes)
-    disk = stored + (2 + 2 * sequential) * 4 * windows[0] * windows[1] * layout.hidden * data
+    disk = disk_needed(source, recipes, windows)
     start = float(psutil.Process().memory_info().rss)
     work = max(working(recipe, groups, windows[1], device) for recipe in recipes) + LIBRARIES
     seconds = duration(groups, recipes, windows, blocks, sum(outside) / 2, device)
@@ -123,6 +122,13 @@ def predict(
         f"the walk needs {gigabytes(found.total)} even with one window at a time, more than the {gigabytes(limit or 0)} allowed: "
         f"{gigabytes(found.block)} a block, {gigabytes(found.statistics)} statistics, {gigabytes(found.recipe)} the recipe at work"
     )
+
+
+def disk_needed(source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...]) -> float:
+    """Bytes of disk that a walk over `windows` (their number and length) needs while it works: encoded tensors twice, and activations."""
+    stored = 2 * sum(source.checkpoint.bytes_of(name) for name in source.layout.shapes) * 0.35 * len(recipes)
+    streams = 2 * any(recipe.data for recipe in recipes) + 2 * sum(recipe.sequential for recipe in recipes)
+    return stored + streams * 4 * windows[0] * windows[1] * source.layout.hidden
 
 
 def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: str) -> float:

@@ -6,29 +6,46 @@ that is in its place.
 
 from __future__ import annotations
 
+import ctypes
 import os
-import shutil
 from pathlib import Path
 
 from qlab.artifacts.manifest import COST, MANIFEST, Manifest, read_note
+from qlab.support.disk.scratch import discard
 from qlab.support.errors import UserError
+
+HERE, EXCHANGE = -100, 2  # AT_FDCWD of <fcntl.h>, RENAME_EXCHANGE of <linux/fs.h>
 
 
 def check_place(folder: Path, model: Path) -> None:
     """See that an artifact of the model in the folder `model` may be put at `folder`, before any work.
 
     Raises:
-        UserError: `folder` is the model, or lies in it or round it; something stands there, or on the way, that qlab did not make.
+        UserError: as check_apart; or something stands there that qlab did not make.
     """
-    for ancestor in [folder, *folder.parents]:
-        if ancestor.exists() and os.path.samefile(ancestor, model):
+    check_apart(folder, model)
+    check_replaceable(folder)
+
+
+def check_apart(folder: Path, model: Path) -> None:
+    """See that a folder can be made at `folder`, or is there, and that what is written into it leaves the folder `model` alone.
+
+    Raises:
+        UserError: `folder` is the model, or lies in it or round it; something that is no folder stands on the way; or the disk may not
+            be written there.
+    """
+    place, read = (Path(os.path.realpath(path)) for path in (folder, model))  # unlike resolve() it takes loops of links too
+    for ancestor in [place, *place.parents]:
+        if ancestor.exists() and os.path.samefile(ancestor, read):
             raise UserError(f"{folder} is, or lies in, the folder of the model that is read, {model}: choose another --out")
-    if model.resolve().is_relative_to(folder.resolve()):
+    if read.is_relative_to(place):
         raise UserError(f"the model that is read, {model}, lies in {folder}, which would be written anew: choose another --out")
     for ancestor in reversed(folder.parents):
         if os.path.lexists(ancestor) and not ancestor.is_dir():
-            raise UserError(f"{ancestor} is not a folder, and artifacts shall lie below it: choose another --out")
-    check_replaceable(folder)
+            raise UserError(f"{ancestor} is not a folder, and {folder.name} shall lie below it: choose another --out")
+    nearest = next(ancestor for ancestor in [place, *place.parents] if ancestor.is_dir())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{nearest} cannot be written: choose another --out")
 
 
 def check_replaceable(folder: Path) -> None:
@@ -67,6 +84,8 @@ def foreign_to(folder: Path) -> str:
 def put(made: Path, folder: Path) -> None:
     """Move the whole folder `made` to `folder`, on the same disk; what qlab made there before goes once the new one is in its place.
 
+    Whoever looks finds the old or the new, never neither, wherever the disk can exchange two folders at once (Linux's own can).
+
     Raises:
         UserError: as check_replaceable; nothing is moved then.
         OSError: it cannot be moved; the old one stands where it stood.
@@ -74,15 +93,23 @@ def put(made: Path, folder: Path) -> None:
     aside = folder.with_name(f".replaced-{folder.name}")
     for place in (aside, folder):
         check_replaceable(place)
-    if aside.exists():  # left by a process that was killed here
-        shutil.rmtree(aside)
-    if folder.exists():
-        folder.rename(aside)
-    try:
+    if aside.exists():  # left by a process that was killed on a disk that cannot exchange
+        discard(aside)
+    if not folder.exists():
         made.rename(folder)
-    except OSError:
-        if aside.exists():
+    elif exchange(made, folder):
+        discard(made)
+    else:
+        folder.rename(aside)
+        try:
+            made.rename(folder)
+        except OSError:
             aside.rename(folder)
-        raise
-    if aside.exists():
-        shutil.rmtree(aside)
+            raise
+        discard(aside)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Have two folders change places at once; False where this system or disk cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return rename is not None and rename(HERE, os.fsencode(one.absolute()), HERE, os.fsencode(other.absolute()), EXCHANGE) == 0

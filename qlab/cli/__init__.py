@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import traceback
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import typer
 
 from qlab.cli import bench, doctor, lessons, load, measure, plan, quantize, release, serve  # noqa: F401  (each adds its commands)
-from qlab.cli.app import DEBUG, app, console
+from qlab.cli.app import DEBUG, app, console, interrupt
 from qlab.cli.words import readable
 from qlab.support.errors import UserError
 
@@ -19,6 +24,9 @@ def main() -> None:
     """The console script: errors that the user can mend are one message and exit code 2, faults of qlab's one message and 1."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file's name need not be text
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, interrupt)
     sys.exit(call(sys.argv[1:]))
 
 
@@ -26,7 +34,7 @@ def call(arguments: list[str]) -> int:
     """Run one command line; the exit code."""
     words, debug = [word for word in arguments if word != DEBUG], DEBUG in arguments
     try:
-        code = typer.main.get_command(app).main(joined(words), prog_name="qlab", standalone_mode=False) or 0
+        code = command_line().main(joined(words), prog_name="qlab", standalone_mode=False) or 0
         if code == INTERRUPTED:  # the option parser catches Ctrl-C itself
             raise KeyboardInterrupt
         return code
@@ -35,18 +43,31 @@ def call(arguments: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         console.print("interrupted; nothing is left running. What is finished is kept, and the same command goes on from there")
         return INTERRUPTED
-    except OSError as error:
-        if not error.strerror or error.filename is None:
-            message, code = fault(error), 1
-        else:
-            message, code = f"cannot read or write {error.filename}: {error.strerror}. Make room, or choose another file or folder", 2
-    except Exception as error:  # nobody foresaw it: that is qlab's fault, and the user is told so
-        message, code = fault(error), 1
+    except Exception as error:
+        message, code = unforeseen(error)
     if debug:
         traceback.print_exc()
     console.print("[red]error:[/red] ", end="")
     console.print(readable(message), markup=False, highlight=False)
     return code
+
+
+@cache  # typer reads the types of every command's parameters for it
+def command_line() -> Any:
+    """All commands, as the option parser takes them."""
+    return typer.main.get_command(app)
+
+
+def unforeseen(error: Exception) -> tuple[str, int]:
+    """What to say of an error that nothing below has put into words, and the exit code."""
+    from qlab.support.disk.room import full, no_room
+
+    file = error.filename if isinstance(error, OSError) else None
+    if number := full(error):
+        return no_room(number, Path(os.fsdecode(file)) if isinstance(file, (str, bytes)) else None), 2
+    if isinstance(error, OSError) and error.strerror and file is not None:
+        return f"cannot read or write {file}: {error.strerror}. Choose another file or folder", 2
+    return fault(error), 1
 
 
 def fault(error: Exception) -> str:

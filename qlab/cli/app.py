@@ -34,6 +34,11 @@ def version_flag(wanted: bool) -> None:
         raise typer.Exit
 
 
+def interrupt(*_: object) -> None:
+    """Stop in order, as by Ctrl-C: a signal's handler."""
+    raise KeyboardInterrupt
+
+
 @app.callback()
 def root(
     version: Annotated[bool, typer.Option("--version", callback=version_flag, help="Show the version and exit.")] = False,

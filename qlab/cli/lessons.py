@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from qlab.cli.app import ModelOption, app, console
+from qlab.cli.bench import keep
 from qlab.cli.words import readable, show, table
 from qlab.support.errors import UserError
 
@@ -29,20 +30,28 @@ def run(
     fresh: Annotated[bool, typer.Option(help="Do everything again, also what is done.")] = False,
 ) -> None:
     """Execute lessons by papermill and write the report. Finished lessons are not done again."""
-    from qlab.evaluate.results import STORE, Figure, Subject, add
+    from qlab.artifacts.going_on import LOCK
+    from qlab.evaluate.results import STORE, Figure, Subject
+    from qlab.models.opening import locate
     from qlab.show.progress import LessonProgress
-    from qlab.workbook.report import write_report
-    from qlab.workbook.runner import DONE, prepare, provenance, run_lessons
+    from qlab.support.disk.lock import locked
+    from qlab.support.disk.room import room_for
+    from qlab.workbook.report import check_report, write_report
+    from qlab.workbook.runner import DONE, Outcome, prepare, provenance, run_lessons
 
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
+    check_report(out, values, locate(model).path)
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with LessonProgress(list(values), console) as progress:
-        outcomes = run_lessons(values, out, fresh, progress.update)
-    facts = provenance(model)
-    index = write_report(outcomes, facts, out)
-    if new := [entry for outcome in outcomes if not outcome.earlier for entry in outcome.records.get("figures", [])]:
-        add(out.parent / STORE.name, facts, [(Subject(**e["subject"]), [Figure(**f) for f in e["figures"]]) for e in new])
+
+    def keep_figures(outcome: Outcome) -> None:
+        if new := outcome.records.get("figures"):
+            keep(str(out.parent / STORE.name), model, [(Subject(**e["subject"]), [Figure(**f) for f in e["figures"]]) for e in new])
+
+    with locked(out / LOCK, str(out)), room_for(out):
+        with LessonProgress(list(values), console) as progress:
+            outcomes = run_lessons(values, out, fresh, progress.update, keep_figures)
+        index = write_report(outcomes, provenance(model), out)
     print_results(outcomes)
     console.print(f"{time.monotonic() - started:.0f} s. Report: {index}", highlight=False)
     for outcome in outcomes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from qlab.cli.app import app, console
+from qlab.cli.app import app, console, interrupt
 from qlab.cli.numbers import TOKENS, whole
 from qlab.cli.words import show, table
 from qlab.support.errors import UserError
@@ -71,8 +71,7 @@ def serve(
         return
     memory = expected_memory(chosen, deployment)
     expected = memory.total if memory else None
-    for wanted in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a shell that starts us in the background has it ignored
-        signal.signal(wanted, interrupt)
+    signal.signal(signal.SIGINT, interrupt)  # a shell that starts us in the background has it ignored
     with console.status(f"starting {chosen.label}"), serving(chosen, deployment, log=log) as server:
         if prove:
             console.print(f"{chosen.label} answers at {server.url}; proving it …", highlight=False)
@@ -94,11 +93,6 @@ def serve(
         while server.alive:
             time.sleep(0.2)
         raise UserError(f"{chosen.label}'s server ended by itself (exit code {server.process.returncode}). Its log ends:\n{server.tail()}")
-
-
-def interrupt(*_: object) -> None:
-    """Stop in order, as by Ctrl-C."""
-    raise KeyboardInterrupt
 
 
 def show_checks(checks: Sequence[Check]) -> None:

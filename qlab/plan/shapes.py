@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+from qlab.models.configuration import checked
 from qlab.models.gguf import gguf_config
 from qlab.models.locating import HUB_ID, weight_files
 from qlab.models.named import NAMES, named_folder
 from qlab.plan.plan import BITS, SHAPES, WIDTHS, Shape, hardware, of_groups, shape_of
 from qlab.support.errors import UserError
+from qlab.support.reading import read_json
 from qlab.support.wording import listed
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "cohere", "gemma", "gemma2", "phi3")  # gated MLPs, one cache entry a layer and KV head
@@ -53,10 +54,8 @@ def find_shape(name: str) -> tuple[str, Shape]:
             f"no model {name!r}: expected {', '.join(SHAPES)}, a size such as 70B, {', '.join(map(repr, NAMES))}, a folder, "
             "a .gguf file, a config.json or a hub id"
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON: expected a model's config.json") from error
+    config = read_json(file)
+    checked(config, name)
     return name, dense_shape(config, name)
 
 
@@ -71,19 +70,16 @@ def nearest(billions: float) -> tuple[str, Shape]:
     return f"{known} ({found:.1f} B parameters, the published shape nearest to {billions:g}B)", shape
 
 
-def dense_shape(config: Any, name: str) -> Shape:
+def dense_shape(config: dict[str, Any], name: str) -> Shape:
     """The shape in a config.json, if it is a dense decoder of a known type.
 
     Raises:
         UserError: another architecture, or sizes missing.
     """
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    kind = config.get("model_type")
     if kind not in DENSE:
         raise UserError(f"{name} is of type {kind!r}: the planner counts dense decoders of type {listed(list(DENSE))}")
-    try:
-        return shape_of({"tie_word_embeddings": kind in TIED_UNLESS_SAID, **config})
-    except KeyError as error:
-        raise UserError(f"{name}: config.json lacks {error}, without which its memory cannot be counted") from error
+    return shape_of({"tie_word_embeddings": kind in TIED_UNLESS_SAID, **config})
 
 
 def fetched_config(hub_id: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from qlab.formats import bitsandbytes as bnb
-from qlab.formats.folder import half_precision
+from qlab.formats.half import half_precision
 from qlab.methods.nf4 import nf4
 from qlab.models.opening import OpenedModel
 from qlab.recipes.recipe import Walked

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -14,8 +13,12 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 
+from qlab.artifacts.placing import check_apart
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
+from qlab.support.disk.lock import locked
+from qlab.support.disk.room import room_for
+from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.progress import counter
 
@@ -38,19 +41,22 @@ def finetune(source: OpenedModel, windows: Tensor, out: Path, training: Training
     The folder `out` then holds the adapter as peft stores it. It appears whole or not at all.
 
     Raises:
-        UserError: the model is not in NF4, there is something at `out`, or the loss stops being a number.
+        UserError: the model is not in NF4, something is at `out` or it cannot be written, another process trains there, the loss stops
+            being a number, or the disk is full.
     """
     if source.config.get("quantization_config", {}).get("quant_method") != "bitsandbytes":
         raise UserError(
             f"{source.name} is not in NF4: QLoRA trains on a model that stays in four bits; 'qlab quantize --recipe nf4' makes one"
         )
-    if os.path.lexists(out):
-        raise UserError(f"{out} is there already; remove it, or write to another folder")
-    model, losses = train(source, windows, training, device)
+    check_apart(out, source.path)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".unfinished-") as unfinished:
-        model.save_pretrained(str(Path(unfinished) / "adapter"), save_embedding_layers=False)
-        (Path(unfinished) / "adapter").rename(out)
+    with locked(out.with_name(f".{out.name}.lock"), str(out)):
+        if os.path.lexists(out):
+            raise UserError(f"{out} is there already; remove it, or write to another folder")
+        model, losses = train(source, windows, training, device)
+        with room_for(out.parent, trained_bytes(model)), Scratch(out.parent) as unfinished:
+            model.save_pretrained(str(unfinished / "adapter"), save_embedding_layers=False)
+            (unfinished / "adapter").rename(out)
     return losses
 
 
@@ -68,7 +74,9 @@ def train(source: OpenedModel, windows: Tensor, training: Training, device: str 
         wanted = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(base, wanted)
         order = torch.randperm(len(windows))
-    model.peft_config["default"].base_model_name_or_path = source.name  # not a path of this machine
+    config: Any = model.peft_config["default"]
+    config.base_model_name_or_path = source.name  # not a path of this machine
+    config.target_modules = sorted(config.target_modules)  # peft has a set, which is saved in another order by each process
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=training.rate, weight_decay=0.0)
     batches, losses = cycle(order.split(training.batch)), list[float]()
@@ -85,6 +93,11 @@ def train(source: OpenedModel, windows: Tensor, training: Training, device: str 
                 raise UserError(f"the loss is not a number after {len(losses)} steps: a smaller --rate is wanted")
             count(f"loss {losses[-1]:.3f}", {})
     return model.eval(), losses
+
+
+def trained_bytes(model: nn.Module) -> int:
+    """Bytes of the adapters."""
+    return sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
 
 
 def frozen_bytes(model: nn.Module) -> int:

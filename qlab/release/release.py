@@ -11,17 +11,18 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qlab.artifacts.artifact import LOCK, fit, inputs_of, quantize_model
+from qlab.artifacts.artifact import fit, inputs_of, quantize_model
+from qlab.artifacts.budget import disk_needed
+from qlab.artifacts.going_on import LOCK
 from qlab.artifacts.manifest import COST
 from qlab.artifacts.placing import check_place, put
 from qlab.evaluate.quality import measure_quality
@@ -29,13 +30,15 @@ from qlab.models.loading import load
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import WalkedRecipe
 from qlab.release import adapter as adapters
+from qlab.release.history import CURRENT, HISTORY, record, settle
 from qlab.serve.proof import Proof, prove
 from qlab.serve.runtimes.runtime import Runtime, check, require
 from qlab.serve.server import on_free_port, serving
+from qlab.support.disk.lock import locked
+from qlab.support.disk.room import room_for
+from qlab.support.disk.scratch import Scratch, discard
 from qlab.support.errors import UserError
-from qlab.support.lock import locked
 
-CURRENT, HISTORY = "current", "history.jsonl"
 NAME = "[0-9a-f]{12}"  # of a release
 FIGURES = {
     "kl": "KL divergence to the merged model, nats/token",
@@ -102,7 +105,7 @@ def release(
 
     Raises:
         UserError: the runtime is missing, the adapter is damaged or of another model, the recipe cannot take the model, something at
-            `out` is not qlab's, or another process releases there.
+            `out` is not qlab's, another process releases there, or the disk is full.
     """
     check(runtime, recipe.format, recipe.name)
     require(runtime)
@@ -113,7 +116,9 @@ def release(
     name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     check_out(out, name, source.path)
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out / LOCK, str(out)):
+    needed = disk_needed(source, [fitted.recipe], tuple(calibration.shape)) + (merged_bytes(source) if adapter else 0)
+    with locked(out / LOCK, str(out)), room_for(out, needed):
+        settle(out)
         work = out / f".{name}"
         merged = merged_model(source, adapter, work)
         (artifact,) = quantize_model(merged, [recipe], calibration, work / "quantized", device=device, read=read)
@@ -130,7 +135,7 @@ def release(
         if not refused and not same_files(artifact.path, out / name / artifact.path.name):  # what is being served stays where it is
             put(work / "quantized", out / name)
         record(out, note)
-        shutil.rmtree(work)
+        discard(work)
     return Release(name, figures, refused, None if refused else out / CURRENT / artifact.path.name)
 
 
@@ -148,24 +153,6 @@ def check_out(out: Path, name: str, model: Path) -> None:
         raise UserError(f"{notes} is not a file that can be written, and the attempt is noted there: move it away, or choose another --out")
     if out.exists() and not os.access(out, os.W_OK | os.X_OK):
         raise UserError(f"{out} cannot be written: choose another --out")
-
-
-def record(out: Path, note: dict[str, Any]) -> None:
-    """Add the line of an attempt to the history and, where it was not refused, point OUT/current to it: both or neither.
-
-    Raises:
-        OSError: one of them cannot be written.
-    """
-    with (out / HISTORY).open("ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            file.write((json.dumps(note) + "\n").encode())
-            os.fsync(file.fileno())
-            if not note["refused"]:
-                point(out / CURRENT, note["release"])
-        except OSError:
-            os.truncate(file.fileno(), end)
-            raise
 
 
 def same_files(one: Path, other: Path) -> bool:
@@ -192,10 +179,15 @@ def merged_model(source: OpenedModel, adapter: Path | None, work: Path) -> Opene
     folder = work / "merged"
     if not folder.exists():
         work.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=work) as unfinished:
-            adapters.merge(source, adapter, Path(unfinished) / "merged")
-            (Path(unfinished) / "merged").rename(folder)
+        with Scratch(work) as unfinished:
+            adapters.merge(source, adapter, unfinished / "merged")
+            (unfinished / "merged").rename(folder)
     return locate(str(folder))
+
+
+def merged_bytes(source: OpenedModel) -> float:
+    """Bytes of `source` with an adapter merged into it, in FP16."""
+    return 2.0 * sum(prod(shape) for shape in source.layout.shapes.values())
 
 
 @torch.inference_mode()
@@ -212,16 +204,3 @@ def served_once(runtime: Runtime, folder: Path) -> Proof:
     deployment = on_free_port(folder)
     with serving(runtime, deployment) as server:
         return prove(runtime, deployment, server)
-
-
-def point(link: Path, target: str) -> None:
-    """Make `link` point to its neighbour `target`, at once: whoever opens it finds the old or the new, never nothing."""
-    with tempfile.TemporaryDirectory(dir=link.parent, prefix=".link-") as folder:
-        (Path(folder) / "new").symlink_to(target, target_is_directory=True)
-        os.replace(Path(folder) / "new", link)
-
-
-def history(out: Path) -> list[dict[str, Any]]:
-    """Every attempt at `out`, the oldest first."""
-    file = out / HISTORY
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
@@ -22,6 +21,7 @@ from qlab.plan.plan import cache_bytes, shape_of
 from qlab.serve.deployment import KEY_VARIABLE, Deployment
 from qlab.serve.runtimes import ollama
 from qlab.serve.runtimes.runtime import Container, Runtime, check, expected_memory
+from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 
 USER = 10001
@@ -53,11 +53,11 @@ def write_files(runtime: Runtime, deployment: Deployment, out: Path) -> list[Pat
     if there := [name for name in contents if os.path.lexists(out / name)]:
         raise UserError(f"{out.name}/{there[0]} is there already; remove it, or write to another folder")
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as work:
+    with Scratch(out) as work:
         for name, text in contents.items():
-            (Path(work) / name).write_text(text, encoding="utf-8")
+            (work / name).write_text(text, encoding="utf-8")
         for name in contents:
-            shutil.move(Path(work) / name, out / name)
+            shutil.move(work / name, out / name)
     return [out / name for name in contents]
 
 

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import resource
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -24,6 +23,8 @@ from typing import Any, Generic, TypeVar, cast
 
 import psutil
 
+from qlab.support.disk.room import full
+from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ def run_isolated(function: Callable[..., T], *arguments: Any, limit: float | Non
 
     Raises:
         UserError: as the function raised it.
+        OSError: the disk is full.
         Overdue: it was not done within the limit, and was killed.
         RuntimeError: any other failure, with what the child last printed.
     """
@@ -76,8 +78,8 @@ class Isolated(Generic[T]):
             OSError: no process or no temporary folder can be made.
         """
         self.name = name or full_name(generator)
-        self._folder = tempfile.TemporaryDirectory(prefix="qlab-")
-        self._log = Path(self._folder.name) / "log"
+        self._folder = Scratch()
+        self._log = self._folder.path / "log"
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._child = context.Process(target=_child, args=(theirs, str(self._log), generator, arguments), daemon=True)
@@ -90,6 +92,7 @@ class Isolated(Generic[T]):
 
         Raises:
             UserError: as the generator raised it.
+            OSError: the disk is full.
             Overdue: it was not done within `limit` seconds.
             RuntimeError: any other failure, with what the child last printed. After any of them nothing more comes: close it.
         """
@@ -107,6 +110,8 @@ class Isolated(Generic[T]):
             return cast(T, payload)
         if kind == "user error":
             raise UserError(payload)
+        if kind == "no room":
+            raise OSError(payload, os.strerror(payload))
         printed = self._log.read_text(errors="replace") if self._log.exists() else ""
         tail = "\n".join(printed.splitlines()[-15:])
         failure = Overdue if kind == "overdue" else RuntimeError
@@ -134,12 +139,12 @@ class Isolated(Generic[T]):
             self._child.kill()
             self._child.join()
             # A server's keeper ends it when it sees that this child is gone; who has no keeper is killed.
-            strays = psutil.wait_procs([*started, *marked(self._folder.name)], STRAYING)[1]
+            strays = psutil.wait_procs([*started, *marked(str(self._folder.path))], STRAYING)[1]
             for stray in strays:
                 with suppress(psutil.NoSuchProcess):
                     stray.kill()
             psutil.wait_procs(strays, LEAVING)
-            self._folder.cleanup()
+            self._folder.remove()
 
     def __enter__(self) -> Isolated[T]:
         return self
@@ -210,8 +215,10 @@ def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, N
     except UserError as error:
         message = ("user error", str(error))
     except BaseException as error:
-        traceback.print_exc()
-        message = ("error", f"{type(error).__name__}: {error}")
+        number = full(error)
+        with suppress(OSError):  # the log may be on the disk that is full
+            traceback.print_exc()
+        message = ("no room", number) if number else ("error", f"{type(error).__name__}: {error}")
     pipe.send(message)
 
 

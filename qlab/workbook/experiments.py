@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,8 +18,9 @@ from qlab.methods.gptq import gptq
 from qlab.methods.grid import round_to_grid
 from qlab.methods.rtn import rtn
 from qlab.models.opening import OpenedModel, decoder_layers
+from qlab.support.disk.scratch import Scratch
 from qlab.support.progress import progress
-from qlab.walk.block import Activations
+from qlab.walk.activations import Activations
 from qlab.walk.folding import fold_scales
 from qlab.walk.grouping import input_groups
 from qlab.walk.skeleton import Skeleton
@@ -101,8 +100,8 @@ def folding_difference(source: OpenedModel, windows: Tensor) -> dict[str, float]
     `control`: the same with the norms put back as they were, so that nothing undoes the scales of the layers after them.
     """
     skeleton = Skeleton(source, "cpu")
-    with tempfile.TemporaryDirectory(prefix="qlab-") as work:
-        hidden = Activations(Path(work) / "hidden", (*windows.shape, skeleton.layout.hidden))
+    with Scratch() as work:
+        hidden = Activations(work / "hidden", (*windows.shape, skeleton.layout.hidden))
         skeleton.embed(windows, hidden)
         block = skeleton.block(0, windows.shape[1])
         block.groups = input_groups(block, hidden.pick(torch.arange(1)))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import os
 import platform
 import re
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +18,7 @@ from typing import Any
 
 import nbformat
 import papermill
+from nbformat import ValidationError
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
@@ -29,6 +27,10 @@ from qlab import ROOT
 from qlab.models.named import named_folder
 from qlab.models.opening import check_device, locate
 from qlab.models.texts.mixture import absolute, check_texts, files_of
+from qlab.support.disk.room import full_by, no_room
+from qlab.support.disk.scratch import Scratch
+from qlab.support.errors import UserError
+from qlab.support.reading import read_json
 from qlab.support.versions import version_of
 from qlab.workbook.parameters import parameters_of, resolve
 from qlab.workbook.record import records_of
@@ -57,6 +59,9 @@ Watcher = Callable[..., None]
 """Told of progress: lesson, cells done, cells in all; and once, at its end, the state that the lesson came to."""
 
 
+Keeper = Callable[[Outcome], None]
+
+
 class WatchedEngine(NBClientEngine):
     """papermill's own engine, telling `watcher` of every finished cell."""
 
@@ -73,18 +78,16 @@ class WatchedEngine(NBClientEngine):
 
         nb_man.cell_complete = told
         # Kernels are spoken to through files in a private folder, not ports: nobody else on the machine can reach them.
-        over_files = Config({"KernelManager": {"transport": "ipc", "ip": f"{private_folder()}/kernel"}})
+        over_files = Config({"KernelManager": {"transport": "ipc", "ip": f"{private_folder().path}/kernel"}})
         # An interrupted kernel logs a traceback of its own message loop; a cell's errors come back by another way.
         quiet = ["--log-level=50"]
         super().execute_managed_notebook(nb_man, kernel_name, config=over_files, extra_arguments=quiet, **arguments)
 
 
 @cache
-def private_folder() -> str:
+def private_folder() -> Scratch:
     """A folder of this process alone, removed at its end: after the kernels have been stopped, also on Ctrl-C."""
-    folder = tempfile.mkdtemp(prefix="qlab-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    return Scratch()
 
 
 papermill_engines.register("qlab", WatchedEngine)
@@ -117,8 +120,14 @@ def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[st
     return values
 
 
-def run_lessons(values: Mapping[str, dict[str, Any]], out: Path, fresh: bool, watcher: Watcher) -> list[Outcome]:
-    """Run each lesson of `values`, in order, into `out`; go on after a failure with what does not depend on it."""
+def run_lessons(
+    values: Mapping[str, dict[str, Any]], out: Path, fresh: bool, watcher: Watcher, keep: Keeper = lambda outcome: None
+) -> list[Outcome]:
+    """Run each lesson of `values`, in order, into `out`; go on after a failure with what does not depend on it.
+
+    `keep` is given each lesson that was executed and is done, before any later run takes it as done: what it keeps is not lost
+    if this process is killed, and kept again if it is killed just then.
+    """
     (out / "notebooks").mkdir(parents=True, exist_ok=True)
     WatchedEngine.watcher = staticmethod(watcher)
     outcomes: dict[str, Outcome] = {}
@@ -127,33 +136,34 @@ def run_lessons(values: Mapping[str, dict[str, Any]], out: Path, fresh: bool, wa
         if failed:
             outcomes[lesson] = Outcome(lesson, SKIPPED, parameters, error=f"needs {failed[0]}, which did not finish")
         else:
-            outcomes[lesson] = run_lesson(lesson, parameters, out, fresh)
+            outcomes[lesson] = run_lesson(lesson, parameters, out, fresh, keep)
         watcher(lesson, 1, 1, outcomes[lesson].state)
     return list(outcomes.values())
 
 
-def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool) -> Outcome:
+def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, keep: Keeper) -> Outcome:
     """Execute one notebook, or read the one that the same inputs made before."""
     key = lesson_key(lesson, parameters)
     finished = out / "notebooks" / f"{lesson}.ipynb"
     stamp = out / "notebooks" / f"{lesson}.json"
-    if not fresh and finished.exists() and stamp.exists():
-        before = json.loads(stamp.read_text() or "{}")
-        if before.get("key") == key:
-            records = records_of(nbformat.read(finished, as_version=4))
-            return Outcome(lesson, DONE, parameters, before["seconds"], key, earlier=True, records=records)
+    if not fresh and (before := done_before(finished, stamp, key)):
+        seconds, records = before
+        return Outcome(lesson, DONE, parameters, seconds, key, earlier=True, records=records)
     stamp.unlink(missing_ok=True)  # from here until the end, there is nothing to trust
     WatchedEngine.lesson = lesson
     started = time.monotonic()
     outcome = Outcome(lesson, DONE, parameters, key=key)
-    with tempfile.TemporaryDirectory(dir=out) as unfinished:
-        written = Path(unfinished) / finished.name
+    with Scratch(out) as unfinished:
+        written = unfinished / finished.name
         try:
             papermill.execute_notebook(
                 NOTEBOOKS / finished.name, written, parameters, engine_name="qlab", progress_bar=False, cwd=str(ROOT), log_output=False
             )
         except PapermillExecutionError as error:
-            outcome.state, outcome.cell, outcome.error = FAILED, error.cell_index + 1, f"{error.ename}: {error.evalue}".splitlines()[0]
+            said = f"{error.ename}: {error.evalue}".splitlines()[0]
+            outcome.state, outcome.cell, outcome.error = FAILED, error.cell_index + 1, said
+            if number := full_by(said):
+                outcome.error = no_room(number, out)
         except (RuntimeError, TimeoutError) as error:  # the kernel died (out of memory, perhaps) or did not start
             outcome.state, outcome.error = FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
         if written.exists():
@@ -162,8 +172,20 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool) 
             outcome.records = records_of(nbformat.read(finished, as_version=4))
     outcome.seconds = time.monotonic() - started
     if outcome.state == DONE:
+        keep(outcome)
         write_whole(stamp, json.dumps({"key": key, "seconds": outcome.seconds}) + "\n")
     return outcome
+
+
+def done_before(finished: Path, stamp: Path, key: str) -> tuple[float, dict[str, Any]] | None:
+    """Seconds and records of an executed notebook whose stamp has this key; None where there is none, or one of the two is damaged."""
+    try:
+        before = read_json(stamp)
+        if before.get("key") != key:
+            return None
+        return float(before["seconds"]), records_of(nbformat.read(finished, as_version=4))
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):  # nbformat's own among them
+        return None
 
 
 # Of a path that begins a string, or stands behind a comma in one as the texts of a mixture do, all but the last part.

@@ -17,6 +17,7 @@ from qlab import ROOT
 from qlab.cli import call, joined
 from qlab.models.opening import OpenedModel
 from qlab.serve.runtimes.tgi import IMAGE as TGI_IMAGE
+from qlab.support.disk.scratch import PREFIX
 from tests.conftest import tiny_folder
 
 
@@ -183,7 +184,7 @@ def test_ctrl_c_in_the_middle(tiny: OpenedModel, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "qlab", "run", "01", "--model", str(tiny.path), "--out", str(out), "-p", "evaluation_windows", "2000"]
     process = subprocess.Popen([*command, "-p", "evaluation_length", "32"], start_new_session=True, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
-    while not list(out.glob("tmp*")) and time.monotonic() < end:
+    while not list(out.glob(f"{PREFIX}*")) and time.monotonic() < end:
         time.sleep(0.2)
     time.sleep(8)
     os.killpg(process.pid, signal.SIGINT)

@@ -22,7 +22,8 @@ from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
 from qlab.release.adapter import WEIGHTS, merge
 from qlab.release.finetune import Training, finetune
-from qlab.release.release import Gate, Release, history, release
+from qlab.release.history import history
+from qlab.release.release import Gate, Release, release
 from qlab.serve.deployment import Deployment
 from qlab.serve.runtimes.llamacpp import LlamaCpp
 from qlab.serve.server import free_port, serving

@@ -186,6 +186,14 @@ def test_a_server_that_is_killed_is_seen_to_be_dead(file: Path) -> None:
         assert server.process.returncode == 128 + signal.SIGKILL
 
 
+def test_a_server_ends_with_its_keeper_however_that_ends(file: Path) -> None:
+    with serving(LlamaCpp(), on_free_port(file)) as server:
+        members = family(psutil.Process(server.process.pid))
+        assert len(members) >= 2
+        members[0].kill()
+        assert gone(members)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_parent(file: Path, how: signal.Signals) -> None:
     code = (

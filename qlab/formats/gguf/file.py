@@ -27,6 +27,7 @@ from qlab.methods.kquants.blocks import encode
 from qlab.methods.kquants.kinds import KINDS
 from qlab.methods.settle import settle_blocks
 from qlab.support.errors import UserError
+from qlab.support.stages import stage
 
 __all__ = [
     "assemble",
@@ -184,7 +185,10 @@ def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None, hessian: C
     again = hessian() if hessian and KINDS[kind].bits <= SETTLED_BITS else None
     for part, stored in zip(tensor.split(step), out.split(step)):
         blocks = encode(part, kind, importance)
-        stored.copy_(byte_tensor(blocks if again is None else settle_blocks(blocks, part.float(), again)))
+        if again is not None:
+            with stage("settle"):
+                blocks = settle_blocks(blocks, part.float(), again)
+        stored.copy_(byte_tensor(blocks))
     return out
 
 

@@ -6,19 +6,19 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from openai import OpenAI
 
-from qlab.models.locating import read_json
 from qlab.plan.footprint import Footprint
 from qlab.serve.deployment import Deployment
 from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
+from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
+from qlab.support.reading import read_json
 
 IMAGE = "ollama/ollama:0.12.6"
 COMMENTS = (
@@ -55,8 +55,8 @@ class Ollama:
 
     def finish(self, deployment: Deployment) -> None:
         """Register the model, by a Modelfile that names the file where it lies."""
-        with tempfile.TemporaryDirectory() as work:
-            file = Path(work) / "Modelfile"
+        with Scratch() as work:
+            file = work / "Modelfile"
             file.write_text(modelfile(deployment, str(deployment.gguf.resolve())))
             command = ["ollama", "create", deployment.name, "-f", str(file)]
             done = subprocess.run(command, env=os.environ | self.environment(deployment), capture_output=True, text=True)

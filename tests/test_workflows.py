@@ -1,0 +1,57 @@
+"""What the code host runs: only actions that cannot change, with no more rights than reading, on branches that are named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qlab import ROOT
+
+FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+PINNED = re.compile(r"uses: [\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+
+
+def parsed(file: Path) -> dict[Any, Any]:
+    """A workflow; its key `on` reads as True, since YAML 1.1 takes that word for a truth value."""
+    return yaml.safe_load(file.read_text())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_action_is_a_commit_with_its_tag_beside(file: Path) -> None:
+    uses = [line.strip().removeprefix("- ") for line in file.read_text().splitlines() if "uses:" in line]
+    assert uses
+    assert [line for line in uses if not PINNED.fullmatch(line)] == []
+
+
+def test_one_action_is_one_commit_everywhere() -> None:
+    found = {tuple(use.rsplit("@", 1)) for file in FILES for use in re.findall(r"uses: (\S+)", file.read_text())}
+    assert len({name for name, _ in found}) == len(found)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_jobs_may_read_the_repository_and_nothing_else(file: Path) -> None:
+    workflow = parsed(file)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert [name for name, job in workflow["jobs"].items() if "permissions" in job] == []
+    checkouts = [step for job in workflow["jobs"].values() for step in job["steps"] if "actions/checkout" in step.get("uses", "")]
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_changes_start_it_on_named_branches_only(file: Path) -> None:
+    events = parsed(file)[True]
+    assert "push" in events
+    assert "pull_request_target" not in events  # it would run others' changes with this repository's rights
+    assert all(events[name]["branches"] == ["main"] for name in ("push", "pull_request") if name in events)
+
+
+def test_the_lock_is_audited_weekly_and_when_it_changes() -> None:
+    audit = parsed(ROOT / ".github" / "workflows" / "audit.yml")
+    commands = [step["run"] for step in audit["jobs"]["audit"]["steps"] if "run" in step]
+    assert any("pip-audit" in command and "--requirement requirements.lock" in command for command in commands)
+    assert audit[True]["schedule"]
+    assert "requirements.lock" in audit[True]["push"]["paths"]
