@@ -17,7 +17,7 @@ from qlab.support.errors import UserError
 
 @app.command()
 def evaluate(
-    path: Annotated[str, typer.Argument(help="A model or artifact: 'embedded', a folder, a hub id.")],
+    path: Annotated[str, typer.Argument(help="A model or artifact: 'embedded', a folder, a .gguf file, a hub id.")],
     text: Annotated[
         list[str], typer.Option(help="python-reference, docstrings, prompts, or a file of UTF-8 text or JSON lines. May be repeated.")
     ] = ["python-reference"],  # noqa: B006 - the option parser copies it
