@@ -21,17 +21,31 @@ def check_place(folder: Path, model: Path) -> None:
     """See that an artifact of the model in the folder `model` may be put at `folder`, before any work.
 
     Raises:
-        UserError: `folder` is the model, or lies in it or round it; something stands there, or on the way, that qlab did not make.
+        UserError: as check_apart; or something stands there that qlab did not make.
     """
-    for ancestor in [folder, *folder.parents]:
-        if ancestor.exists() and os.path.samefile(ancestor, model):
+    check_apart(folder, model)
+    check_replaceable(folder)
+
+
+def check_apart(folder: Path, model: Path) -> None:
+    """See that a folder can be made at `folder`, or is there, and that what is written into it leaves the folder `model` alone.
+
+    Raises:
+        UserError: `folder` is the model, or lies in it or round it; something that is no folder stands on the way; or the disk may not
+            be written there.
+    """
+    place, read = (Path(os.path.realpath(path)) for path in (folder, model))  # unlike resolve() it takes loops of links too
+    for ancestor in [place, *place.parents]:
+        if ancestor.exists() and os.path.samefile(ancestor, read):
             raise UserError(f"{folder} is, or lies in, the folder of the model that is read, {model}: choose another --out")
-    if model.resolve().is_relative_to(folder.resolve()):
+    if read.is_relative_to(place):
         raise UserError(f"the model that is read, {model}, lies in {folder}, which would be written anew: choose another --out")
     for ancestor in reversed(folder.parents):
         if os.path.lexists(ancestor) and not ancestor.is_dir():
-            raise UserError(f"{ancestor} is not a folder, and artifacts shall lie below it: choose another --out")
-    check_replaceable(folder)
+            raise UserError(f"{ancestor} is not a folder, and {folder.name} shall lie below it: choose another --out")
+    nearest = next(ancestor for ancestor in [place, *place.parents] if ancestor.is_dir())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{nearest} cannot be written: choose another --out")
 
 
 def check_replaceable(folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,9 +47,10 @@ def bench(
     quiet()
     sources = by_short_name([locate(name) for name in artifacts])
     folders = {name: source.path for name, source in sources.items()}
+    subjects = {name: subject_of(source) for name, source in sources.items()}
     protocol = Protocol(prompt_tokens, generated_tokens, repetitions, rounds, dtype, time_limit)
     measured = measure_in_turns(folders, runtime or [], protocol)
-    found = [(subject_of(sources[one.name], one.runtime), runtime_figures(one.figures, one.problem)) for one in measured]
+    found = [(replace(subjects[one.name], runtime=one.runtime), runtime_figures(one.figures, one.problem)) for one in measured]
     keep(results, artifacts[0], found)
     if as_json:
         rows = [{"artifact": subject.artifact, "runtime": subject.runtime, "figures": [vars(f) for f in each]} for subject, each in found]
@@ -64,14 +67,18 @@ def by_short_name(sources: list[Any]) -> dict[str, Any]:
     return {name if names.count(name) == 1 else f"{source.path.parent.name}/{name}": source for name, source in zip(names, sources)}
 
 
-def subject_of(source: Any, runtime: str = "") -> Any:
-    """What the figures of a model or artifact are filed under."""
+def subject_of(source: Any) -> Any:
+    """What the figures of a model or artifact are filed under; for use before the work.
+
+    Raises:
+        UserError: an artifact's manifest is damaged.
+    """
     from qlab.artifacts.artifact import Artifact
     from qlab.evaluate.results import Subject
 
     if Artifact.open(source.path):
-        return Subject(source.path.parent.name, source.path.name, source.fingerprint, runtime)
-    return Subject(f"{source.path.name}-{source.fingerprint[:8]}", "original", source.fingerprint, runtime)
+        return Subject(source.path.parent.name, source.path.name, source.fingerprint)
+    return Subject(f"{source.path.name}-{source.fingerprint[:8]}", "original", source.fingerprint)
 
 
 def keep(store: str, model: str, found: list[Any]) -> None:
@@ -142,9 +149,11 @@ def check_csv(file: Path, store: Path) -> None:
     """See that a table can be written to `file`.
 
     Raises:
-        UserError: its folder is missing, or it is a folder or the store itself.
+        UserError: its folder is missing, it is no regular file, or it is the store itself.
     """
     if not file.parent.is_dir():
         raise UserError(f"no folder {file.parent} for --csv {file.name}: make it first ('mkdir -p {file.parent}')")
-    if file.is_dir() or (file.exists() and store.exists() and file.samefile(store)):
-        raise UserError(f"--csv {file} is {'a folder' if file.is_dir() else 'the store of the figures itself'}: give another file")
+    if file.exists() and store.exists() and file.samefile(store):
+        raise UserError(f"--csv {file} is the store of the figures itself: give another file")
+    if os.path.lexists(file) and not file.is_file():
+        raise UserError(f"--csv {file} is not a regular file: give another, or take --json for standard output")

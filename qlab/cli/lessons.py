@@ -30,13 +30,17 @@ def run(
     fresh: Annotated[bool, typer.Option(help="Do everything again, also what is done.")] = False,
 ) -> None:
     """Execute lessons by papermill and write the report. Finished lessons are not done again."""
+    from qlab.artifacts.going_on import LOCK
     from qlab.evaluate.results import STORE, Figure, Subject
+    from qlab.models.opening import locate
     from qlab.show.progress import LessonProgress
+    from qlab.support.disk.lock import locked
     from qlab.support.disk.room import room_for
-    from qlab.workbook.report import write_report
+    from qlab.workbook.report import check_report, write_report
     from qlab.workbook.runner import DONE, Outcome, prepare, provenance, run_lessons
 
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
+    check_report(out, values, locate(model).path)
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
 
@@ -44,7 +48,7 @@ def run(
         if new := outcome.records.get("figures"):
             keep(str(out.parent / STORE.name), model, [(Subject(**e["subject"]), [Figure(**f) for f in e["figures"]]) for e in new])
 
-    with room_for(out):
+    with locked(out / LOCK, str(out)), room_for(out):
         with LessonProgress(list(values), console) as progress:
             outcomes = run_lessons(values, out, fresh, progress.update, keep_figures)
         index = write_report(outcomes, provenance(model), out)

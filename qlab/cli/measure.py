@@ -39,7 +39,7 @@ def evaluate(
     from qlab.evaluate.agreement import agreement_table, answer_prompts, part
     from qlab.evaluate.quality import measure_quality
     from qlab.evaluate.results import Figure, quality_figures, score_figures
-    from qlab.evaluate.tasks import run_tasks
+    from qlab.evaluate.tasks import check_tasks, run_tasks
     from qlab.models.loading import load, load_tokenizer
     from qlab.models.opening import check_device, check_length, locate
     from qlab.models.texts.mixture import load_text
@@ -53,12 +53,15 @@ def evaluate(
     if agreement and not reference:
         raise UserError("agreement with what? Give --reference MODEL")
     source = locate(path)
+    subject = subject_of(source)
     check_length(source, window, "--window")
     original = locate(reference) if reference else None
     tokenizer = load_tokenizer(original or source)
     rows = [known for one in (source, original) if one and (known := embedding_rows(one.config)) is not None]
     reading = read_windows(text, tokenizer, window, max(1, tokens // window), min(rows, default=None))
     asked = load_prompts(prompts) if agreement else []
+    wanted = [name.strip() for name in tasks.split(",")] if tasks else []
+    check_tasks(wanted, limit, task_data, task_text := load_text(text) if wanted else "")
     model, judge = load(source, torch.float32, device), load(original, torch.float32, device) if original else None
     quality = measure_quality(model, reading.windows, judge)
     figures = quality_figures(quality, reading.label, original.name if original else "", reading.start)
@@ -77,12 +80,17 @@ def evaluate(
         figures += [Figure(f"agreement {of}", whole[of], whole[f"{of}_stderr"], "share", under) for of in ("top1", "identical")]
         if not as_json:
             print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
-    if tasks:
-        scores = run_tasks(model, tokenizer, [name.strip() for name in tasks.split(",")], limit, task_data, load_text(text))
-        found["tasks"] = [asdict(score) for score in scores]
-        figures += score_figures(scores)
-        for score in scores if not as_json else []:
-            print(f"{score.task} {score.metric} {score.value:.4f} ± {score.stderr:.4f}  ({score.documents} documents)")
-    keep(results, path, [(subject_of(source), figures)])
+    problem = None
+    try:
+        scores = run_tasks(model, tokenizer, wanted, limit, task_data, task_text) if wanted else []
+    except UserError as error:  # the hub's data, of which nothing is known before: what is measured is kept
+        scores, problem = [], error
+    found |= {"tasks": [asdict(score) for score in scores]} if wanted else {}
+    figures += score_figures(scores)
+    for score in scores if not as_json else []:
+        print(f"{score.task} {score.metric} {score.value:.4f} ± {score.stderr:.4f}  ({score.documents} documents)")
+    keep(results, path, [(subject, figures)])
     if as_json:
         print(json.dumps(found))
+    if problem:
+        raise problem

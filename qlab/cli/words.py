@@ -9,14 +9,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-WIDTH, LINES = 600, 30  # characters of a line and lines of a message that are shown
+WIDTH, LINES, WHOLE = 600, 30, 2400  # characters of a line, lines and characters of a message that are shown
 
 
 def readable(message: str) -> str:
     """A message without control characters, its longest lines and its end left out."""
     lines = [printable(line) for line in message.split("\n")]
     lines = [line if len(line) <= WIDTH else f"{line[: WIDTH - 100]} […] {line[-90:]}" for line in lines]
-    return "\n".join(lines if len(lines) <= LINES else [*lines[: LINES // 2], "[…]", *lines[-LINES // 2 :]])
+    shown = "\n".join(lines if len(lines) <= LINES else [*lines[: LINES // 2], "[…]", *lines[-LINES // 2 :]])
+    return shown if len(shown) <= WHOLE else f"{shown[: WHOLE // 2]}\n[…]\n{shown[-WHOLE // 2 :]}"
 
 
 def printable(text: str) -> str:

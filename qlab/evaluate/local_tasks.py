@@ -17,6 +17,7 @@ from typing import Any
 
 from qlab.models.texts.jsonl import json_lines, read_utf8, string_of
 from qlab.support.errors import UserError
+from qlab.support.reading import LARGEST, check_regular
 
 CLOZE = "heldout-cloze"
 CONTEXT_WORDS, ENDING_WORDS, CHOICES = 48, 12, 4
@@ -68,14 +69,19 @@ def mmlu(task: str, folder: Path, work: Path) -> dict[str, Any] | None:
 
 def questions(file: Path) -> Iterable[dict[str, Any]]:
     """MMLU's questions in one CSV file."""
-    found = []
+    check_regular(file)
+    found: list[dict[str, Any]] = []
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             for row in csv.DictReader(stream):
                 answer = range(4).index(int(row["answer"]))
-                found.append({"question": row["question"], "choices": [row[f"choice{n}"] for n in range(4)], "answer": answer})
+                choices = [row[f"choice{n}"] for n in range(4)]
+                if row["question"] is None or None in choices:
+                    raise ValueError(f"question {len(found) + 1} lacks a column")
+                found.append({"question": row["question"], "choices": choices, "answer": answer})
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{file.name}: expected columns question, choice0 to choice3 and answer, 0 to 3 ({error})") from error
+        said = str(error)[:120]
+        raise UserError(f"{file.name}: expected columns question, choice0 to choice3 and answer, 0 to 3 ({said})") from error
     if not found:
         raise UserError(f"{file.name} holds no questions: expected columns question, choice0 to choice3 and answer, 0 to 3")
     return found
@@ -91,8 +97,12 @@ def lambada(file: Path) -> Iterable[dict[str, Any]]:
 
 def hellaswag(file: Path) -> Iterable[dict[str, Any]]:
     """HellaSwag's tasks, six lines each, already cleaned as lm-eval cleans them."""
+    check_regular(file)
     try:
-        raw = bz2.decompress(file.read_bytes()) if file.suffix == ".bz2" else file.read_bytes()
+        with bz2.open(file) if file.suffix == ".bz2" else file.open("rb") as stream:
+            raw = stream.read(LARGEST + 1)  # of a few bytes bz2 makes gigabytes
+        if len(raw) > LARGEST:
+            raise ValueError(f"more than {LARGEST:,} bytes")
         lines = raw.decode("utf-8").splitlines()
     except (OSError, EOFError, ValueError) as error:  # ValueError: not UTF-8, or a compressed stream cut off
         raise UserError(f"{file.name} is damaged ({error}): copy or download it again") from error

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
 
+LARGEST_LOSS = 700.0  # nats a token; e^709 is the largest float, and a model that guesses loses 12
 KEPT_BYTES = 512 << 20  # of a reference's logits
 
 
@@ -56,7 +57,8 @@ def measure_quality(
     """Run the windows, int64 [windows, length], through `model`, and through `reference` where one is given, or its logits for each.
 
     Raises:
-        UserError: fewer than two windows, windows of fewer than two tokens, or the two models' vocabularies differ.
+        UserError: fewer than two windows, windows of fewer than two tokens, the two models' vocabularies differ, or predictions that
+            are not finite.
     """
     if windows.shape[0] < 2:
         raise UserError("one window has no standard error: give a longer text, shorter windows or more of them")
@@ -78,6 +80,11 @@ def measure_quality(
             row["kl"] = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
             row["top1"] = float((expected.argmax(-1) == logits.argmax(-1)).float().mean())
         rows.append(row)
+    if not all(math.isfinite(value) for row in rows for value in row.values()) or max(row["loss"] for row in rows) > LARGEST_LOSS:
+        raise UserError(
+            "the model's predictions are no numbers, or beyond counting, on this text: its weights or its configuration are damaged, or it "
+            "overflows"
+        )
     columns = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
     loss, loss_error = mean_and_error(columns["loss"])
     result: dict[str, Any] = {

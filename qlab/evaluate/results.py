@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ COLUMNS = (
     "conditions",
     "provenance",
 )
+MAGIC, WRITE_AHEAD = b"SQLite format 3\0", b"\2\2"  # how a database begins; its versions for writing and reading where it has such a log
 KEY = ["model", "artifact", "fingerprint", "runtime", "metric"]  # what a newer figure takes the place of
 
 
@@ -157,10 +159,16 @@ def wide(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     for (model, artifact, fingerprint), group in table.groupby(["model", "artifact", "fingerprint"], sort=False):
         runtimes = [name for name in group["runtime"].unique() if name] or [""]
         for runtime in runtimes:
-            known = group[group["runtime"].isin(["", runtime])].set_index("metric")
-            cells = {metric: cell(known.loc[metric]) if metric in known.index else "not measured" for metric in metrics}
+            cells = {metric: cells_of(group[group["metric"] == metric], runtime) for metric in metrics}
             rows.append({"model": model, "artifact": artifact, "files": fingerprint[:8], "runtime": runtime or "—"} | cells)
     return pd.DataFrame(rows)
+
+
+def cells_of(measured: pd.DataFrame, runtime: str) -> str:
+    """The figures of one metric in `runtime`, the oldest first; those of no runtime where it has none of its own."""
+    own = measured[measured["runtime"] == runtime]
+    chosen = own if len(own) else measured[measured["runtime"] == ""]
+    return ", ".join(cell(figure) for _, figure in chosen.iterrows()) or "not measured"
 
 
 def cell(figure: pd.Series) -> str:
@@ -175,23 +183,57 @@ def cell(figure: pd.Series) -> str:
 
 @contextmanager
 def opened(store: Path, create: bool = False) -> Iterator[sqlite3.Connection]:
-    """The database of `store`, closed afterwards."""
-    if not create and not store.is_file():
-        raise UserError(f"no results at {store}: 'qlab bench', 'qlab evaluate' and lesson 7 write them")
+    """The database of `store`, closed afterwards. What is in another program's file is seen before anything could change it."""
     try:
+        if os.path.lexists(store):
+            check_store(store)
         if create:
             store.parent.mkdir(parents=True, exist_ok=True)
-        # Reading changes nothing, whoever's file it is; but what a process that was killed has added in part is taken back first.
+        elif not store.exists() or not store.stat().st_size:
+            raise UserError(f"no results at {store}: 'qlab bench', 'qlab evaluate' and lesson 7 write them")
+        # Reading changes nothing; but what a process that was killed has added in part is taken back first.
         killed = store.with_name(f"{store.name}-journal").exists()
-        address = f"{store.absolute().as_uri()}?mode={'rwc' if create else 'rw' if killed else 'ro'}"
-        with closing(sqlite3.connect(address, uri=True, timeout=30)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if create and not tables:
-                database.execute(f"CREATE TABLE measurements ({', '.join(COLUMNS)})")
-            elif [name for _, name, *_ in database.execute("PRAGMA table_info(measurements)")] != list(COLUMNS):
-                raise UserError(f"{store} is another program's database: expected a file that qlab wrote, or none yet")
+        with connected(store, "rwc" if create else "rw" if killed else "ro") as database:
+            if create:
+                database.execute(f"CREATE TABLE IF NOT EXISTS measurements ({', '.join(COLUMNS)})")
             yield database
-    except (sqlite3.Error, pd.errors.DatabaseError, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeError, OverflowError) as error:  # the last two: text or a number that SQLite cannot hold
         if number := full(error):
             raise UserError(no_room(number, store.parent)) from error
         raise UserError(f"{store} cannot be used as a table of results ({error}): expected a file that qlab wrote, or none yet") from error
+
+
+def connected(store: Path, mode: str) -> closing[sqlite3.Connection]:
+    """A connection by one of SQLite's modes, ro, rw or rwc."""
+    return closing(sqlite3.connect(f"{store.absolute().as_uri()}?mode={mode}", uri=True, timeout=30))
+
+
+def check_store(store: Path) -> None:
+    """See that a file is a table of results or an empty database, and change nothing.
+
+    A database with a write-ahead log is another program's; merely opening it would write beside it.
+
+    Raises:
+        UserError: it is neither.
+        sqlite3.Error, OSError: it cannot be read.
+    """
+    if not store.is_file():
+        raise UserError(f"{store} is not a regular file: expected a file that qlab wrote, or none yet")
+    with store.open("rb") as file:
+        head = file.read(len(MAGIC) + 4)
+    with connected(store, "ro&immutable=1") as database:
+        if (head and not head.startswith(MAGIC)) or head[-2:] == WRITE_AHEAD or not (is_table(database) or is_empty(database)):
+            raise UserError(
+                f"{store} cannot be used as a table of results: it is another program's; expected one that qlab wrote, or none yet"
+            )
+
+
+def is_empty(database: sqlite3.Connection) -> bool:
+    """Whether it holds no table, view or index."""
+    return database.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+
+
+def is_table(database: sqlite3.Connection) -> bool:
+    """Whether it holds the table of measurements: a table, since a view may compute for ever."""
+    kinds = database.execute("SELECT type FROM sqlite_master WHERE name = 'measurements'").fetchall()
+    return kinds == [("table",)] and [name for _, name, *_ in database.execute("PRAGMA table_info(measurements)")] == list(COLUMNS)

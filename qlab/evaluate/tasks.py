@@ -46,6 +46,7 @@ def run_tasks(
     Raises:
         UserError: no such task, or its data can be had neither here nor from the hub.
     """
+    from datasets.exceptions import DatasetsError
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -53,23 +54,47 @@ def run_tasks(
     scores: list[Score] = []
     for name in names:
         with Scratch() as work:
-            wanted: Any = cloze(text, limit or 500, work) if name == CLOZE else folder and local_config(name, folder, work)
-            manager = task_manager(known=name != CLOZE)
-            if not wanted and name not in manager.all_tasks:
-                raise UserError(f"no task {name!r}: expected one of lm-eval's, such as mmlu, hellaswag, lambada_openai, or {CLOZE}")
+            wanted = configured(name, limit, folder, text, work)
             try:
                 with bars_on_terminals():
                     found = simple_evaluate(
-                        judge, tasks=[wanted or name], limit=limit, num_fewshot=fewshot, task_manager=manager,
+                        judge, tasks=[wanted], limit=limit, num_fewshot=fewshot, task_manager=task_manager(known=name != CLOZE),
                         bootstrap_iters=BOOTSTRAP, log_samples=False,
                     )  # fmt: skip
-            except (OSError, ConnectionError) as error:  # the hub's client, when there is no network
+            except (OSError, DatasetsError) as error:  # the hub's client, when there is no network, and what it makes of damaged files
                 raise UserError(
                     f"the data of {name} could not be had ({type(error).__name__}): give its folder (--task-data), or a network"
                 ) from error
         assert found is not None
         scores += scores_of(name, found)
     return scores
+
+
+def check_tasks(names: Sequence[str], limit: int | None = None, folder: Path | None = None, text: str = "") -> None:
+    """See that there are tasks of these names, and that the data of those that lie in `folder` is whole, before any is run.
+
+    Raises:
+        UserError: as run_tasks, but for data that the hub is to give.
+    """
+    if folder and not folder.is_dir():
+        raise UserError(f"no folder {folder} for --task-data: expected one with mmlu/, hellaswag/ or lambada/ in it")
+    for name in names:
+        with Scratch() as work:
+            configured(name, limit, folder, text, work)
+
+
+def configured(name: str, limit: int | None, folder: Path | None, text: str, work: Path) -> str | dict[str, Any]:
+    """A task as lm-eval is told of it: what is read from `folder` or made of `text`, rewritten into `work`, or a name that it knows.
+
+    Raises:
+        UserError: there is no such task, or its data is damaged.
+    """
+    made = cloze(text, limit or 500, work) if name == CLOZE else folder and local_config(name, folder, work)
+    if made:
+        return made
+    if name not in task_manager(known=True).all_tasks:
+        raise UserError(f"no task {name[:60]!r}: expected one of lm-eval's, such as mmlu, hellaswag, lambada_openai, or {CLOZE}")
+    return name
 
 
 @cache

@@ -80,7 +80,8 @@ def format_of(quantization: dict[str, Any]) -> Format:
 
 def check_plain(name: str, shape: tuple[int, ...], dtype: str, quantization: dict[str, Any] | None) -> None:
     """Raise a UserError unless a tensor holds plain numbers, or is small enough or named so that it is no weight."""
-    if dtype in FLOATS or dtype == "BOOL" or BUFFER.fullmatch(name) or (len(shape) < 2 and not dtype.startswith("F")):
+    no_weight = not name.endswith((".weight", ".bias")) and (dtype == "BOOL" or (len(shape) < 2 and not dtype.startswith("F")))
+    if dtype in FLOATS or BUFFER.fullmatch(name) or no_weight:
         return
     method = quantization.get("quant_method") if quantization else None
     reason = f"the configuration's quantization_config ({method})" if quantization else "config.json, which has no quantization_config,"

@@ -11,13 +11,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qlab.formats.gguf import reading
 from qlab.formats.plain import Plain, Stored, plainly_stored
 from qlab.formats.stored import describe, plain_tensors
-from qlab.models.locating import weight_files
+from qlab.models.locating import opened, weight_files
 from qlab.support.errors import UserError
 from qlab.support.finite import all_finite
 
@@ -34,20 +33,19 @@ class SafetensorsFiles:
         """Read names, shapes and dtypes.
 
         Raises:
-            UserError: a file cannot be read.
+            UserError: a file cannot be read, or a tensor is in two.
         """
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._files: dict[str, Path] = {}
         for file in files:
-            try:
-                with safe_open(file, "pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118 - not a dictionary
-                        part = opened.get_slice(name)
-                        self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
-                        self._files[name] = file
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file.parent.name}/{file.name} is damaged ({error}); download or copy it again") from error
+            with opened(file) as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a dictionary
+                    if name in self._files:
+                        raise UserError(f"{name} is in both {self._files[name].name} and {file.name}: download or copy them again")
+                    part = tensors.get_slice(name)
+                    self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
+                    self._files[name] = file
 
     def read(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
         """A stored tensor, or `count` of its rows from `first` on, in memory of its own.
@@ -56,13 +54,8 @@ class SafetensorsFiles:
             UserError: the file cannot be read.
         """
         # Opened for each tensor anew: an open file keeps every page that was read in the process's memory.
-        try:
-            with safe_open(self._files[name], "pt") as opened:
-                if count is None:
-                    return opened.get_tensor(name).clone()
-                return opened.get_slice(name)[first : first + count].clone()
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"cannot read {name} from {self._files[name].name}: {error}") from error
+        with opened(self._files[name]) as tensors:
+            return (tensors.get_tensor(name) if count is None else tensors.get_slice(name)[first : first + count]).clone()
 
 
 class OnPaper:
@@ -102,7 +95,7 @@ class Checkpoint:
             UserError: the file cannot be read, or weights are not finite.
         """
         entry = self._plain[name]
-        return self._finite(name, entry.decode({role: self._stored.read(part) for role, part in entry.parts.items()}))
+        return finite(name, entry.decode({role: self._stored.read(part) for role, part in entry.parts.items()}))
 
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """A matrix in pieces of ROWS rows, each with the number of its first row.
@@ -117,18 +110,24 @@ class Checkpoint:
                 yield first, whole[first : first + ROWS].clone()
                 continue
             parts = {role: self._stored.read(part, first, ROWS) for role, part in entry.parts.items()}
-            yield first, self._finite(name, entry.decode(parts))
-
-    def _finite(self, name: str, tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() and not all_finite(tensor):
-            raise UserError(f"{name} holds NaN or infinity: this checkpoint is damaged, download or convert it again")
-        return tensor
+            yield first, finite(name, entry.decode(parts))
 
     def bytes_of(self, name: str) -> int:
         """Bytes of one plain tensor in memory, as `read` gives it."""
         entry = self._plain[name]
         dtypes = [self._stored.dtypes[part] for part in entry.parts.values()]
         return prod(entry.shape) * (DECODED if entry.quantized else BYTES.get(dtypes[0], 1))
+
+
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of weights.
+
+    Raises:
+        UserError: it holds NaN or infinity.
+    """
+    if tensor.is_floating_point() and not all_finite(tensor):
+        raise UserError(f"{name} holds NaN or infinity: this checkpoint is damaged, download or convert it again")
+    return tensor
 
 
 def open_checkpoint(path: Path, quantization: dict[str, Any] | None = None) -> Checkpoint:

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from qlab.formats.gguf.configuration import READ
 from qlab.formats.gguf.reading import GGUFFiles, configuration
 from qlab.formats.gguf.vocabulary import read_tokenizer
-from qlab.models.layout import UNOPENED, cannot_open
+from qlab.models.layout import cannot_open
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 
@@ -38,7 +38,7 @@ def _gguf_config(file: Path, size: int, changed: int) -> dict[str, Any]:
         return configuration(files)
     try:
         return AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).to_dict()
-    except UNOPENED as error:
+    except Exception as error:  # it raises what it likes of what it does not foresee
         raise UserError(cannot_open(file.name, error)) from error
 
 

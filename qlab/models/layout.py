@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from qlab.support.errors import UserError
 
-UNOPENED = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError, StrictDataclassError)
-"""What transformers and PyTorch raise of a configuration that makes no sense, or of a kind that they do not know."""
 Shape = tuple[int, ...]
 REASON = 240  # characters of a library's own message that a user is shown
 
@@ -67,18 +64,23 @@ def empty_model(configuration: PreTrainedConfig, name: str) -> PreTrainedModel:
     """The model of a configuration, in evaluation mode, its weights float32 on the "meta" device: shapes without memory.
 
     Raises:
-        UserError: transformers does not know its kind, or not as a model that writes text.
+        UserError: transformers does not know its kind, or not as a model of text alone.
     """
+    if type(configuration) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"{name} is of type {configuration.model_type}, which transformers does not open as a language model of text alone: "
+            "qlab quantizes only those"
+        )
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(configuration, dtype=torch.float32, trust_remote_code=False).eval()
-    except UNOPENED as error:
+    except Exception as error:  # it raises what it likes of what it does not foresee
         raise UserError(cannot_open(name, error)) from error
 
 
 def cannot_open(name: str, error: Exception) -> str:
     """One sentence of what transformers said."""
-    said = " ".join(str(error).split())
+    said = " ".join(str(error).split()) or type(error).__name__
     return f"transformers cannot open {name}: {said[:REASON]}{'…' if len(said) > REASON else ''}"
 
 
@@ -152,7 +154,7 @@ def configuration_of(folder: Path, name: str) -> PreTrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except UNOPENED as error:
+    except Exception as error:  # it raises what it likes of what it does not foresee
         raise UserError(cannot_open(name, error)) from error
 
 
@@ -164,5 +166,5 @@ def configuration_from(settings: dict[str, Any], name: str) -> PreTrainedConfig:
     """
     try:
         return AutoConfig.for_model(**settings)
-    except UNOPENED as error:
+    except Exception as error:  # it raises what it likes of what it does not foresee
         raise UserError(cannot_open(name, error)) from error

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from qlab.formats.gguf.reading import gguf_files
+from qlab.models.configuration import quantization_of, read_config
 from qlab.models.named import NAMES, named_folder
 from qlab.support.errors import UserError
+from qlab.support.reading import check_regular, read_json
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # no pickles, no Python
+COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
+HUB_FILES = ("*.safetensors", *COMPANIONS)  # no pickles, no Python
 WHOLE = 256 << 20  # a weight file up to this many bytes is in the fingerprint whole; of a larger one, so many samples
 SAMPLES, SAMPLE_BYTES = 1024, 65536
 
@@ -60,6 +66,20 @@ def download(hub_id: str) -> Path:
         ) from error
 
 
+def check_folder(folder: Path) -> None:
+    """See that whatever is read of a model's folder is a file that ends, before anything of it is read.
+
+    Raises:
+        UserError: a folder, a pipe, a device or a broken link has the name of such a file, or it is too large to be one.
+        OSError: the folder cannot be read.
+    """
+    for name in sorted(os.listdir(folder)):
+        if any(fnmatch(name, pattern) for pattern in COMPANIONS):
+            check_regular(folder / name)
+        elif name.endswith((".safetensors", ".gguf")):
+            check_regular(folder / name, most=None)
+
+
 def checked_files(place: Path) -> list[Path]:
     """The weight files of a model folder, or the GGUF file `place` itself, each of them there; safetensors files are seen to be whole.
 
@@ -79,12 +99,26 @@ def checked_files(place: Path) -> list[Path]:
     if missing := [file.name for file in weights if not file.is_file()]:
         raise UserError(f"{folder.name}/ lacks {len(missing)} of {len(weights)} weight files: {missing[0]} …; download it again")
     for file in weights:
-        try:
-            with safe_open(file, "pt") as opened:
-                opened.keys()
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{folder.name}/{file.name} is damaged ({error}); download or copy it again") from error
+        with opened(file) as tensors:
+            tensors.keys()
     return weights
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file, open while its header and its tensors are read.
+
+    Raises:
+        UserError: it is damaged, or cannot be read.
+    """
+    shown = f"{file.parent.name}/{file.name}"
+    try:
+        with safe_open(file, "pt") as found:
+            yield found
+    except SafetensorError as error:
+        raise UserError(f"{shown} is damaged ({str(error)[:160]}); download or copy it again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {shown} ({str(error)[:160]}); expected a safetensors file that this user may read") from error
 
 
 def weight_files(place: Path) -> list[Path]:
@@ -111,41 +145,12 @@ def weight_files(place: Path) -> list[Path]:
     return found if found or not any(place.glob("*.gguf")) else gguf_files(place)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: it cannot be read, or is damaged.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {file.parent.name}/{file.name}: {error.strerror}; expected a JSON file") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file.parent.name}/{file.name} is not JSON ({error}); download or copy it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file.parent.name}/{file.name} holds no JSON object; download or copy it again")
-    return found
-
-
 def kind_of(place: Path) -> str:
     """The format of the model in a folder, or of a GGUF file: gguf, awq, gptq, bitsandbytes, or dense where nothing is quantized."""
     if any(file.suffix == ".gguf" for file in weight_files(place)):
         return "gguf"
-    config: dict[str, Any] = read_json(place / "config.json") if (place / "config.json").exists() else {}
-    return quantization_of(config, place.name).get("quant_method") or "dense"
-
-
-def quantization_of(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """`quantization_config` of a configuration; empty where nothing is quantized.
-
-    Raises:
-        UserError: it is no JSON object.
-    """
-    found = config.get("quantization_config") or {}
-    if not isinstance(found, dict):
-        raise UserError(f"quantization_config in the config.json of {name} is no JSON object; download or copy it again")
-    return found
+    config = read_config(place) if (place / "config.json").exists() else {}
+    return str(quantization_of(config).get("quant_method") or "dense")
 
 
 def fingerprint(folder: Path | None, weights: list[Path]) -> str:

@@ -19,12 +19,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qlab.models.checkpoint import Checkpoint, open_checkpoint
+from qlab.models.configuration import quantization_of, read_config
 from qlab.models.gguf import gguf_config, unpacked_companions
 from qlab.models.layout import Layout, configuration_from, configuration_of, empty_model, layout_of
-from qlab.models.locating import checked_files, find_folder, fingerprint, quantization_of, read_json, weight_files
+from qlab.models.locating import check_folder, checked_files, find_folder, fingerprint, weight_files
 from qlab.support.errors import UserError
 
-LAYERS = 1000  # decoder blocks at most: more are a damaged configuration, and would take minutes to lay out
 # Tensors that old checkpoints hold and the model computes itself.
 COMPUTED = re.compile(r".*(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias|\.attention\.bias)")
 
@@ -66,16 +66,14 @@ class OpenedModel:
         """config.json; for a GGUF file what its header says, in the same words."""
         if self.gguf:
             return gguf_config(self.gguf)
-        return read_json(self.folder / "config.json")
+        return read_config(self.folder)
 
     @cached_property
     def _configuration(self) -> PreTrainedConfig:
-        found = configuration_from(self.config, self.name) if self.gguf else configuration_of(self.folder, self.name)
+        config = self.config  # first: its sizes are checked
+        found = configuration_from(config, self.name) if self.gguf else configuration_of(self.folder, self.name)
         if hasattr(found, "quantization_config"):
             del found.quantization_config  # how weights are stored is the checkpoint's business
-        layers = getattr(found.get_text_config(), "num_hidden_layers", 1)
-        if not isinstance(layers, int) or not 1 <= layers <= LAYERS:
-            raise UserError(f"the configuration of {self.name} says {layers} decoder blocks: expected 1 to {LAYERS}")
         return found
 
     @property
@@ -101,7 +99,14 @@ class OpenedModel:
         """Its stored weights as plain ones; of a folder that holds a configuration alone, those that it describes, on paper."""
         if not self.files:
             return Checkpoint.on_paper(self.layout.shapes)
-        return open_checkpoint(self.path, None if self.gguf else quantization_of(self.config, self.name) or None)
+        return open_checkpoint(self.path, None if self.gguf else quantization_of(self.config) or None)
+
+    @property
+    def trained_in(self) -> torch.dtype:
+        """The half precision that its configuration names: BF16, whose range some models need, or FP16, also where it names neither."""
+        texts = self.config.get("text_config") or {}
+        named = [config.get(key) for config in (self.config, texts) for key in ("dtype", "torch_dtype")]
+        return torch.bfloat16 if "bfloat16" in named else torch.float16
 
     @property
     def longest(self) -> int | None:
@@ -165,6 +170,8 @@ def locate(name: str, weights: bool = True) -> OpenedModel:
         UserError: no such folder or hub id, no network, no weights, pickled weights, or a damaged file.
     """
     shown, place = find_folder(name)
+    if place.is_dir():
+        check_folder(place)
     found = checked_files(place) if weights or weight_files(place) else []
     return OpenedModel(shown, place, fingerprint(place if place.is_dir() else None, found))
 

@@ -8,11 +8,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from qlab.formats.gguf.header import read_header
+from qlab.models.configuration import read_config
 from qlab.models.gguf import gguf_config
-from qlab.models.locating import kind_of, read_json, weight_files
+from qlab.models.locating import kind_of, opened, weight_files
 from qlab.plan.plan import shape_of
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -75,12 +74,12 @@ def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = F
         return gguf_footprint(next(iter(sorted(folder.glob("*.gguf")))) if folder.is_dir() else folder, context, on_gpu)
     tensors: dict[str, tuple[str, list[int]]] = {}
     for file in weight_files(folder):
-        with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  (no iterator)
-                part = opened.get_slice(name)
+        with opened(file) as stored:
+            for name in stored.keys():  # noqa: SIM118  (no iterator)
+                part = stored.get_slice(name)
                 tensors[name] = (part.get_dtype(), part.get_shape())
     quantized = tuple({name[: -len(end)] + "." for name in tensors for end in PARTS if name.endswith(end)})
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     shape = shape_of(config)
 
     def held(name: str) -> int:

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from qlab import DATA
+from qlab.models.configuration import LARGEST
 from qlab.support.errors import UserError
 from qlab.support.wording import listed
 
 GB = 1e9
-LARGEST = 1 << 26  # of any size in a configuration; the largest vocabularies have a 200th of it
 # Bits a weight of the decoder's linear layers, with scales and zero points; embedding and head beside them.
 # Grouped integers at 128: 4 bits, an FP16 scale and a 4-bit zero point a group. Q4_K_M: mostly Q4_K, a third Q6_K.
 FORMATS = {
@@ -28,6 +28,16 @@ FORMATS = {
     "INT3 g128": (3 + 19 / 128, 16.0),
     "INT2 g128": (2 + 18 / 128, 16.0),
 }
+WIDTHS = {"INT8": 8, "AWQ/GPTQ INT4": 4, "INT3": 3, "INT2": 2}  # grouped integers: bits of a code
+# All that can be planned: FORMATS, and grouped integers with the smaller groups that models with short rows need.
+BITS = FORMATS | {f"{name} g{size}": (bits + (16 + bits) / size, 16.0) for size in (64, 32) for name, bits in WIDTHS.items()}
+
+
+def of_groups(format_name: str, size: int) -> str:
+    """The key of BITS for the same format with groups of `size` weights, 128, 64 or 32; of a format without such groups, its own."""
+    name = format_name.partition(" g")[0]
+    sized = f"{name} g{size}"
+    return sized if name in WIDTHS and sized in BITS else name if name in WIDTHS else format_name
 
 
 @dataclass(frozen=True)
@@ -44,10 +54,18 @@ class Shape:
     tied: bool = False
 
     @property
+    def block(self) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs of the linear layers of one decoder block, by their names."""
+        queries, keys, hidden, wide = self.heads * self.head_size, self.kv_heads * self.head_size, self.hidden, self.intermediate
+        return {
+            "q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden), "o_proj": (hidden, queries),
+            "gate_proj": (wide, hidden), "up_proj": (wide, hidden), "down_proj": (hidden, wide),
+        }  # fmt: skip
+
+    @property
     def linear_parameters(self) -> int:
-        """Weights in the decoder blocks' linear layers: q, k, v, o, gate, up, down."""
-        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        """Weights in the decoder blocks' linear layers."""
+        return self.layers * sum(outputs * inputs for outputs, inputs in self.block.values())
 
     @property
     def embedding_parameters(self) -> int:
@@ -76,12 +94,13 @@ def shape_of(config: dict[str, Any]) -> Shape:
     """The shape that a config.json describes.
 
     Raises:
-        KeyError: a size is missing.
-        UserError: a size is no whole number from 1 to LARGEST.
+        UserError: a size is missing, or no whole number from 1 to LARGEST.
     """
     sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     optional = [name for name in ("num_key_value_heads", "head_dim") if config.get(name) is not None]
     for name in (*sizes, *optional):
+        if name not in config:
+            raise UserError(f"the configuration lacks {name}, without which its memory cannot be counted")
         if type(config[name]) is not int or not 1 <= config[name] <= LARGEST:
             raise UserError(f"the configuration's {name} is {str(config[name])[:40]}: expected a whole number from 1 to {LARGEST:,}")
     heads = config["num_attention_heads"]
@@ -98,8 +117,8 @@ def shape_of(config: dict[str, Any]) -> Shape:
 
 
 def weight_bytes(shape: Shape, format_name: str) -> float:
-    """Bytes of all weights in a format of FORMATS; norms and biases, less than a thousandth, are left out."""
-    linear_bits, embedding_bits = FORMATS[format_name]
+    """Bytes of all weights in a format of BITS; norms and biases, less than a thousandth, are left out."""
+    linear_bits, embedding_bits = BITS[format_name]
     return (shape.linear_parameters * linear_bits + shape.embedding_parameters * embedding_bits) / 8
 
 

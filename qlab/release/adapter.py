@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qlab.formats.folder import COMPANIONS, finish_folder, half_precision
+from qlab.formats.folder import COMPANIONS, finish_folder
+from qlab.formats.half import half_precision
 from qlab.models.loading import load
-from qlab.models.locating import read_json
 from qlab.models.opening import OpenedModel
-from qlab.release.adapter_config import check_config
+from qlab.release.adapter_config import lora_config
 from qlab.support.errors import UserError
+from qlab.support.reading import read_json
 
 TOKENIZER = tuple(pattern for pattern in COMPANIONS if not pattern.startswith("generation"))
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -41,7 +42,7 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder.name}/{WEIGHTS} is damaged ({error}); copy it again, or train it again") from error
-    check_config(config, tensors, folder)
+    wanted = lora_config(config, tensors, folder)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise UserError(
@@ -49,7 +50,7 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
             )
         if not torch.isfinite(tensor).all():
             raise UserError(f"{folder.name}/{WEIGHTS} is damaged: {name} holds values that are not finite; train it again")
-    return LoraConfig.from_pretrained(str(folder)), tensors
+    return wanted, tensors
 
 
 def fingerprint(folder: Path) -> str:
@@ -61,13 +62,13 @@ def fingerprint(folder: Path) -> str:
 
 
 def merge(source: OpenedModel, folder: Path, out: Path) -> None:
-    """Write `source` with the adapter in `folder` added to its weights, W + (alpha/rank)·B·A, in FP16, into the empty folder `out`.
+    """Write `source` with the adapter in `folder` added to its weights, W + (alpha/rank)·B·A, into the empty folder `out`.
 
-    QLoRA's adapter was trained on the model in NF4 and is merged into the unquantized one, as the paper does. The whole model
-    is in memory, in FP32.
+    Weights are BF16 where the model is marked so, since it may overflow FP16, and FP16 otherwise. QLoRA's adapter was trained on
+    the model in NF4 and is merged into the unquantized one, as the paper does. The whole model is in memory, in FP32.
 
     Raises:
-        UserError: the adapter is damaged or belongs to another model, or a merged weight leaves FP16's range.
+        UserError: the adapter is damaged or belongs to another model, or a merged weight leaves the range of that precision.
     """
     config, tensors = read_adapter(folder)
     config.inference_mode = True
@@ -76,15 +77,16 @@ def merge(source: OpenedModel, folder: Path, out: Path) -> None:
         config.base_model_name_or_path = base.name_or_path  # peft warns of another name, and the adapter says how it was trained
         model = get_peft_model(base, config)
         found: Any = set_peft_model_state_dict(model, tensors)
-    except (RuntimeError, ValueError) as error:  # peft's and torch's, for layers that are not there and shapes that do not fit
-        raise UserError(f"{folder.name}/ is no adapter of {source.name}: {str(error).splitlines()[-1].strip()}") from error
-    missing = [name for name in found.missing_keys if "lora_" in name]
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:  # peft's and torch's, for layers that are not there or do not fit
+        said = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]
+        raise UserError(f"{folder.name}/ is no adapter of {source.name}: {said}") from error
+    missing = [name for name in found.missing_keys if "lora_" in name or "modules_to_save" in name]
     if found.unexpected_keys or missing:
         raise UserError(f"{folder.name}/ is no adapter of {source.name}: {[*found.unexpected_keys, *missing][0]} has no counterpart")
     merged: Any = model.merge_and_unload()
     for name, parameter in merged.named_parameters():
-        parameter.data = half_precision(name, parameter.data)
-    merged.config.dtype = torch.float16
+        parameter.data = half_precision(name, parameter.data, source.trained_in)
+    merged.config.dtype = source.trained_in
     merged.save_pretrained(out)
     finish_folder(source.folder, source.config, [], out, None)
     for file in own_tokenizer(folder):

@@ -13,8 +13,10 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 
+from qlab.artifacts.placing import check_apart
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
+from qlab.support.disk.lock import locked
 from qlab.support.disk.room import room_for
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
@@ -39,19 +41,22 @@ def finetune(source: OpenedModel, windows: Tensor, out: Path, training: Training
     The folder `out` then holds the adapter as peft stores it. It appears whole or not at all.
 
     Raises:
-        UserError: the model is not in NF4, there is something at `out`, the loss stops being a number, or the disk is full.
+        UserError: the model is not in NF4, something is at `out` or it cannot be written, another process trains there, the loss stops
+            being a number, or the disk is full.
     """
     if source.config.get("quantization_config", {}).get("quant_method") != "bitsandbytes":
         raise UserError(
             f"{source.name} is not in NF4: QLoRA trains on a model that stays in four bits; 'qlab quantize --recipe nf4' makes one"
         )
-    if os.path.lexists(out):
-        raise UserError(f"{out} is there already; remove it, or write to another folder")
-    model, losses = train(source, windows, training, device)
+    check_apart(out, source.path)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with room_for(out.parent, trained_bytes(model)), Scratch(out.parent) as unfinished:
-        model.save_pretrained(str(unfinished / "adapter"), save_embedding_layers=False)
-        (unfinished / "adapter").rename(out)
+    with locked(out.with_name(f".{out.name}.lock"), str(out)):
+        if os.path.lexists(out):
+            raise UserError(f"{out} is there already; remove it, or write to another folder")
+        model, losses = train(source, windows, training, device)
+        with room_for(out.parent, trained_bytes(model)), Scratch(out.parent) as unfinished:
+            model.save_pretrained(str(unfinished / "adapter"), save_embedding_layers=False)
+            (unfinished / "adapter").rename(out)
     return losses
 
 

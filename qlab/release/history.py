@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from qlab.models.texts.jsonl import json_lines, read_utf8
 from qlab.support.disk.scratch import Scratch, sweep
 
 CURRENT, HISTORY = "current", "history.jsonl"
@@ -54,6 +55,13 @@ def point(link: Path, target: str) -> None:
 
 
 def history(out: Path) -> list[dict[str, Any]]:
-    """Every attempt at `out` that came to its end, the oldest first."""
-    lines = (out / HISTORY).read_bytes().split(b"\n") if (out / HISTORY).exists() else [b""]
-    return [json.loads(line) for line in lines[:-1]]
+    """Every attempt at `out` that came to its end, the oldest first.
+
+    Raises:
+        UserError: the file is no such history, or a line of it is damaged.
+    """
+    file = out / HISTORY
+    if not os.path.lexists(file):
+        return []
+    whole, _, _ = read_utf8(file).rpartition("\n")
+    return [note for _, note in json_lines(whole, file.name)]

@@ -39,6 +39,8 @@ class Choice(BaseModel):
         ids, logprobs = generated(self.logprobs) if self.logprobs else ([], [])
         if not all(isinstance(token, int) for token in ids) or not all(math.isfinite(value) for value in logprobs):
             raise ValueError("log-probabilities that are no numbers")
+        if len(ids) != len(logprobs):
+            raise ValueError("not a log-probability for each token")
         return ids, logprobs
 
 
@@ -50,12 +52,13 @@ class Part(BaseModel):
     usage: Usage | None = None
 
 
-class TooMuch(ValueError):
-    """More bytes than an answer can have."""
+class Refused(ValueError):
+    """An answer that is not read to its end, and why."""
 
 
 class Measured(httpx2.AsyncHTTPTransport):
-    """A transport that breaks off answers of more than `most` bytes, or with a line of more than LINE."""
+    """A transport that breaks off answers of more than `most` bytes, or with a line of more than LINE, and takes none that is compressed:
+    a few bytes may stand for gigabytes."""
 
     def __init__(self, most: int, **options: Any) -> None:
         super().__init__(**options)
@@ -63,6 +66,9 @@ class Measured(httpx2.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         response = await super().handle_async_request(request)
+        if "content-encoding" in response.headers:
+            await response.aclose()
+            raise Refused("compressed, though plain text was asked for")
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         response.stream = Counted(response.stream, self.most)
         return response
@@ -80,7 +86,7 @@ class Counted(httpx2.AsyncByteStream):
             seen += len(chunk)
             line = len(chunk) - 1 - end if (end := chunk.rfind(b"\n")) >= 0 else line + len(chunk)
             if seen > self.most or line > LINE:
-                raise TooMuch
+                raise Refused("longer than an answer can be")
             yield chunk
 
     async def aclose(self) -> None:

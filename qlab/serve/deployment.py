@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qlab.models.configuration import read_config
 from qlab.models.gguf import gguf_config
-from qlab.models.locating import kind_of, read_json
+from qlab.models.locating import kind_of
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
+from qlab.support.reading import check_regular
 
 FRENCH_SYSTEM_PROMPT = "Tu es un assistant technique précis. Réponds en français, de façon concise."
 FRENCH_TEST_PROMPT = "Explique en deux phrases ce qu'est la quantification d'un modèle de langage."
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+KEY_FILE = 4096  # bytes of a key's file at most
 KEY_VARIABLE = "QLAB_API_KEY"  # where Compose looks for the key
 
 
@@ -103,7 +106,7 @@ class Deployment:
     @property
     def config(self) -> dict[str, Any]:
         """The model's configuration, from config.json or from the GGUF file."""
-        return gguf_config(self.gguf) if self.kind == "gguf" else read_json(self.folder / "config.json")
+        return gguf_config(self.gguf) if self.kind == "gguf" else read_config(self.folder)
 
     @property
     def weight_bytes(self) -> int:
@@ -115,9 +118,10 @@ def read_key(file: Path) -> str:
     """The key in a file that nobody else may read.
 
     Raises:
-        UserError: no such file, one that others can read, or no usable key in it.
+        UserError: no such file, none that is regular, one that others can read, or no usable key in it.
     """
     try:
+        check_regular(file, KEY_FILE)
         mode, key = file.stat().st_mode, file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(

@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -20,9 +19,10 @@ from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
+from anyio.from_thread import start_blocking_portal
 from openai import APIConnectionError, APIError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
 
-from qlab.serve.answers import BYTES_PER_TOKEN, SPARE, Measured, Part, TooMuch
+from qlab.serve.answers import BYTES_PER_TOKEN, SPARE, Measured, Part, Refused
 from qlab.support.errors import UserError
 from qlab.support.progress import counter
 
@@ -81,8 +81,9 @@ def run_load(
 ) -> list[Level]:
     """Send all prompts at each concurrency of `levels`, for `tokens` greedy tokens each, to the OpenAI interface at `url`.
 
-    An answer that is not whole after `timeout` seconds, or longer than one of so many tokens can be, is lost. After a level at which all
-    were lost no other is tried.
+    An answer that is not whole after `timeout` seconds, or longer than one of so many tokens can be, is lost. Where more than twice as many
+    as are sent at a time find nobody, one after the other, the rest is not sent: a silent server takes three times `timeout`. After a level
+    at which all were lost no other is tried.
 
     Raises:
         UserError: no prompts, a level below one, or a URL of no server.
@@ -92,12 +93,12 @@ def run_load(
         raise UserError("a load needs prompts, and levels of one request at a time or more")
     done: list[Level] = []
     first: list[Answer] = []
-    # A thread with an event loop of its own: a notebook's kernel has one running already.
-    with counter(len(prompts) * len(levels), 0, "requests") as count, ThreadPoolExecutor(1) as thread:
+    # An event loop in a thread of its own, since a notebook's kernel has one running already; Ctrl-C cancels what is under way there.
+    with counter(len(prompts) * len(levels), 0, "requests") as count, start_blocking_portal() as portal:
         for level in levels:
             started = time.perf_counter()
             tick = partial(count, f"{level} at a time", {})
-            answers = thread.submit(asyncio.run, _level(url, model, prompts, level, tokens, key, timeout, tick)).result()
+            answers = portal.call(_level, url, model, prompts, level, tokens, key, timeout, tick)
             first = first or answers
             done.append(summary(level, answers, first, time.perf_counter() - started))
             if all(answer.error for answer in answers):
@@ -154,8 +155,8 @@ async def _ask(client: AsyncOpenAI, model: str, prompt: str, tokens: int, salt: 
             return await _answer(client, model, prompt, tokens, salt)
     except (TimeoutError, APITimeoutError):
         return Answer(error=LATE)
-    except TooMuch:
-        return Answer(error="longer than an answer can be")
+    except Refused as error:
+        return Answer(error=str(error))
     except APIError as error:
         return Answer(error=WRONG if type(error) is APIError else type(error).__name__)
     except httpx2.HTTPError:  # in the middle of a stream
@@ -170,22 +171,24 @@ async def _answer(client: AsyncOpenAI, model: str, prompt: str, tokens: int, sal
     stream = await client.completions.create(
         model=model, prompt=prompt, max_tokens=tokens, temperature=0, logprobs=1, stream=True, stream_options={"include_usage": True},
         extra_body=SETTINGS | {"cache_salt": salt},
-        extra_headers={"Connection": "close"},  # llama.cpp closes idle connections just when the next request is on its way
+        # llama.cpp closes idle connections just when the next request is on its way
+        extra_headers={"Connection": "close", "Accept-Encoding": "identity"},
     )  # fmt: skip
-    async for event in stream:
-        now, part = time.perf_counter(), Part.model_validate(event)
-        if part.usage:
-            answer.tokens, answer.prompt_tokens = part.usage.completion_tokens, part.usage.prompt_tokens
-        if part.choices:
-            if not answer.first:
-                answer.first = now - started
-            else:
-                answer.gaps.append(now - last)
-            answer.text += part.choices[0].text
-            ids, logprobs = part.choices[0].tokens()
-            answer.ids += ids
-            answer.logprobs += logprobs
-            last = now
+    async with stream:  # else a broken one keeps its connection, and who asks next waits for it
+        async for event in stream:
+            now, part = time.perf_counter(), Part.model_validate(event)
+            if part.usage:
+                answer.tokens, answer.prompt_tokens = part.usage.completion_tokens, part.usage.prompt_tokens
+            if part.choices:
+                if not answer.first:
+                    answer.first = now - started
+                else:
+                    answer.gaps.append(now - last)
+                answer.text += part.choices[0].text
+                ids, logprobs = part.choices[0].tokens()
+                answer.ids += ids
+                answer.logprobs += logprobs
+                last = now
     answer.latency = last - started
     if not answer.tokens:
         answer.error = "no tokens"

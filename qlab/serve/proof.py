@@ -8,24 +8,30 @@ log-probabilities are off, token by token, on the very tokens that it chose.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from typing import Any
 
+import httpx2
 import torch
 from openai import APIError, APIStatusError, OpenAI
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import locate
+from qlab.models.texts.tokens import beginning
 from qlab.serve.deployment import FRENCH_TEST_PROMPT, Deployment
 from qlab.serve.runtimes.runtime import Runtime
 from qlab.serve.server import Server
+from qlab.support.errors import UserError
 
 PROMPTS = (
     "The value of", "Return a list of the", "In the first", "If the file is",
     "A function that takes", "This is the same as", "He was born in", "For more information, see",
 )  # fmt: skip
+BROKEN = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)  # what comes of an answer of another form
 WRONG_KEY = "not-the-key-of-this-server"
 
 
@@ -128,30 +134,55 @@ def prove(runtime: Runtime, deployment: Deployment, server: Server, tokens: int 
     """Ask the server what its users will ask, and what they will get wrong; `tokens` greedy tokens of each of PROMPTS are compared.
 
     Raises:
-        openai.APIError: the server is gone, or answers with an error what it must answer.
+        UserError: the server is gone, or what it answers has no form that is known.
     """
     source = locate(str(deployment.folder))
     model, tokenizer = load(source, device=device), load_tokenizer(source)
     client = client_of(server)
     agreement = agreement_with(runtime, model, tokenizer, client, deployment, tokens)
-    listed = [found.id for found in client.models.list().data]
-    checks = [
-        Check("the model is listed", deployment.name in listed, ", ".join(listed)),
-        Check("greedy tokens are the artifact's", agreement.within(runtime), in_words(agreement, runtime)),
-        *conversations(client, deployment, bool(tokenizer.chat_template)),
-        *refusals(client, server, deployment, runtime),
-    ]
+    with answering(runtime):
+        listed = [str(found.id) for found in client.models.list().data]
+        checks = [
+            Check("the model is listed", deployment.name in listed, ", ".join(listed)),
+            Check("greedy tokens are the artifact's", agreement.within(runtime), in_words(agreement, runtime)),
+            *conversations(client, deployment, bool(tokenizer.chat_template)),
+            *refusals(client, server, deployment, runtime),
+        ]
     return Proof(runtime.label, agreement, checks)
+
+
+@contextmanager
+def answering(runtime: Runtime) -> Iterator[None]:
+    """Within the context a server is asked, and nothing else is done: whatever fails is an answer that is none.
+
+    Raises:
+        UserError: it failed.
+    """
+    try:
+        yield
+    except (APIError, httpx2.HTTPError, HTTPException, *BROKEN) as error:
+        said = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(
+            f"{runtime.label}'s server does not answer as it must: not proved ({type(error).__name__}: {said}); see its log (--log)"
+        ) from error
 
 
 def agreement_with(
     runtime: Runtime, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, client: OpenAI, deployment: Deployment, tokens: int
 ) -> Agreement:
-    """Ask for greedy continuations of PROMPTS, as token ids, and compare."""
-    prompts = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in PROMPTS]
-    found = [
-        runtime.greedy(deployment.url, client, deployment.name, prompt, min(tokens, deployment.context - len(prompt))) for prompt in prompts
-    ]
+    """Ask for greedy continuations of PROMPTS, as token ids, and compare.
+
+    Each begins with BOS where the tokenizer begins a text so, as in calibration and evaluation.
+    """
+    start, rows = beginning(tokenizer), model.config.vocab_size
+    prompts = [start + tokenizer.encode(prompt, add_special_tokens=False) for prompt in PROMPTS]
+    with answering(runtime):
+        found = [
+            runtime.greedy(deployment.url, client, deployment.name, prompt, min(tokens, deployment.context - len(prompt)))
+            for prompt in prompts
+        ]
+        if (largest := max(max(answer.ids) for answer in found)) >= rows:
+            raise ValueError(f"token {largest} of a model that has {rows}")
     return compare(model, prompts, [answer.ids for answer in found], [answer.logprobs for answer in found])
 
 

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 
@@ -144,7 +144,7 @@ def wait_until_ready(runtime: Runtime, server: Server, limit: float) -> None:
             with urllib.request.urlopen(server.url + runtime.health, timeout=5) as answer:
                 if answer.status == 200 and server.alive:
                     return
-        except (urllib.error.URLError, OSError):
+        except (OSError, HTTPException):
             time.sleep(0.1)
     if server.alive:
         happened = f"was not ready within {limit:g} s"

@@ -153,10 +153,10 @@ def open_lesson(
 
 
 def quiet() -> None:
-    """Keep loading bars and advisory messages of libraries out of a lesson; errors still come through."""
+    """Keep loading bars and messages of libraries out of a lesson; what they raise still comes through, as one sentence of qlab's."""
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity(logging.CRITICAL)  # beside what it raises it logs whole configurations
     transformers.utils.logging.disable_progress_bar()
     for library in ("torch", "bitsandbytes", "lm_eval"):  # of packages that one can do without, and models given as they are
         logging.getLogger(library).setLevel(logging.ERROR)

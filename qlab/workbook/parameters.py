@@ -6,6 +6,7 @@ papermill itself only warns of a misspelled name and passes any value on.
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import nbformat
 
 from qlab.support.errors import UserError
+
+LARGEST = 10**7  # of a whole number; tokens, windows, seconds
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,14 @@ class Parameter:
             return text
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that it documents
             value = None
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < LARGEST:
             value = float(value)
-        if kind is int and type(value) is int and value < 1:
-            raise UserError(f"parameter {self.name} is {value}: expected a whole number of at least 1, such as {self.default}")
-        if type(value) is not kind:
-            raise UserError(f"parameter {self.name} is {text!r}: expected {_NAMES.get(kind, kind.__name__)}, such as {self.default!r}")
+        if kind is int and type(value) is int and not 1 <= value <= LARGEST:
+            raise UserError(f"parameter {self.name} is {text[:60]}: expected a whole number from 1 to {LARGEST:,}, such as {self.default}")
+        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+            raise UserError(f"parameter {self.name} is {text[:60]!r}: expected {_NAMES.get(kind, kind.__name__)}, such as {self.default!r}")
         return value
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell
 from traitlets.config import Config
 
+from qlab.artifacts.placing import check_apart
 from qlab.claims import judge
+from qlab.support.errors import UserError
 from qlab.workbook.answers import side_by_side
 from qlab.workbook.record import MIME
 from qlab.workbook.runner import DONE, Outcome, write_whole
@@ -29,6 +32,29 @@ from qlab.workbook.runner import DONE, Outcome, write_whole
 MERMAID = re.compile(r"<script type=\"module\">(?:(?!</script>).)*mermaid.*?</script>", re.S)
 NAMELESS = re.compile(r'alt="No description has been provided for this image"')
 HIDDEN = {"application/vnd.jupyter.widget-view+json", MIME}  # controls need a kernel; records are for programs
+
+
+# What is found in the files of a report, by which they are known as qlab's own.
+OWN = {"index.html": "<title>qlab report", "results.json": '"provenance"', ".html": " · qlab</title>", ".ipynb": '"injected-parameters"'}
+
+
+def check_report(out: Path, lessons: Iterable[str], model: Path) -> None:
+    """See that the report of `lessons` on the model in the folder `model` can be written into `out`, before any of them runs.
+
+    Raises:
+        UserError: `out` lies in the model's folder, cannot be written, or something lies in the report's place that qlab did not
+            make.
+    """
+    check_apart(out, model)
+    files = [out / "index.html", out / "results.json"]
+    files += [out / name for lesson in lessons for name in (f"{lesson}.html", f"notebooks/{lesson}.ipynb")]
+    for folder in (out, out / "notebooks"):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f"{folder} is not a folder: move it away, or choose another --out")
+    for file in files:
+        mark = OWN.get(file.name) or OWN[file.suffix]
+        if os.path.lexists(file) and (not file.is_file() or mark not in file.read_text(encoding="utf-8", errors="replace")):
+            raise UserError(f"{file} is left alone, since qlab did not make it: move it away, or choose another --out")
 
 
 def write_report(outcomes: Sequence[Outcome], facts: dict[str, Any], out: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import Any
 
 import nbformat
 import papermill
+from nbformat import ValidationError
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
@@ -28,6 +29,8 @@ from qlab.models.opening import check_device, locate
 from qlab.models.texts.mixture import absolute, check_texts, files_of
 from qlab.support.disk.room import full_by, no_room
 from qlab.support.disk.scratch import Scratch
+from qlab.support.errors import UserError
+from qlab.support.reading import read_json
 from qlab.support.versions import version_of
 from qlab.workbook.parameters import parameters_of, resolve
 from qlab.workbook.record import records_of
@@ -143,11 +146,9 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
     key = lesson_key(lesson, parameters)
     finished = out / "notebooks" / f"{lesson}.ipynb"
     stamp = out / "notebooks" / f"{lesson}.json"
-    if not fresh and finished.exists() and stamp.exists():
-        before = json.loads(stamp.read_text() or "{}")
-        if before.get("key") == key:
-            records = records_of(nbformat.read(finished, as_version=4))
-            return Outcome(lesson, DONE, parameters, before["seconds"], key, earlier=True, records=records)
+    if not fresh and (before := done_before(finished, stamp, key)):
+        seconds, records = before
+        return Outcome(lesson, DONE, parameters, seconds, key, earlier=True, records=records)
     stamp.unlink(missing_ok=True)  # from here until the end, there is nothing to trust
     WatchedEngine.lesson = lesson
     started = time.monotonic()
@@ -174,6 +175,17 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
         keep(outcome)
         write_whole(stamp, json.dumps({"key": key, "seconds": outcome.seconds}) + "\n")
     return outcome
+
+
+def done_before(finished: Path, stamp: Path, key: str) -> tuple[float, dict[str, Any]] | None:
+    """Seconds and records of an executed notebook whose stamp has this key; None where there is none, or one of the two is damaged."""
+    try:
+        before = read_json(stamp)
+        if before.get("key") != key:
+            return None
+        return float(before["seconds"]), records_of(nbformat.read(finished, as_version=4))
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):  # nbformat's own among them
+        return None
 
 
 # Of a path that begins a string, or stands behind a comma in one as the texts of a mixture do, all but the last part.

@@ -1,4 +1,4 @@
-"""Nothing of a user's is replaced; what qlab made is, once the new one is whole; one process at a time."""
+"""Nothing of a user's is replaced; what qlab made is, once the new one is whole."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qlab.artifacts.artifact import Artifact
 from qlab.artifacts.manifest import COST, MANIFEST
 from qlab.artifacts.placing import check_place, put
-from qlab.support.disk.lock import locked
 from qlab.support.errors import UserError
 
 INPUTS = {"model": "m", "recipe": {}, "calibration": {}, "versions": {}, "device": "cpu"}
@@ -72,6 +74,80 @@ def test_own_artifacts_are_replaced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["nf4"]
 
 
+def inside(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("loop/nf4", "is not a folder"),
+        ("broken/nf4", "is not a folder"),
+        ("file/nf4", "is not a folder"),
+        ("pipe/nf4", "is not a folder"),
+        ("pipe", "is a file"),
+        ("loop", "is a link"),
+        ("broken", "is a link"),
+        ("to-model", "the model that is read"),
+        ("to-model/nf4", "the model that is read"),
+        ("other/../model/nf4", "the model that is read"),
+        ("model/../..", "the model that is read"),
+    ],
+)
+def test_whatever_stands_on_the_way_is_one_message(place: str, said: str, tmp_path: Path) -> None:
+    model = artifact(tmp_path / "model")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    for name, target in (("loop", "loop"), ("broken", "none"), ("to-model", "model")):
+        (tmp_path / name).symlink_to(target)
+    before = inside(tmp_path / "model")
+    with pytest.raises(UserError, match=said):
+        check_place(tmp_path / place, model)
+    assert inside(tmp_path / "model") == before
+
+
+@pytest.mark.parametrize("out", ["../nf4", "../out/nf4", "../../nf4"])
+def test_beside_the_model_is_not_in_it_though_it_is_named_from_within(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = artifact(tmp_path / "models/model")
+    monkeypatch.chdir(model)
+    check_place(Path(out), Path())
+
+
+def test_a_disk_that_may_not_be_written_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, how: Path(path) != tmp_path and allowed(path, how))  # root may write anywhere
+    with pytest.raises(UserError, match="cannot be written"):
+        check_place(tmp_path / "out/nf4", artifact(tmp_path / "model"))
+
+
+NAMES = st.sampled_from(["model.safetensors", "thesis.txt", ".hidden", "config.json", "a b", "é"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(NAMES, st.binary(max_size=4), max_size=4), st.sets(NAMES), st.booleans())
+def test_a_folder_is_replaced_only_if_its_manifest_names_all_that_is_in_it(
+    present: dict[str, bytes], listed: set[str], manifest: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as work:
+        folder, made = Path(work) / "out", artifact(Path(work) / "made", "new")
+        folder.mkdir()
+        for name, content in present.items():
+            (folder / name).write_bytes(content)
+        if manifest:
+            (folder / MANIFEST).write_text(json.dumps({"inputs": INPUTS, "files": sorted(listed)}))
+        before = inside(folder)
+        own = set(present) <= listed if manifest else not present
+        try:
+            put(made, folder)
+        except UserError:
+            assert not own
+            assert inside(folder) == before
+        else:
+            assert own
+            assert inside(folder)["model.safetensors"] == b"new"
+
+
 @pytest.mark.parametrize("able", [True, False])
 def test_killed_anywhere_while_it_replaces_the_old_or_the_new_is_there(able: bool, tmp_path: Path) -> None:
     """Killed at the n-th call that changes the disk, for each n; on a disk that cannot exchange, the old one may stand aside."""
@@ -112,20 +188,3 @@ placing.exchange = counted(lambda one, other: able and exchange(one, other))
 os.rename, os.unlink, os.rmdir, os.mkdir = map(counted, (os.rename, os.unlink, os.rmdir, os.mkdir))
 placing.put(made, folder)
 """
-
-
-def test_the_second_is_told_who_works_there_and_the_dead_hold_nothing(tmp_path: Path) -> None:
-    file = tmp_path / ".lock"
-    code = "import sys, pathlib, time; from qlab.support.disk.lock import locked\n"
-    code += "with locked(pathlib.Path(sys.argv[1]), 'x'):\n    print(flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE) as first:
-        assert first.stdout
-        first.stdout.readline()
-        with pytest.raises(UserError, match=rf"out is being worked on by process {first.pid} on .* since 20"), locked(file, "out"):
-            pass
-        first.kill()
-        first.wait()
-    assert file.exists()
-    with locked(file, "out"):
-        pass
-    assert not file.exists()

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from qlab.cli import call
 from qlab.evaluate.quality import Quality
-from qlab.evaluate.results import Figure, Subject, add, quality_figures, read, runtime_figures, wide
+from qlab.evaluate.results import COLUMNS, Figure, Subject, add, quality_figures, read, runtime_figures, wide
 from qlab.support.errors import UserError
 
 FACTS = {"date": "2026-11-24 09:00 UTC", "commit": "abc", "machine": {"cores": 2}}
@@ -73,6 +80,138 @@ def test_a_run_is_added_whole_or_not_at_all(tmp_path: Path) -> None:
         add(store, FACTS, [(Q4, [Figure("top1", 1.0, None, "", {}), unstorable])])
     with sqlite3.connect(store) as database:
         assert database.execute("SELECT count(*) FROM measurements").fetchone() == (1,)
+
+
+ROW = dict.fromkeys(COLUMNS, "") | {"model": "m", "artifact": "q4_k_m", "metric": "kl", "value": 1.0, "error": None, "conditions": "{}"}
+
+
+def store_of(file: Path, *rows: dict[str, Any]) -> Path:
+    """A table of results with `rows` as anybody may have written them, each given by how it differs from ROW."""
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute(f"CREATE TABLE measurements ({', '.join(COLUMNS)})")
+        for row in rows:
+            database.execute(f"INSERT INTO measurements VALUES ({', '.join('?' * len(COLUMNS))})", tuple((ROW | row).values()))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"value": "fast"}, "row 1: value is 'fast', expected a number or nothing"),
+        ({"error": b"x"}, "expected a number or nothing"),
+        ({"model": None}, "row 1: model is 'None', expected text"),
+        ({"model": b"\xff"}, "expected text"),
+        ({"value": None, "reason": None}, "row 1: reason is 'None', expected text"),
+        ({"unit": "x" * 5000, "value": "y" * 5000}, "expected a number"),
+    ],
+)
+def test_a_row_of_wrong_types_is_one_message(row: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = store_of(tmp_path / "r.sqlite", row)
+    assert call(["results", "--store", str(file)]) == 2
+    printed = capsys.readouterr().err
+    assert said in " ".join(printed.split())
+    assert len(printed) < 1000
+
+
+VALUES = st.one_of(st.none(), st.text(max_size=20), st.integers(-(2**63), 2**63 - 1), st.floats(), st.binary(max_size=8))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(COLUMNS, VALUES)), max_size=3), st.booleans())
+def test_any_store_is_a_table_or_one_message(rows: list[dict[str, Any]], every: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = store_of(Path(folder) / "r.sqlite", *rows)
+        before = file.read_bytes()
+        with suppress(UserError):
+            wide(read(file, every), ["kl", "top1"])
+        assert file.read_bytes() == before
+
+
+def test_markup_in_a_store_is_shown_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = store_of(tmp_path / "r.sqlite", {"model": "[/red]", "value": None, "reason": "[/x]\x1b[2J"})
+    assert call(["results", "--store", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "[/red]" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_figure_measured_twice_is_shown_twice_where_every_one_is_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = store_of(
+        tmp_path / "r.sqlite", {"value": 1.0}, {"value": 2.0}, {"value": 3.0, "runtime": "vLLM"}, {"value": 4.0, "metric": "top1"}
+    )
+    table = wide(read(file, every=True), ["kl", "top1"]).set_index("runtime")
+    assert list(table.loc["vLLM"][["kl", "top1"]]) == ["3", "4"]  # its own before that of no runtime
+    assert call(["results", "--store", str(store_of(tmp_path / "s.sqlite", {"value": 1.0}, {"value": 2.0})), "--every"]) == 0
+    assert "1, 2" in capsys.readouterr().out
+
+
+def foreign(folder: Path, kind: str) -> Path:
+    """A file that qlab did not write, where its table may be looked for."""
+    file = folder / "results.sqlite"
+    if kind == "pipe":
+        os.mkfifo(file)
+        return file
+    if kind == "text":
+        file.write_text("notes " * 50)
+        return file
+    with closing(sqlite3.connect(folder / "made.sqlite")) as database:
+        if kind == "write-ahead log":
+            database.execute("PRAGMA journal_mode=WAL")
+        endless = (
+            f"WITH RECURSIVE c({', '.join(COLUMNS)}) AS (SELECT {', '.join('1' * len(COLUMNS))} UNION ALL SELECT * FROM c) SELECT * FROM c"
+        )
+        database.execute(
+            {
+                "endless view": f"CREATE VIEW measurements AS {endless}",
+                "own view": "CREATE VIEW birds AS SELECT 1",
+                "other columns": "CREATE TABLE measurements (value)",
+            }.get(kind, "CREATE TABLE birds (name)")
+        )
+        database.commit()
+        for part in folder.glob("made.sqlite*"):  # as a program that was killed leaves them, or one that runs still
+            shutil.copyfile(part, folder / part.name.replace("made", "results"))
+    for part in folder.glob("made.sqlite*"):
+        part.unlink()
+    if kind == "journal":
+        file.with_name("results.sqlite-journal").write_bytes(bytes.fromhex("d9d505f920a163d7") + bytes(1000))
+    return file
+
+
+@pytest.mark.parametrize(
+    "kind", ["pipe", "text", "another's table", "write-ahead log", "journal", "endless view", "own view", "other columns"]
+)
+def test_another_programs_file_is_refused_and_not_changed(kind: str, tmp_path: Path) -> None:
+    file = foreign(tmp_path, kind)
+
+    def content() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() if path.is_file() else b"" for path in tmp_path.iterdir()}
+
+    before = content()
+    for use in (lambda: read(file), lambda: add(file, FACTS, [(Q4, [Figure("kl", 1.0, None, "", {})])])):
+        with pytest.raises(UserError, match="expected"):
+            use()
+        assert content() == before
+
+
+def test_a_csv_goes_into_a_regular_file_of_a_folder_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = store_of(tmp_path / "r.sqlite", {})
+    os.mkfifo(tmp_path / "pipe")
+    for target, said in (
+        ("none/a.csv", "make it first"),
+        ("pipe", "not a regular file"),
+        (".", "not a regular file"),
+        ("r.sqlite", "itself"),
+    ):
+        assert call(["results", "--store", str(file), "--csv", str(tmp_path / target)]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    assert call(["results", "--store", str(file), "--csv", str(tmp_path / "a.csv")]) == 0
+    assert len(read(file)) == 1
+
+
+@pytest.mark.parametrize("value", [10**30, "half a surrogate \udcff"])
+def test_what_sqlite_cannot_hold_is_one_message(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be used as a table"):
+        add(tmp_path / "r.sqlite", FACTS, [(Q4, [Figure("kl", value, None, "", {})])])
 
 
 def test_what_a_killed_process_had_added_in_part_is_taken_back_by_who_reads(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from qlab.artifacts.artifact import make_artifact, quantize_model
-from qlab.formats.gguf.file import write_gguf
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
 from qlab.serve.deployment import Deployment
@@ -26,6 +25,7 @@ from qlab.serve.runtimes.runtime import expected_memory
 from qlab.serve.runtimes.vllm import VLLM, has_kernels, pool
 from qlab.serve.server import on_free_port, serving
 from qlab.support.errors import UserError
+from tests.formats.gguf.writing import write_gguf
 
 KEY = "a-key-of-twenty-four-chr"
 

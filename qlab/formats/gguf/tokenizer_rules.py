@@ -6,11 +6,11 @@ would be written without it, and llama.cpp would cut text into other tokens than
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qlab.formats.gguf.tokenizer_file import read_description
 from qlab.support.errors import UserError
 
 MARK = "▁"  # SentencePiece writes a space so
@@ -20,23 +20,8 @@ BPE = 2  # TrainerSpec.ModelType of sentencepiece_model.proto
 def refusal(rule: str) -> UserError:
     return UserError(
         f"the tokenizer {rule}, which a GGUF file cannot express: llama.cpp would cut text into other tokens than the model learnt. "
-        "Take another format for this model, such as awq-w4g128"
+        "Take another format for this model, such as awq-gptq-w4g128"
     )
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file of the tokenizer.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file.name} is damaged ({error}); copy the original's again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file.name} is damaged: it holds no JSON object; copy the original's again")
-    return found
 
 
 def steps(part: dict[str, Any] | None, several: str) -> list[dict[str, Any]]:
@@ -103,7 +88,7 @@ def tokenizer_remarks(folder: Path) -> str:
     """Where llama.cpp cuts some texts otherwise than the tokenizer in `folder`; empty where it does not. Such texts are rare."""
     if not (file := folder / "tokenizer.json").exists():
         return ""
-    description = read_object(file)
+    description = read_description(file)
     said = []
     if any(step["type"] == "NFC" for step in steps(description.get("normalizer"), "normalizers")):
         said.append("composes accented letters first (Unicode's NFC), llama.cpp does not: text with decomposed letters is cut otherwise")

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from qlab.support.errors import UserError
+from qlab.support.reading import check_regular
 
 
 def read_utf8(path: Path) -> str:
     """The text of a UTF-8 file, every line ended by a newline alone (CRLF is read as one), without a byte order mark.
 
     Raises:
-        UserError: it cannot be read or is not UTF-8.
+        UserError: it is no regular file, cannot be read, or is not UTF-8.
     """
+    check_regular(path, most=None)
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

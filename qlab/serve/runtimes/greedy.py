@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,20 @@ from openai import OpenAI
 
 @dataclass(frozen=True)
 class Greedy:
-    """Token ids in order, and the log-probability of each; None for a token of which the server tells none."""
+    """Token ids in order, and the log-probability of each; None for a token of which the server tells none.
+
+    Raises:
+        ValueError: there are none, they are not as many as these, or not of these types.
+    """
 
     ids: list[int]
     logprobs: list[float | None]
+
+    def __post_init__(self) -> None:
+        if not self.ids or not all(type(token) is int and token >= 0 for token in self.ids):
+            raise ValueError("no tokens, or what is no number of a token")
+        if len(self.logprobs) != len(self.ids) or not all(value is None or math.isfinite(value) for value in self.logprobs):
+            raise ValueError("not one log-probability for each token")
 
 
 def from_openai(client: OpenAI, model: str, prompt: Sequence[int], count: int) -> Greedy:
@@ -45,7 +56,7 @@ def aligned(ids: Sequence[int], listed: Sequence[dict[str, Any]]) -> list[float 
     such an entry has more bytes than the token by itself, which stands first in its `top_logprobs`.
 
     Raises:
-        ValueError: what is listed is not of these tokens.
+        ValueError, KeyError, IndexError, TypeError: what is listed is not of these tokens, or in no such form.
     """
     found: list[float | None] = [None] * len(ids)
     place = 0

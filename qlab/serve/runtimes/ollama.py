@@ -12,13 +12,13 @@ from pathlib import Path
 
 from openai import OpenAI
 
-from qlab.models.locating import read_json
 from qlab.plan.footprint import Footprint
 from qlab.serve.deployment import Deployment
 from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
+from qlab.support.reading import read_json
 
 IMAGE = "ollama/ollama:0.12.6"
 COMMENTS = (
