@@ -9,7 +9,7 @@ FIND_PYTHON := tools/find-python.sh '$(PYTHON)' $(if $(filter file,$(origin PYTH
 # No colon at the end: an empty entry is the current folder, whose configuration would be run.
 export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))
 
-.PHONY: run test lab lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels vllm environment lock embedded-model doctor clean help
+.PHONY: run test lab lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels soak kill vllm environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -45,6 +45,12 @@ bench-neighbour: $(READY) ## how much longer a walk takes beside busy programs (
 
 bench-kernels: $(READY) ## on an NVIDIA GPU: GPTQ's stages at 8B shape, by plain PyTorch and by the kernels (two minutes)
 	$(BIN)/python -m tests.bench.kernels
+
+soak: $(READY) ## 2,000 requests, 64 at a time, with clients that vanish and servers that are killed: what is promised and what holds (five minutes)
+	$(BIN)/python -m tests.bench.soak
+
+kill: $(READY) ## every command killed, interrupted and out of disk at five drawn moments each (an hour; QLAB_KILL_SEED=1 draws others)
+	QLAB_KILL_ROUNDS=5 $(BIN)/python -m pytest tests/kill
 
 vllm: $(VLLM)/.ready ## vLLM in an environment of its own, .venv-vllm (3.4 GB, minutes); `make test` then proves qlab's checkpoints in it
 

@@ -107,7 +107,8 @@ def soak(runtime: Runtime, deployment: Deployment, requests: int, at_once: int, 
     for kind in TENTHS:
         prompts = generator.choices(texts, k=requests)
         port = free_port()
-        with serving(runtime, deployment) as server, witness(port, deployment.port) as program, beside(kind, server, program, generator):
+        usual = found[0].level.seconds if found else 0.0
+        with serving(runtime, deployment) as server, witness(port, deployment.port) as program, beside(kind, server, usual, generator):
             (level,) = run_load(f"http://127.0.0.1:{port}", server.model, prompts, [at_once], TOKENS, timeout=120)
             seen = asked(program)
         gc.collect()
@@ -137,12 +138,12 @@ def asked(program: subprocess.Popen[str]) -> dict[str, int]:
 
 
 @contextmanager
-def beside(kind: str, server: Server, program: subprocess.Popen[str], generator: random.Random) -> Iterator[None]:
-    """What goes on while the load runs."""
+def beside(kind: str, server: Server, usual: float, generator: random.Random) -> Iterator[None]:
+    """What goes on while the load runs, which takes `usual` seconds in peace."""
     stop = threading.Event()
     work = {VANISH: vanish, KILL: kill, KILL_KEEPER: kill}.get(kind)
     users = VANISHING if kind == VANISH else 1
-    threads = [threading.Thread(target=work, args=(server, stop, kind, generator.random())) for _ in range(users) if work]
+    threads = [threading.Thread(target=work, args=(server, stop, kind, usual * generator.uniform(0.05, 0.8))) for _ in range(users) if work]
     for thread in threads:
         thread.start()
     try:
@@ -153,22 +154,22 @@ def beside(kind: str, server: Server, program: subprocess.Popen[str], generator:
             thread.join()
 
 
-def vanish(server: Server, stop: threading.Event, kind: str, share: float) -> None:
-    """Ask for long answers, and go away in the middle of them, without a word."""
+def vanish(server: Server, stop: threading.Event, kind: str, moment: float) -> None:
+    """Ask for long answers, and go away without a word: before anything has come, or in the middle."""
     body = json.dumps({"prompt": "Return the", "max_tokens": 200, "stream": True, "ignore_eos": True})
     address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
     while not stop.is_set():
         with suppress(OSError), socket.create_connection(address, timeout=30) as client:
-            client.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
-            if share < 0.5:
-                client.recv(64)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
-        stop.wait(0.05 + share / 4)
+            client.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+            client.settimeout(0.01 + moment / 10)
+            client.recv(64)
+        stop.wait(0.1)
 
 
-def kill(server: Server, stop: threading.Event, kind: str, share: float) -> None:
-    """Kill the server, or the keeper that looks after it, when a drawn part of a second or so of the load has gone by."""
-    stop.wait(0.3 + 1.5 * share)
+def kill(server: Server, stop: threading.Event, kind: str, moment: float) -> None:
+    """Kill the server, or the keeper that looks after it, at the moment (seconds)."""
+    stop.wait(moment)
     keeper = psutil.Process(server.process.pid)
     with suppress(psutil.NoSuchProcess):
         for process in [keeper] if kind == KILL_KEEPER else keeper.children():
@@ -190,7 +191,11 @@ def promises(tenths: list[Tenth], temporary: Path, port: int) -> list[tuple[str,
             f"{sum(map(abs, balance))} of {requests_in(tenths)} amiss",
             not any(balance),
         ),
-        ("qlab and the witness count alike", f"asked and answered differ by {differences}", all(d == (0, 0) for d in differences)),
+        (
+            "qlab and the witness count alike",
+            f"{sum(abs(asked) + abs(answered) for asked, answered in differences)} apart",
+            all(d == (0, 0) for d in differences),
+        ),
         ("nobody's request is lost because other clients vanish", f"{sum(peaceful)} lost", not any(peaceful)),
         ("a killed server is told by lost requests", f"{killed} lost", all(killed)),
         ("no process is left", ", ".join(strays) or "none", not strays),

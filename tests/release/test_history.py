@@ -76,4 +76,4 @@ def test_any_history_is_read_or_refused_and_a_new_line_stands_by_itself(parts: l
         try:
             assert history(out)[-1] == NOTE
         except UserError:
-            assert b"x\n" in kept or b"\xff" in kept or b"{{" in kept or b"{ " in kept
+            assert kept.replace(b"{}", b"").replace(b'{"a": 1}', b"").strip()  # something that is no object
