@@ -27,7 +27,7 @@ FIGURES = {  # picture → lesson, and a part of the line that draws it
     "size.png": ("07_benchmarks", '"Distance from the original against size"'),
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-WIDE, HIGH, COLOURS = 1160, 900, 64
+WIDE, HIGH, COLOURS = 1200, 900, 64
 
 
 def figure(report: Path, lesson: str, line: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The README's commands name recipes, lessons, parameters and artifacts that exist."""
+"""The commands of README and docs/using.md name recipes, lessons, parameters and artifacts that exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from qlab.workbook.parameters import parameters_of
 from qlab.workbook.runner import NOTEBOOKS, lesson_names
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+PAGES = README + (ROOT / "docs" / "using.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGES, re.S) for line in block.splitlines()]
 WORDS = [shlex.split(line, comments=True) for line in COMMANDS]
 
 

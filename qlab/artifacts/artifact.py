@@ -27,8 +27,10 @@ from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.precision import multiplies_bfloat16
 from qlab.support.process import peak_bytes, run_isolated
+from qlab.support.stages import stage
 from qlab.support.versions import version_of
-from qlab.walk.walk import Journal, Walk
+from qlab.walk.journal import Journal
+from qlab.walk.walk import Walk
 
 LIBRARIES = ("qlab", "torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp")
 
@@ -210,7 +212,8 @@ def _walk(
     work.mkdir(exist_ok=True)
     walk = Walk(source, walked, windows, work, batch, device)
     try:
-        journal = walk.run()
+        with stage("rest"):
+            journal = walk.run()
     except Exception:
         if not Journal.open(work / "journal.json").blocks:  # nothing that the same call could go on from
             shutil.rmtree(work)
@@ -219,8 +222,10 @@ def _walk(
         started, folder = time.perf_counter(), work / "finished" / recipe.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        recipe.assemble(source, walk.parts(recipe), folder, journal.largest[recipe.name])
+        with stage("assemble"):
+            recipe.assemble(source, walk.parts(recipe), folder, journal.largest[recipe.name])
         seconds = journal.seconds[recipe.name] + time.perf_counter() - started
         cost = {"seconds": seconds, "peak_bytes": peak_bytes()}
         finish(folder, out / recipe.name, wanted[recipe.name], about[recipe.name] | details(recipe, source, journal), cost)
-    discard(work)
+    with stage("clean up"):
+        discard(work)

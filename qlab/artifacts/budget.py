@@ -27,6 +27,7 @@ from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.support.errors import UserError
 from qlab.support.process import peak_bytes
 from qlab.support.threads import half_the_threads
+from qlab.support.wording import counted
 from qlab.walk.walk import observes_original, usual_batch
 
 __all__ = ["Budget", "gigabytes", "parse_bytes", "peak_bytes", "predict"]
@@ -59,17 +60,23 @@ class Budget:
     blocks: int
 
     @property
+    def total_of_a_block(self) -> float:
+        """What a block needs at its peak, beside the process."""
+        return self.block + self.statistics + max(self.recipe, self.activations)
+
+    @property
     def total(self) -> float:
         """Peak memory of the process."""
-        return self.start + max(self.rest, self.block + self.statistics + max(self.recipe, self.activations))
+        return self.start + max(self.rest, self.total_of_a_block)
 
     def text(self) -> str:
         """The prediction, for people."""
         return (
-            f"memory {gigabytes(self.total)}: {gigabytes(self.start)} the process, {gigabytes(self.block)} one of {self.blocks} blocks, "
-            f"{gigabytes(self.statistics)} statistics, {gigabytes(self.recipe)} the hungriest recipe at work, "
-            f"{gigabytes(self.activations)} activations of {self.batch} windows at a time\n"
-            f"disk {gigabytes(self.disk)} while it works; about {time_text(self.seconds)}"
+            f"predicted: {gigabytes(self.total)} of memory, {gigabytes(self.disk)} of disk at work, about {time_text(self.seconds)}\n"
+            f"memory: {gigabytes(self.start)} for the process, and the larger of {gigabytes(self.rest)} (embedding or head) and "
+            f"{gigabytes(self.total_of_a_block)} (one of {self.blocks} blocks: its weights {gigabytes(self.block)}, statistics "
+            f"{gigabytes(self.statistics)}, and the larger of {gigabytes(self.recipe)} to quantize and {gigabytes(self.activations)} to "
+            f"run {counted(self.batch, 'window')} at a time)"
         )
 
     def check(self, out: Path, device: str) -> None:

@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -32,7 +34,7 @@ def call(arguments: list[str]) -> int:
     """Run one command line; the exit code."""
     words, debug = [word for word in arguments if word != DEBUG], DEBUG in arguments
     try:
-        code = typer.main.get_command(app).main(joined(words), prog_name="qlab", standalone_mode=False) or 0
+        code = command_line().main(joined(words), prog_name="qlab", standalone_mode=False) or 0
         if code == INTERRUPTED:  # the option parser catches Ctrl-C itself
             raise KeyboardInterrupt
         return code
@@ -50,6 +52,12 @@ def call(arguments: list[str]) -> int:
     console.print("[red]error:[/red] ", end="")
     console.print(readable(message), markup=False, highlight=False)
     return code
+
+
+@cache  # typer reads the types of every command's parameters for it
+def command_line() -> Any:
+    """All commands, as the option parser takes them."""
+    return typer.main.get_command(app)
 
 
 def unforeseen(error: Exception) -> tuple[str, int]:

@@ -17,7 +17,7 @@ def doctor() -> None:
     """Check the environment: what is installed, what works here, and the command that mends what does not."""
     from qlab.doctor import examine
 
-    colours = {"OK": "green", "missing": "yellow", "broken": "red"}
+    colours = {"OK": "green", "missing": "yellow", "broken": "red", "unsafe": "red"}
     findings = examine()
     rows = [(finding.subject, Text(finding.state, colours[finding.state]), finding.detail) for finding in findings]
     show(table(("", "state", "found"), rows))

@@ -15,7 +15,9 @@ from qlab.cli.words import show, table
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Argument(help="Llama-3.1-70B, a size such as 70B, 'embedded', a folder, a config.json or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="Llama-3.1-70B, a size such as 70B, 'embedded', a folder, .gguf file, config.json or hub id.")
+    ],
     format_name: Annotated[str, typer.Option("--format", help="fp16, awq, gptq, int8, int3, nf4, q4_k_m, …")] = "awq",
     context: Annotated[int, whole("Tokens a sequence, prompt and answer.", 1, 10**8)] = 4096,
     sequences: Annotated[int, whole("Sequences served at once.", 1, 10**6)] = 1,
@@ -27,21 +29,25 @@ def plan(
 ) -> None:
     """Count the memory of a deployment: weights, cache, what fits, tensor parallelism, the ceiling on tokens/s. Loads no model."""
     from qlab.plan import capacity
-    from qlab.plan.shapes import find_device, find_format, find_shape
+    from qlab.plan.shapes import find_device, find_shape
+    from qlab.recipes.planned import planned
 
     name, shape = find_shape(model)
-    chosen, device = find_format(format_name), find_device(gpu)
+    device = find_device(gpu)
+    chosen, recipe, remarks = planned(format_name, shape)
     found = capacity.capacity(shape, chosen, context, sequences, device, count)
     processor = find_device(cpu, ("cpu",)) if offload else None
     split = capacity.offload(shape, chosen, context, sequences, device, count, processor) if processor else None
     if as_json:
         asked = {"model": name, "format": chosen, "context": context, "sequences": sequences, "device": device["name"], "count": count}
+        asked |= {"recipe": recipe}
         print(json.dumps(asked | asdict(found) | {"offload": asdict(split) if split else None}))
         return
     rows = {"linear layers": found.linear, "embedding, head": found.embedding, "KV cache": found.cache, "needed": found.needed}
     rows |= {"usable": found.usable, "FP16 weights": found.fp16_weights}
     print(f"{name} in {chosen}")
-    show(table(("", "GB"), [(label, f"{size:.2f}") for label, size in rows.items()]))
+    unit, scale, digits = ("GB", 1, 2) if found.needed >= 1 else ("MB", 1000, 0)
+    show(table(("", unit), [(label, f"{scale * size:,.{digits}f}") for label, size in rows.items()]))
     for sentence in capacity.sentences(found, shape, chosen, context, sequences, device, count):
         print(sentence)
     if split and processor:
@@ -52,3 +58,7 @@ def plan(
             + f", which {'holds' if split.cpu_holds else 'does not hold'} them; "
             f"at most {split.ceiling:,.1f} tokens/s in all."
         )
+    for remark in remarks:
+        print(remark)
+    if recipe:
+        print(f"To make it: qlab quantize --recipe {recipe}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,8 @@ from qlab.cli.numbers import TOKENS, WINDOWS, whole
 @app.command()
 def quantize(
     recipe: Annotated[
-        list[str], typer.Option(help="Such as awq-w4g128, gptq-w4g128, tuned-w4g128, nf4, q4_k_m. May be repeated: one walk makes all.")
+        list[str],
+        typer.Option(help="Such as awq-gptq-w4g128, gptq-w4g128, nf4, q4_k_m. May be repeated: one walk makes all."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the artifacts; each lies in OUT/RECIPE.")],
     model: ModelOption = "embedded",
@@ -24,6 +26,7 @@ def quantize(
     max_memory: Annotated[str | None, typer.Option(help="Stay below this, such as 8GiB, by computing fewer windows at a time.")] = None,
     device: DeviceOption = "cpu",
     strict: StrictOption = False,
+    profile: Annotated[bool, typer.Option(help="Print at the end where the time went, by stage; it takes somewhat longer then.")] = False,
     dry_run: Annotated[
         bool, typer.Option(help="Only print what memory, disk and time it would take; a folder with a config.json is enough.")
     ] = False,
@@ -38,6 +41,7 @@ def quantize(
     from qlab.models.texts.windows import read_windows
     from qlab.recipes import parse
     from qlab.recipes.fitting import first_and_number
+    from qlab.support.stages import profiled
     from qlab.workbook.lesson import quiet
 
     quiet()
@@ -64,11 +68,15 @@ def quantize(
     plan.check(out, device)
     reading = read_windows(calibration, load_tokenizer(source), length, windows, embedding_rows(source.config))
     print("\n".join(reading.lines("calibration")))
-    for artifact in quantize_model(source, recipes, reading.windows, out, plan.batch, device, reading.as_dicts()):
+    with profiled() if profile else nullcontext() as stages:
+        made = quantize_model(source, recipes, reading.windows, out, plan.batch, device, reading.as_dicts())
+    for artifact in made:
         worst = max(artifact.errors, key=lambda name: artifact.errors[name], default="")
         found = f", worst layer {worst} {artifact.errors[worst]:.2%}" if worst else ""
         print(f"{artifact.path}: {artifact.disk_bytes / 1e6:.1f} MB in {artifact.seconds:.0f} s{found}")
         notes = {name: note for name, note in artifact.manifest["notes"].items() if name not in remarks}
         for note in dict.fromkeys(notes.values()):
             print(f"  {first_and_number([name for name in notes if notes[name] == note])}: {note}")
+    if stages:
+        print("\n".join(["where the time went:", *stages.lines()]))
     print(f"peak memory {budget.gigabytes(budget.peak_bytes())} (predicted {budget.gigabytes(plan.total)})")

@@ -31,15 +31,16 @@ def finetune(
     device: DeviceOption = "cpu",
 ) -> None:
     """Train a LoRA adapter on a model that stays in NF4 (QLoRA)."""
+    from qlab.workbook.lesson import quiet
+
+    quiet()  # first: peft brings bitsandbytes, which warns as it is imported
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import check_device, check_length, locate
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
     from qlab.release.finetune import Training
     from qlab.release.finetune import finetune as train
-    from qlab.workbook.lesson import quiet
 
-    quiet()
     check_device(device)
     source = locate(path)
     check_length(source, length, "--length")
@@ -79,6 +80,9 @@ def release(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
     """Merge, quantize, gate, prove, and move OUT/current; a release that fails is refused and leaves OUT/current as it is."""
+    from qlab.workbook.lesson import quiet
+
+    quiet()  # first: peft brings bitsandbytes, which warns as it is imported
     from qlab.artifacts.artifact import fit
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import check_device, check_length, locate
@@ -88,9 +92,7 @@ def release(
     from qlab.release.release import FIGURES, GATES, Gate
     from qlab.release.release import release as attempt
     from qlab.serve.runtimes.registry import runtime_for, runtime_named
-    from qlab.workbook.lesson import quiet
 
-    quiet()
     check_device(device)
     gates = [Gate.parse(words) for words in gate] if gate else list(GATES)
     source, wanted = locate(model), parse(recipe)

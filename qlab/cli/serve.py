@@ -36,7 +36,7 @@ def serve(
     threads: Annotated[int, whole("CPU threads.", 1, 4096)] = 2,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must give; wanted beyond loopback.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append the server's log to this file.")] = None,
-    prove: Annotated[bool, typer.Option(help="Hold the server to the artifact before calling it deployed.")] = True,
+    prove: Annotated[bool, typer.Option(help="First check that the server's answers are the artifact's.")] = True,
     dry_run: Annotated[bool, typer.Option(help="Only print the command.")] = False,
     write: Annotated[Path | None, typer.Option(metavar="DIR", help="Only write Compose, Kubernetes and Ollama files.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The proof as one JSON object; then stop.")] = False,

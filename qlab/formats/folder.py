@@ -9,13 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from qlab.formats.shards import assemble
-from qlab.support.errors import UserError
-from qlab.support.finite import all_finite
+from qlab.formats.shards import Halves, assemble
 
 COMPANIONS = (
     "tokenizer*",
@@ -28,52 +23,28 @@ COMPANIONS = (
 )
 
 
-def half_precision(name: str, tensor: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
-    """Floating-point tensors in FP16, what runtimes of 4-bit checkpoints compute in, or in BF16.
-
-    Raises:
-        UserError: a value beyond its range.
-    """
-    if not tensor.is_floating_point():
-        return tensor
-    half = tensor.to(dtype)
-    if not all_finite(half):
-        kind = "BF16" if dtype == torch.bfloat16 else "FP16"
-        raise UserError(f"{name} holds values up to {float(tensor.abs().max()):.3g}, beyond {kind}'s range, in which this format stores it")
-    return half
-
-
-def narrow(parts: Sequence[Path], kept: Container[str], dtype: torch.dtype) -> None:
-    """Bring the floating-point tensors that are named in `kept` to half precision, in place, a part in memory at a time.
-
-    Raises:
-        UserError: a value beyond the range of `dtype`.
-    """
-    for part in parts:
-        with safe_open(part, "pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dictionary
-        halves = {name: half_precision(name, tensors[name], dtype) for name in tensors if name in kept}
-        if any(half.dtype != tensors[name].dtype for name, half in halves.items()):
-            save_file(tensors | halves, part.with_suffix(".new"))
-            part.with_suffix(".new").replace(part)
-
-
 def finish_folder(
     model: Path,
     config: dict[str, Any],
     parts: Sequence[Path],
     out: Path,
     quantization: dict[str, Any] | None,
+    kept: Container[str] = (),
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Lay the companions of the folder `model` beside the joined parts; with `quantization`, write a config.json naming it and `dtype`."""
+    """Lay the companions of the folder `model` beside the joined parts; with `quantization`, write a config.json naming it and `dtype`,
+    in which the tensors named in `kept` are stored.
+
+    Raises:
+        UserError: a value beyond the range of `dtype`.
+    """
     for pattern in COMPANIONS:
         for file in model.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, out / file.name)
     if quantization is None:
         return
-    assemble(parts, out)
+    assemble(parts, out, halves=Halves(kept, dtype))
     config = config | {"quantization_config": quantization}
     kind = str(dtype).removeprefix("torch.")
     config |= {name: kind for name in ("dtype", "torch_dtype") if name in config} or {"torch_dtype": kind}

@@ -8,16 +8,22 @@ data begin at a multiple of eight) and the tensors' bytes; this writes what the 
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+from safetensors import safe_open
+
+from qlab.formats.half import half_precision
 from qlab.support.errors import UserError
 
 BUFFER = 1 << 20
 LENGTH = struct.Struct("<Q")
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 METADATA = {"format": "pt"}  # without it transformers refuses the file
 # The library lays wide types before narrow ones, so that every tensor is aligned, and among the equally wide keeps this order.
 DTYPES = ["U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"]
@@ -25,7 +31,7 @@ DTYPES = ["U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16",
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its name, type and shape, and where its bytes lie."""
+    """A tensor in a file: its name, type and shape, and where its bytes lie; with `half`, those of another type that become it."""
 
     name: str
     dtype: str
@@ -33,18 +39,36 @@ class Stored:
     file: Path
     start: int
     size: int
+    half: torch.dtype | None = None
 
 
-def assemble(parts: Sequence[Path], out: Path, shard_bytes: int = 4 << 30) -> None:
+@dataclass(frozen=True)
+class Halves:
+    """The names of tensors that are brought to half precision, and to which."""
+
+    names: Container[str]
+    dtype: torch.dtype
+
+    def of(self, tensor: Stored) -> Stored:
+        """The tensor as it will be stored."""
+        if tensor.name not in self.names or tensor.dtype not in FLOATS or FLOATS[tensor.dtype] == self.dtype:
+            return tensor
+        name = next(name for name, dtype in FLOATS.items() if dtype == self.dtype)
+        return replace(tensor, dtype=name, size=2 * math.prod(tensor.shape), half=self.dtype)
+
+
+def assemble(parts: Sequence[Path], out: Path, shard_bytes: int = 4 << 30, halves: Halves | None = None) -> None:
     """Write the tensors of the files `parts`, in their order, to the folder `out`, in shards of at most `shard_bytes` of data.
+
+    Those that `halves` names are brought to half precision on the way, one in memory at a time.
 
     One shard is model.safetensors; several are model-00001-of-0000N.safetensors, with model.safetensors.index.json. A tensor
     larger than a shard has one to itself.
 
     Raises:
-        UserError: no tensors, a name that occurs twice, or a damaged part.
+        UserError: no tensors, a name that occurs twice, a damaged part, or a value beyond the range of half precision.
     """
-    tensors = [tensor for part in parts for tensor in contents(part)]
+    tensors = [halves.of(tensor) if halves else tensor for part in parts for tensor in contents(part)]
     if not tensors:
         raise UserError(f"there is nothing to assemble: {len(parts)} files hold no tensor")
     first: dict[str, Path] = {}
@@ -117,9 +141,19 @@ def write_shard(tensors: Sequence[Stored], file: Path) -> None:
     with file.open("wb") as target:
         target.write(LENGTH.pack(len(text)) + text)
         for tensor in ordered:
+            if tensor.half:
+                target.write(halved(tensor, tensor.half))
+                continue
             with tensor.file.open("rb") as source:
                 source.seek(tensor.start)
                 copy(source, target, tensor.size)
+
+
+def halved(tensor: Stored, dtype: torch.dtype) -> memoryview:
+    """The bytes of a tensor in half precision; raises UserError for a value beyond its range."""
+    with safe_open(tensor.file, "pt") as opened:
+        half = half_precision(tensor.name, opened.get_tensor(tensor.name), dtype)
+    return half.flatten().view(torch.uint8).numpy().data
 
 
 def copy(source: BinaryIO, target: BinaryIO, size: int) -> None:

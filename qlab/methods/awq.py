@@ -17,14 +17,22 @@ from qlab.support.threads import half_the_threads
 STEPS = 20  # the sweep's exponents are i/20, as in the paper's code; an even number, see best_scale
 
 
-def output_error(approximation: Tensor, weight: Tensor, hessian: Tensor, rows: int = 1024) -> float:
+JUDGED = 1024  # rows of a layer that its error is measured on
+
+
+def judged_rows(rows: int) -> slice:
+    """The rows of a layer of so many that `output_error` takes, evenly spaced."""
+    return slice(None, None, max(1, rows // JUDGED))
+
+
+def output_error(approximation: Tensor, weight: Tensor, hessian: Tensor) -> float:
     """Relative squared error of the layer's output: trace(E·H·Eᵀ) / trace(W·H·Wᵀ), E = approximation − weight [out, in].
 
-    Of a layer with more than `rows` outputs, as many are taken, evenly spaced.
+    Of a layer with many outputs only `judged_rows` are taken; both may be given with these alone.
     """
-    every = max(1, weight.shape[0] // rows)
-    weight = weight[::every].float()
-    error = approximation[::every].float() - weight
+    rows = judged_rows(weight.shape[0])
+    weight = weight[rows].float()
+    error = approximation[rows].float() - weight
     signal = ((weight @ hessian) * weight).sum()
     return float(((error @ hessian) * error).sum() / signal.clamp(min=1e-30))
 

@@ -18,6 +18,7 @@ from qlab.methods.hessian import damp, shrink
 from qlab.methods.rtn import rtn
 from qlab.methods.settle import settle
 from qlab.support.errors import UserError
+from qlab.support.stages import stage
 from qlab.support.threads import half_the_threads
 
 BLOCK = 64  # B: columns whose updates reach the rest of the matrix together (section 3.3, step 2, with 128 there; the same result)
@@ -72,14 +73,17 @@ def compensated(
     if dead.any():  # channels that no token ever used: any code serves, zero is cheapest
         weight = weight.masked_fill(dead, 0)
     places = column_order(hessian.diagonal(), size, order)
-    factor, note = inverse_factor(hessian, places, damping, trust)
+    with stage("factor"):
+        factor, note = inverse_factor(hessian, places, damping, trust)
     if factor is None:
         return rtn(weight, bits, group_size, symmetric, note=note), weight
-    layer, rounded = one_pass(weight, factor, places, bits, size, symmetric, order, search, compensate, note)
+    with stage("round"):
+        layer, rounded = one_pass(weight, factor, places, bits, size, symmetric, order, search, compensate, note)
     if not search or not compensate or order == "scattered" or note:  # a Hessian that took more damping is not to be trusted further
         return layer, rounded
     del factor, rounded
-    return settle(layer, weight, damp(shrink(hessian.float().clone(), trust), damping))
+    with stage("settle"):
+        return settle(layer, weight, damp(shrink(hessian.float().clone(), trust), damping))
 
 
 @dataclass(frozen=True)
@@ -134,11 +138,12 @@ def one_pass(
         from qlab.methods.kernels import round_columns as kernel
 
         round_block, width = kernel.round_columns, kernel.width(size)
-    for first in range(0, columns, width):
-        here = slice(first, min(first + width, columns))
-        errors = round_block(walk, here)
-        if compensate and here.stop < columns:
-            work[here.stop :].addmm_(factor[here, here.stop :].T, errors, alpha=-1)
+    with kernels.quick_products(weight.device):
+        for first in range(0, columns, width):
+            here = slice(first, min(first + width, columns))
+            errors = round_block(walk, here)
+            if compensate and here.stop < columns:
+                work[here.stop :].addmm_(factor[here, here.stop :].T, errors, alpha=-1)
     back = torch.argsort(places)
     quantized = GroupedIntegers(
         codes[back].T.contiguous(), scale.T.contiguous(), zero.T.to(torch.int16).contiguous(), bits,

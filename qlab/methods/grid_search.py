@@ -31,10 +31,11 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, step
     group is the positive one, so that the further side serves it, as in llama.cpp's Q4_0 and AutoRound; about the best the other
     sign is tried too. Runtimes compute (q − z)·s whatever the sign of s.
     """
-    if metric.ndim == 2 and kernels.run_on(groups.device):
+    if kernels.run_on(groups.device):
         from qlab.methods.kernels import search_grid as kernel
 
-        return kernel.search_grid(groups, 2**bits - 1, symmetric, metric, steps, pace(bits, steps))
+        if metric.ndim == 2 or groups.shape[-1] <= kernel.WIDEST:
+            return kernel.search_grid(groups, 2**bits - 1, symmetric, metric, steps, pace(bits, steps))
     # Groups come first from here on, so that a group's rows are a matrix, ready to be multiplied by its block of H.
     parts = [_search_rows(part.transpose(0, 1).contiguous(), bits, symmetric, metric, steps) for part in groups.split(rows_at_once(groups))]
     return torch.cat([scale.T for scale, _ in parts]), torch.cat([zero.T for _, zero in parts])

@@ -63,24 +63,25 @@ def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, roun
 
     error = values()
     torch.sub(weight.T, error, out=error)  # Eᵀ, in place: memory is what a walk is short of
-    gradient = hessian @ error  # H·Eᵀ: how far lowering the error wants to move each weight, times its curvature
-    del error
     settle_block, width, panel = settle_columns, BLOCK, BLOCK
     if kernels.run_on(weight.device):
         from qlab.methods.kernels import settle_columns as kernel
 
         settle_block, width, panel = kernel.settle_columns, kernel.WIDEST, kernel.PANEL
-    for _ in range(rounds):
-        for first in range(0, columns, panel):
-            end = min(first + panel, columns)
-            slopes = gradient[first:end].clone()  # brought up to date block by block, and the whole gradient by all blocks at once
-            changes = torch.empty_like(slopes)
-            for start in range(first, end, width):
-                here = slice(start, min(start + width, end))
-                part, rest = slice(start - first, here.stop - first), slice(here.stop, end)
-                changes[part] = settle_block(codes[here], slopes[part], hessian[here, here], step, start, size, points.levels, STAY)
-                slopes[part.stop :].addmm_(hessian[rest, here], changes[part], alpha=-1)
-            gradient.addmm_(hessian[:, first:end], changes, alpha=-1)
+    with kernels.quick_products(weight.device):
+        gradient = hessian @ error  # H·Eᵀ: how far lowering the error wants to move each weight, times its curvature
+        del error
+        for _ in range(rounds):
+            for first in range(0, columns, panel):
+                end = min(first + panel, columns)
+                slopes = gradient[first:end].clone()  # brought up to date block by block, and the whole gradient by all blocks at once
+                changes = torch.empty_like(slopes)
+                for start in range(first, end, width):
+                    here = slice(start, min(start + width, end))
+                    part, rest = slice(start - first, here.stop - first), slice(here.stop, end)
+                    changes[part] = settle_block(codes[here], slopes[part], hessian[here, here], step, start, size, points.levels, STAY)
+                    slopes[part.stop :].addmm_(hessian[rest, here], changes[part], alpha=-1)
+                gradient.addmm_(hessian[:, first:end], changes, alpha=-1)
     bottoms = gradient.div_(hessian.diagonal()[:, None]).add_(values())
     return codes.T.to(torch.uint8, memory_format=torch.contiguous_format), bottoms
 

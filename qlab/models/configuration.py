@@ -20,7 +20,9 @@ LARGEST = 1 << 26  # of any size in a configuration; the largest vocabularies ha
 LAYERS = 1000  # decoder blocks at most: more are a damaged configuration, and would take minutes to lay out
 EXPERTS = 1 << 14  # of a block; and labels, for which transformers makes names
 Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
-Sizes = Size | Annotated[list[Annotated[int, Field(strict=True, ge=0, le=LARGEST)]], Field(max_length=LAYERS)]  # one a block, in some families
+Sizes = (
+    Size | Annotated[list[Annotated[int, Field(strict=True, ge=0, le=LARGEST)]], Field(max_length=LAYERS)]
+)  # one a block, in some families
 Layers = Annotated[int, Field(strict=True, ge=1, le=LAYERS)]
 Experts = Annotated[int, Field(strict=True, ge=0, le=EXPERTS)]
 Epsilon = Annotated[float, Field(strict=True, gt=0, lt=1)]
@@ -81,9 +83,8 @@ def checked(config: Mapping[str, Any], name: str) -> None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"] if str(part) in config or str(part).isidentifier()) or "it"
-        found = str(first["input"])[:40]
         raise UserError(
-            f"the configuration of {name} makes no sense: {where} is {found!r} ({first['msg'][:100]}); download or copy config.json again"
+            f"the configuration of {name} makes no sense: {where} is {repr(first['input'])[:40]} ({first['msg'][:100]}); download or copy config.json again"
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from qlab.support.errors import UserError
 
@@ -64,8 +64,13 @@ def empty_model(configuration: PreTrainedConfig, name: str) -> PreTrainedModel:
     """The model of a configuration, in evaluation mode, its weights float32 on the "meta" device: shapes without memory.
 
     Raises:
-        UserError: transformers does not know its kind, or not as a model that writes text.
+        UserError: transformers does not know its kind, or not as a model of text alone.
     """
+    if type(configuration) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"{name} is of type {configuration.model_type}, which transformers does not open as a language model of text alone: "
+            "qlab quantizes only those"
+        )
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(configuration, dtype=torch.float32, trust_remote_code=False).eval()

@@ -6,6 +6,11 @@ arithmetic for every format, on any machine. How fast a runtime serves them is a
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,10 @@ from qlab.support.errors import UserError
 from qlab.support.reading import read_json
 
 GENERATION = "generation_config.json"
+SPARE = 2  # times as many weights as are stored that a model may have: families share some in ways of their own
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TRIAL = "The word 12,345 éçß 漢字 😀\n\n\tdef f(x):  return x▁\x00"
 
 
 def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False) -> PreTrainedModel:
@@ -89,6 +98,11 @@ def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str)
         UserError: transformers cannot open it, or found weights missing or of another shape, which it would fill with random numbers, or not
             finite.
     """
+    numbers, stored = (sum(map(prod, shapes.values())) for shapes in (source.layout.shapes, source.checkpoint.shapes))
+    if numbers > SPARE * stored:  # transformers would take memory for all of them first
+        raise UserError(
+            f"the configuration of {source.name} asks for {numbers:,} weights, its checkpoint holds {stored:,}: they do not belong together"
+        )
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
             source.folder, dtype=dtype, device_map=device, trust_remote_code=False, use_safetensors=True, output_loading_info=True
@@ -109,16 +123,51 @@ def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
     """The tokenizer that lies with the model: tokenizer.json to the letter, where transformers would bring its own rules for a family.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, it is damaged, or it cannot cut a text.
     """
-    file = source.folder / "tokenizer.json"
+    folder = source.folder
+    for name in TOKENIZER_FILES:
+        if (folder / name).exists():
+            read_json(folder / name)
+    family: Any = PreTrainedTokenizerFast if (folder / TOKENIZER_FILES[0]).exists() else AutoTokenizer
     try:
-        if file.exists():
-            return PreTrainedTokenizerFast.from_pretrained(source.folder, trust_remote_code=False)
-        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+        with without_panics():
+            found: PreTrainedTokenizerBase = family.from_pretrained(folder, trust_remote_code=False)
+            tried(found)
+            return found
     except Exception as error:  # the tokenizers library raises plain Exception
-        if file.is_file() and file.read_bytes()[:40].startswith(b"version https://git-lfs"):
-            raise UserError(f"{source.name}/tokenizer.json is a pointer of git-lfs, not the file: run 'git lfs pull' there") from error
-        what = "tokenizer.json is damaged" if file.exists() else "there is no tokenizer that can be read"
         said = " ".join(str(error).split())[:160]
-        raise UserError(f"{source.name}: {what} ({said}); copy tokenizer.json and tokenizer_config.json of the original again") from error
+        raise UserError(
+            f"{source.name}: there is no tokenizer that can be read and used ({said}); copy tokenizer.json and tokenizer_config.json of the "
+            "original again"
+        ) from error
+
+
+def tried(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Cut a text of many kinds of characters and put it together again: a damaged tokenizer fails here, not within the work."""
+    for special in (False, True):
+        tokens = tokenizer.encode(TRIAL, add_special_tokens=special)
+        if not isinstance(tokenizer.decode(tokens), str):
+            raise TypeError("its tokens make no text")
+
+
+@contextmanager
+def without_panics() -> Iterator[None]:
+    """Turn a panic of the tokenizers library, which no `except Exception` catches, into a RuntimeError, and keep its report off the terminal.
+
+    Raises:
+        RuntimeError: the library panicked.
+    """
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from error
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -102,6 +102,13 @@ class OpenedModel:
         return open_checkpoint(self.path, None if self.gguf else quantization_of(self.config) or None)
 
     @property
+    def trained_in(self) -> torch.dtype:
+        """The half precision that its configuration names: BF16, whose range some models need, or FP16, also where it names neither."""
+        texts = self.config.get("text_config") or {}
+        named = [config.get(key) for config in (self.config, texts) for key in ("dtype", "torch_dtype")]
+        return torch.bfloat16 if "bfloat16" in named else torch.float16
+
+    @property
     def longest(self) -> int | None:
         """The longest context it was made for, where the configuration says."""
         found = getattr(self._configuration.get_text_config(), "max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""A model as an ordinary FP16 checkpoint, for libraries that read nothing else."""
+"""A model as an ordinary checkpoint in half precision, for libraries that read nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from qlab.formats.folder import finish_folder, half_precision
+from qlab.formats.folder import finish_folder
+from qlab.formats.half import half_precision
 from qlab.formats.shards import assemble
 from qlab.models.opening import OpenedModel, locate
 from qlab.support.disk.scratch import Scratch, discard
@@ -18,16 +19,19 @@ ORIGIN = "qlab-origin.json"  # which model the copy was made of
 
 
 def plain_copy(source: OpenedModel, place: Path) -> OpenedModel:
-    """The model `source`, whose weights are stored quantized, as FP16 safetensors in the folder `place`, with tokenizer and configuration.
+    """The model `source`, whose weights are stored quantized, as safetensors in the folder `place`, with tokenizer and configuration.
+
+    Weights are BF16 where the model is marked so, since it may overflow FP16, and FP16 otherwise.
 
     One tensor is in memory at a time. A copy that is there already is taken, if it was made of the same model; the folder exists whole
     or not at all.
 
     Raises:
-        UserError: the checkpoint is not complete, a value leaves FP16's range, or there is no tokenizer.
+        UserError: the checkpoint is not complete, a value leaves the range of that precision, or there is no tokenizer.
         OSError: the disk is full or not writable.
     """
-    origin = {"model": source.fingerprint, "stored": source.checkpoint.description}
+    kind = str(source.trained_in).removeprefix("torch.")
+    origin = {"model": source.fingerprint, "stored": source.checkpoint.description, "dtype": kind}
     file = place / ORIGIN
     if not file.is_file() or json.loads(file.read_text()) != origin:
         source.check_complete()
@@ -39,7 +43,7 @@ def plain_copy(source: OpenedModel, place: Path) -> OpenedModel:
             write_weights(source, parts, out)
             finish_folder(source.folder, source.config, [], out, None)
             config = {name: value for name, value in source.config.items() if name not in ("quantization_config", "torch_dtype")}
-            (out / "config.json").write_text(json.dumps(config | {"dtype": "float16"}, indent=2) + "\n")
+            (out / "config.json").write_text(json.dumps(config | {"dtype": kind}, indent=2) + "\n")
             (out / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
             if place.exists():
                 discard(place)
@@ -48,9 +52,9 @@ def plain_copy(source: OpenedModel, place: Path) -> OpenedModel:
 
 
 def write_weights(source: OpenedModel, parts: Path, out: Path) -> None:
-    """Every tensor of the architecture in FP16: first each into a file of its own in `parts`, then all into `out`."""
+    """Every tensor of the architecture in half precision: first each into a file of its own in `parts`, then all into `out`."""
     files = []
     for number, name in enumerate(progress(list(source.layout.shapes), "decoding", leave=False)):
         files.append(parts / f"{number:05}.safetensors")
-        save_file({name: half_precision(name, source.checkpoint.read(name)).contiguous()}, files[-1])
+        save_file({name: half_precision(name, source.checkpoint.read(name), source.trained_in).contiguous()}, files[-1])
     assemble(files, out)

@@ -52,6 +52,8 @@ def revived() -> Iterator[Any]:
 def quantize(source: OpenedModel, windows: Tensor, out: Path, bits: int, group_size: int, symmetric: bool, act_order: bool) -> None:
     """Quantize to 4 bits with AutoGPTQ and save to `out`; calibration windows int64 [windows, length].
 
+    A head that is tied to the embedding is in its file a second time: AutoGPTQ's save_quantized copies every entry of the state dict.
+
     Raises:
         UserError: a model type that AutoGPTQ has no class for.
     """

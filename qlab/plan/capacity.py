@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qlab.plan.plan import FORMATS, GB, USABLE, Shape, cache_bytes, fit, splits, weight_bytes
+from qlab.plan.plan import BITS, GB, USABLE, Shape, cache_bytes, fit, splits, weight_bytes
 from qlab.support.errors import UserError
-from qlab.support.wording import counted
+from qlab.support.wording import counted, sized
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def capacity(shape: Shape, format_name: str, context: int, sequences: int, devic
     cache = found.needed - found.weights
     reading = read_bytes(shape, format_name) / GB + cache
     return Capacity(
-        linear=shape.linear_parameters * FORMATS[format_name][0] / 8 / GB,
-        embedding=shape.embedding_parameters * FORMATS[format_name][1] / 8 / GB,
+        linear=shape.linear_parameters * BITS[format_name][0] / 8 / GB,
+        embedding=shape.embedding_parameters * BITS[format_name][1] / 8 / GB,
         cache=cache,
         reserve=(1 - USABLE) * count * device["memory_gb"],
         needed=found.needed,
@@ -67,7 +67,7 @@ def capacity(shape: Shape, format_name: str, context: int, sequences: int, devic
 
 def read_bytes(shape: Shape, format_name: str) -> float:
     """Bytes of weights that one step reads: blocks and head; of the input embedding only a row a token, which is left out."""
-    linear, embedding = FORMATS[format_name]
+    linear, embedding = BITS[format_name]
     return (shape.linear_parameters * linear + shape.vocabulary * shape.hidden * embedding) / 8
 
 
@@ -96,7 +96,7 @@ def offload(
     Layers lie on devices one after the other, so a step reads at one device's bandwidth at a time, and heads need not divide.
     A layer lies whole on one device. The head counts as on the devices where it fits; the input embedding lies on the CPU.
     """
-    linear, embedding = FORMATS[format_name]
+    linear, embedding = BITS[format_name]
     head = shape.vocabulary * shape.hidden * embedding / 8 / GB
     layer = (shape.linear_parameters * linear / 8 + cache_bytes(shape, context, sequences)) / shape.layers / GB
     room = USABLE * device["memory_gb"]
@@ -122,11 +122,11 @@ def sentences(
     """The arithmetic in words, and where the guide counts otherwise."""
     devices = f"{count} × {device['name']}"
     text = [
-        f"{found.linear:.1f} GB of linear layers (scales and zero points included) + {found.embedding:.1f} GB of embedding and head + "
-        f"{found.cache:.1f} GB of FP16 cache ({counted(sequences, 'sequence')} of {context:,} tokens) = "
-        f"{found.needed:.1f} GB; {devices} {'has' if count == 1 else 'have'} "
-        f"{count * device['memory_gb']} GB, of which {found.reserve:.1f} GB are kept for activations and the runtime: "
-        f"{found.usable:.1f} GB."
+        f"{sized(found.linear)} of linear layers (scales and zero points included) + {sized(found.embedding)} of embedding and head + "
+        f"{sized(found.cache)} of FP16 cache ({counted(sequences, 'sequence')} of {context:,} tokens) = "
+        f"{sized(found.needed)}; {devices} {'has' if count == 1 else 'have'} "
+        f"{count * device['memory_gb']} GB, of which {sized(found.reserve)} are kept for activations and the runtime: "
+        f"{sized(found.usable)}."
     ]
     if not found.splits:
         text.append(
@@ -139,17 +139,17 @@ def sentences(
         )
     else:
         text.append(
-            f"It does not fit: {found.needed - found.usable:.1f} GB too many; "
+            f"It does not fit: {sized(found.needed - found.usable)} too many; "
             + (f"{found.longest:,} tokens a sequence would fit." if found.longest else "the weights alone are too large.")
         )
     if found.holds and found.splits:
         text.append(f"At most {found.ceiling:,.0f} tokens/s in all: the bandwidth's ceiling, which no kernel reaches.")
     beside = "fits too" if found.fp16_holds else "does not fit"
     text.append(
-        f"In FP16 the weights are {found.fp16_weights:.1f} GB, "
+        f"In FP16 the weights are {sized(found.fp16_weights)}, "
         f"{found.fp16_weights / (found.linear + found.embedding):.2f} times as much: {beside}."
     )
-    if 65e9 < shape.parameters < 75e9 and FORMATS[format_name][0] < 5 and FORMATS[format_name][0] >= 4:
+    if 65e9 < shape.parameters < 75e9 and BITS[format_name][0] < 5 and BITS[format_name][0] >= 4:
         text.append(
             f"The guide counts 35 GB for 70B at 4 bits: the floor. With scales, zero points, embedding and head it is "
             f"{found.linear + found.embedding:.1f} GB, and the cache comes on top."

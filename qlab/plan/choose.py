@@ -49,10 +49,31 @@ def leaves(tree: Question = GUIDE, path: tuple[str, ...] = ()) -> dict[tuple[str
     return found
 
 
+# Recipes by the format that they make, {} for the group size. In AWQ's layout AWQ's scaling with GPTQ's rounding comes nearer to the
+# original than either alone; symmetric GPTQ is the layout that vLLM serves fastest.
+AWQ, GPTQ = "awq-gptq-w4g{}", "gptq-w4g{}"
 RECIPES = {
-    "AWQ": ("awq-w4g128",),
+    "AWQ": (AWQ,),
     "GGUF Q4_K_M": ("q4_k_m",),
     "NF4 with QLoRA": ("nf4",),
-    "AWQ and GPTQ: quantize with both, measure on your own test set, keep the better": ("awq-w4g128", "gptq-w4g128"),
+    "AWQ and GPTQ: quantize with both, measure on your own test set, keep the better": (AWQ, GPTQ),
 }
-"""The recipes (names that qlab.recipes.parse reads) that carry out a leaf of GUIDE: `qlab quantize --recipe NAME`."""
+PLANNED = {  # by the names of qlab.plan.plan.BITS, without the group size
+    "INT8": "gptq-w8g{}", "AWQ/GPTQ INT4": AWQ, "INT3": "gptq-w3g{}", "INT2": "gptq-w2g{}",
+    "GGUF Q4_K_M": "q4_k_m", "NF4 double quant": "nf4",
+}  # fmt: skip
+
+
+def recipes(leaf: str, group_size: int) -> tuple[str, ...]:
+    """The recipes, by the names that `qlab quantize --recipe` reads, that carry out a leaf of GUIDE with groups of `group_size`."""
+    return tuple(recipe.format(group_size) for recipe in RECIPES[leaf])
+
+
+def recipe_for(asked: str, format_name: str) -> str:
+    """The recipe that makes the format `format_name` of qlab.plan.plan.BITS, of GPTQ's layout if that is what the user `asked` for.
+
+    Empty where nothing is quantized.
+    """
+    name, _, size = format_name.partition(" g")
+    recipe = GPTQ if name == "AWQ/GPTQ INT4" and asked.lower().startswith("gptq") else PLANNED.get(name, "")
+    return recipe.format(size or 128)

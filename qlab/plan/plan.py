@@ -28,6 +28,16 @@ FORMATS = {
     "INT3 g128": (3 + 19 / 128, 16.0),
     "INT2 g128": (2 + 18 / 128, 16.0),
 }
+WIDTHS = {"INT8": 8, "AWQ/GPTQ INT4": 4, "INT3": 3, "INT2": 2}  # grouped integers: bits of a code
+# All that can be planned: FORMATS, and grouped integers with the smaller groups that models with short rows need.
+BITS = FORMATS | {f"{name} g{size}": (bits + (16 + bits) / size, 16.0) for size in (64, 32) for name, bits in WIDTHS.items()}
+
+
+def of_groups(format_name: str, size: int) -> str:
+    """The key of BITS for the same format with groups of `size` weights, 128, 64 or 32; of a format without such groups, its own."""
+    name = format_name.partition(" g")[0]
+    sized = f"{name} g{size}"
+    return sized if name in WIDTHS and sized in BITS else name if name in WIDTHS else format_name
 
 
 @dataclass(frozen=True)
@@ -44,10 +54,18 @@ class Shape:
     tied: bool = False
 
     @property
+    def block(self) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs of the linear layers of one decoder block, by their names."""
+        queries, keys, hidden, wide = self.heads * self.head_size, self.kv_heads * self.head_size, self.hidden, self.intermediate
+        return {
+            "q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden), "o_proj": (hidden, queries),
+            "gate_proj": (wide, hidden), "up_proj": (wide, hidden), "down_proj": (hidden, wide),
+        }  # fmt: skip
+
+    @property
     def linear_parameters(self) -> int:
-        """Weights in the decoder blocks' linear layers: q, k, v, o, gate, up, down."""
-        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        """Weights in the decoder blocks' linear layers."""
+        return self.layers * sum(outputs * inputs for outputs, inputs in self.block.values())
 
     @property
     def embedding_parameters(self) -> int:
@@ -99,8 +117,8 @@ def shape_of(config: dict[str, Any]) -> Shape:
 
 
 def weight_bytes(shape: Shape, format_name: str) -> float:
-    """Bytes of all weights in a format of FORMATS; norms and biases, less than a thousandth, are left out."""
-    linear_bits, embedding_bits = FORMATS[format_name]
+    """Bytes of all weights in a format of BITS; norms and biases, less than a thousandth, are left out."""
+    linear_bits, embedding_bits = BITS[format_name]
     return (shape.linear_parameters * linear_bits + shape.embedding_parameters * embedding_bits) / 8
 
 

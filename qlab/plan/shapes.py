@@ -9,9 +9,9 @@ from typing import Any
 
 from qlab.models.configuration import checked
 from qlab.models.gguf import gguf_config
-from qlab.models.locating import HUB_ID
+from qlab.models.locating import HUB_ID, weight_files
 from qlab.models.named import NAMES, named_folder
-from qlab.plan.plan import FORMATS, SHAPES, Shape, hardware, shape_of
+from qlab.plan.plan import BITS, SHAPES, WIDTHS, Shape, hardware, of_groups, shape_of
 from qlab.support.errors import UserError
 from qlab.support.reading import read_json
 from qlab.support.wording import listed
@@ -21,16 +21,17 @@ TIED_UNLESS_SAID = ("cohere", "gemma", "gemma2")  # types whose default is one m
 NEAR = 1.5  # a size such as 70B is planned as a published model of at most this many times its parameters, or as much smaller
 INT4 = "AWQ/GPTQ INT4 g128"
 ALIASES = {
-    "fp32": "FP32", "fp16": "FP16", "bf16": "FP16", "int8": "INT8", "int4": INT4, "awq": INT4, "gptq": INT4, "awq-w4g128": INT4,
-    "gptq-w4g128": INT4, "q4_k_m": "GGUF Q4_K_M", "nf4": "NF4 double quant", "int3": "INT3 g128", "int2": "INT2 g128",
+    "fp32": "FP32", "fp16": "FP16", "bf16": "FP16", "int8": "INT8", "int4": INT4, "awq": INT4, "gptq": INT4,
+    "q4_k_m": "GGUF Q4_K_M", "nf4": "NF4 double quant", "int3": "INT3 g128", "int2": "INT2 g128",
 }  # fmt: skip
+RECIPE = re.compile(r"(?:rtn|awq|gptq|awq-gptq|tuned)-w([2348])g(128|64|32)(?:-.*)?")  # of grouped integers: bits and group size
 
 
 def find_shape(name: str) -> tuple[str, Shape]:
     """The shape of a model, with what it was taken from in words.
 
-    `name`: one of SHAPES, a size such as 70B (the nearest of SHAPES), a named model, a folder, a config.json, or a hub id, of which only
-    config.json is fetched.
+    `name`: one of SHAPES, a size such as 70B (the nearest of SHAPES), a named model, a folder, a .gguf file, a config.json, or a hub id,
+    of which only config.json is fetched.
 
     Raises:
         UserError: none of these, or an architecture that this arithmetic does not cover.
@@ -41,15 +42,17 @@ def find_shape(name: str) -> tuple[str, Shape]:
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)\s*[bB]", name):
         return nearest(float(size[1]))
     path = named_folder(name) or Path(name).expanduser()
-    if path.is_dir() and (files := sorted(path.glob("*.gguf"))):
-        return name, dense_shape(gguf_config(files[0]), name)
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
+        files = weight_files(path)  # of a folder with both, the safetensors files, as everywhere
+        if files and files[0].suffix == ".gguf":
+            return name, dense_shape(gguf_config(files[0]), name)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file() and not path.exists() and HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
         file = fetched_config(name)
     if not file.is_file():
         raise UserError(
             f"no model {name!r}: expected {', '.join(SHAPES)}, a size such as 70B, {', '.join(map(repr, NAMES))}, a folder, "
-            "a config.json or a hub id"
+            "a .gguf file, a config.json or a hub id"
         )
     config = read_json(file)
     checked(config, name)
@@ -93,12 +96,14 @@ def fetched_config(hub_id: str) -> Path:
 
 
 def find_format(name: str) -> str:
-    """The key of FORMATS for a format, a recipe such as awq-w4g128, or a short name such as q4_k_m.
+    """The key of BITS for a format, a recipe such as awq-w4g64, or a short name such as q4_k_m.
 
     Raises:
         UserError: no such format.
     """
-    known = {key.lower(): key for key in FORMATS} | ALIASES
+    known = {key.lower(): key for key in BITS} | ALIASES
+    if recipe := RECIPE.fullmatch(name.lower()):
+        known |= {name.lower(): of_groups(key, int(recipe[2])) for key, bits in WIDTHS.items() if bits == int(recipe[1])}
     if name.lower() not in known:
         raise UserError(f"no format {name!r}: expected one of {', '.join(ALIASES)}")
     return known[name.lower()]

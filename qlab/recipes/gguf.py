@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,15 @@ from qlab.formats.folder import finish_folder
 from qlab.formats.gguf import file as gguf
 from qlab.formats.gguf.decode import decode
 from qlab.formats.gguf.mix import fallback_note
-from qlab.methods.awq import output_error
+from qlab.methods.awq import judged_rows, output_error
 from qlab.models.opening import OpenedModel
 from qlab.recipes.recipe import Walked
+from qlab.support.stages import stage
 from qlab.walk.block import Block
 from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
 
+DECODERS = 4  # threads that decode what was encoded, to measure its error
 Search = Literal["settled", "importance", "plain"]
 
 
@@ -64,26 +67,34 @@ class GGUF(Walked):
         gguf.check_model(source.folder, source.config, source.layout.shapes)
 
     def remarks(self, source: OpenedModel) -> dict[str, str]:
-        return gguf.remarks(source.folder, source.config)
+        found = gguf.remarks(source.folder, source.config)
+        for name, shape in source.layout.shapes.items():  # blocks have theirs from the walk
+            target = None if source.layout.inside(name) else gguf.gguf_name(name, source.config)
+            if target and (note := fallback_note(target, shape, self.mix, source.config)):
+                found[name.removesuffix(".weight")] = note
+        return found
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         found, tensors = Quantized({}), block.module.state_dict()
         linear = [[f"{layer}.weight" for layer in group.layers] for group in block.groups]
-        for names in [*linear, *([name] for name in tensors if name.removesuffix(".weight") not in block.layers)]:
-            seen = calibration.statistics.get(names[0].removesuffix(".weight")) if calibration else None
-            together = {block.prefix + name: tensors[name] for name in names}
-            weights = seen.mean_square if seen else None
-            stored = gguf.encode_tensors(together, self.mix, source.config, weights, self.encoder(seen))
-            found.stored |= stored
-            for name, key in zip(names, stored, strict=True):
-                note = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.config)
-                found.notes[name.removesuffix(".weight")] = note
-            if seen:
-                for (name, tensor), (key, coded) in zip(together.items(), stored.items(), strict=True):
-                    approximation = decode({key: coded}).to(block.device)
-                    original = gguf.rotary_order(name, tensor, source.config)
-                    layer = name.removeprefix(block.prefix).removesuffix(".weight")
-                    found.errors[layer] = output_error(approximation, original, seen.hessian)
+        decoded: list[tuple[str, Future[Tensor], Tensor, Tensor]] = []  # layer, what its bytes stand for, its weights, H
+        with ThreadPoolExecutor(DECODERS) as decoders:  # gguf-py decodes on the CPU, while the next layers are encoded
+            for names in [*linear, *([name] for name in tensors if name.removesuffix(".weight") not in block.layers)]:
+                seen = calibration.statistics.get(names[0].removesuffix(".weight")) if calibration else None
+                together = {block.prefix + name: tensors[name] for name in names}
+                weights = seen.mean_square if seen else None
+                with stage("encode"):
+                    stored = gguf.encode_tensors(together, self.mix, source.config, weights, self.encoder(seen))
+                found.stored |= stored
+                for name, (key, coded) in zip(names, stored.items(), strict=True):
+                    layer, rows = name.removesuffix(".weight"), judged_rows(len(tensors[name]))
+                    found.notes[layer] = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.config)
+                    if seen:
+                        original = gguf.rotary_order(block.prefix + name, tensors[name], source.config)[rows].clone()
+                        decoded.append((layer, decoders.submit(decode, {key: coded[rows].cpu()}), original, seen.hessian))
+            with stage("error"):
+                for layer, approximation, original, hessian in decoded:
+                    found.errors[layer] = output_error(approximation.result().to(block.device), original, hessian)
         return found
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from qlab.models.opening import OpenedModel
 from qlab.recipes.fitting import Layers, check_layers, fitted_size, layers_of, stored_layers, summary, unquantized
 from qlab.recipes.recipe import Fitted, Walked
 from qlab.support.errors import UserError
+from qlab.support.stages import stage
 from qlab.walk.block import Block
 from qlab.walk.folding import fold_scales
 from qlab.walk.statistics import Statistics
@@ -135,7 +136,8 @@ class Integers(Walked):
                     weight, magnitude, mean_square, self.bits, self.group_size, self.symmetric
                 )
                 some = [group for group in block.groups if not kept.keys() >= set(group.layers)]
-                statistics = fold_scales(replace(block, groups=some), statistics, scale)
+                with stage("scale"):
+                    statistics = fold_scales(replace(block, groups=some), statistics, scale)
             rest = [replace(group, layers=[name for name in group.layers if name not in kept]) for group in block.groups]
             block = replace(block, groups=[group for group in rest if group.layers])
             rounded: Iterable[tuple[str, tuple[GroupedIntegers, Tensor]]] = (
@@ -145,11 +147,13 @@ class Integers(Walked):
                 rounded = self._tune(block, calibration, dict(rounded))
             found = Quantized({}, notes={name: f"in half precision, since {reason}" for name, reason in kept.items()})
             for name, (layer, original) in rounded:
-                weight = layer.dequantize()
-                found.errors[name] = output_error(weight, original, statistics[name].hessian)
+                with stage("error"):
+                    weight = layer.dequantize()
+                    found.errors[name] = output_error(weight, original, statistics[name].hessian)
                 found.notes[name] = layer.note
                 block.layer(name).weight.data.copy_(weight)
-                packed = self._pack(block.prefix + name, layer)
+                with stage("pack"):
+                    packed = self._pack(block.prefix + name, layer)
                 found.stored |= {f"{block.prefix}{name}.{kind}": part for kind, part in packed.items()}
         for name, tensor in block.module.state_dict().items():
             if name.removesuffix(".weight") not in block.layers:
@@ -178,7 +182,7 @@ class Integers(Walked):
         rest = {name: block.module.get_parameter(name).detach().clone() for name in names}
         tune(block.functional, soft, rest, calibration.random_batches(TUNED_WINDOWS, block.device), self.steps, calibration.metric())
         for name, tensor in rest.items():
-            block.module.get_parameter(name).data.copy_(tensor.half().float())  # as it will be stored
+            block.module.get_parameter(name).data.copy_(tensor)  # whether FP16 holds it, the end of the walk tells
         for name, layer in soft.items():
             yield name, (layer.finish(), block.layer(name).weight)
 

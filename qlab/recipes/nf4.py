@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from qlab.formats import bitsandbytes as bnb
-from qlab.formats.folder import half_precision
+from qlab.formats.half import half_precision
 from qlab.methods.nf4 import nf4
 from qlab.models.opening import OpenedModel
 from qlab.recipes.recipe import Walked
@@ -37,10 +37,10 @@ class NF4(Walked):
         return "bitsandbytes"
 
     def dtype(self, source: OpenedModel, largest: float) -> torch.dtype:
-        return torch.bfloat16 if trained_in(source) == torch.bfloat16 else super().dtype(source, largest)
+        return torch.bfloat16 if source.trained_in == torch.bfloat16 else super().dtype(source, largest)
 
     def dtype_note(self, source: OpenedModel, largest: float) -> str:
-        if trained_in(source) == torch.float16:
+        if source.trained_in == torch.float16:
             return super().dtype_note(source, largest)
         return "stored as BF16, as the original is: without calibration nothing tells whether its activations fit FP16"
 
@@ -51,17 +51,10 @@ class NF4(Walked):
             if layer not in block.layers:
                 found.stored |= self.keep(source, block.prefix + name, tensor)
                 continue
-            quantized = nf4(half_precision(block.prefix + name, tensor, trained_in(source)), kind=self.kind, double=self.double)
+            quantized = nf4(half_precision(block.prefix + name, tensor, source.trained_in), kind=self.kind, double=self.double)
             found.stored |= {f"{block.prefix}{layer}.{kind}": part for kind, part in bnb.pack(quantized).items()}
             found.errors[layer] = float((quantized.dequantize() - tensor).square().sum() / tensor.square().sum().clamp(min=1e-30))
         return found
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
         self.finish(source, parts, out, bnb.quantization_config(self.kind, self.double), largest)
-
-
-def trained_in(source: OpenedModel) -> torch.dtype:
-    """The dtype that config.json names, of the two that are half precision; FP16 for all others."""
-    texts = source.config.get("text_config") or {}
-    named = [config.get(key) for config in (source.config, texts) for key in ("dtype", "torch_dtype")]
-    return torch.bfloat16 if "bfloat16" in named else torch.float16

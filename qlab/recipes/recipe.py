@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qlab.formats.folder import finish_folder, narrow
+from qlab.formats.folder import finish_folder
 from qlab.models.opening import OpenedModel
 from qlab.support.disk.scratch import Scratch
+from qlab.walk.journal import Journal
 from qlab.walk.span import FP16_LARGEST, overflows
-from qlab.walk.walk import Journal, Method, Walk
+from qlab.walk.walk import Method, Walk
 
 Details = dict[str, Any]
 """What quantizing found out, for the manifest: errors by layer, remarks."""
@@ -102,8 +103,7 @@ class Walked:
     ) -> None:
         """A checkpoint of the safetensors family: what is not quantized in half precision, beside it config.json and tokenizer."""
         dtype = self.dtype(source, largest)
-        narrow(parts, source.layout.shapes, dtype)
-        finish_folder(source.folder, source.config, parts, out, quantization, dtype)
+        finish_folder(source.folder, source.config, parts, out, quantization, source.layout.shapes, dtype)
 
     def quantize(self: WalkedRecipe, source: OpenedModel, windows: Tensor, out: Path) -> Details:
         """Walk for this recipe alone."""

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qlab.formats.folder import COMPANIONS, finish_folder, half_precision
+from qlab.formats.folder import COMPANIONS, finish_folder
+from qlab.formats.half import half_precision
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
 from qlab.release.adapter_config import lora_config
@@ -61,13 +62,13 @@ def fingerprint(folder: Path) -> str:
 
 
 def merge(source: OpenedModel, folder: Path, out: Path) -> None:
-    """Write `source` with the adapter in `folder` added to its weights, W + (alpha/rank)·B·A, in FP16, into the empty folder `out`.
+    """Write `source` with the adapter in `folder` added to its weights, W + (alpha/rank)·B·A, into the empty folder `out`.
 
-    QLoRA's adapter was trained on the model in NF4 and is merged into the unquantized one, as the paper does. The whole model
-    is in memory, in FP32.
+    Weights are BF16 where the model is marked so, since it may overflow FP16, and FP16 otherwise. QLoRA's adapter was trained on
+    the model in NF4 and is merged into the unquantized one, as the paper does. The whole model is in memory, in FP32.
 
     Raises:
-        UserError: the adapter is damaged or belongs to another model, or a merged weight leaves FP16's range.
+        UserError: the adapter is damaged or belongs to another model, or a merged weight leaves the range of that precision.
     """
     config, tensors = read_adapter(folder)
     config.inference_mode = True
@@ -84,8 +85,8 @@ def merge(source: OpenedModel, folder: Path, out: Path) -> None:
         raise UserError(f"{folder.name}/ is no adapter of {source.name}: {[*found.unexpected_keys, *missing][0]} has no counterpart")
     merged: Any = model.merge_and_unload()
     for name, parameter in merged.named_parameters():
-        parameter.data = half_precision(name, parameter.data)
-    merged.config.dtype = torch.float16
+        parameter.data = half_precision(name, parameter.data, source.trained_in)
+    merged.config.dtype = source.trained_in
     merged.save_pretrained(out)
     finish_folder(source.folder, source.config, [], out, None)
     for file in own_tokenizer(folder):

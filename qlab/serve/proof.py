@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import locate
+from qlab.models.texts.tokens import beginning
 from qlab.serve.deployment import FRENCH_TEST_PROMPT, Deployment
 from qlab.serve.runtimes.runtime import Runtime
 from qlab.serve.server import Server
@@ -169,9 +170,12 @@ def answering(runtime: Runtime) -> Iterator[None]:
 def agreement_with(
     runtime: Runtime, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, client: OpenAI, deployment: Deployment, tokens: int
 ) -> Agreement:
-    """Ask for greedy continuations of PROMPTS, as token ids, and compare."""
-    prompts = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in PROMPTS]
-    rows = model.config.vocab_size
+    """Ask for greedy continuations of PROMPTS, as token ids, and compare.
+
+    Each begins with BOS where the tokenizer begins a text so, as in calibration and evaluation.
+    """
+    start, rows = beginning(tokenizer), model.config.vocab_size
+    prompts = [start + tokenizer.encode(prompt, add_special_tokens=False) for prompt in PROMPTS]
     with answering(runtime):
         found = [
             runtime.greedy(deployment.url, client, deployment.name, prompt, min(tokens, deployment.context - len(prompt)))

@@ -1,8 +1,9 @@
 """A server's keeper: run as a program, it starts a command and sees to it that nothing of it outlives whoever wanted it.
 
 It ends the command, and all that this has started, when its standard input closes: that is a pipe to the process that wants
-the server, and closes however that process ends. Orphans fall to the keeper, not to the system, so none escapes it. Temporary files
-the command has in a folder of its own, which the keeper removes: vLLM leaves sockets and more behind at every start.
+the server, and closes however that process ends. Orphans fall to the keeper, not to the system, so none escapes it. If the keeper itself
+is killed, Linux kills the command. Temporary files the command has in a folder of its own, which the keeper removes: vLLM leaves sockets
+and more behind at every start.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from qlab.support.disk.scratch import Scratch
 
 GRACE = 8  # seconds between asking and killing
 LONGEST = 60  # characters of a folder for sockets; they are named by 36 more, and a hundred or so are allowed
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
+DEATH_SIGNAL, SUBREAPER = 1, 36  # PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
+PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # looked up here: between fork and exec nothing should be
 
 
 def main() -> None:
@@ -32,19 +34,26 @@ def main() -> None:
     wanted = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: wanted.set())
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    if PRCTL:
+        PRCTL(SUBREAPER, 1, 0, 0, 0)
     lifeline = os.dup(0)  # the command gets no input, and no copy of this
     os.set_inheritable(lifeline, False)
     threading.Thread(target=wait_for_end, args=(lifeline, wanted), daemon=True).start()
     with ExitStack() as stack:
-        command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, env=os.environ | own_folder(stack))
+        environment = os.environ | own_folder(stack)
+        command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, env=environment, preexec_fn=end_with_keeper)
         while not wanted.wait(0.1) and command.poll() is None:
             pass
         end_all(command)
         code = command.wait()
     sys.stdout.flush()
     os._exit(code if code >= 0 else 128 - code)  # the thread still waits for the pipe
+
+
+def end_with_keeper() -> None:
+    """Have the system kill this process when its parent, the keeper, is killed."""
+    if PRCTL:
+        PRCTL(DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
 
 
 def wait_for_end(lifeline: int, wanted: threading.Event) -> None:

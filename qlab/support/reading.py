@@ -10,13 +10,15 @@ from qlab.support.errors import UserError
 
 LARGEST = 128 << 20  # bytes of a file that is read whole; the largest tokenizers take a quarter of it
 DEEPEST = 64  # objects within objects; tokenizers have six
+POINTER, LFS = 400, b"version https://git-lfs"  # bytes of a pointer at most, and how it begins
 
 
 def check_regular(file: Path, most: int | None = LARGEST) -> None:
     """See that something is a regular file, or a link to one, of at most so many bytes: no folder, no pipe or device, which never end.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not, or it only points to the file.
+        OSError: it cannot be read.
     """
     shown = f"{file.parent.name}/{file.name}"
     try:
@@ -27,6 +29,8 @@ def check_regular(file: Path, most: int | None = LARGEST) -> None:
     if not regular:
         kind = "a link that leads nowhere" if file.is_symlink() and not file.exists() else "not a regular file"
         raise UserError(f"{shown} is {kind if file.is_symlink() or file.exists() else 'not there'}; expected a file")
+    if size <= POINTER and file.read_bytes().startswith(LFS):
+        raise UserError(f"{shown} is a pointer of git-lfs, not the file: run 'git lfs pull' there")
     if most is not None and size > most:
         raise UserError(f"{shown} has {size / 1e6:,.0f} MB, and files of its kind at most {most / 1e6:.0f}: download or copy it again")
 

@@ -9,6 +9,11 @@ def signed(value: float, digits: int) -> str:
     return text if float(text) else f"{0:.{digits}f}"
 
 
+def sized(gigabytes: float) -> str:
+    """2.4 GB, 85 MB; a GB is 10⁹ bytes."""
+    return f"{gigabytes:.1f} GB" if gigabytes >= 0.95 or not gigabytes else f"{1000 * gigabytes:.0f} MB"
+
+
 def counted(number: int, thing: str) -> str:
     """1 token, 2 tokens."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

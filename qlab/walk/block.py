@@ -5,44 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from qlab.support.errors import UserError
+from qlab.walk.activations import Activations
 from qlab.walk.statistics import Statistics, observed
-
-
-@dataclass
-class Activations:
-    """Hidden states float32 [windows, length, hidden] in a file: read and written a few windows at a time, never all in memory."""
-
-    path: Path
-    shape: tuple[int, int, int]
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Through the file: float32 [≤ size, length, hidden]."""
-        window = self.shape[1] * self.shape[2]
-        for first in range(0, self.shape[0], size):
-            count = min(size, self.shape[0] - first)
-            values = np.fromfile(self.path, np.float32, count * window, offset=4 * first * window)
-            yield torch.from_numpy(values).view(count, *self.shape[1:])
-
-    def pick(self, windows: Tensor) -> Tensor:
-        """Some windows, in the order asked for: float32 [len(windows), length, hidden]."""
-        window = self.shape[1] * self.shape[2]
-        values = [np.fromfile(self.path, np.float32, window, offset=4 * int(index) * window) for index in windows]
-        return torch.from_numpy(np.stack(values)).view(len(windows), *self.shape[1:])
-
-    def write(self, batches: Iterator[Tensor]) -> None:
-        """Fill the file with the batches in turn."""
-        with self.path.open("wb") as stream:
-            for batch in batches:
-                batch.float().cpu().contiguous().numpy().tofile(stream)
 
 
 @dataclass(frozen=True)
@@ -120,7 +91,7 @@ class Block:
     def outputs(self, inputs: Activations, batch: int) -> Iterator[Tensor]:
         """Run all inputs through the block."""
         for hidden in inputs.batches(batch):
-            yield self.forward(hidden.to(self.device))
+            yield self.forward(hidden.to(self.device, non_blocking=True))
 
     def _run_to(self, layer: str, inputs: Activations, batch: int) -> None:
         """Run all inputs through the block, but no further than to the input of `layer`."""
@@ -132,7 +103,7 @@ class Block:
         try:
             for hidden in inputs.batches(batch):
                 with suppress(_Seen):
-                    self.forward(hidden.to(self.device))
+                    self.forward(hidden.to(self.device, non_blocking=True))
         finally:
             hook.remove()
 

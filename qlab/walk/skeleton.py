@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 
 from qlab.models.layout import compute_buffers, empty_model
 from qlab.models.opening import OpenedModel
-from qlab.walk.block import Activations, Block
+from qlab.walk.activations import Activations
+from qlab.walk.block import Block
 
 
 class Skeleton:
@@ -29,6 +32,7 @@ class Skeleton:
         """
         source.check_complete()
         self.checkpoint, self.layout, self.device = source.checkpoint, source.layout, device
+        self._reader, self._ahead = ThreadPoolExecutor(1, "qlab-reader"), dict[int, Future[dict[str, Tensor]]]()
         self._arguments: dict[int, list[dict[str, Any]]] = {}
         self.model = empty_model(source.configuration, source.name)
         blocks = self.model.get_submodule(self.layout.blocks)
@@ -63,9 +67,20 @@ class Skeleton:
         """Block `index` with its weights, in float32 on the device."""
         module = self.blocks[index].to_empty(device=self.device).requires_grad_(False)
         compute_buffers(self.model, module.modules(), self.device)
+        ahead = self._ahead.get(index)
+        read = ahead.result().__getitem__ if ahead else partial(self._read, index)
         for name, tensor in module.state_dict().items():  # one at a time: never the block twice
-            tensor.copy_(self.checkpoint.read(self.layout.block(index) + name))
+            tensor.copy_(read(name).to(self.device, non_blocking=True))  # as stored: a GPU widens it faster
         return module
+
+    def read_ahead(self, index: int) -> None:
+        """Begin to read block `index`, where it is computed on a GPU; `fill` then finds its weights in memory, as stored."""
+        if torch.device(self.device).type == "cuda" and index < len(self) and index not in self._ahead:
+            names = list(self.blocks[index].state_dict())
+            self._ahead[index] = self._reader.submit(lambda: {name: self._read(index, name).pin_memory() for name in names})
+
+    def _read(self, index: int, name: str) -> Tensor:
+        return self.checkpoint.read(self.layout.block(index) + name)
 
     def block(self, index: int, length: int) -> Block:
         """Block `index` with its weights, called as for windows of `length` tokens."""
@@ -76,6 +91,7 @@ class Skeleton:
     def release(self, index: int) -> None:
         """Give back the memory of block `index`."""
         self.blocks[index].to("meta")
+        self._ahead.pop(index, None)
 
     @torch.no_grad()
     def embed(self, windows: Tensor, into: Activations) -> None:

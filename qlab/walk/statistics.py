@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qlab.methods.hessian import damp, shrink, trust
 from qlab.support.precision import add_product
+from qlab.support.stages import stage
 
 FIRST = 0.03  # share of H that the first tokens of the windows have at least, where other tokens read what the layer makes of them
 STRIPES = 4  # XᵀX is symmetric: of so many stripes of rows, only what lies on and above the diagonal is computed
@@ -71,9 +72,10 @@ class Statistics:
         rows = inputs.reshape(-1, inputs.shape[-1])
         if not (rows.is_cuda and rows.dtype == torch.bfloat16):  # a GPU multiplies those as they are
             rows = rows.float()
-        for stripe in self._stripes():
-            add_product(self.hessian[stripe, stripe.start :], rows[:, stripe].T, rows[:, stripe.start :])
-        self.absolute_sum += rows.norm(p=1, dim=0, dtype=torch.float32)  # no copy of the activations, as abs() would make
+        with stage("hessian"):
+            for stripe in self._stripes():
+                add_product(self.hessian[stripe, stripe.start :], rows[:, stripe].T, rows[:, stripe.start :])
+            self.absolute_sum += rows.norm(p=1, dim=0, dtype=torch.float32)  # no copy of the activations, as abs() would make
         self.tokens += len(rows)
 
     def complete(self) -> None:

@@ -1,34 +1,37 @@
 """The walk: one pass over a checkpoint's decoder blocks, a block in memory at a time, feeding any number of recipes.
 
 Everything that must outlive a block lies on disk: the activations between blocks, the encoded tensors, a journal of what
-is done. So memory does not grow with the number of blocks nor with the calibration text, and a walk that was killed goes
+is done. So memory does not grow with the number of blocks, nor on a CPU with the calibration text, and a walk that was killed goes
 on from its last finished block and ends with the same bytes.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from qlab.models.opening import OpenedModel
 from qlab.support.precision import quick_products
 from qlab.support.process import steady_heap, trim_heap
 from qlab.support.progress import counter
-from qlab.walk.block import Activations, Block, InputGroup
+from qlab.support.stages import stage
+from qlab.walk.activations import Activations
+from qlab.walk.block import Block, InputGroup
 from qlab.walk.grouping import input_groups
+from qlab.walk.journal import Journal
 from qlab.walk.sensitivity import prediction_metric
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.span import Largest, watched
 from qlab.walk.statistics import Statistics
+from qlab.walk.streams import Streams, held
 
 ORIGINAL = "original"  # the stream of activations of the unquantized model
 TOKENS_ON_CPU, WINDOWS_ON_GPU = 512, 8  # computed at a time: on a CPU, more no longer lie in its cache and take longer
@@ -50,12 +53,13 @@ class Calibration:
 
     statistics: dict[str, Statistics]
     inputs: Activations
-    targets: Activations
+    targets: Activations | None  # None: no recipe of the walk asked for them
     metric: Callable[[], Tensor]
     largest: float  # the largest absolute value of the block's activations (qlab.walk.span)
 
     def random_batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs, targets) of `size` windows at a time, without end: each pass over the windows in another order, the same every run."""
+        assert self.targets is not None
         generator = torch.Generator().manual_seed(0)
         while True:
             for chosen in torch.randperm(self.inputs.shape[0], generator=generator).split(size):
@@ -96,43 +100,6 @@ def observes_original(methods: Iterable[Method]) -> bool:
     return any(method.data and not method.sequential for method in methods)
 
 
-@dataclass
-class Journal:
-    """What a walk has finished, written anew after each block; a rerun believes nothing else."""
-
-    path: Path
-    blocks: int = 0
-    kept: bool = False
-    batch: int = 0  # windows computed at a time, for good: sums depend on it in their last bits
-    seconds: dict[str, float] = field(default_factory=dict)
-    errors: dict[str, dict[str, float]] = field(default_factory=dict)
-    notes: dict[str, dict[str, str]] = field(default_factory=dict)
-    largest: dict[str, float] = field(default_factory=dict)  # absolute value that a recipe was shown: of weights, of activations
-
-    @classmethod
-    def open(cls, path: Path) -> Journal:
-        """The journal at `path`, or a new one."""
-        return cls(path, **json.loads(path.read_text())) if path.exists() else cls(path)
-
-    def save(self) -> None:
-        new = self.path.with_suffix(".new")
-        new.write_text(json.dumps({name: value for name, value in vars(self).items() if name != "path"}))
-        new.replace(self.path)
-
-    def details(self, recipe: str) -> dict[str, Any]:
-        """What was found out about a recipe's layers, for its manifest."""
-        return {"errors": self.errors.get(recipe, {}), "notes": self.notes.get(recipe, {})}
-
-    def saw(self, recipe: str, largest: float) -> None:
-        """Note a largest absolute value; the largest of all stays."""
-        self.largest[recipe] = max(self.largest.get(recipe, 0.0), largest)
-
-    def add(self, recipe: str, block: Block, found: Quantized, seconds: float) -> None:
-        self.seconds[recipe] = self.seconds.get(recipe, 0) + seconds
-        self.errors.setdefault(recipe, {}).update({block.prefix + name: error for name, error in found.errors.items()})
-        self.notes.setdefault(recipe, {}).update({block.prefix + name: note for name, note in found.notes.items() if note})
-
-
 @dataclass(frozen=True)
 class Walk:
     """A walk over `source` with its recipes; `work` holds its state, and `batch` calibration windows are computed at a time.
@@ -160,19 +127,21 @@ class Walk:
             (self.work / method.name).mkdir(parents=True, exist_ok=True)
         journal = Journal.open(self.work / "journal.json")
         journal.batch = journal.batch or self.at_once
-        if not journal.kept:
-            self._keep_rest(skeleton, journal)
-        groups, metric = None, cache(lambda: prediction_metric(skeleton, self.windows))
-        with counter(len(skeleton) * len(self.methods), journal.blocks * len(self.methods), "quantizing") as count:
-            for index in range(journal.blocks, len(skeleton)):
-                block = skeleton.block(index, self.windows.shape[1])
-                block.groups = groups = self._groups(block, groups)
-                self._quantize(skeleton, block, metric, journal, count)
-                skeleton.release(index)
-                journal.blocks = index + 1
-                journal.save()
-                for old in self.work.glob(f"*-{index}.bin"):  # the inputs of a finished block
-                    old.unlink()
+        with closing(self._streams()) as streams:
+            if not journal.kept:
+                self._keep_rest(skeleton, journal, streams)
+            groups, metric = None, cache(lambda: prediction_metric(skeleton, self.windows))
+            with counter(len(skeleton) * len(self.methods), journal.blocks * len(self.methods), "quantizing") as count:
+                for index in range(journal.blocks, len(skeleton)):
+                    with stage("read"):
+                        skeleton.read_ahead(index)
+                        block = skeleton.block(index, self.windows.shape[1])
+                        skeleton.read_ahead(index + 1)
+                        block.groups = groups = self._groups(block, groups)
+                    self._quantize(skeleton, block, metric, journal, streams, count)
+                    skeleton.release(index)
+                    journal.blocks = index + 1
+                    streams.finish(index, partial(journal.save, journal.text()), last=index + 1 == len(skeleton))
         return journal
 
     def parts(self, method: Method) -> list[Path]:
@@ -188,34 +157,38 @@ class Walk:
     def _hidden(self) -> int:
         return self.source.layout.hidden
 
-    def _stream(self, name: str, index: int) -> Activations:
-        return Activations(self.work / f"{name}-{index}.bin", (*self.windows.shape, self._hidden()))
+    def _streams(self) -> Streams:
+        shape = (self.windows.shape[0], self.windows.shape[1], self._hidden())
+        return Streams(self.work, shape, held(shape, 1 + sum(method.sequential for method in self.methods), self.device))
 
-    def _keep_rest(self, skeleton: Skeleton, journal: Journal) -> None:
+    def _keep_rest(self, skeleton: Skeleton, journal: Journal, streams: Streams) -> None:
         """Embedding, final norm and head, and the activations that the first block reads."""
         for number, name in enumerate(skeleton.rest()):
             largest = Largest()
             for method in self.methods:  # each in a part of its own: embedding and head are never both in memory
                 tensor = skeleton.checkpoint.read(name)
                 largest.see(tensor)
-                self._write(method, f"0000-{number:03}", method.keep(self.source, name, tensor))
+                self._write(streams, method, f"0000-{number:03}", method.keep(self.source, name, tensor))
                 journal.saw(method.name, largest.value)
                 del tensor
         if any(method.data for method in self.methods):
-            skeleton.embed(self.windows, self._stream(ORIGINAL, 0))
+            skeleton.embed(self.windows, streams.new(ORIGINAL, 0))
         journal.kept = True
-        journal.save()
+        streams.finish(-1, partial(journal.save, journal.text()))
 
-    def _quantize(self, skeleton: Skeleton, block: Block, metric: Callable[[], Tensor], journal: Journal, count: Any) -> None:
+    def _quantize(
+        self, skeleton: Skeleton, block: Block, metric: Callable[[], Tensor], journal: Journal, streams: Streams, count: Any
+    ) -> None:
         index, last = block.index, block.index + 1 == len(skeleton)
-        source, after = self._stream(ORIGINAL, index), self._stream(ORIGINAL, index + 1)
+        source = streams.of(ORIGINAL, index)
         shared, started, observes = None, time.perf_counter(), observes_original(self.methods)
-        outputs = after if any(method.targets for method in self.methods) or (observes and not last) else None
+        outputs = streams.new(ORIGINAL, index + 1) if any(method.targets for method in self.methods) or (observes and not last) else None
         with quick_products(block.device):
             if observes or (index == 0 and any(method.data for method in self.methods)):
-                shared = self._calibrate(block, source, after, metric, journal.batch, outputs)
+                shared = self._calibrate(block, source, outputs, metric, journal.batch, outputs)
             elif outputs:
-                outputs.write(block.outputs(source, journal.batch))
+                with stage("forward"):
+                    outputs.write(block.outputs(source, journal.batch))
         weights = Largest(block.device)
         for parameter in block.module.parameters():
             weights.see(parameter)
@@ -224,40 +197,39 @@ class Walk:
         for method in sorted(self.methods, key=lambda method: method.sequential):
             started = time.perf_counter()
             if not whole:
-                skeleton.fill(index)
+                with stage("read"):
+                    skeleton.fill(index)
             calibration = None  # before new statistics are made: their memory is wanted
-            own = self._stream(method.name, index)
-            if method.sequential and own.path.exists():
+            own = streams.of(method.name, index)
+            if method.sequential and streams.has(method.name, index):
                 shared = None
                 with quick_products(block.device):
-                    calibration = self._calibrate(block, own, after, metric, journal.batch)
+                    calibration = self._calibrate(block, own, outputs, metric, journal.batch)
             else:
                 calibration, own = shared if method.data else None, source  # nothing is quantized before the first block
             journal.saw(method.name, max(weights.value, calibration.largest if calibration else 0.0))
-            found = method.quantize_block(self.source, block, calibration)
+            with stage("quantize"):
+                found = method.quantize_block(self.source, block, calibration)
             if method.sequential and not last:
-                with quick_products(block.device):
-                    self._stream(method.name, index + 1).write(block.outputs(own, journal.batch))
-            self._write(method, f"{index + 1:04}", found.stored)
-            journal.add(method.name, block, found, time.perf_counter() - started + (spent if method.data else 0))
+                with quick_products(block.device), stage("forward"):
+                    streams.new(method.name, index + 1).write(block.outputs(own, journal.batch))
+            with stage("write"):
+                self._write(streams, method, f"{index + 1:04}", found.stored)
+            journal.add(method.name, block.prefix, found.errors, found.notes, time.perf_counter() - started + (spent if method.data else 0))
             whole = False
             count(f"{method.name}, block {index}", found.errors)
             del found
             trim_heap()
 
     def _calibrate(
-        self, block: Block, inputs: Activations, targets: Activations, metric: Callable[[], Tensor], batch: int,
+        self, block: Block, inputs: Activations, targets: Activations | None, metric: Callable[[], Tensor], batch: int,
         outputs: Activations | None = None,
     ) -> Calibration:  # fmt: skip
         last = block.index + 1 == self.source.layout.count
-        with watched(block, output=last) as largest:
+        with watched(block, output=last) as largest, stage("forward"):
             statistics = block.observe(inputs, batch, outputs, through=last)
         return Calibration(statistics, inputs, targets, metric, largest.value)
 
-    def _write(self, method: Method, number: str, tensors: dict[str, Tensor]) -> None:
-        if not tensors:
-            return
-        ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        part = self.work / method.name / f"part-{number}.safetensors"
-        save_file(ready, part.with_suffix(".new"))
-        part.with_suffix(".new").replace(part)
+    def _write(self, streams: Streams, method: Method, number: str, tensors: dict[str, Tensor]) -> None:
+        if tensors:
+            streams.save_part(tensors, self.work / method.name / f"part-{number}.safetensors")

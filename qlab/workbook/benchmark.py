@@ -23,14 +23,14 @@ from qlab.workbook.lesson import Lesson
 
 ORIGINAL = "FP16 original"
 EIGHT_BIT = "GGUF Q8_0"
-NO_PEAK = "no peak is predicted where nobody has measured what the runtime's computing takes"
+NO_PEAK = "no peak is predicted for a runtime whose work space has not been measured"
 NOTES = (
-    "MB in memory: what the process that serves the format gained by loading it; at the peak: the most while prompting or generating. "
-    "Predicted: weights and cache from the files' headers, with llama.cpp's and vLLM's own; at the peak with what computing takes. "
-    "Of vLLM's server: all that its processes hold.",
-    "Loss increase: against the original on the same text, paired window by window, so that the text's own spread is not in its ±.",
-    "Tokens a second at batch 1; the ± is the spread over rounds in which the formats take turns, drift of the machine included. "
-    "% of ceiling: of the tokens/s that this machine's memory bandwidth, measured, allows.",
+    "MB in memory: how much the process that runs the format grew by loading it; at the peak: the most while it works. "
+    "Predicted: weights and cache, from the files' headers, and what llama.cpp and vLLM need for themselves; at the peak also what "
+    "computing needs. vLLM's server counts with all its processes.",
+    "Loss increase: against the original on the same text. It is paired window by window: its ± does not include how the windows differ.",
+    "Tokens a second at batch 1. The ± is the spread over rounds in which the formats take turns; it includes slow changes of the machine. "
+    "% of ceiling: the share of the tokens/s that this machine's memory bandwidth, measured, allows.",
 )
 
 

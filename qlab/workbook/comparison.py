@@ -15,6 +15,7 @@ import pandas as pd
 from torch import Tensor
 
 from qlab.evaluate.quality import Quality, paired_difference
+from qlab.plan import choose
 from qlab.recipes import WalkedRecipe, parse
 from qlab.support.wording import listed, signed
 from qlab.walk.statistics import Statistics
@@ -35,6 +36,7 @@ PARTS = {  # a part of a method, and two methods that differ in it alone
     "asymmetric grids": ("GPTQ symmetric", "GPTQ asymmetric"),
 }
 UNEXPLAINED = " The two have opposite signs: errors of single layers on the calibration text do not explain this change of the whole model."
+AWQ_LAYOUT = ("RTN", "AWQ", "AWQ + GPTQ")  # methods that are stored in it
 OWN_WALK = ("RTN", "AWQ", "GPTQ symmetric")  # the lessons' tables give what these cost, each quantized alone
 
 
@@ -120,6 +122,19 @@ def nearest_sentence(methods: Mapping[str, Quality], model: str) -> str:
     return said
 
 
+def layout_sentence(methods: Mapping[str, Measured], group_size: int) -> str:
+    """Which recipe to take for AWQ's layout: of those stored in it the nearest here, beside the one that qlab recommends."""
+    farther = differences({name: methods[name].quality for name in AWQ_LAYOUT})
+    nearest = METHODS[next(iter(farther))].format(group_size)
+    (recommended,) = choose.recipes("AWQ", group_size)
+    said = f"Recipes for AWQ's layout: the nearest to the original is {nearest}"
+    if nearest == recommended:
+        return f"{said}, which qlab recommends."
+    found = next(farther[name] for name in AWQ_LAYOUT if METHODS[name].format(group_size) == recommended)
+    noise = "" if apart(*found) else ", within twice the error"
+    return f"{said}; {recommended}, which qlab recommends, is farther by {difference(*found)}{noise}."
+
+
 def parts(methods: Mapping[str, Measured]) -> list[Part]:
     """What each of PARTS changes, by two methods that differ in it alone."""
     found = []
@@ -202,14 +217,15 @@ def difference(farther: float, error: float) -> str:
     return f"{signed(farther, 5)} ± {error:.5f}"
 
 
-def conclusions(methods: Mapping[str, Measured], statistics: Mapping[str, Statistics], model: str) -> dict[str, Any]:
-    """All that is said of a comparison, as plain data: {nearest, told apart from, sentences}."""
+def conclusions(methods: Mapping[str, Measured], statistics: Mapping[str, Statistics], lesson: Lesson) -> dict[str, Any]:
+    """All that is said of a comparison on the lesson's model, as plain data: {nearest, told apart from, sentences}."""
     quality = {name: one.quality for name, one in methods.items()}
     farther = differences(quality)
     return {
         "nearest": next(iter(farther)),
         "told apart from": [name for name, found in farther.items() if apart(*found)],
         "sentences": [
-            nearest_sentence(quality, model), *part_sentences(parts(methods)), *channel_sentences(channels(statistics), methods),
+            nearest_sentence(quality, lesson.source.name), layout_sentence(methods, lesson.group_size),
+            *part_sentences(parts(methods)), *channel_sentences(channels(statistics), methods),
         ],
     }  # fmt: skip

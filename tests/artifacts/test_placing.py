@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qlab.artifacts.artifact import Artifact
 from qlab.artifacts.manifest import COST, MANIFEST
 from qlab.artifacts.placing import check_place, put
 from qlab.support.errors import UserError
@@ -142,3 +146,45 @@ def test_a_folder_is_replaced_only_if_its_manifest_names_all_that_is_in_it(
         else:
             assert own
             assert inside(folder)["model.safetensors"] == b"new"
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_killed_anywhere_while_it_replaces_the_old_or_the_new_is_there(able: bool, tmp_path: Path) -> None:
+    """Killed at the n-th call that changes the disk, for each n; on a disk that cannot exchange, the old one may stand aside."""
+    for number in range(12):
+        place = tmp_path / str(number)
+        folder = artifact(place / "nf4", "old")
+        made = artifact(place / "made", "new")
+        ended = subprocess.run([sys.executable, "-c", KILLED, str(made), str(folder), str(number), str(able)]).returncode
+        found = [path for path in (folder, place / ".replaced-nf4") if path.exists()]
+        assert (found[0] / "model.safetensors").read_text() in ("old", "new")
+        assert Artifact.open(found[0]) is not None
+        assert not able or found == [folder]
+        shutil.rmtree(made, ignore_errors=True)
+        put(artifact(made, "new"), folder)
+        assert (folder / "model.safetensors").read_text() == "new"
+        assert [path.name for path in place.iterdir()] == ["nf4"]
+        if not ended:
+            break
+    assert ended == 0
+    assert number > 2
+
+
+# What a process does that is killed at its n-th change of the disk.
+KILLED = """
+import os, pathlib, shutil, signal, sys
+from qlab.artifacts import placing
+made, folder, left, able = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
+def counted(do):
+    def call(*arguments, **options):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return do(*arguments, **options)
+    return call
+exchange = placing.exchange
+placing.exchange = counted(lambda one, other: able and exchange(one, other))
+os.rename, os.unlink, os.rmdir, os.mkdir = map(counted, (os.rename, os.unlink, os.rmdir, os.mkdir))
+placing.put(made, folder)
+"""

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from qlab.models.texts.windows import read_windows
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes, LlamaCpp
 from qlab.recipes import Recipe, parse
 from qlab.support.process import peak_bytes, run_isolated
+from qlab.support.stages import profiled
 from qlab.workbook.lesson import quiet
 from tests.bench.kquants import against_llamacpp
 from tests.bench.made_up import make_checkpoint
@@ -56,6 +58,7 @@ LIBRARIES: list[Recipe] = [
     LlamaCpp(),
     LlamaCpp(search="importance"),
 ]
+LARGE = ["rtn-w4g128", "awq-w4g128", "gptq-w4g128", "tuned-w4g128", "nf4", "q4_k_m", "awq-w4g128+gptq-w4g128+nf4+q4_k_m"]
 PARTS = ["quality", "blocks", "memory", "resume", "large"]
 TUNED = ["tuned-w4g128", "tuned-w3g128"]  # get more calibration text: as much as fits in the time that AutoAWQ takes
 RATIOS = [
@@ -158,29 +161,37 @@ def memory(work: Path) -> None:
     print(f"32 blocks against 8: {peaks[1] / peaks[0]:.3f}× the memory")
 
 
-def large(work: Path, device: str, calibration: str, windows_count: int) -> None:
-    """A Llama of 8B in shape: walks of one and of three blocks on `device`, and the whole of 32 estimated from their difference."""
-    models = {n: make_checkpoint(work / f"large-{n}", n, hidden=4096, mlp=14336, heads=32, kv_heads=8) for n in (1, 3)}
-    print(f"8B shape, {windows_count} × 512 calibration tokens, {device}")
-    for name in ("rtn-w4g128", "awq-w4g128", "gptq-w4g128", "tuned-w4g128", "nf4", "q4_k_m"):
-        found = {
-            n: run_isolated(walk_alone, model, name, calibration, windows_count, work / f"{name}-{n}", device).value
-            for n, model in models.items()
-        }
-        (one, _), (three, peak) = found[1], found[3]
-        block = (three - one) / 2
-        print(
-            f"{name:14} {block:6.1f} s a block, {(one + 31 * block) / 60:5.1f} min for 32; peak {peak / 1e9:.2f} GB on {device}", flush=True
-        )
+def large(work: Path, options: argparse.Namespace) -> None:
+    """A Llama of 8B in shape: walks of one and of five blocks, and the whole of 32 estimated from their difference."""
+    models = {n: make_checkpoint(work / f"large-{n}", n, hidden=4096, mlp=14336, heads=32, kv_heads=8) for n in (1, 5)}
+    device, windows = options.device, options.large_windows
+    print(f"8B shape, {windows} × {options.large_length} calibration tokens, {torch.cuda.get_device_name() if device != 'cpu' else device}")
+    for together in options.recipes:
+        one, block, peak, stages = run_isolated(blocks_of, models, together.split("+"), options, work).value
+        print(f"{together:14} {block:6.2f} s a block, {one + 31 * block:5.0f} s for 32; peak {peak / 1e9:.2f} GB on {device}", flush=True)
+        for line in stages:
+            print(f"    {line}", flush=True)
 
 
-def walk_alone(model: Path, name: str, calibration: str, windows_count: int, out: Path, device: str) -> tuple[float, int]:
-    """Seconds and peak bytes (of the GPU's memory where there is one) of one recipe."""
-    source = locate(str(model))
-    text = read_windows(calibration, load_tokenizer(source), 512, windows_count).windows
-    started = time.perf_counter()
-    quantize_model(source, [parse(name)], text, out, device=device)
-    return time.perf_counter() - started, peak_bytes() if device == "cpu" else torch.cuda.max_memory_allocated()
+def blocks_of(models: dict[int, Path], names: list[str], options: argparse.Namespace, work: Path) -> tuple[float, float, int, list[str]]:
+    """Of walks over models of so many blocks: seconds of one block's walk, seconds of each further block, peak bytes (of the GPU's memory
+    where there is one), and with --profile where the time of the longest went. The first walk, which compiles kernels, is not counted."""
+    few, many = min(models), max(models)
+    text = read_windows(options.calibration, load_tokenizer(locate(str(models[few]))), options.large_length, options.large_windows).windows
+
+    def seconds(blocks: int) -> float:
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory(dir=work) as out:
+            quantize_model(locate(str(models[blocks])), [parse(name) for name in names], text, Path(out), device=options.device)
+            return time.perf_counter() - started
+
+    seconds(few)
+    one, more = seconds(few), seconds(many)
+    peak = peak_bytes() if options.device == "cpu" else torch.cuda.max_memory_allocated()
+    with profiled() if options.profile else nullcontext() as stages:
+        if stages:
+            seconds(many)
+    return one, (more - one) / (many - few), peak, stages.lines() if stages else []
 
 
 def resume(work: Path, kills: int) -> None:
@@ -214,7 +225,10 @@ def main() -> None:
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:4], help="'large': an 8B shape")
     parser.add_argument("--device", default="cpu", help="of the part 'large'")
-    parser.add_argument("--large-windows", type=int, default=128, help="calibration windows of 512 tokens of the part 'large'")
+    parser.add_argument("--large-windows", type=int, default=128, help="calibration windows of the part 'large'")
+    parser.add_argument("--large-length", type=int, default=512, help="their tokens")
+    parser.add_argument("--recipes", nargs="+", default=LARGE, help="of the part 'large'; those that + joins are made in one walk")
+    parser.add_argument("--profile", action="store_true", help="print where the time of the part 'large' went")
     options = parser.parse_args()
     quiet()
     with tempfile.TemporaryDirectory(prefix="qlab-bench-") as work:
@@ -227,7 +241,7 @@ def main() -> None:
         if "resume" in options.parts:
             resume(Path(work), kills=10)
         if "large" in options.parts:
-            large(Path(work), options.device, options.calibration, options.large_windows)
+            large(Path(work), options)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from contextlib import closing, suppress
 from pathlib import Path
@@ -209,3 +212,32 @@ def test_a_csv_goes_into_a_regular_file_of_a_folder_that_is_there(tmp_path: Path
 def test_what_sqlite_cannot_hold_is_one_message(value: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be used as a table"):
         add(tmp_path / "r.sqlite", FACTS, [(Q4, [Figure("kl", value, None, "", {})])])
+
+
+def test_what_a_killed_process_had_added_in_part_is_taken_back_by_who_reads(tmp_path: Path) -> None:
+    """More rows than SQLite holds in memory are written before the end; its journal beside them then says what was there."""
+    store = tmp_path / "r.sqlite"
+    add(store, FACTS, [(Q4, [Figure("kl", 1.0, None, "", {})])])
+    code = "import os, signal, sqlite3, sys\ndatabase = sqlite3.connect(sys.argv[1])\ndatabase.execute('PRAGMA cache_size = 5')\n"
+    code += "for _ in range(2000): database.execute('INSERT INTO measurements SELECT * FROM measurements LIMIT 1')\n"
+    code += "os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", code, str(store)]).returncode == -signal.SIGKILL
+    assert store.with_name("r.sqlite-journal").exists()
+    assert len(read(store, every=True)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["r.sqlite"]
+
+
+def test_a_full_disk_is_said_and_the_table_stays_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "r.sqlite"
+    add(store, FACTS, [(Q4, [Figure("kl", 1.0, None, "", {})])])
+    connect = sqlite3.connect
+
+    def small(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        database = connect(*arguments, **options)
+        database.execute("PRAGMA max_page_count = 3")
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    with pytest.raises(UserError, match=f"the disk is full .* needed in {tmp_path}"):
+        add(store, FACTS, [(Q4, [Figure("kl", 1.0, None, "", {})] * 200)])
+    assert len(read(store, every=True)) == 1

@@ -8,7 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.damage import (
-    EITHER, GONE, REFUSED, WORKS, Case, a_folder, a_loop, a_pipe, both, config, content, cut, endless, gone, nested, sparse, values,
+    EITHER,
+    GONE,
+    REFUSED,
+    WORKS,
+    Case,
+    a_folder,
+    a_loop,
+    a_pipe,
+    both,
+    config,
+    content,
+    cut,
+    endless,
+    gone,
+    nested,
+    sparse,
+    values,
 )  # fmt: skip
 
 FILE = "config.json"
@@ -94,7 +110,9 @@ def foreign(folder: Path) -> None:
     """A model with Python code of its own, which writes a file where it is run."""
     code = f"open({str(folder.parent / 'RAN')!r}, 'w')\nclass C: pass\n"
     (folder / "code.py").write_text(code)
-    config(model_type="mine", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.C", "AutoTokenizer": ["code.C", None]})(folder)
+    config(model_type="mine", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.C", "AutoTokenizer": ["code.C", None]})(
+        folder
+    )
     values("tokenizer_config.json", auto_map={"AutoTokenizer": ["code.C", "code.C"]}, tokenizer_class="C")(folder)
 
 

@@ -49,7 +49,11 @@ def as_compressed(source: OpenedModel, folder: Path) -> None:
         state[f"{layer}.weight_shape"] = torch.tensor(made.codes.shape)
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 32}
-    entry = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": {"targets": ["Linear"], "weights": weights}}}
+    entry = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"g": {"targets": ["Linear"], "weights": weights}},
+    }
     (folder / "config.json").write_text(json.dumps(source.config | {"quantization_config": entry}))
 
 

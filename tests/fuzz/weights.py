@@ -12,8 +12,28 @@ from typing import Any
 import torch
 
 from tests.fuzz.damage import (
-    EITHER, REFUSED, WEIGHTS, WORKS, Case, Change, a_folder, a_loop, a_pipe, both, config, content, cut, endless, gone, header, ints, poisoned,
-    sparse, split, tensor, tensors,
+    EITHER,
+    REFUSED,
+    WEIGHTS,
+    WORKS,
+    Case,
+    Change,
+    a_folder,
+    a_loop,
+    a_pipe,
+    both,
+    config,
+    content,
+    cut,
+    endless,
+    gone,
+    header,
+    ints,
+    poisoned,
+    sparse,
+    split,
+    tensor,
+    tensors,
 )  # fmt: skip
 
 INDEX = f"{WEIGHTS}.index.json"

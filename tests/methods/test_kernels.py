@@ -16,7 +16,7 @@ from torch import Tensor
 from qlab.methods import kernels
 from qlab.methods.gptq import gptq, inverse_factor
 from qlab.methods.grid import GroupedIntegers, fit_grid
-from qlab.methods.grid_search import refit_scales, search_grid
+from qlab.methods.grid_search import diagonal_blocks, refit_scales, search_grid
 from qlab.methods.hessian import damp
 from qlab.methods.kquants.blocks import encode
 from qlab.methods.rtn import rtn
@@ -108,11 +108,12 @@ def test_gptq_without_compensation(both: Both, device: torch.device) -> None:
     assert plain.scales.equal(ours.scales)
 
 
+@pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (3, True), (4, False), (8, True)])
-def test_the_search_for_grids(both: Both, device: torch.device, bits: int, symmetric: bool) -> None:
+def test_the_search_for_grids(both: Both, device: torch.device, bits: int, symmetric: bool, blocks: bool) -> None:
     weight, hessian = problem(96, device)
     weight[2, :48] = 0  # a group of zeros
-    metric = hessian.diagonal().view(-1, 48)
+    metric = diagonal_blocks(hessian, 48) if blocks else hessian.diagonal().view(-1, 48)
     (scale, zero), (our_scale, our_zero) = both(lambda: search_grid(weight.view(len(weight), -1, 48), bits, symmetric, metric))
     assert differing(scale, fit_grid(weight.view(len(weight), -1, 48), bits, symmetric)[0]) > 0.5
     assert differing(scale, our_scale) < 0.03  # two of 70: where two ranges leave the same error

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qlab.artifacts.artifact import quantize_model
-from qlab.formats.gguf.file import write_gguf
 from qlab.models.checkpoint import ROWS, Checkpoint, open_checkpoint
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
 from qlab.support.errors import UserError
+from tests.formats.gguf.writing import write_gguf
 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
 

@@ -14,10 +14,12 @@ from qlab.models.opening import locate
 from qlab.models.texts.windows import read_windows
 from qlab.plan import choose
 from qlab.plan.capacity import capacity, offload, sentences
-from qlab.plan.plan import SHAPES, Shape, weight_bytes
+from qlab.plan.plan import BITS, SHAPES, Shape, weight_bytes
 from qlab.plan.shapes import INT4, find_device, find_format, find_shape
 from qlab.recipes import parse
+from qlab.recipes.planned import planned
 from qlab.support.errors import UserError
+from tests.formats.gguf.writing import write_gguf
 
 SEVENTY = SHAPES["Llama-3.1-70B"]
 
@@ -71,9 +73,17 @@ def test_names_are_found_or_explained(tmp_path: Path) -> None:
     assert shape == SEVENTY
     assert "nearest to 70B" in label
     assert find_format("awq-w4g128") == INT4
+    assert find_format("awq-gptq-w4g64") == "AWQ/GPTQ INT4 g64"
+    assert find_format("gptq-w8g128-asym") == "INT8"
     assert find_device("L4")["id"] == "l4"
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral"}))
-    for call_it in (lambda: find_shape("400B"), lambda: find_shape(str(tmp_path)), lambda: find_format("q9"), lambda: find_device("A100")):
+    for call_it in (
+        lambda: find_shape("400B"),
+        lambda: find_shape(str(tmp_path)),
+        lambda: find_format("q9"),
+        lambda: find_format("gptq-w4g63"),
+        lambda: find_device("A100"),
+    ):
         with pytest.raises(UserError, match=r"expected|config\.json|counts dense"):
             call_it()
 
@@ -89,7 +99,39 @@ def test_artifacts_take_what_was_planned(recipe: str, format_name: str, tmp_path
 
 def test_every_leaf_has_recipes() -> None:
     assert set(choose.RECIPES) == set(choose.leaves().values())
-    assert all(parse(name).name == name for names in choose.RECIPES.values() for name in names)
+    assert all(parse(name).name == name for leaf in choose.RECIPES for name in choose.recipes(leaf, 64))
+    assert choose.recipes("AWQ", 64) == ("awq-gptq-w4g64",)  # AWQ's layout, at its best
+
+
+def test_the_recipe_of_every_format_makes_it() -> None:
+    for format_name in BITS:
+        recipe = choose.recipe_for("", format_name)
+        assert find_format(recipe) == format_name if recipe else format_name in ("FP16", "FP32")
+    assert choose.recipe_for("gptq", INT4) == "gptq-w4g128"
+
+
+def test_a_gguf_file_is_planned_as_its_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = locate("embedded")
+    file = tmp_path / "embedded.gguf"
+    write_gguf(source.path, source.config, "q8_0", file)
+    assert find_shape(str(file))[1] == find_shape(str(tmp_path))[1] == find_shape("embedded")[1]
+    assert call(["plan", str(file)]) == 0
+    assert "--recipe awq-gptq-w4g128" in capsys.readouterr().out
+    file.write_bytes(b"not GGUF")
+    assert call(["plan", str(file)]) == 2
+
+
+def test_groups_fit_the_rows_of_the_planned_model() -> None:
+    shape = Shape(30, 576, 1536, 9, 3, 64, 49152, tied=True)  # SmolLM2-135M
+    chosen, recipe, remarks = planned("awq", shape)
+    assert (chosen, recipe) == ("AWQ/GPTQ INT4 g64", "awq-gptq-w4g64")
+    assert "rows of 576 weights" in remarks[0]
+    assert planned("gptq-w4g128", shape)[1] == "gptq-w4g64"
+    assert planned("awq", SEVENTY) == (INT4, "awq-gptq-w4g128", ())
+    assert planned("int8", shape)[0] == "INT8 g64"
+    assert planned("fp16", shape) == ("FP16", "", ())
+    small, large = (weight_bytes(shape, name) for name in ("AWQ/GPTQ INT4 g64", INT4))
+    assert small - large == pytest.approx(shape.linear_parameters * 20 / 128 / 8)
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

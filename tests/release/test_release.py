@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +113,29 @@ def test_merging_adds_the_product_and_refuses_what_is_damaged(
     with pytest.raises(UserError, match="not finite"):
         attempt(bad, text, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_merged_in_the_precision_of_its_model(trained: tuple[Path, list[float]], tmp_path: Path) -> None:
+    """A model that is marked BF16, and whose norm is beyond FP16, stays so."""
+    folder = tmp_path / "bf16"
+    shutil.copytree(locate("embedded").path, folder)
+    state = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+    state["model.norm.weight"] = torch.full_like(state["model.norm.weight"], 1e5)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    merge(locate(str(folder)), trained[0], tmp_path / "merged")
+    merged = locate(str(tmp_path / "merged"))
+    assert merged.trained_in == torch.bfloat16
+    assert load_file(merged.path / "model.safetensors")["model.norm.weight"].max() > 65504
+
+
+def test_a_refusal_is_one_line(tmp_path: Path) -> None:
+    """Whatever libraries say as they are imported: bitsandbytes warns where the processor has AVX512-BF16."""
+    command = [sys.executable, "-m", "qlab", "release", "--out", str(tmp_path / "out"), "--gate", "kl=low"]
+    refused = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "500"})
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1, refused.stderr
 
 
 def test_gates_and_wrong_inputs(tiny: OpenedModel, text: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

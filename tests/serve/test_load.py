@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from openai import OpenAI
 
 from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
 from qlab.models.loading import load
-from qlab.models.opening import OpenedModel
+from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.prompts import load_prompts
 from qlab.recipes import parse
 from qlab.serve.load import Answer, parting, percentiles, run_load, saturation, summary
 from qlab.serve.proof import compare, prove
+from qlab.serve.runtimes.greedy import Greedy
 from qlab.serve.runtimes.llamacpp import LlamaCpp, post
 from qlab.serve.server import on_free_port, serving
 from qlab.support.errors import UserError
@@ -46,6 +50,30 @@ def test_the_right_artifact_is_proved_and_a_wrong_one_is_caught(artifacts: dict[
         wrong = prove(LlamaCpp(), replace(deployment, folder=artifacts["q2_k"]), server)
     assert [check.name for check in wrong.checks if not check.passed] == ["greedy tokens are the artifact's"]
     assert wrong.agreement.error > 2 * proof.agreement.error
+
+
+def test_prompts_of_the_proof_begin_as_the_tokenizer_begins_a_text(tmp_path: Path) -> None:
+    """With BOS where it adds one: llama.cpp takes the ids as they are, adds no second, and agrees."""
+    folder = tmp_path / "model"
+    shutil.copytree(locate("embedded").path, folder)
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    rules["post_processor"]["single"].insert(0, {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}})
+    rules["post_processor"]["special_tokens"] = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+    (made,) = quantize_model(locate(str(folder)), [parse("f16")], torch.ones(1, 32, dtype=torch.int64), tmp_path / "out")
+    asked: list[list[int]] = []
+
+    class Listening(LlamaCpp):
+        def greedy(self, url: str, client: OpenAI, model: str, prompt: Sequence[int], count: int) -> Greedy:
+            asked.append(list(prompt))
+            return super().greedy(url, client, model, prompt, count)
+
+    deployment = on_free_port(made.path)
+    with serving(Listening(), deployment) as server:
+        proof = prove(Listening(), deployment, server)
+    assert {prompt[0] for prompt in asked} == {0}
+    assert all(0 not in prompt[1:] for prompt in asked)
+    assert proof.agreement.error < 0.01, proof.agreement
 
 
 def test_agreement_is_perfect_with_itself_and_sees_one_wrong_token(tiny: OpenedModel) -> None:

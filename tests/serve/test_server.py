@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from qlab.artifacts.artifact import make_artifact, quantize_model
-from qlab.formats.gguf.file import write_gguf
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
 from qlab.serve.deployment import Deployment
@@ -26,6 +25,7 @@ from qlab.serve.runtimes.runtime import expected_memory
 from qlab.serve.runtimes.vllm import VLLM, has_kernels, pool
 from qlab.serve.server import on_free_port, serving
 from qlab.support.errors import UserError
+from tests.formats.gguf.writing import write_gguf
 
 KEY = "a-key-of-twenty-four-chr"
 
@@ -184,6 +184,14 @@ def test_a_server_that_is_killed_is_seen_to_be_dead(file: Path) -> None:
         server.process.wait(20)
         assert not server.alive
         assert server.process.returncode == 128 + signal.SIGKILL
+
+
+def test_a_server_ends_with_its_keeper_however_that_ends(file: Path) -> None:
+    with serving(LlamaCpp(), on_free_port(file)) as server:
+        members = family(psutil.Process(server.process.pid))
+        assert len(members) >= 2
+        members[0].kill()
+        assert gone(members)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -41,6 +41,15 @@ def test_the_nearest_is_named_and_what_is_told_apart_from_it() -> None:
     assert "do not tell" not in turned
 
 
+def test_the_recipe_for_awqs_layout_is_the_measured_one_beside_the_recommended_one() -> None:
+    stored = {name for name, pattern in METHODS.items() if parse(pattern.format(64)).format == "awq"}
+    assert stored == set(comparison.AWQ_LAYOUT)
+    said = comparison.layout_sentence(measured(rtn=0.3, awq=0.1, sym=0.12, asym=0.01, both=0.08), 64)
+    assert said == "Recipes for AWQ's layout: the nearest to the original is awq-gptq-w4g64, which qlab recommends."
+    said = comparison.layout_sentence(measured(rtn=0.3, awq=0.1, sym=0.12, asym=0.01, both=0.11), 32)
+    assert "is awq-w4g32; awq-gptq-w4g32, which qlab recommends, is farther by +0.01000 ± 0.00000." in said
+
+
 def test_the_table_is_in_the_order_of_the_sentence() -> None:
     table = comparison.ranking(measured(rtn=0.3, awq=0.1, sym=0.12, asym=0.09, both=0.08))
     assert table["method"].tolist() == ["AWQ + GPTQ", "GPTQ asymmetric", "AWQ", "GPTQ symmetric", "RTN"]

@@ -14,7 +14,7 @@ from rich.console import Console
 from qlab.models.opening import OpenedModel
 from qlab.show.progress import LessonProgress
 from qlab.workbook import runner as workbook
-from qlab.workbook.runner import DONE, FAILED, SKIPPED, run_lessons, without_paths
+from qlab.workbook.runner import DONE, FAILED, SKIPPED, Outcome, run_lessons, without_paths
 
 
 @pytest.fixture
@@ -45,6 +45,28 @@ def test_a_failure_is_reported_and_what_needs_it_is_not_run(lessons: dict[str, d
         ("02_awq", 1, 1, FAILED),
         ("07_benchmarks", 1, 1, SKIPPED),
     ]
+
+
+def test_a_lesson_counts_as_done_once_its_figures_are_kept(lessons: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    kept: list[Any] = []
+
+    def killed(outcome: Outcome) -> None:
+        raise KeyboardInterrupt
+
+    chosen = {"01_fine": lessons["01_fine"]}
+    with pytest.raises(KeyboardInterrupt):
+        run_lessons(chosen, tmp_path / "out", False, lambda *_: None, killed)
+    for _ in range(2):  # kept when it is done, and not when it was done before
+        run_lessons(chosen, tmp_path / "out", False, lambda *_: None, lambda outcome: kept.append(outcome.records))
+        assert kept == [{"value": 42}]
+
+
+def test_a_full_disk_in_a_lesson_is_told_like_any_other(lessons: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    notebook = workbook.NOTEBOOKS / "02_awq.ipynb"
+    notebook.write_text(notebook.read_text().replace("raise ValueError('no luck')", "open('/dev/full', 'wb', buffering=0).write(b'x')"))
+    (found,) = run_lessons({"02_awq": lessons["02_awq"]}, tmp_path / "out", False, lambda *_: None)
+    assert (found.state, found.cell) == (FAILED, 3)
+    assert found.error.startswith("the disk is full (No space left on device)")
 
 
 def test_the_log_says_how_a_lesson_ended() -> None:

@@ -6,7 +6,6 @@ read (encode_tensors), the encoded ones wait in safetensors files, and assemble 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +16,6 @@ import gguf
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from qlab.formats.gguf.block_bytes import byte_tensor
@@ -28,8 +26,8 @@ from qlab.formats.gguf.tokenizer_rules import tokenizer_remarks
 from qlab.methods.kquants.blocks import encode
 from qlab.methods.kquants.kinds import KINDS
 from qlab.methods.settle import settle_blocks
-from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
+from qlab.support.stages import stage
 
 __all__ = [
     "assemble",
@@ -40,7 +38,6 @@ __all__ = [
     "pre_tokenizer_name",
     "remarks",
     "tensor_type",
-    "write_gguf",
 ]
 
 AT_ONCE, ON_DEVICE = 1 << 22, 1 << 26  # see weights_at_once: on a CPU and elsewhere
@@ -188,7 +185,10 @@ def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None, hessian: C
     again = hessian() if hessian and KINDS[kind].bits <= SETTLED_BITS else None
     for part, stored in zip(tensor.split(step), out.split(step)):
         blocks = encode(part, kind, importance)
-        stored.copy_(byte_tensor(blocks if again is None else settle_blocks(blocks, part.float(), again)))
+        if again is not None:
+            with stage("settle"):
+                blocks = settle_blocks(blocks, part.float(), again)
+        stored.copy_(byte_tensor(blocks))
     return out
 
 
@@ -290,37 +290,6 @@ def file_order(name: str) -> tuple[int, int, str]:
     if name.startswith("blk."):
         return 1, int(name.split(".")[1]), name
     return (0 if name.startswith("token_embd") else 2), 0, name
-
-
-def write_gguf(folder: Path, config: dict[str, Any], mix: str, out: Path, importance: Mapping[str, Tensor] | None = None) -> None:
-    """Write the model of `folder` to the file `out` in the `mix`, a key of mix.DEFAULT.
-
-    `importance` holds the mean squared activation of each input channel [in] by layer, "model.layers.0.self_attn.q_proj".
-    Encoded tensors wait on disk beside `out`.
-
-    Raises:
-        UserError: an architecture, tokenizer or mix that this writer does not know, or weights that cannot be encoded.
-    """
-    check_mix(mix)
-    architecture(config)
-    parts: list[Path] = []
-    with Scratch(out.parent) as waiting:
-        for shard in shards(folder):
-            with safe_open(shard, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a dictionary
-                    weights = (importance or {}).get(name.removesuffix(".weight"))
-                    if encoded := encode_tensor(name, opened.get_tensor(name), mix, config, weights):
-                        parts.append(waiting / f"{len(parts)}.safetensors")
-                        save_file(encoded, parts[-1])
-        assemble(parts, folder, config, mix, out)
-
-
-def shards(folder: Path) -> list[Path]:
-    """The checkpoint's weight files: those that its index names, or all."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    return sorted(folder.glob("*.safetensors"))
 
 
 @lru_cache(maxsize=4)

@@ -38,7 +38,7 @@ def tensor_type(name: str, shape: Sequence[int], mix: str, config: dict[str, Any
         return "F32"
     if mix == "f16":
         return "F16"
-    return fitting(wanted_type(name, shape[-1], mix, config), shape[-1])
+    return fitting(wanted_type(name, mix, config), shape[-1])
 
 
 def fitting(kind: str, columns: int) -> str:
@@ -51,17 +51,17 @@ def fitting(kind: str, columns: int) -> str:
 def fallback_note(name: str, shape: Sequence[int], mix: str, config: dict[str, Any]) -> str:
     """What type the tensor got instead of the one that the mix has for it, and why; empty where it got that one."""
     given = tensor_type(name, shape, mix, config)
-    if given == "F32" or mix == "f16" or given == (wanted := wanted_type(name, shape[-1], mix, config)):
+    if given == "F32" or mix == "f16" or given == (wanted := wanted_type(name, mix, config)):
         return ""
     block = KINDS[FALLBACK.get(wanted, wanted) if given == "F16" else wanted].block
     return f"{given} instead of {wanted}, since blocks of {block} do not divide rows of {shape[-1]} weights"
 
 
-def wanted_type(name: str, columns: int, mix: str, config: dict[str, Any]) -> str:
+def wanted_type(name: str, mix: str, config: dict[str, Any]) -> str:
     """The type by the tensor's part in the model, before any fallback."""
     default = DEFAULT[mix]
     if name == "output.weight" or (name == "token_embd.weight" and config.get("tie_word_embeddings", False)):
-        return "Q8_0" if default == "Q8_0" or columns % KINDS[default].block else "Q6_K"
+        return "Q8_0" if default == "Q8_0" else "Q6_K"
     if mix == "q8_0" or not name.startswith("blk."):
         return default
     layer, part = int(name.split(".")[1]), name.split(".")[2]

@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 from gguf import TokenType
 
+from qlab.formats.gguf.tokenizer_file import read_description
 from qlab.formats.gguf.tokenizer_rules import check_byte_level, check_marked, check_sentencepiece
 from qlab.support.errors import UserError
 from qlab.support.reading import read_json
@@ -53,10 +54,25 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
         writer.add_token_scores(vocabulary.scores)
     if vocabulary.space_first is not None:
         writer.add_add_space_prefix(vocabulary.space_first)
-    special = gguf.SpecialVocab(folder, load_merges=vocabulary.scores is None, n_vocab=size)
+    special = special_tokens(folder, vocabulary.scores is None, size)
     special.add_to_gguf(writer, quiet=True)
     if special.add_special_token.get("bos") is None and (folder / "tokenizer.json").exists():
         writer.add_add_bos_token(False)  # llama.cpp would add one by default; this tokenizer says nothing of it
+
+
+def special_tokens(folder: Path, merges: bool, size: int) -> gguf.SpecialVocab:
+    """Special tokens, chat template and, if asked for, merges, as gguf-py reads them.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        return gguf.SpecialVocab(folder, load_merges=merges, n_vocab=size)
+    except Exception as error:  # it raises what it likes of what it does not foresee
+        said = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"{folder.name}: gguf-py cannot read its special tokens or its chat template ({said}); copy the original's tokenizer again"
+        ) from error
 
 
 def read_vocabulary(folder: Path, size: int) -> Vocabulary:
@@ -66,7 +82,8 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
         UserError: see add_tokenizer.
     """
     file = folder / "tokenizer.json"
-    description = read_json(file) if file.exists() else {}
+    description = read_description(file) if file.exists() else {}
+    special_tokens(folder, bool(description), size)
     model = description.get("model", {})
     if model.get("type") == "BPE" and "ByteLevel" in json.dumps(description.get("pre_tokenizer")):
         check_byte_level(description)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qlab.formats.gguf.tokenizer_file import read_description
 from qlab.support.errors import UserError
-from qlab.support.reading import read_json
 
 MARK = "▁"  # SentencePiece writes a space so
 BPE = 2  # TrainerSpec.ModelType of sentencepiece_model.proto
@@ -20,7 +20,7 @@ BPE = 2  # TrainerSpec.ModelType of sentencepiece_model.proto
 def refusal(rule: str) -> UserError:
     return UserError(
         f"the tokenizer {rule}, which a GGUF file cannot express: llama.cpp would cut text into other tokens than the model learnt. "
-        "Take another format for this model, such as awq-w4g128"
+        "Take another format for this model, such as awq-gptq-w4g128"
     )
 
 
@@ -88,7 +88,7 @@ def tokenizer_remarks(folder: Path) -> str:
     """Where llama.cpp cuts some texts otherwise than the tokenizer in `folder`; empty where it does not. Such texts are rare."""
     if not (file := folder / "tokenizer.json").exists():
         return ""
-    description = read_json(file)
+    description = read_description(file)
     said = []
     if any(step["type"] == "NFC" for step in steps(description.get("normalizer"), "normalizers")):
         said.append("composes accented letters first (Unicode's NFC), llama.cpp does not: text with decomposed letters is cut otherwise")

@@ -1,18 +1,21 @@
 """Kernels for GPUs, in Triton: where a method goes from column to column, some ten small operations each, the GPU waits for Python.
 
 Each module here does what a plain function of qlab.methods does, by the same arithmetic, in one launch. The plain function stays the
-definition, and the only path on CPUs; tests hold one against the other. Sums are added up in another order, so a weight that lies
-half-way between two codes may get the other one.
+definition, and the only path on CPUs; tests hold one against the other. Sums are added up in another order, and products of matrices
+between two kernels are TF32's, so a weight that lies half-way between two codes may get the other one.
 """
 
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
 import torch
+
+from qlab.support.precision import tf32
 
 OLDEST = (8, 0)  # compute capability: Ampere. Kernels multiply in TF32, which Turing has no instructions for.
 TRIANGLE = 1024  # rows of a triangular matrix that is inverted in one piece; products are faster beyond
@@ -21,6 +24,15 @@ TRIANGLE = 1024  # rows of a triangular matrix that is inverted in one piece; pr
 def run_on(device: torch.device) -> bool:
     """Whether kernels compute on `device`, rather than the plain functions: the one place that decides."""
     return device.type == "cuda" and not obstacle(device.index)
+
+
+def quick_products(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which FP32 matrices are multiplied as TF32, numbers of 11 significant bits, where kernels run on `device`.
+
+    For what errors and changes of codes do to other columns: an error of 5e-4 in that moves a code which lies half-way
+    (`make bench-kernels` prints how many, and what they cost).
+    """
+    return tf32() if run_on(device) else nullcontext()
 
 
 @cache

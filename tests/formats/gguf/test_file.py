@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qlab.evaluate.quality import measure_quality
-from qlab.formats.gguf.file import assemble, check_model, encode_rows, encode_tensor, encode_tensors, remarks, write_gguf
+from qlab.formats.gguf.file import assemble, check_model, encode_rows, encode_tensor, encode_tensors, remarks
 from qlab.formats.gguf.metadata import rope_factors, sliding_window
 from qlab.formats.gguf.mix import DEFAULT, tensor_type
 from qlab.methods.hessian import damp
@@ -25,6 +25,7 @@ from qlab.models.opening import OpenedModel, locate
 from qlab.serve.runtimes.llamacpp import LlamaCpp, post
 from qlab.serve.server import on_free_port, serving
 from qlab.support.errors import UserError
+from tests.formats.gguf.writing import write_gguf
 
 TEXTS = [
     "Return the sum of the array's elements, 12345 of them.",

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from qlab.formats.gguf.configuration import llama3_parameters, model_config
-from qlab.formats.gguf.file import write_gguf
 from qlab.formats.gguf.metadata import rope_factors
 from qlab.formats.gguf.reading import FLOATS, GGUFFiles, decode, describe, plain_gguf
 from qlab.models.opening import OpenedModel, locate
 from qlab.support.errors import UserError
+from tests.formats.gguf.writing import write_gguf
 
 Q = gguf.GGMLQuantizationType
 KINDS = ["BF16", "F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]

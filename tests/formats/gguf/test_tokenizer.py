@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from qlab import EMBEDDED
-from qlab.formats.gguf.file import write_gguf
 from qlab.formats.gguf.tokenizer import pre_tokenizer_name, read_vocabulary
 from qlab.formats.gguf.tokenizer_rules import tokenizer_remarks
 from qlab.models.opening import OpenedModel
 from qlab.serve.runtimes.llamacpp import LlamaCpp, post
 from qlab.serve.server import on_free_port, serving
 from qlab.support.errors import UserError
+from tests.formats.gguf.writing import write_gguf
 
 TEXTS = [
     "Return the sum of the array's elements, 12345 of them.",

@@ -1,4 +1,4 @@
-"""The environment check: what is installed, what works on this machine, and the command that mends what does not."""
+"""What is installed, what works on this machine, and the command that mends what does not: a line each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from qlab.doctor.advisories import FAULTS, OLLAMA, OWN, Fault, environments, faults_in
 from qlab.models.named import WHEELS, WheelModel
 from qlab.serve.runtimes.registry import RUNTIMES
 from qlab.support.errors import UserError
@@ -31,7 +32,7 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: `state` is OK, missing or broken; `mend` the command that helps; qlab works without what is `optional`."""
+    """A line: `state` is OK, missing, broken or unsafe; `mend` the command that helps; qlab works without what is `optional`."""
 
     subject: str
     state: str
@@ -69,7 +70,7 @@ def examine() -> list[Finding]:
         state = "OK" if runtime.present() else "missing"
         detail = f"serves {', '.join(runtime.kinds)}"
         findings.append(Finding(f"runtime {runtime.label}", state, detail, "" if runtime.present() else runtime.install, optional=True))
-    return findings
+    return findings + check_advisories(environments())
 
 
 def check_python() -> str:
@@ -105,6 +106,24 @@ def check_cpu() -> str:
     flags = set(listing.read_text().split()) if listing.exists() else set()
     features = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16") if name in flags]
     return f"{os.cpu_count()} cores; {', '.join(features) or 'features unknown'}"
+
+
+def check_advisories(places: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    """A line for each known fault of the packages in these environments, or one that there is none."""
+    found = [(place, versions, fault) for place, versions in places.items() for fault in faults_in(versions)]
+    if not found:
+        return [Finding("known faults", "OK", f"none of {len(FAULTS)} in what is installed")]
+    return [fault_found(place, versions, fault) for place, versions, fault in found]
+
+
+def fault_found(place: str, versions: Mapping[str, str], fault: Fault) -> Finding:
+    """The line of one fault: which versions have it, what happens, where it is described, and what mends it."""
+    packages = " with ".join(f"{name} {versions[name]}" for name in fault.affected)
+    first = next(iter(fault.affected))
+    mended = f"; {first} {fault.mended} is free of it" if fault.mended else ""
+    told = f"{fault.happens}{f' ({fault.id})' if fault.id else ''}{mended}"
+    mend = MEND if place == OWN else f"rm -rf {place} && make vllm"
+    return Finding(packages, "unsafe" if fault.id else "broken", told, "a newer Ollama: https://ollama.com" if first == OLLAMA else mend)
 
 
 def check_embedded() -> str:

@@ -1,0 +1,125 @@
+"""Killed, interrupted, or out of disk at drawn moments: what is left is the old or the new, and the same command goes on to the same bytes.
+
+QLAB_KILL_ROUNDS: how many moments of each kind, for each command (`make kill`); QLAB_KILL_SEED: which ones.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlab.support.disk.scratch import PREFIX
+from tests.kill.commands import TINY, Command, commands, succeed
+from tests.kill.killing import FULL, SIGNALS, Moment, Run, filled, left, small_disk
+
+ROUNDS = int(os.environ.get("QLAB_KILL_ROUNDS", "0"))
+SEED = os.environ.get("QLAB_KILL_SEED", "0")
+ORDERLY = ("TERM", "INT")  # after these nothing at all may stay but what the same command goes on from
+KINDS = {  # where no round of all is asked for: so few that `make test` stays short
+    "quantize": ("KILL", FULL), "evaluate": ("INT", FULL), "bench": ("TERM",), "finetune": ("KILL",), "release": ("KILL", "TERM"),
+    "run": ("INT",),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    succeed("quantize", "--recipe", "nf4", "--recipe", "q4_k_m", *TINY, "--out", str(folder / "out"))
+    trained = ["--text", "python-reference", *TINY, "--steps", "2", "--out", str(folder / "adapter")]
+    succeed("finetune", str(folder / "out" / "nf4"), *trained)
+    return folder
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_stopped_at_any_moment_it_goes_on(name: str, base: Path, tmp_path: Path) -> None:
+    (command,) = (each for each in commands(base) if each.name == name)
+    before = tmp_path / "before"
+    before.mkdir()
+    command.before(before)
+    whole = tmp_path / "whole"
+    shutil.copytree(before, whole, symlinks=True)
+    run = Run(command.words, whole, tmp_path / "whole-logs")
+    events = run.events()
+    assert run.wait() == 0, run.printed
+    new, paths = command.state(whole), tree(whole)
+    generator = random.Random(f"{SEED} {name}")
+    kinds = [*SIGNALS, FULL] * ROUNDS or KINDS[name]
+    with small_disk(tmp_path / "disk") as mounted:
+        folder = tmp_path / "disk" / "work"
+        shutil.copytree(before, folder, symlinks=True)
+        for kind in kinds:
+            if kind == FULL and not mounted:
+                continue  # tests/cli/test_cli.py limits files instead
+            moment = Moment.drawn(events, generator)
+            if command.finished(folder):
+                renew(folder, before)
+            while not stop_once(command, folder, tmp_path, kind, moment, new):  # it was faster than the one whose events were counted
+                assert moment != moment.earlier(), "it ends before its first event"
+                moment = moment.earlier()
+                renew(folder, before)
+        if not command.finished(folder):
+            run = Run(command.words, folder, tmp_path / "logs")
+            assert run.wait() == 0, run.printed
+        assert left(folder) == []
+        assert command.result(command.state(folder)) == command.result(new)
+        assert tree(folder) == paths
+
+
+def renew(folder: Path, before: Path) -> None:
+    """Begin again with what lay there before the command."""
+    shutil.rmtree(folder)
+    shutil.copytree(before, folder, symlinks=True)
+
+
+def stop_once(command: Command, folder: Path, tmp_path: Path, kind: str, moment: Moment, new: Any) -> bool:
+    """Stop the command at the moment, and see that each part of what lies there then is as before or as it shall be.
+
+    False where it had ended before.
+    """
+    old = command.state(folder)
+    run = Run(command.words, folder, tmp_path / "logs")
+    print(f"{command.name}: {kind} after {moment}, seed {SEED}")
+    if not moment.reached(run):
+        return False
+    if kind == FULL:
+        with filled(folder.parent):
+            code = run.wait()
+        if "the disk is full" not in run.printed:  # all was written when it was filled
+            assert code == 0, run.printed
+            assert command.result(command.state(folder)) == command.result(new)
+        assert code in ((1, 2) if command.writes else (0, 1)) or command.state(folder) == new, run.printed
+        assert "Traceback" not in run.printed, run.printed
+        assert "should have said why" not in run.printed, run.printed
+    else:
+        run.process.send_signal(SIGNALS[kind])
+        code = run.wait()
+        if code != (130 if kind in ORDERLY else -9):  # it came when all was done, and Python itself was ending
+            assert code in (0, -SIGNALS[kind]), run.printed
+            assert command.result(command.state(folder)) == command.result(new)
+        if kind in ORDERLY:
+            assert "Traceback" not in run.printed, run.printed
+    assert left(folder) == []
+    if kind != "KILL":
+        assert [path for path in tree(folder) if PREFIX in path] == []
+    check_old_or_new(command.state(folder), old, new)
+    return True
+
+
+def check_old_or_new(found: Any, old: Any, new: Any) -> None:
+    """Rows were added all or none; of anything else each part is the old or the new one."""
+    if isinstance(found, list):
+        assert found[: len(old)] == old
+        assert len(found) - len(old) in (0, sum(row[0] == new[-1][0] for row in new))
+        return
+    for part in {*found, *old, *new}:
+        assert found.get(part) in (old.get(part), new.get(part)), part
+
+
+def tree(folder: Path) -> list[str]:
+    """All names below `folder`, temporary files among them."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
