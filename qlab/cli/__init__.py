@@ -39,14 +39,16 @@ def call(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return code
     except (UserError, typer.TyperException) as error:
+        failure: Exception = error
         message, code = error.format_message() if isinstance(error, typer.TyperException) else str(error), 2
     except (typer.Abort, KeyboardInterrupt):
         console.print("interrupted; nothing is left running. What is finished is kept, and the same command goes on from there")
         return INTERRUPTED
     except Exception as error:
+        failure = error
         message, code = unforeseen(error)
     if debug:
-        traceback.print_exc()
+        traceback.print_exception(failure)
     console.print("[red]error:[/red] ", end="")
     console.print(readable(message), markup=False, highlight=False)
     return code
