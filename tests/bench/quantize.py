@@ -170,9 +170,8 @@ def large(work: Path, options: argparse.Namespace) -> None:
     shape, blocks, many = SHAPES[options.shape]
     models = {n: make_checkpoint(work / f"large-{n}", n, **shape) for n in (1, many)}
     device, windows = options.device, options.large_windows
-    print(
-        f"{options.shape} shape, {windows} × {options.large_length} calibration tokens, {torch.cuda.get_device_name() if device != 'cpu' else device}"
-    )
+    card = torch.cuda.get_device_name() if device != "cpu" else device
+    print(f"{options.shape} shape, {windows} × {options.large_length} calibration tokens, {card}")
     for together in options.recipes:
         one, block, peak, stages = run_isolated(blocks_of, models, together.split("+"), options, work).value
         print(
