@@ -19,7 +19,8 @@ import psutil
 
 from qlab.cli import call
 
-SECONDS = 10.0  # that any refusal of a small input may take; the slowest good run takes two
+SECONDS = 10.0  # of this process's own time that an answer may take; the slowest good run takes two
+WAITING = 90.0  # seconds after which it hangs, on a machine that may be busy
 MEMORY = 1 << 30  # bytes beyond what the process had, for a model of four megabytes
 LONGEST = 700  # characters of a message, and its paths
 TEXT = "The quick brown fox returns an array of words, and the array holds numbers. " * 40
@@ -85,15 +86,20 @@ def attempt(command: str, model: Path, work: Path) -> Answer:
     """Try `command` on the model at `model`; `work` is an empty folder."""
     out, text = work / "out", work / "text.txt"
     text.write_text(TEXT)
-    before = psutil.Process().memory_info().rss
-    started = time.perf_counter()
+    before = files_in(out)
+    held = psutil.Process().memory_info().rss
+    started = time.process_time()
     with (work / "out.log").open("w+") as printed, (work / "err.log").open("w+") as said:
-        with little_memory(), overdue_after(2 * SECONDS), printed_to(printed, said):
+        with little_memory(), overdue_after(WAITING), printed_to(printed, said):
             code = call(COMMANDS[command](model, out, text))
-    seconds = time.perf_counter() - started
-    left = sorted(str(path.relative_to(out)) for path in out.rglob("*")) if out.exists() else []
+    seconds = time.process_time() - started
+    left = sorted(files_in(out) - before)
     words = [(work / name).read_text(errors="replace") for name in ("out.log", "err.log")]
-    return Answer(code, words[0], words[1], seconds, peak() - before, left)
+    return Answer(code, words[0], words[1], seconds, peak() - held, left)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")} if folder.exists() else set()
 
 
 @contextlib.contextmanager
