@@ -125,16 +125,18 @@ def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none, it is damaged, or it cannot cut a text.
     """
-    folder = source.folder
-    for name in TOKENIZER_FILES:
-        if (folder / name).exists():
-            read_json(folder / name)
-    family: Any = PreTrainedTokenizerFast if (folder / TOKENIZER_FILES[0]).exists() else AutoTokenizer
     try:
         with without_panics():
+            folder = source.folder  # of a GGUF file, made of its header
+            for name in TOKENIZER_FILES:
+                if (folder / name).exists():
+                    read_json(folder / name)
+            family: Any = PreTrainedTokenizerFast if (folder / TOKENIZER_FILES[0]).exists() else AutoTokenizer
             found: PreTrainedTokenizerBase = family.from_pretrained(folder, trust_remote_code=False)
             tried(found)
             return found
+    except UserError:
+        raise
     except Exception as error:  # the tokenizers library raises plain Exception
         said = " ".join(str(error).split())[:160]
         raise UserError(

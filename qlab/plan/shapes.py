@@ -9,7 +9,7 @@ from typing import Any
 
 from qlab.models.configuration import checked
 from qlab.models.gguf import gguf_config
-from qlab.models.locating import HUB_ID
+from qlab.models.locating import HUB_ID, weight_files
 from qlab.models.named import NAMES, named_folder
 from qlab.plan.plan import FORMATS, SHAPES, Shape, hardware, shape_of
 from qlab.support.errors import UserError
@@ -41,7 +41,9 @@ def find_shape(name: str) -> tuple[str, Shape]:
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)\s*[bB]", name):
         return nearest(float(size[1]))
     path = named_folder(name) or Path(name).expanduser()
-    if path.is_dir() and (files := sorted(path.glob("*.gguf"))):
+    if path.suffix == ".gguf" and path.is_file():
+        return name, dense_shape(gguf_config(path), name)
+    if path.is_dir() and (files := weight_files(path)) and files[0].suffix == ".gguf":
         return name, dense_shape(gguf_config(files[0]), name)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file() and not path.exists() and HUB_ID.fullmatch(name) and not name.startswith((".", "~")):

@@ -17,7 +17,7 @@ from tests.fuzz.configs import foreign
 from tests.fuzz.damage import EITHER, REFUSED, WORKS, Case, Change, a_folder, a_loop, a_pipe, content, cut, endless, gone, instead, sparse
 
 FILE = "m.gguf"
-RUN, ALL = ("evaluate", "quantize"), ("evaluate", "quantize", "dry-run", "plan", "serve")
+RUN, ALL = ("evaluate", "quantize"), ("evaluate", "dry-run", "plan", "serve")
 GGUF = partial(Case, model="gguf")
 VALUE = gguf.GGUFValueType
 Settings, Tensors = dict[str, tuple[Any, Any]], dict[str, tuple[Any, Any]]
