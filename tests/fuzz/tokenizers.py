@@ -97,6 +97,23 @@ def far(folder: Path) -> None:
     (folder / FILE).write_text(json.dumps(known))
 
 
+TEMPLATES: dict[str, str] = {
+    "that does not end": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "that writes without end": "{% for i in range(99999) %}{% for j in range(99999) %}{{ messages }}{% endfor %}{% endfor %}",
+    "of a range too long": "{% for i in range(10**12) %}{% endfor %}",
+    "that calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "that divides by zero": "{{ 1 / 0 }}",
+    "that reaches for Python": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "that includes a file": "{% include '/etc/passwd' %}",
+    "that imports": "{% import 'os' as os %}",
+    "that is cut": "{% for message in messages %}{{ message.content",
+    "nested 500 deep": "{% if 1 %}" * 500 + "{% endif %}" * 500,
+    "that wants what is not there": "{{ messages[5].content.x.y }}",
+    "that raises": "{{ raise_exception('no') }}",
+    "that says nothing": "",
+}
+
+
 def slow_only(data: bytes) -> Any:
     """No tokenizer.json, a tokenizer.model."""
     return both(gone(FILE), content("tokenizer.model", data))
@@ -133,6 +150,10 @@ CASES = [
     *(Case(f"{file} {name}", content(file, data), GGUF, outcome=EITHER)
       for file in ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja")
       for name, data in DAMAGED.items()),
+    *(Case(f"a chat template {name}", content("chat_template.jinja", text), ("chat",), outcome=EITHER if text in ("",) or "reaches" in name else REFUSED)
+      for name, text in TEMPLATES.items()),
+    *(Case(f"a chat template in tokenizer_config.json {shown(value)}", values(SETTINGS, chat_template=value), ("chat",), outcome=EITHER)
+      for value in (5, [5], {}, ["a"], [{"name": "default", "template": "x"}], [{"name": "other", "template": 5}], {"default": 5})),
     Case("chat_template.jinja is a pipe", a_pipe("chat_template.jinja"), RUN, says="chat_template.jinja"),
     Case("merges.txt is a folder", a_folder("merges.txt"), RUN, says="merges.txt"),
     *(Case(f"special_tokens_map.json {key} {shown(value)}", values("special_tokens_map.json", **{key: value}), GGUF, outcome=EITHER)

@@ -23,6 +23,7 @@ SECONDS = 10.0  # of this process's own time that an answer may take; the slowes
 WAITING = 90.0  # seconds after which it hangs, on a machine that may be busy
 MEMORY = 1 << 30  # bytes beyond what the process had, for a model of four megabytes
 LONGEST = 700  # characters of a message, and its paths
+CHAT = '{"messages": [{"role": "user", "content": "What is an array of words?"}, {"role": "assistant", "content": "A list."}]}\n' * 40
 TEXT = "The quick brown fox returns an array of words, and the array holds numbers. " * 40
 
 COMMANDS: dict[str, Callable[[Path, Path, Path], list[str]]] = {
@@ -39,6 +40,9 @@ COMMANDS: dict[str, Callable[[Path, Path, Path], list[str]]] = {
     "gguf": lambda model, out, text: [
         "quantize", "--model", str(model), "--recipe", "q8_0", "--calibration", str(text), "--windows", "2", "--length", "16",
         "--out", str(out),
+    ],
+    "chat": lambda model, out, text: [
+        "evaluate", str(model), "--text", str(text.with_name("chat.jsonl")), "--window", "16", "--tokens", "64", "--results", "", "--json",
     ],
     "plan": lambda model, out, text: ["plan", str(model), "--json"],
     "serve": lambda model, out, text: ["serve", str(model), "--name", "m", "--write", str(out)],
@@ -86,6 +90,7 @@ def attempt(command: str, model: Path, work: Path) -> Answer:
     """Try `command` on the model at `model`; `work` is an empty folder."""
     out, text = work / "out", work / "text.txt"
     text.write_text(TEXT)
+    (work / "chat.jsonl").write_text(CHAT)
     before = files_in(out)
     held = psutil.Process().memory_info().rss
     started = time.process_time()
