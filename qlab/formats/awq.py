@@ -73,7 +73,11 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
     for name, (rows, words) in layers(stored, "qweight"):
         parts = {role: f"{name}.{role}" for role in ("qweight", "qzeros", "scales")}
         groups = groups_of(stored, parts["scales"], rows)
-        wanted = {"qweight": ((rows, words), ("I32",)), "qzeros": ((groups, words), ("I32",)), "scales": ((groups, words * PER_WORD), HALVES)}
+        wanted = {
+            "qweight": ((rows, words), ("I32",)),
+            "qzeros": ((groups, words), ("I32",)),
+            "scales": ((groups, words * PER_WORD), HALVES),
+        }
         check_parts(stored, {parts[role]: form for role, form in wanted.items()})
         entries[f"{name}.weight"] = Plain((words * PER_WORD, rows), parts, decode)
     return entries

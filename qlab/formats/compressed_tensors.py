@@ -121,7 +121,9 @@ def scheme_in(quantization: dict[str, Any]) -> Quantization:
         if weights.num_bits not in WIDTHS:
             readable = ", ".join(map(str, WIDTHS))
             raise UserError(f"the checkpoint is compressed-tensors of {weights.num_bits} bits; qlab reads {readable}: {WHY}")
-        if (weights.strategy == "group") != (weights.group_size is not None) or (weights.strategy == "block") != bool(weights.block_structure):
+        if (weights.strategy == "group") != (weights.group_size is not None) or (weights.strategy == "block") != bool(
+            weights.block_structure
+        ):
             raise UserError(f"the quantization_config says strategy {weights.strategy}, and not how large its groups or blocks are: {WHY}")
     return found
 
@@ -167,7 +169,9 @@ def fits(pattern: str, layer: str) -> bool:
     try:
         return regex.match(pattern, layer, timeout=PATIENCE) is not None
     except (regex.error, TimeoutError, RecursionError) as error:
-        raise UserError(f"the pattern {pattern[:80]!r} in the quantization_config cannot be used ({str(error)[:80] or 'no end'}): {WHY}") from error
+        raise UserError(
+            f"the pattern {pattern[:80]!r} in the quantization_config cannot be used ({str(error)[:80] or 'no end'}): {WHY}"
+        ) from error
 
 
 def check_companions(name: str, parts: dict[str, str], shape: tuple[int, ...], scheme: Weights, stored: Stored) -> None:

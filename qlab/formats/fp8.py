@@ -59,7 +59,9 @@ def given_block(quantization: dict[str, Any]) -> list[int] | None:
     if found is None:
         return None
     if not isinstance(found, list) or len(found) != 2 or not all(type(size) is int and 0 < size <= LARGEST_BLOCK for size in found):
-        raise UserError(f"weight_block_size of the quantization_config is {str(found)[:40]}: expected two whole numbers, such as [128, 128]")
+        raise UserError(
+            f"weight_block_size of the quantization_config is {str(found)[:40]}: expected two whole numbers, such as [128, 128]"
+        )
     return found
 
 

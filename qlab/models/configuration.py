@@ -80,7 +80,8 @@ def checked(config: Mapping[str, Any], name: str) -> None:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"] if str(part) in config or str(part).isidentifier()) or "it"
         raise UserError(
-            f"the configuration of {name} makes no sense: {where} is {repr(first['input'])[:40]} ({first['msg'][:100]}); download or copy config.json again"
+            f"the configuration of {name} makes no sense: {where} is {repr(first['input'])[:40]} ({first['msg'][:100]}); download or copy "
+            "config.json again"
         ) from error
 
 

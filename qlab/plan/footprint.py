@@ -8,7 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-
 from qlab.formats.gguf.header import read_header
 from qlab.models.configuration import read_config
 from qlab.models.gguf import gguf_config

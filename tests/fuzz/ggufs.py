@@ -144,24 +144,59 @@ def of_another_kind(folder: Path) -> None:
     with_code(folder)
 
 
-WHOLE = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv",
-         "attention.key_length", "rope.dimension_count")  # fmt: skip
+WHOLE = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "rope.dimension_count",
+)
 UNSIGNED: dict[str, tuple[Any, Any]] = {
-    "0": (0, None), "2^32-1": (2**32 - 1, None), "2^60": (2**60, VALUE.UINT64), "-1": (-1, VALUE.INT32), "text": ("x", VALUE.STRING),
-    "NaN": (float("nan"), VALUE.FLOAT32), "1e30": (1e30, VALUE.FLOAT32), "an array": ([4, 4], VALUE.ARRAY), "3": (3, None),
-}  # fmt: skip
+    "0": (0, None),
+    "2^32-1": (2**32 - 1, None),
+    "2^60": (2**60, VALUE.UINT64),
+    "-1": (-1, VALUE.INT32),
+    "text": ("x", VALUE.STRING),
+    "NaN": (float("nan"), VALUE.FLOAT32),
+    "1e30": (1e30, VALUE.FLOAT32),
+    "an array": ([4, 4], VALUE.ARRAY),
+    "3": (3, None),
+}
 REAL = ("attention.layer_norm_rms_epsilon", "rope.freq_base")
 TEXTS: dict[str, list[tuple[Any, Any]]] = {
     "tokenizer.ggml.model": [("nosuch", None), ("llama", None), (5, VALUE.UINT32)],
     "tokenizer.ggml.pre": [("nosuch", None), ("default", None), (5, VALUE.UINT32)],
-    "tokenizer.ggml.tokens": [(["a"], None), ([5, 6], None), (["a"] * 4096, None), ("x", VALUE.STRING), ([f"t{i}" for i in range(5000)], None)],
-    "tokenizer.ggml.token_type": [([1], None), ([99] * 4096, None), ([-1] * 4096, None), (["x"], None), ([6] * 4096, None), ([3] * 4096, None)],
+    "tokenizer.ggml.tokens": [
+        (["a"], None),
+        ([5, 6], None),
+        (["a"] * 4096, None),
+        ("x", VALUE.STRING),
+        ([f"t{i}" for i in range(5000)], None),
+    ],
+    "tokenizer.ggml.token_type": [
+        ([1], None),
+        ([99] * 4096, None),
+        ([-1] * 4096, None),
+        (["x"], None),
+        ([6] * 4096, None),
+        ([3] * 4096, None),
+    ],
     "tokenizer.ggml.merges": [(["a"], None), ([5], None), (["no such"], None), (["a b c"], None), ("x", VALUE.STRING)],
     "tokenizer.ggml.bos_token_id": [(10**6, None), (-1, VALUE.INT32), ("x", VALUE.STRING), (1.5, VALUE.FLOAT32)],
     "tokenizer.ggml.eos_token_id": [(10**6, None), (-1, VALUE.INT32), ("x", VALUE.STRING)],
     "tokenizer.chat_template": [("{{", VALUE.STRING), (5, VALUE.UINT32)],
-    "general.architecture": [("", VALUE.STRING), ("nosuch", VALUE.STRING), ("gemma2", VALUE.STRING), ("qwen2", VALUE.STRING), ("phi3", VALUE.STRING),
-                             ("bert", VALUE.STRING), ("clip", VALUE.STRING)],
+    "general.architecture": [
+        ("", VALUE.STRING),
+        ("nosuch", VALUE.STRING),
+        ("gemma2", VALUE.STRING),
+        ("qwen2", VALUE.STRING),
+        ("phi3", VALUE.STRING),
+        ("bert", VALUE.STRING),
+        ("clip", VALUE.STRING),
+    ],
     "general.alignment": [(0, VALUE.UINT32), (3, VALUE.UINT32), (1 << 31, VALUE.UINT32), ("x", VALUE.STRING)],
     "llama.rope.scaling.type": [("nosuch", VALUE.STRING), (5, VALUE.UINT32), ("yarn", VALUE.STRING), ("linear", VALUE.STRING)],
     "llama.rope.scaling.factor": [(0.0, VALUE.FLOAT32), ("x", VALUE.STRING)],
@@ -170,7 +205,7 @@ TEXTS: dict[str, list[tuple[Any, Any]]] = {
     "llama.vocab_size": [(1, VALUE.UINT32), ("x", VALUE.STRING)],
     "split.count": [(2, VALUE.UINT16), (0, VALUE.UINT16), ("x", VALUE.STRING), (-1, VALUE.INT32)],
     "general.file_type": [(9999, VALUE.UINT32), ("x", VALUE.STRING)],
-}  # fmt: skip
+}
 
 
 def reshaped(name: str, change: Callable[[Any], Any]) -> Change:
@@ -181,17 +216,45 @@ CASES = [
     GGUF("a GGUF file as it is made", lambda folder: None, RUN, outcome=WORKS),
     GGUF("written anew by gguf-py", rewritten(lambda *_: None), RUN, outcome=WORKS),
     GGUF("in two parts", parts(2), RUN, outcome=WORKS),
-    *(GGUF(f"cut at {share:.4%}", cut(FILE, share), ALL, says=FILE) for share in (0, 0.000001, 0.00001, 0.0001, 0.01, 0.05, 0.3, 0.9, 0.99999)),
-    *(GGUF(f"{key} {name}", setting(f"llama.{key}", *value), ALL, outcome=EITHER if name == "3" or key in ("rope.dimension_count",) else REFUSED)
-      for key in WHOLE for name, value in UNSIGNED.items() if (key, name) not in (("context_length", "3"),)),
+    *(
+        GGUF(f"cut at {share:.4%}", cut(FILE, share), ALL, says=FILE)
+        for share in (0, 0.000001, 0.00001, 0.0001, 0.01, 0.05, 0.3, 0.9, 0.99999)
+    ),
+    *(
+        GGUF(
+            f"{key} {name}",
+            setting(f"llama.{key}", *value),
+            ALL,
+            outcome=EITHER if name == "3" or key in ("rope.dimension_count",) else REFUSED,
+        )
+        for key in WHOLE
+        for name, value in UNSIGNED.items()
+        if (key, name) not in (("context_length", "3"),)
+    ),
     *(GGUF(f"{key} gone", without(f"llama.{key}"), RUN, outcome=EITHER) for key in (*WHOLE, *REAL)),
-    *(GGUF(f"{key} {value[0]}", setting(f"llama.{key}", *value), RUN, outcome=EITHER if value[0] in (0.0, 1e30) else REFUSED)
-      for key in REAL for value in ((float("nan"), None), (float("inf"), None), ("x", VALUE.STRING), (-1.0, None), (0.0, None), (1e30, None))),
-    *(GGUF(f"{key} {str(value[0])[:30]}", setting(key, value[0], value[1]), RUN, outcome=EITHER) for key, found in TEXTS.items() for value in found),
-    *(GGUF(f"without {name}", without(name), RUN, outcome=outcome) for name, outcome in (
-        ("tokenizer.ggml.tokens", REFUSED), ("tokenizer.ggml.merges", REFUSED), ("tokenizer.ggml.token_type", EITHER),
-        ("tokenizer.ggml.model", REFUSED), ("token_embd.weight", REFUSED), ("output_norm.weight", REFUSED), ("blk.1.ffn_up.weight", REFUSED),
-        ("blk.0.attn_norm.weight", REFUSED))),
+    *(
+        GGUF(f"{key} {value[0]}", setting(f"llama.{key}", *value), RUN, outcome=EITHER if value[0] in (0.0, 1e30) else REFUSED)
+        for key in REAL
+        for value in ((float("nan"), None), (float("inf"), None), ("x", VALUE.STRING), (-1.0, None), (0.0, None), (1e30, None))
+    ),
+    *(
+        GGUF(f"{key} {str(value[0])[:30]}", setting(key, value[0], value[1]), RUN, outcome=EITHER)
+        for key, found in TEXTS.items()
+        for value in found
+    ),
+    *(
+        GGUF(f"without {name}", without(name), RUN, outcome=outcome)
+        for name, outcome in (
+            ("tokenizer.ggml.tokens", REFUSED),
+            ("tokenizer.ggml.merges", REFUSED),
+            ("tokenizer.ggml.token_type", EITHER),
+            ("tokenizer.ggml.model", REFUSED),
+            ("token_embd.weight", REFUSED),
+            ("output_norm.weight", REFUSED),
+            ("blk.1.ffn_up.weight", REFUSED),
+            ("blk.0.attn_norm.weight", REFUSED),
+        )
+    ),
     # tensors
     GGUF("fewer rows in a matrix", reshaped("blk.0.ffn_up.weight", lambda old: old[:128]), RUN, says="up_proj"),
     GGUF("no rows in a matrix", reshaped("blk.0.ffn_up.weight", lambda old: old[:0]), RUN),
@@ -199,9 +262,17 @@ CASES = [
     GGUF("fewer rows in the embedding", reshaped("token_embd.weight", lambda old: old[:100]), RUN),
     GGUF("NaN in a norm", reshaped("output_norm.weight", lambda old: old * np.nan), RUN, says="NaN"),
     GGUF("NaN in the scales of a matrix", reshaped("blk.0.ffn_up.weight", lambda old: np.full_like(old, 255)), RUN, says="NaN"),
-    GGUF("a tensor that no such model has", rewritten(lambda _, tensors: tensors.__setitem__("blk.0.x.weight", tensors["output_norm.weight"])),
-         RUN, says="blk.0.x.weight"),
-    GGUF("a tensor in another block", rewritten(lambda _, tensors: tensors.__setitem__("blk.7.attn_norm.weight", tensors["output_norm.weight"])), RUN),
+    GGUF(
+        "a tensor that no such model has",
+        rewritten(lambda _, tensors: tensors.__setitem__("blk.0.x.weight", tensors["output_norm.weight"])),
+        RUN,
+        says="blk.0.x.weight",
+    ),
+    GGUF(
+        "a tensor in another block",
+        rewritten(lambda _, tensors: tensors.__setitem__("blk.7.attn_norm.weight", tensors["output_norm.weight"])),
+        RUN,
+    ),
     GGUF("a type that nobody decodes", after(b"blk.0.ffn_up.weight", struct.pack("<I", 27), 4 + 16), RUN),
     GGUF("an unknown type", after(b"blk.0.ffn_up.weight", struct.pack("<I", 9999), 4 + 16), ALL, says=FILE),
     GGUF("a type that was dropped", after(b"blk.0.ffn_up.weight", struct.pack("<I", 4), 4 + 16), ALL, says=FILE),
@@ -224,7 +295,9 @@ CASES = [
     GGUF("a name of 2^60 bytes", bytes_at(24, struct.pack("<Q", 1 << 60)), ALL, says=FILE),
     GGUF("a name that is no UTF-8", crafted([struct.pack("<Q", 1) + b"\xff" + struct.pack("<IB", 0, 1)], []), ALL, says=FILE),
     GGUF("an unknown type of a setting", crafted([word("a") + struct.pack("<IB", 99, 1)], []), ALL, says=FILE),
-    GGUF("an array in an array", crafted([word("a") + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 0, 1) + b"\0"], []), ALL, says=FILE),
+    GGUF(
+        "an array in an array", crafted([word("a") + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 0, 1) + b"\0"], []), ALL, says=FILE
+    ),
     GGUF("an array of 2^60 numbers", crafted([word("a") + struct.pack("<IIQ", 9, 0, 1 << 60)], []), ALL, says=FILE),
     GGUF("an array of 2^60 strings", crafted([word("a") + struct.pack("<IIQ", 9, 8, 1 << 60)], []), ALL, says=FILE),
     GGUF("a setting twice", crafted([LLAMA, LLAMA], []), ALL, says="twice"),
@@ -253,5 +326,10 @@ CASES = [
     GGUF("code beside one of another kind", of_another_kind, (*RUN, "plan"), outcome=EITHER),
     GGUF("config.json beside it is no JSON", content("config.json", "{"), RUN, outcome=EITHER),
     GGUF("tokenizer.json beside it is no JSON", content("tokenizer.json", "{"), RUN, says="tokenizer.json"),
-    GGUF("tokenizer.json beside it is a pipe", instead("tokenizer.json", lambda path: __import__("os").mkfifo(path)), RUN, says="tokenizer.json"),
-]  # fmt: skip
+    GGUF(
+        "tokenizer.json beside it is a pipe",
+        instead("tokenizer.json", lambda path: __import__("os").mkfifo(path)),
+        RUN,
+        says="tokenizer.json",
+    ),
+]

@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.models import Models
-from tests.fuzz.test_named import models  # noqa: F401  (a fixture)
 from tests.fuzz.trial import attempt
 
 TIMES = int(os.environ.get("QLAB_FUZZ", "1"))
@@ -40,7 +39,13 @@ Mutation = Callable[[bytes], bytes]
 @st.composite
 def mutations(draw: st.DrawFn) -> Mutation:
     """Some bytes near the beginning are changed, taken out or put in, or the end is cut off."""
-    steps = draw(st.lists(st.tuples(st.sampled_from("changed cut in out".split()), st.floats(0, 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=3))
+    steps = draw(
+        st.lists(
+            st.tuples(st.sampled_from(["changed", "cut", "in", "out"]), st.floats(0, 1), st.binary(min_size=1, max_size=8)),
+            min_size=1,
+            max_size=3,
+        )
+    )
 
     def mutate(whole: bytes) -> bytes:
         for how, share, data in steps:
@@ -105,13 +110,24 @@ CHANGES = st.lists(st.tuples(st.integers(0, 10_000), JSON), min_size=1, max_size
 
 @pytest.mark.parametrize(
     ("model", "file", "command", "examples"),
-    [("plain", "config.json", "evaluate", 60), ("plain", "config.json", "dry-run", 25), ("plain", "config.json", "plan", 40),
-     ("plain", "config.json", "serve", 40), ("plain", "tokenizer.json", "evaluate", 25), ("plain", "tokenizer.json", "gguf", 20),
-     ("plain", "tokenizer_config.json", "evaluate", 25), ("plain", "generation_config.json", "evaluate", 20),
-     ("awq", "config.json", "evaluate", 20), ("gptq", "config.json", "evaluate", 20), ("nf4", "config.json", "evaluate", 20),
-     ("fp8", "config.json", "evaluate", 20), ("compressed", "config.json", "evaluate", 30), ("awq", "qlab.json", "evaluate", 20)],
-)  # fmt: skip
-def test_values_of_json(models: Models, model: str, file: str, command: str, examples: int) -> None:  # noqa: F811
+    [
+        ("plain", "config.json", "evaluate", 60),
+        ("plain", "config.json", "dry-run", 25),
+        ("plain", "config.json", "plan", 40),
+        ("plain", "config.json", "serve", 40),
+        ("plain", "tokenizer.json", "evaluate", 25),
+        ("plain", "tokenizer.json", "gguf", 20),
+        ("plain", "tokenizer_config.json", "evaluate", 25),
+        ("plain", "generation_config.json", "evaluate", 20),
+        ("awq", "config.json", "evaluate", 20),
+        ("gptq", "config.json", "evaluate", 20),
+        ("nf4", "config.json", "evaluate", 20),
+        ("fp8", "config.json", "evaluate", 20),
+        ("compressed", "config.json", "evaluate", 30),
+        ("awq", "qlab.json", "evaluate", 20),
+    ],
+)
+def test_values_of_json(models: Models, model: str, file: str, command: str, examples: int) -> None:
     @settings(SETTINGS, max_examples=examples * TIMES)
     @given(CHANGES)
     def changed(changes: list[tuple[int, Any]]) -> None:
@@ -122,11 +138,19 @@ def test_values_of_json(models: Models, model: str, file: str, command: str, exa
 
 @pytest.mark.parametrize(
     ("model", "file", "command", "examples"),
-    [("plain", "model.safetensors", "evaluate", 40), ("awq", "model.safetensors", "evaluate", 30), ("nf4", "model.safetensors", "evaluate", 20),
-     ("gguf", "m.gguf", "evaluate", 60), ("gguf", "m.gguf", "plan", 60), ("gguf", "m.gguf", "serve", 30), ("plain", "config.json", "plan", 40),
-     ("plain", "tokenizer.json", "evaluate", 20), ("awq", "qlab.json", "evaluate", 20)],
-)  # fmt: skip
-def test_bytes(models: Models, model: str, file: str, command: str, examples: int) -> None:  # noqa: F811
+    [
+        ("plain", "model.safetensors", "evaluate", 40),
+        ("awq", "model.safetensors", "evaluate", 30),
+        ("nf4", "model.safetensors", "evaluate", 20),
+        ("gguf", "m.gguf", "evaluate", 60),
+        ("gguf", "m.gguf", "plan", 60),
+        ("gguf", "m.gguf", "serve", 30),
+        ("plain", "config.json", "plan", 40),
+        ("plain", "tokenizer.json", "evaluate", 20),
+        ("awq", "qlab.json", "evaluate", 20),
+    ],
+)
+def test_bytes(models: Models, model: str, file: str, command: str, examples: int) -> None:
     @settings(SETTINGS, max_examples=examples * TIMES)
     @given(mutations())
     def changed(mutate: Mutation) -> None:
@@ -136,7 +160,7 @@ def test_bytes(models: Models, model: str, file: str, command: str, examples: in
 
 
 @pytest.mark.parametrize("model", ["plain", "awq", "gptq", "nf4", "fp8", "compressed"])
-def test_headers_of_safetensors(models: Models, model: str) -> None:  # noqa: F811
+def test_headers_of_safetensors(models: Models, model: str) -> None:
     """What the header says of tensors: other names, types, shapes and places, in JSON that is whole."""
 
     @settings(SETTINGS, max_examples=20 * TIMES)

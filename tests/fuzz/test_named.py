@@ -10,23 +10,16 @@ import pytest
 from tests.fuzz import artifacts, configs, ggufs, tokenizers, weights
 from tests.fuzz.damage import REFUSED, WORKS, Case
 from tests.fuzz.models import Models
-from tests.fuzz.trial import COMMANDS, attempt
+from tests.fuzz.trial import attempt
 
-TABLES = {"weights": weights.CASES, "config": configs.CASES, "tokenizer": tokenizers.CASES, "artifact": artifacts.CASES, "gguf": ggufs.CASES}
+TABLES = {
+    "weights": weights.CASES,
+    "config": configs.CASES,
+    "tokenizer": tokenizers.CASES,
+    "artifact": artifacts.CASES,
+    "gguf": ggufs.CASES,
+}
 CASES = [(f"{table}: {case.name}", case) for table, cases in TABLES.items() for case in cases]
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """The models, and every command once on a whole one: what libraries load at first is no case's time or memory."""
-    folder = tmp_path_factory.mktemp("fuzz")
-    made = Models(folder)
-    whole = made.copy("plain", folder / "whole")
-    for command in COMMANDS:
-        (folder / command).mkdir()
-        answer = attempt(command, whole, folder / command)
-        assert answer.code == 0, answer.err
-    return made
 
 
 @pytest.fixture

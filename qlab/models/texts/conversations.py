@@ -89,7 +89,9 @@ def rendered(document: Document, tokenizer: Tokenizer) -> str:
             text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user")
             return text
     except Endless as error:
-        raise UserError(f"{document.where}: the model's chat template was not done with it in {PATIENCE} seconds; mend the template") from error
+        raise UserError(
+            f"{document.where}: the model's chat template was not done with it in {PATIENCE} seconds; mend the template"
+        ) from error
     except Exception as error:  # templates raise what they like of roles and orders that they do not know
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{document.where}: the model's chat template does not take this conversation ({said})") from error
