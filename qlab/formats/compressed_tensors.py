@@ -134,7 +134,7 @@ def describe(quantization: dict[str, Any]) -> str:
     for group in scheme_in(quantization).config_groups.values():
         if weights := group.weights:
             where = {"group": f"in groups of {weights.group_size}", "channel": "a scale a row", "tensor": "a scale a tensor"}
-            kinds[f"{weights.num_bits}-bit {weights.type} {where.get(weights.strategy, 'in blocks')}"] = None
+            kinds[f"{weights.num_bits}-bit {weights.type} {where.get(str(weights.strategy), 'in blocks')}"] = None
     return ", ".join(["compressed-tensors", *kinds])
 
 

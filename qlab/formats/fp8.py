@@ -35,9 +35,9 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
         scale = next((name + suffix for suffix in SCALES if name + suffix in stored.shapes), None)
         if scale is None:
             raise UserError(f"{name} is FP8 and its scale, {name}{SCALES[0]} or …{SCALES[1]}, is missing: fetch the checkpoint again")
-        shape, block = stored.shapes[name], given_block(quantization)
+        shape = stored.shapes[name]
         check_scale(name, scale, stored)
-        block = block_size(name, shape, stored.shapes[scale], block)
+        block = block_size(name, shape, stored.shapes[scale], given_block(quantization))
         entries[name] = Plain(shape, {"weight": name, "scale": scale}, partial(decode, block=block))
     return entries
 
