@@ -9,7 +9,7 @@ FIND_PYTHON := tools/find-python.sh '$(PYTHON)' $(if $(filter file,$(origin PYTH
 # No two colons and none at the end, not the user's own either: an empty entry is the current folder, whose configuration would be run.
 export JUPYTER_CONFIG_PATH := $(subst :qlab-end,,$(subst ::,:,$(subst ::,:,$(subst ::,:,$(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH):qlab-end))))
 
-.PHONY: run test lab lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels soak kill vllm environment lock embedded-model doctor clean help
+.PHONY: run test lab lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels soak kill fuzz vllm environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -19,6 +19,9 @@ run: $(READY) ## run the whole workbook on the embedded model; prints the result
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest
+
+fuzz: $(READY) ## many more damaged and hostile input files than `make test` tries (half an hour)
+	QLAB_FUZZ=20 $(BIN)/python -m pytest tests/fuzz
 
 lab: $(READY) ## read the lessons in JupyterLab
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks  # root is the usual user of a container

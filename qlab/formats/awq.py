@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from qlab.formats.packing import pack_words, unpack_words
-from qlab.formats.plain import Plain, Stored, layers
+from qlab.formats.plain import HALVES, Plain, Stored, check_parts, groups_of, layers
 from qlab.methods.grid import GroupedIntegers
 from qlab.support.errors import UserError
 
@@ -64,7 +64,7 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
     """The quantized weights of a checkpoint by their plain names.
 
     Raises:
-        UserError: another version or width than qlab reads.
+        UserError: another version or width than qlab reads, or tensors that do not fit each other.
     """
     version, bits = str(quantization.get("version", "gemm")).lower(), quantization.get("bits", BITS)
     if version != "gemm" or bits != BITS:
@@ -72,6 +72,13 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
     entries = {}
     for name, (rows, words) in layers(stored, "qweight"):
         parts = {role: f"{name}.{role}" for role in ("qweight", "qzeros", "scales")}
+        groups = groups_of(stored, parts["scales"], rows)
+        wanted = {
+            "qweight": ((rows, words), ("I32",)),
+            "qzeros": ((groups, words), ("I32",)),
+            "scales": ((groups, words * PER_WORD), HALVES),
+        }
+        check_parts(stored, {parts[role]: form for role, form in wanted.items()})
         entries[f"{name}.weight"] = Plain((words * PER_WORD, rows), parts, decode)
     return entries
 

@@ -9,21 +9,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from math import prod
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from qlab.formats.plain import Plain, Stored
+from qlab.formats.plain import AGAIN, Plain, Stored, check_parts
 from qlab.methods.nf4 import BLOCK, KINDS, SUPERBLOCK, NestedAbsmax, NormalFloat, dynamic_map, nearest
 from qlab.support.errors import UserError
 
 STATE = "weight.quant_state.bitsandbytes__"
-PARTS = ("weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map")
-
-
+LARGEST_STATE = 1 << 14  # bytes; bitsandbytes writes two hundred
 PACKED_ROWS = 32  # outputs that bitsandbytes' kernel for AVX512-BF16 takes together
+Side = Annotated[int, Field(ge=1, le=1 << 26)]
+
+
+class State(BaseModel):
+    """The JSON text beside a layer's tensors."""
+
+    model_config = ConfigDict(strict=True)
+    quant_type: Literal["nf4", "fp4"]
+    blocksize: Annotated[int, Field(ge=BLOCK, le=BLOCK)]
+    dtype: Literal["float16", "bfloat16", "float32"]
+    shape: Annotated[list[Side], Field(min_length=2, max_length=2)]
+    nested_blocksize: Annotated[int, Field(ge=SUPERBLOCK, le=SUPERBLOCK)] = SUPERBLOCK
+    nested_offset: FiniteFloat | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def nested_has_an_offset(cls, given: Any) -> Any:
+        """A doubly quantized layer without its offset would be decoded as a singly quantized one."""
+        if isinstance(given, dict) and "nested_offset" in given and given["nested_offset"] is None:
+            raise ValueError("nested_offset is null")
+        return given
 
 
 def leave_unpacked(model: nn.Module) -> None:
@@ -86,25 +107,52 @@ def unpack(tensors: dict[str, Tensor]) -> NormalFloat:
     kind = next((kind for kind in KINDS if STATE + kind in tensors), None)
     if kind is None:
         raise UserError(f"no {STATE}nf4 (or fp4) among {', '.join(sorted(tensors))}: expected a layer saved through bitsandbytes in 4 bits")
-    state = json.loads(bytes(tensors[STATE + kind].tolist()))
-    if state["blocksize"] != BLOCK or state.get("nested_blocksize", SUPERBLOCK) != SUPERBLOCK:
-        raise UserError(f"the layer has blocks of {state['blocksize']} weights; qlab reads those of {BLOCK}, bitsandbytes' default")
-    rows, columns = state["shape"]
+    state = read_state(tensors[STATE + kind], "the layer")
+    rows, columns = state.shape
     pairs = tensors["weight"].flatten()
     codes = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten()[: rows * columns]
     nested = None
     absmax = tensors["weight.absmax"]
-    if "nested_offset" in state:
-        nested = NestedAbsmax(absmax, tensors["weight.nested_absmax"], torch.tensor(state["nested_offset"], device=absmax.device))
+    if state.nested_offset is not None:
+        nested = NestedAbsmax(absmax, tensors["weight.nested_absmax"], torch.tensor(state.nested_offset, device=absmax.device))
         absmax = nested.dequantize()
-    return NormalFloat((rows, columns), codes, absmax, tensors["weight.quant_map"], nested, kind, getattr(torch, state["dtype"]))
+    return NormalFloat((rows, columns), codes, absmax, tensors["weight.quant_map"], nested, kind, getattr(torch, state.dtype))
+
+
+def read_state(stored: Tensor, name: str) -> State:
+    """What is no tensor of the layer whose state `name` is.
+
+    Raises:
+        UserError: it is damaged, or of another block size than qlab reads.
+    """
+    try:
+        return State.model_validate_json(bytes(stored.flatten().tolist()))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:40] or "it"
+        raise UserError(f"{name} is damaged, or has blocks that qlab does not read ({where}: {first['msg'][:100]}): {AGAIN}") from error
+
+
+def parts_of(state: State) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+    """The shapes and dtypes of the tensors beside a state, by their roles."""
+    rows, columns = state.shape
+    blocks = -(-rows * columns // BLOCK)
+    found: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {"weight": ((-(-rows * columns // 2), 1), ("U8",))}
+    if state.nested_offset is None:
+        return found | {"weight.absmax": ((blocks,), ("F32",)), "weight.quant_map": ((16,), ("F32",))}
+    return found | {
+        "weight.absmax": ((blocks,), ("U8",)),
+        "weight.quant_map": ((16,), ("F32",)),
+        "weight.nested_absmax": ((-(-blocks // SUPERBLOCK),), ("F32",)),
+        "weight.nested_quant_map": ((256,), ("F32",)),
+    }
 
 
 def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
     """The quantized weights of a checkpoint by their plain names.
 
     Raises:
-        UserError: INT8 weights, which qlab does not read.
+        UserError: INT8 weights, which qlab does not read, or tensors that do not fit each other.
     """
     if not quantization.get("load_in_4bit"):
         raise UserError(
@@ -113,12 +161,16 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
         )
     entries = {}
     for name in stored.shapes:
-        layer, state, _ = name.partition(f".{STATE}")
-        if not state:
+        layer, found, kind = name.partition(f".{STATE}")
+        if not found:
             continue
-        roles = [role for role in PARTS if f"{layer}.{role}" in stored.shapes] + [name.removeprefix(f"{layer}.")]
-        rows, columns = json.loads(bytes(stored.read(name).tolist()))["shape"]
-        entries[f"{layer}.weight"] = Plain((rows, columns), {role: f"{layer}.{role}" for role in roles}, decode)
+        if kind not in KINDS or stored.dtypes[name] != "U8" or not 0 < prod(stored.shapes[name]) <= LARGEST_STATE:
+            raise UserError(f"{name} is no state that bitsandbytes writes: {AGAIN}")
+        state = read_state(stored.read(name), name)
+        wanted = parts_of(state)
+        check_parts(stored, {f"{layer}.{role}": form for role, form in wanted.items()})
+        roles = [*wanted, name.removeprefix(f"{layer}.")]
+        entries[f"{layer}.weight"] = Plain((state.shape[0], state.shape[1]), {role: f"{layer}.{role}" for role in roles}, decode)
     return entries
 
 

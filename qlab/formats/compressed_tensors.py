@@ -9,15 +9,16 @@ All decode to (q − z) · scale, computed and rounded in the dtype of the scale
 
 from __future__ import annotations
 
-import re
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
+import regex
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
 from qlab.formats.packing import WIDTHS, WORD, period, unpack_words
-from qlab.formats.plain import Plain, Stored
+from qlab.formats.plain import AGAIN, HALVES, Plain, Stored, check_parts
 from qlab.support.errors import UserError
 
 PACKED, NAIVE = "pack-quantized", ("int-quantized", "float-quantized", "naive-quantized")
@@ -25,6 +26,45 @@ CODES = ("I8", "F8_E4M3", "F8_E5M2")
 ROLES = ("scale", "zero_point", "g_idx", "shape")
 STRATEGIES = ("tensor", "channel", "group", "block")
 WHY = "take the original checkpoint, or convert it with the library that wrote it"
+PATIENCE = 0.2  # seconds for a pattern and a name; they take microseconds
+Whole = Annotated[int, Field(ge=1, le=1 << 26)]
+
+
+class Weights(BaseModel):
+    """How the weights of a group are quantized."""
+
+    model_config = ConfigDict(strict=True)
+    num_bits: int
+    type: str = "int"
+    symmetric: bool = True
+    strategy: str | None = None
+    group_size: Whole | None = None
+    block_structure: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = None
+
+    @field_validator("group_size", mode="before")
+    @classmethod
+    def none_by_minus_one(cls, given: Any) -> Any:
+        """-1 stands for a group a row."""
+        return None if given == -1 else given
+
+
+class Group(BaseModel):
+    """Layers by their names, patterns ("re:…") or classes, and how their weights are quantized."""
+
+    model_config = ConfigDict(strict=True)
+    targets: list[str] = []
+    weights: Weights | None = None
+    format: str | None = None
+
+
+class Quantization(BaseModel):
+    """The configuration's `quantization_config`."""
+
+    model_config = ConfigDict(strict=True)
+    config_groups: dict[str, Group] = {}
+    format: str = PACKED
+    sparsity_config: dict[str, Any] | None = None
+    transform_config: dict[str, Any] | None = None
 
 
 def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
@@ -33,88 +73,148 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
     Raises:
         UserError: a layout or a scheme that qlab does not read.
     """
-    check(quantization)
-    entries = {}
+    known, entries = scheme_in(quantization), {}
     for name, dtype in stored.dtypes.items():
         layer, _, part = name.rpartition(".")
         if part not in ("weight_packed", "weight") or (part == "weight" and dtype not in CODES):
             continue
-        scheme = scheme_of(layer, quantization)
+        if len(stored.shapes[name]) < 2 or not all(stored.shapes[name]):
+            raise UserError(f"{name} has the shape {list(stored.shapes[name])[:9]}: expected a matrix; {AGAIN}")
+        scheme = scheme_of(layer, known)
         parts = {role: f"{layer}.weight_{role}" for role in ROLES if f"{layer}.weight_{role}" in stored.shapes}
         if "scale" not in parts:
             raise UserError(f"{name} holds codes, and their scale, {layer}.weight_scale, is not in the checkpoint: fetch it again")
-        bits = int(scheme["num_bits"])
-        shape = packed_shape(layer, bits, scheme, stored) if part == "weight_packed" else stored.shapes[name]
-        step = tuple(scheme.get("block_structure") or ()) if scheme.get("strategy") == "block" else ()
+        bits = scheme.num_bits
+        shape = packed_shape(layer, scheme, stored) if part == "weight_packed" else stored.shapes[name]
+        check_companions(name, parts, shape, scheme, stored)
+        step = tuple(scheme.block_structure or ())
         packed_zeros = stored.dtypes.get(parts.get("zero_point", "")) == "I32"
         decoder = partial(decode, shape=shape, bits=bits if part == "weight_packed" else None, block=step, zero_bits=bits * packed_zeros)
         entries[f"{layer}.weight"] = Plain(shape, {"codes": name, **parts}, decoder)
     return entries
 
 
-def check(quantization: dict[str, Any]) -> None:
-    """Raise the UserError that a configuration asks for: one that `decode` would read wrongly."""
-    groups = quantization.get("config_groups") or {}
-    layouts = {quantization.get("format", PACKED), *(group["format"] for group in groups.values() if group.get("format"))}
-    if unknown := sorted(str(layout) for layout in layouts - {PACKED, *NAIVE, "dense", "mixed-precision"}):
-        raise UserError(f"the checkpoint is compressed-tensors {unknown[0]}; qlab reads {PACKED}, {', '.join(NAIVE)}: {WHY}")
-    if (sparsity := (quantization.get("sparsity_config") or {}).get("format", "dense")) != "dense":
+def scheme_in(quantization: dict[str, Any]) -> Quantization:
+    """The configuration, all of which qlab reads.
+
+    Raises:
+        UserError: it is damaged, or `decode` would read it wrongly.
+    """
+    try:
+        found = Quantization.model_validate(quantization)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:80]
+        raise UserError(f"the quantization_config is damaged ({where}: {first['msg'][:100]}): {WHY}") from error
+    groups = list(found.config_groups.values())
+    layouts = {found.format, *(group.format for group in groups if group.format)}
+    if unknown := sorted(layouts - {PACKED, *NAIVE, "dense", "mixed-precision"}):
+        raise UserError(f"the checkpoint is compressed-tensors {unknown[0][:40]}; qlab reads {PACKED}, {', '.join(NAIVE)}: {WHY}")
+    if (sparsity := (found.sparsity_config or {}).get("format", "dense")) != "dense":
         raise UserError(f"the checkpoint is compressed-tensors with the sparsity format {sparsity}, which qlab does not read: {WHY}")
-    if (quantization.get("transform_config") or {}).get("config_groups"):
+    if (found.transform_config or {}).get("config_groups"):
         raise UserError(f"the checkpoint turns activations before its layers (transform_config), which qlab does not do: {WHY}")
-    for group in groups.values():
-        weights = group.get("weights") or {"strategy": "tensor", "num_bits": 8}
-        if weights.get("strategy") not in STRATEGIES:
+    for weights in [group.weights for group in groups if group.weights]:
+        if weights.strategy not in STRATEGIES:
             readable = ", ".join(STRATEGIES)
-            raise UserError(f"the checkpoint is compressed-tensors of strategy {weights.get('strategy')}; qlab reads {readable}: {WHY}")
-        if weights.get("num_bits") not in WIDTHS:
+            raise UserError(f"the checkpoint is compressed-tensors of strategy {weights.strategy}; qlab reads {readable}: {WHY}")
+        if weights.num_bits not in WIDTHS:
             readable = ", ".join(map(str, WIDTHS))
-            raise UserError(f"the checkpoint is compressed-tensors of {weights.get('num_bits')} bits; qlab reads {readable}: {WHY}")
+            raise UserError(f"the checkpoint is compressed-tensors of {weights.num_bits} bits; qlab reads {readable}: {WHY}")
+        if (weights.strategy == "group") != (weights.group_size is not None) or (weights.strategy == "block") != bool(
+            weights.block_structure
+        ):
+            raise UserError(f"the quantization_config says strategy {weights.strategy}, and not how large its groups or blocks are: {WHY}")
+    return found
 
 
 def describe(quantization: dict[str, Any]) -> str:
     """The format in a few words, such as "compressed-tensors, 4-bit int in groups of 128"."""
     kinds: dict[str, None] = {}
-    for group in (quantization.get("config_groups") or {}).values():
-        if weights := group.get("weights"):
-            where = {"group": f"in groups of {weights.get('group_size')}", "channel": "a scale a row", "tensor": "a scale a tensor"}
-            kind = f"{weights['num_bits']}-bit {weights.get('type', 'int')} {where.get(weights.get('strategy'), 'in blocks')}"
-            kinds[kind] = None
+    for group in scheme_in(quantization).config_groups.values():
+        if weights := group.weights:
+            where = {"group": f"in groups of {weights.group_size}", "channel": "a scale a row", "tensor": "a scale a tensor"}
+            kinds[f"{weights.num_bits}-bit {weights.type} {where.get(str(weights.strategy), 'in blocks')}"] = None
     return ", ".join(["compressed-tensors", *kinds])
 
 
-def scheme_of(layer: str, quantization: dict[str, Any]) -> dict[str, Any]:
+def scheme_of(layer: str, quantization: Quantization) -> Weights:
     """How the weights of a layer are quantized: by the group that names it, by one whose pattern fits, or by the first for its class.
 
     Raises:
-        UserError: no group has weights for it.
+        UserError: no group has weights for it, or a pattern is none, or takes too long.
     """
-    groups = [group for group in (quantization.get("config_groups") or {}).values() if group.get("weights")]
 
-    def rank(group: dict[str, Any]) -> int:
-        targets = group.get("targets") or []
-        if layer in targets:
+    def rank(group: Group) -> int:
+        if layer in group.targets:
             return 0
-        return 1 if any(target.startswith("re:") and re.match(target[3:], layer) for target in targets) else 2
+        return 1 if any(target.startswith("re:") and fits(target[3:], layer) for target in group.targets) else 2
 
-    plausible = [group for group in groups if rank(group) < 2 or any(not target.startswith("re:") for target in group.get("targets") or [])]
+    plausible = [
+        (rank(group), group.weights)
+        for group in quantization.config_groups.values()
+        if group.weights and (rank(group) < 2 or any(not target.startswith("re:") for target in group.targets))
+    ]
     if not plausible:
         raise UserError(f"{layer} is stored quantized, and no config_groups of the configuration says how: fetch the checkpoint again")
-    scheme: dict[str, Any] = min(plausible, key=rank)["weights"]
-    return scheme
+    return min(plausible, key=lambda found: found[0])[1]
 
 
-def packed_shape(layer: str, bits: int, scheme: dict[str, Any], stored: Stored) -> tuple[int, ...]:
+def fits(pattern: str, layer: str) -> bool:
+    """Whether a pattern fits a layer's name.
+
+    Raises:
+        UserError: it is no pattern, or one that takes longer than any that is written to be used.
+    """
+    try:
+        return regex.match(pattern, layer, timeout=PATIENCE) is not None
+    except (regex.error, TimeoutError, RecursionError) as error:
+        raise UserError(
+            f"the pattern {pattern[:80]!r} in the quantization_config cannot be used ({str(error)[:80] or 'no end'}): {WHY}"
+        ) from error
+
+
+def check_companions(name: str, parts: dict[str, str], shape: tuple[int, ...], scheme: Weights, stored: Stored) -> None:
+    """See that what lies beside the codes `name` of a weight of this shape fits it.
+
+    Raises:
+        UserError: it does not.
+    """
+    *outside, rows, columns = shape
+    scale = stored.shapes[parts["scale"]]
+    if scheme.group_size:
+        forms = [(*outside, rows, -(-columns // scheme.group_size))]
+    elif scheme.block_structure:
+        forms = [(*outside, -(-rows // scheme.block_structure[0]), -(-columns // scheme.block_structure[1]))]
+    else:
+        forms = [(), (1,), (*outside, rows, 1), *([] if outside else [(rows,)])]
+    check_parts(stored, {parts["scale"]: (scale if scale in forms else forms[0], HALVES)})
+    zeros = parts.get("zero_point", "")
+    if not scheme.symmetric and not zeros:
+        raise UserError(f"{name} has no zero points beside it, which its configuration speaks of: {AGAIN}")
+    if stored.dtypes.get(zeros) == "I32":
+        packed = (*outside, -(-rows * scheme.num_bits // WORD), scale[-1] if scale else 1)
+        check_parts(stored, {zeros: (packed, ("I32",))})
+    elif zeros:
+        check_parts(stored, {zeros: (scale, ("I8", *CODES))})
+    if "g_idx" in parts:
+        check_parts(stored, {parts["g_idx"]: ((columns,), ("I32", "I64"))})
+    if name.endswith("packed"):
+        check_parts(stored, {name: (stored.shapes[name], ("I32",))})
+
+
+def packed_shape(layer: str, scheme: Weights, stored: Stored) -> tuple[int, ...]:
     """The plain shape of a packed weight: by its groups where it has some, else as weight_shape says.
 
     Raises:
         UserError: it is not there, or contradicts the words.
     """
-    words = stored.shapes[f"{layer}.weight_packed"]
+    words, bits = stored.shapes[f"{layer}.weight_packed"], scheme.num_bits
     columns = words[-1] * WORD // bits
-    if scheme.get("strategy") == "group" and f"{layer}.weight_g_idx" not in stored.shapes:
-        columns = stored.shapes[f"{layer}.weight_scale"][-1] * int(scheme["group_size"])
+    if scheme.group_size and f"{layer}.weight_g_idx" not in stored.shapes:
+        columns = (stored.shapes[f"{layer}.weight_scale"] or (0,))[-1] * scheme.group_size
     elif f"{layer}.weight_shape" in stored.shapes:
+        check_parts(stored, {f"{layer}.weight_shape": ((len(words),), ("I64", "I32"))})
         columns = int(stored.read(f"{layer}.weight_shape")[-1])
     if -(-columns * bits // WORD) != words[-1]:
         raise UserError(f"{layer}.weight_packed has rows of {words[-1]} words, not those of {columns} codes of {bits} bits: fetch it again")
@@ -155,5 +255,7 @@ def spread(values: Tensor, shape: tuple[int, ...], block: tuple[int, ...], g_idx
     if values.shape[-1] == 1:
         return values
     if g_idx is not None and bool((g_idx >= 0).all()):
+        if int(g_idx.max()) >= values.shape[-1]:
+            raise UserError(f"weight_g_idx of a layer names group {int(g_idx.max())}, of {values.shape[-1]}: {AGAIN}")
         return values[..., g_idx.long()]
     return values.repeat_interleave(shape[-1] // values.shape[-1], dim=-1)

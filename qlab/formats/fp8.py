@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.formats.plain import Plain, Stored
+from qlab.formats.plain import AGAIN, HALVES, Plain, Stored
 from qlab.support.errors import UserError
 
 DTYPES = {"F8_E4M3": "E4M3", "F8_E5M2": "E5M2"}  # safetensors' names, and the field's
 SCALES = ("_scale_inv", "_scale")
+LARGEST_BLOCK = 1 << 20
 BIAS = 127  # of an E8M0 exponent that is stored as a byte
 
 
@@ -35,7 +36,8 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
         if scale is None:
             raise UserError(f"{name} is FP8 and its scale, {name}{SCALES[0]} or …{SCALES[1]}, is missing: fetch the checkpoint again")
         shape = stored.shapes[name]
-        block = block_size(name, shape, stored.shapes[scale], quantization.get("weight_block_size"))
+        check_scale(name, scale, stored)
+        block = block_size(name, shape, stored.shapes[scale], given_block(quantization))
         entries[name] = Plain(shape, {"weight": name, "scale": scale}, partial(decode, block=block))
     return entries
 
@@ -43,12 +45,42 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
 def describe(quantization: dict[str, Any]) -> str:
     """The format in a few words, such as "FP8 E4M3 in blocks of 128 x 128"."""
     kind = str(quantization.get("fmt", "e4m3")).upper()
-    block = quantization.get("weight_block_size")
+    block = given_block(quantization)
     return f"FP8 {kind} in blocks of {block[0]} x {block[1]}" if block else f"FP8 {kind}"
 
 
+def given_block(quantization: dict[str, Any]) -> list[int] | None:
+    """The rows and columns of a block, where the configuration says.
+
+    Raises:
+        UserError: they are no two whole numbers.
+    """
+    found = quantization.get("weight_block_size")
+    if found is None:
+        return None
+    if not isinstance(found, list) or len(found) != 2 or not all(type(size) is int and 0 < size <= LARGEST_BLOCK for size in found):
+        raise UserError(
+            f"weight_block_size of the quantization_config is {str(found)[:40]}: expected two whole numbers, such as [128, 128]"
+        )
+    return found
+
+
+def check_scale(name: str, scale: str, stored: Stored) -> None:
+    """See that a scale is of numbers, and of the weight's dimensions where it has several.
+
+    Raises:
+        UserError: it is not.
+    """
+    shape, across = stored.shapes[name], stored.shapes[scale]
+    fits = not across or (len(across) == 1 and across[0] in (1, shape[0])) or (len(across) > 1 and across[:-2] in ((), shape[:-2]))
+    if not shape or not all(shape) or not all(across) or not fits or stored.dtypes[scale] not in (*HALVES, "U8", "F8_E8M0"):
+        found = f"{stored.dtypes[scale]} {list(across)[:9]}"
+        raise UserError(f"{scale} is {found}, which cannot be the scale of {name} of shape {list(shape)[:9]}: {AGAIN}")
+
+
 def block_size(name: str, shape: tuple[int, ...], scale: tuple[int, ...], given: list[int] | None) -> tuple[int, int]:
-    """Rows and columns that share a scale: those `given` by the configuration where they fit, else what the shapes divide into.
+    """Rows and columns that share a scale: those `given` by the configuration, unless the scale is one a tensor or a row; where nothing is
+    given, what the shapes divide into.
 
     Raises:
         UserError: they do not fit.
@@ -57,9 +89,9 @@ def block_size(name: str, shape: tuple[int, ...], scale: tuple[int, ...], given:
     across = grid(scale, rows)
     if given and across == tuple(-(-size // step) for size, step in zip((rows, columns), given)):
         return given[0], given[1]
-    if rows % across[0] or columns % across[1]:
+    if rows % across[0] or columns % across[1] or (given and across not in ((1, 1), (rows, 1))):
         scales = f"{across[0]} x {across[1]} scales"
-        raise UserError(f"{name} has {rows} x {columns} weights and {scales}, which do not divide them: fetch the checkpoint again")
+        raise UserError(f"{name} has {rows} x {columns} weights and {scales}, which do not fit them: fetch the checkpoint again")
     return rows // across[0], columns // across[1]
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qlab.formats.packing import WORD, pack_words, period, unpack_words
-from qlab.formats.plain import Plain, Stored, layers
+from qlab.formats.plain import AGAIN, HALVES, Plain, Stored, check_parts, groups_of, layers
 from qlab.methods.grid import GroupedIntegers, column_groups
 from qlab.support.errors import UserError
 
@@ -83,10 +83,15 @@ def unpack(tensors: dict[str, Tensor], version: int = 1, bits: int = 4) -> Group
     """Read one layer's stored tensors (qweight, qzeros, scales and, where groups are scattered, g_idx).
 
     Version 1 adds 1 to each zero point, without masking: all ones read as 2^bits, as AutoGPTQ reads them.
+
+    Raises:
+        UserError: g_idx names a group that has no scale.
     """
     codes = unpack_words(tensors["qweight"].T, bits)
     scales = tensors["scales"].float().T.contiguous()
     group_of = tensors["g_idx"].long() if "g_idx" in tensors else None
+    if group_of is not None and not bool(((group_of >= 0) & (group_of < scales.shape[1])).all()):
+        raise UserError(f"g_idx of a layer names groups {int(group_of.min())} to {int(group_of.max())}, of {scales.shape[1]}: {AGAIN}")
     if group_of is not None and torch.equal(group_of, column_groups(codes.shape[1], scales.shape[1]).to(group_of.device)):
         group_of = None
     zeros = unpack_words(tensors["qzeros"], bits).T.short() + STORED_LESS[version]
@@ -97,18 +102,26 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
     """The quantized weights of a checkpoint by their plain names.
 
     Raises:
-        UserError: another version or width than qlab reads.
+        UserError: another version or width than qlab reads, or tensors that do not fit each other.
     """
     layout, bits = str(quantization.get("checkpoint_format") or VERSIONS[1]).lower(), quantization.get("bits")
     version = next((version for version, name in VERSIONS.items() if name == layout), None)
-    if version is None or bits not in WIDTHS:
+    if version is None or type(bits) is not int or bits not in WIDTHS:
         readable = f"{', '.join(VERSIONS.values())} of {', '.join(map(str, WIDTHS))} bits"
         raise UserError(f"the checkpoint is GPTQ {layout} of {bits} bits; qlab reads {readable}: convert it with GPTQModel")
     decoder = partial(decode, version=version, bits=bits)
     entries = {}
     for name, (words, columns) in layers(stored, "qweight"):
-        roles = [role for role in ("qweight", "qzeros", "scales", "g_idx") if f"{name}.{role}" in stored.shapes]
-        entries[f"{name}.weight"] = Plain((columns, words * WORD // bits), {role: f"{name}.{role}" for role in roles}, decoder)
+        inputs, scales = words * WORD // bits, f"{name}.scales"
+        scattered = f"{name}.g_idx" in stored.shapes
+        groups = (stored.shapes.get(scales) or (0,))[0] if scattered else groups_of(stored, scales, inputs)
+        wanted = {
+            "qweight": ((words, columns), ("I32",)),
+            "qzeros": ((groups, columns * bits // WORD), ("I32",)),
+            "scales": ((groups, columns), HALVES),
+        } | ({"g_idx": ((inputs,), ("I32", "I64"))} if scattered else {})
+        check_parts(stored, {f"{name}.{role}": form for role, form in wanted.items()})
+        entries[f"{name}.weight"] = Plain((columns, inputs), {role: f"{name}.{role}" for role in wanted}, decoder)
     return entries
 
 

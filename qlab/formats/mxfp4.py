@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.formats.plain import Plain, Stored
+from qlab.formats.plain import Plain, Stored, check_parts
 from qlab.support.errors import UserError
 
 BLOCKS, SCALES = "_blocks", "_scales"
@@ -33,6 +33,7 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
         whole = name.removesuffix(BLOCKS)
         if len(shape) != 4 or stored.shapes.get(whole + SCALES) != shape[:-1]:
             raise UserError(f"{name} is MXFP4 of shape {list(shape)}: expected four dimensions, and {whole}{SCALES} of the first three")
+        check_parts(stored, {whole + SCALES: (shape[:-1], ("U8",))})
         experts, rows, blocks, size = shape
         entries[whole] = Plain((experts, 2 * blocks * size, rows), {"blocks": name, "scales": whole + SCALES}, decode)
     return entries

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from qlab.support.errors import UserError
+
+AGAIN = "download or copy the checkpoint again"
+HALVES = ("F16", "BF16", "F32")  # dtypes of scales
 Decode = Callable[[dict[str, Tensor]], Tensor]
 """Stored tensors by their roles → the plain tensor. A function at the top of a module, or a partial of one, so that it can be pickled."""
 
@@ -37,12 +41,44 @@ class Plain:
     quantized: bool = True
 
 
-def layers(stored: Stored, role: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The layers that have a stored tensor of this role, and its shape."""
+def layers(stored: Stored, role: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The layers that have a stored matrix of this role, and its shape.
+
+    Raises:
+        UserError: a tensor of this role is no matrix, or empty.
+    """
     for name, shape in stored.shapes.items():
         layer, _, last = name.rpartition(".")
         if last == role:
-            yield layer, shape
+            if len(shape) != 2 or not all(shape):
+                raise UserError(f"{name} has the shape {list(shape)[:9]}: expected a matrix; {AGAIN}")
+            yield layer, (shape[0], shape[1])
+
+
+def check_parts(stored: Stored, wanted: dict[str, tuple[tuple[int, ...], Collection[str]]]) -> None:
+    """See that the tensors which a weight is decoded from are there, each in its shape and one of its dtypes.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name, (shape, dtypes) in wanted.items():
+        if name not in stored.shapes:
+            raise UserError(f"{name} is missing, without which its layer cannot be decoded: {AGAIN}")
+        if stored.shapes[name] != shape or stored.dtypes[name] not in dtypes:
+            found = f"{stored.dtypes[name]} {list(stored.shapes[name])[:9]}"
+            raise UserError(f"{name} is {found}, the rest of its layer asks for {' or '.join(dtypes)} {list(shape)}: {AGAIN}")
+
+
+def groups_of(stored: Stored, name: str, across: int) -> int:
+    """The number of groups in the scales `name`, whose first dimension they are, which cut `across` inputs into equal parts.
+
+    Raises:
+        UserError: they do not.
+    """
+    groups = (stored.shapes.get(name) or (0,))[0]
+    if not groups or across % groups:
+        raise UserError(f"{name} has scales for {groups} groups, which do not divide {across} inputs: {AGAIN}")
+    return groups
 
 
 def as_stored(parts: dict[str, Tensor]) -> Tensor:

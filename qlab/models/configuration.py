@@ -14,15 +14,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, ValidationError, model_validator
 
 from qlab.support.errors import UserError
-from qlab.support.reading import read_json
+from qlab.support.reading import LAYERS, MOST, read_json
 
-LARGEST = 1 << 26  # of any size in a configuration; the largest vocabularies have a 200th of it
-LAYERS = 1000  # decoder blocks at most: more are a damaged configuration, and would take minutes to lay out
 EXPERTS = 1 << 14  # of a block; and labels, for which transformers makes names
-Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
-Sizes = (
-    Size | Annotated[list[Annotated[int, Field(strict=True, ge=0, le=LARGEST)]], Field(max_length=LAYERS)]
-)  # one a block, in some families
+Size = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Sizes = Size | Annotated[list[Annotated[int, Field(strict=True, ge=0, le=MOST)]], Field(max_length=LAYERS)]  # one a block, in some families
 Layers = Annotated[int, Field(strict=True, ge=1, le=LAYERS)]
 Experts = Annotated[int, Field(strict=True, ge=0, le=EXPERTS)]
 Epsilon = Annotated[float, Field(strict=True, gt=0, lt=1)]
@@ -84,7 +80,8 @@ def checked(config: Mapping[str, Any], name: str) -> None:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"] if str(part) in config or str(part).isidentifier()) or "it"
         raise UserError(
-            f"the configuration of {name} makes no sense: {where} is {repr(first['input'])[:40]} ({first['msg'][:100]}); download or copy config.json again"
+            f"the configuration of {name} makes no sense: {where} is {repr(first['input'])[:40]} ({first['msg'][:100]}); download or copy "
+            "config.json again"
         ) from error
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from qlab.formats.gguf.configuration import READ
+from qlab.formats.gguf.configuration import READ, check_sizes
 from qlab.formats.gguf.reading import GGUFFiles, configuration
 from qlab.formats.gguf.vocabulary import read_tokenizer
+from qlab.models.configuration import checked
 from qlab.models.layout import cannot_open
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
@@ -34,8 +35,11 @@ def gguf_config(file: Path) -> dict[str, Any]:
 @lru_cache(maxsize=8)  # transformers makes objects of the whole vocabulary for it
 def _gguf_config(file: Path, size: int, changed: int) -> dict[str, Any]:
     files = GGUFFiles(file)
-    if files.settings.get("general.architecture") in READ:
-        return configuration(files)
+    if (kind := files.settings.get("general.architecture")) in READ:
+        config = configuration(files)
+        checked(config, file.name)
+        return config
+    check_sizes(files.settings, str(kind))
     try:
         return AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).to_dict()
     except Exception as error:  # it raises what it likes of what it does not foresee

@@ -95,13 +95,13 @@ def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str)
     """The model as transformers loads it, from safetensors alone and without code of the folder, every weight there.
 
     Raises:
-        UserError: transformers cannot open it, or found weights missing or of another shape, which it would fill with random numbers, or not
-            finite.
+        UserError: transformers cannot open it, or found weights missing or of another shape, which it would fill with random numbers,
+            or not finite.
     """
     numbers, stored = (sum(map(prod, shapes.values())) for shapes in (source.layout.shapes, source.checkpoint.shapes))
     if numbers > SPARE * stored:  # transformers would take memory for all of them first
         raise UserError(
-            f"the configuration of {source.name} asks for {numbers:,} weights, its checkpoint holds {stored:,}: they do not belong together"
+            f"the configuration of {source.name} asks for {numbers:,} weights, its checkpoint holds {stored:,}: they are of two models"
         )
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
@@ -125,21 +125,23 @@ def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none, it is damaged, or it cannot cut a text.
     """
-    folder = source.folder
-    for name in TOKENIZER_FILES:
-        if (folder / name).exists():
-            read_json(folder / name)
-    family: Any = PreTrainedTokenizerFast if (folder / TOKENIZER_FILES[0]).exists() else AutoTokenizer
     try:
         with without_panics():
+            folder = source.folder  # of a GGUF file, made of its header
+            for name in TOKENIZER_FILES:
+                if (folder / name).exists():
+                    read_json(folder / name)
+            family: Any = PreTrainedTokenizerFast if (folder / TOKENIZER_FILES[0]).exists() else AutoTokenizer
             found: PreTrainedTokenizerBase = family.from_pretrained(folder, trust_remote_code=False)
             tried(found)
             return found
+    except UserError:
+        raise
     except Exception as error:  # the tokenizers library raises plain Exception
         said = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{source.name}: there is no tokenizer that can be read and used ({said}); copy tokenizer.json and tokenizer_config.json of the "
-            "original again"
+            f"{source.name}: there is no tokenizer that can be read and used ({said}); copy tokenizer.json and tokenizer_config.json "
+            "of the original again"
         ) from error
 
 
@@ -153,7 +155,7 @@ def tried(tokenizer: PreTrainedTokenizerBase) -> None:
 
 @contextmanager
 def without_panics() -> Iterator[None]:
-    """Turn a panic of the tokenizers library, which no `except Exception` catches, into a RuntimeError, and keep its report off the terminal.
+    """Turn a panic of the tokenizers library, which no `except Exception` catches, into a RuntimeError, without its report on the terminal.
 
     Raises:
         RuntimeError: the library panicked.

@@ -115,6 +115,7 @@ def packed_by_bitsandbytes(model: Footprint) -> Footprint:
 
 def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
     """The same for llama.cpp, whose weights stay as they lie in the file, mapped, but for those that it packs anew for a CPU."""
+    config: dict[str, Any] = gguf_config(file)  # first: it sees that the file is one of a whole model
     tensors = read_header(file).tensors
     stored = sum(tensor.bytes for tensor in tensors.values())
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
@@ -122,8 +123,7 @@ def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
         tensor.bytes for name, tensor in tensors.items()
         if tensor.kind in REPACKED and name != "token_embd.weight" and not on_gpu and platform.machine() in ("x86_64", "AMD64")
     ]  # fmt: skip
-    embedding = tensors["token_embd.weight"].bytes if head == "output.weight" else 0
-    config: dict[str, Any] = gguf_config(file)
+    embedding = tensors["token_embd.weight"].bytes if head == "output.weight" and "token_embd.weight" in tensors else 0
     rounded = -(-context // GGUF_CELLS) * GGUF_CELLS
     shape = shape_of(config)
     work = 0 if on_gpu else 4 * 4 * shape.intermediate * min(LLAMACPP_BATCH, context)

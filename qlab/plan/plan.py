@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from qlab import DATA
-from qlab.models.configuration import LARGEST
 from qlab.support.errors import UserError
+from qlab.support.reading import MOST
 from qlab.support.wording import listed
 
 GB = 1e9
@@ -94,15 +94,15 @@ def shape_of(config: dict[str, Any]) -> Shape:
     """The shape that a config.json describes.
 
     Raises:
-        UserError: a size is missing, or no whole number from 1 to LARGEST.
+        UserError: a size is missing, or no whole number from 1 to MOST.
     """
     sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     optional = [name for name in ("num_key_value_heads", "head_dim") if config.get(name) is not None]
     for name in (*sizes, *optional):
         if name not in config:
             raise UserError(f"the configuration lacks {name}, without which its memory cannot be counted")
-        if type(config[name]) is not int or not 1 <= config[name] <= LARGEST:
-            raise UserError(f"the configuration's {name} is {str(config[name])[:40]}: expected a whole number from 1 to {LARGEST:,}")
+        if type(config[name]) is not int or not 1 <= config[name] <= MOST:
+            raise UserError(f"the configuration's {name} is {str(config[name])[:40]}: expected a whole number from 1 to {MOST:,}")
     heads = config["num_attention_heads"]
     return Shape(
         layers=config["num_hidden_layers"],

@@ -10,6 +10,7 @@ from qlab.support.errors import UserError
 
 LARGEST = 128 << 20  # bytes of a file that is read whole; the largest tokenizers take a quarter of it
 DEEPEST = 64  # objects within objects; tokenizers have six
+MOST, LAYERS = 1 << 26, 1000  # any size and the number of blocks in a model's configuration; the largest vocabularies have a 200th of it
 POINTER, LFS = 400, b"version https://git-lfs"  # bytes of a pointer at most, and how it begins
 
 

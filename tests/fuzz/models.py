@@ -62,9 +62,18 @@ def as_mxfp4(source: OpenedModel, folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {
-        "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16,
-        "num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1, "max_position_embeddings": 256, "pad_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": 4096,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 16,
+        "num_key_value_heads": 2,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+    }
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **sizes)).half().save_pretrained(folder)
     for file in source.path.glob("*token*"):

@@ -21,33 +21,78 @@ from tests.fuzz.damage import (
     cut,
     endless,
     gone,
-    nested,
     sparse,
     values,
     within,
-)  # fmt: skip
+)
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 RUN, GGUF = ("evaluate", "quantize"), ("evaluate", "gguf")
 PARTS: dict[str, list[Any]] = {
     "version": ["99.0", 5, None, GONE],
-    "added_tokens": [None, 5, {}, [5], [{}], [{"id": -1, "content": "x", "special": True}], [{"id": 2**63, "content": "x"}],
-                     [{"id": 10**6, "content": "<|far|>", "special": True, "single_word": False, "lstrip": False, "rstrip": False,
-                       "normalized": False}], GONE],
-    "normalizer": [5, [], {}, {"type": "NoSuch"}, {"type": "Sequence", "normalizers": 5}, {"type": "Replace", "pattern": {"Regex": "("}, "content": ""},
-                   {"type": "Replace", "pattern": {"String": ""}, "content": "x"}, {"type": "Prepend", "prepend": "x" * 10}, GONE],
-    "pre_tokenizer": [None, 5, [], {}, {"type": "NoSuch"}, {"type": "ByteLevel"}, {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated",
-                      "invert": False}, {"type": "Sequence", "pretokenizers": 5}, {"type": "Sequence", "pretokenizers": []}, GONE],
-    "post_processor": [5, {}, {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "no", "type_id": 0}}], "pair": [],
-                       "special_tokens": {}}, {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}, GONE],
+    "added_tokens": [
+        None,
+        5,
+        {},
+        [5],
+        [{}],
+        [{"id": -1, "content": "x", "special": True}],
+        [{"id": 2**63, "content": "x"}],
+        [{"id": 10**6, "content": "<|far|>", "special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}],
+        GONE,
+    ],
+    "normalizer": [
+        5,
+        [],
+        {},
+        {"type": "NoSuch"},
+        {"type": "Sequence", "normalizers": 5},
+        {"type": "Replace", "pattern": {"Regex": "("}, "content": ""},
+        {"type": "Replace", "pattern": {"String": ""}, "content": "x"},
+        {"type": "Prepend", "prepend": "x" * 10},
+        GONE,
+    ],
+    "pre_tokenizer": [
+        None,
+        5,
+        [],
+        {},
+        {"type": "NoSuch"},
+        {"type": "ByteLevel"},
+        {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
+        {"type": "Sequence", "pretokenizers": 5},
+        {"type": "Sequence", "pretokenizers": []},
+        GONE,
+    ],
+    "post_processor": [
+        5,
+        {},
+        {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "no", "type_id": 0}}], "pair": [], "special_tokens": {}},
+        {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}},
+        GONE,
+    ],
     "decoder": [None, 5, {"type": "NoSuch"}, GONE],
     "truncation": [5, {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}, {"max_length": -1}],
-    "padding": [5, {"strategy": {"Fixed": 10**15}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"},
-                {"strategy": {"Fixed": 4096}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}],
-    "model": [None, 5, [], {}, {"type": "NoSuch"}, {"type": "BPE"}, {"type": "BPE", "vocab": {}, "merges": []}, {"type": "WordLevel", "vocab": {"a": 0},
-              "unk_token": "no"}, {"type": "WordPiece", "vocab": {}, "unk_token": "no", "continuing_subword_prefix": "", "max_input_chars_per_word": 0},
-              {"type": "Unigram", "unk_id": 5, "vocab": [["a", 0.0]]}, {"type": "Unigram", "unk_id": None, "vocab": []}, GONE],
-}  # fmt: skip
+    "padding": [
+        5,
+        {"strategy": {"Fixed": 10**15}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"},
+        {"strategy": {"Fixed": 4096}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"},
+    ],
+    "model": [
+        None,
+        5,
+        [],
+        {},
+        {"type": "NoSuch"},
+        {"type": "BPE"},
+        {"type": "BPE", "vocab": {}, "merges": []},
+        {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "no"},
+        {"type": "WordPiece", "vocab": {}, "unk_token": "no", "continuing_subword_prefix": "", "max_input_chars_per_word": 0},
+        {"type": "Unigram", "unk_id": 5, "vocab": [["a", 0.0]]},
+        {"type": "Unigram", "unk_id": None, "vocab": []},
+        GONE,
+    ],
+}
 MODEL: dict[str, list[Any]] = {
     "vocab": [None, 5, [], {}, {"a": "x"}, {"a": -1}, {"a": 2**40}, {"a": 10**9}, {"a": 0, "b": 0}, {"": 0}],
     "merges": [None, 5, [5], ["a"], ["no such"], [["a", "b", "c"]], [["no", "such"]], [[]], {}, GONE],
@@ -60,7 +105,18 @@ MODEL: dict[str, list[Any]] = {
     "fuse_unk": ["x"],
 }
 OPTIONS: dict[str, list[Any]] = {
-    "bos_token": [None, 5, [], {}, "", "<|no such token|>", "a" * 10_000, {"content": 5}, {"__type": "AddedToken", "content": "x"}, {"__type": "os"}],
+    "bos_token": [
+        None,
+        5,
+        [],
+        {},
+        "",
+        "<|no such token|>",
+        "a" * 10_000,
+        {"content": 5},
+        {"__type": "AddedToken", "content": "x"},
+        {"__type": "os"},
+    ],
     "eos_token": [None, 5, [], {}, "<|no such token|>", {"content": "x", "lstrip": "x"}],
     "pad_token": [5, [], {}, "<|no such token|>"],
     "unk_token": [5, [], "<|no such token|>"],
@@ -72,7 +128,20 @@ OPTIONS: dict[str, list[Any]] = {
     "clean_up_tokenization_spaces": ["x", [], None],
     "padding_side": ["x", 5, None],
     "truncation_side": ["x", 5],
-    "chat_template": [None, 5, [], [5], {}, "", "{{", "{% for %}", "{{ 1/0 }}", [{"name": "a", "template": "x"}], [{"name": "a"}], {"default": "x"}],
+    "chat_template": [
+        None,
+        5,
+        [],
+        [5],
+        {},
+        "",
+        "{{",
+        "{% for %}",
+        "{{ 1/0 }}",
+        [{"name": "a", "template": "x"}],
+        [{"name": "a"}],
+        {"default": "x"},
+    ],
     "auto_map": [None, 5, [], {"AutoTokenizer": "x.T"}, {"AutoTokenizer": ["x.T", None]}],
     "add_bos_token": ["x", True, 5],
     "add_eos_token": ["x", True],
@@ -92,7 +161,7 @@ OPTIONS: dict[str, list[Any]] = {
     "local_files_only": [False],
     "fix_mistral_regex": [True],
     "split_special_tokens": ["x", True],
-}  # fmt: skip
+}
 
 
 def with_gguf(folder: Path) -> None:
@@ -113,6 +182,23 @@ def far(folder: Path) -> None:
     (folder / FILE).write_text(json.dumps(known))
 
 
+TEMPLATES: dict[str, str] = {
+    "that does not end": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "that writes without end": "{% for i in range(99999) %}{% for j in range(99999) %}{{ messages }}{% endfor %}{% endfor %}",
+    "of a range too long": "{% for i in range(10**12) %}{% endfor %}",
+    "that calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "that divides by zero": "{{ 1 / 0 }}",
+    "that reaches for Python": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "that includes a file": "{% include '/etc/passwd' %}",
+    "that imports": "{% import 'os' as os %}",
+    "that is cut": "{% for message in messages %}{{ message.content",
+    "nested 500 deep": "{% if 1 %}" * 500 + "{% endif %}" * 500,
+    "that wants what is not there": "{{ messages[5].content.x.y }}",
+    "that raises": "{{ raise_exception('no') }}",
+    "that says nothing": "",
+}
+
+
 def slow_only(data: bytes) -> Any:
     """No tokenizer.json, a tokenizer.model."""
     return both(gone(FILE), content("tokenizer.model", data))
@@ -122,10 +208,17 @@ CASES = [
     Case("a whole tokenizer", lambda folder: None, (*RUN, "gguf"), outcome=WORKS),
     *(Case(f"tokenizer.json {name}", content(FILE, data), (*RUN, "gguf"), says=FILE) for name, data in DAMAGED.items()),
     *(Case(f"tokenizer.json {share:.0%}", cut(FILE, share), (*RUN, "gguf"), says=FILE) for share in (0.01, 0.3, 0.9, 0.999)),
-    *(Case(f"tokenizer.json {key} {shown(value)}", values(FILE, **{key: value}), GGUF, outcome=EITHER)
-      for key, found in PARTS.items() for value in found),
-    *(Case(f"tokenizer.json model.{key} {shown(value)}", within(FILE, ["model", key], value), GGUF, outcome=EITHER)
-      for key, found in MODEL.items() for value in found if value is not GONE),
+    *(
+        Case(f"tokenizer.json {key} {shown(value)}", values(FILE, **{key: value}), GGUF, outcome=EITHER)
+        for key, found in PARTS.items()
+        for value in found
+    ),
+    *(
+        Case(f"tokenizer.json model.{key} {shown(value)}", within(FILE, ["model", key], value), GGUF, outcome=EITHER)
+        for key, found in MODEL.items()
+        for value in found
+        if value is not GONE
+    ),
     Case("tokenizer.json is a folder", a_folder(FILE), RUN, says=FILE),
     Case("tokenizer.json is a pipe", a_pipe(FILE), RUN, says=FILE),
     Case("tokenizer.json links to itself", a_loop(FILE), RUN, says=FILE),
@@ -136,8 +229,11 @@ CASES = [
     Case("no tokenizer.json", gone(FILE), RUN, says="tokenizer"),
     Case("no tokenizer_config.json", gone(SETTINGS), RUN, outcome=WORKS),
     *(Case(f"tokenizer_config.json {name}", content(SETTINGS, data), GGUF, outcome=EITHER) for name, data in DAMAGED.items()),
-    *(Case(f"tokenizer_config.json {key} {shown(value)}", values(SETTINGS, **{key: value}), GGUF, outcome=EITHER)
-      for key, found in OPTIONS.items() for value in found),
+    *(
+        Case(f"tokenizer_config.json {key} {shown(value)}", values(SETTINGS, **{key: value}), GGUF, outcome=EITHER)
+        for key, found in OPTIONS.items()
+        for value in found
+    ),
     Case("tokenizer_config.json a list", content(SETTINGS, "[]"), RUN, says=SETTINGS),
     Case("tokenizer_config.json is a pipe", a_pipe(SETTINGS), RUN, says=SETTINGS),
     Case("tokenizer_config.json is a folder", a_folder(SETTINGS), RUN, says=SETTINGS),
@@ -146,14 +242,37 @@ CASES = [
     Case("tokenizer.model alone, zeros", slow_only(b"\0" * 5000), (*RUN, "gguf"), says="tokenizer"),
     Case("tokenizer.model alone, endless number", slow_only(b"\x0a" + b"\xff" * 100_000), (*RUN, "gguf"), says="tokenizer"),
     Case("tokenizer.model is a pipe", a_pipe("tokenizer.model"), RUN, says="tokenizer.model"),
-    *(Case(f"{file} {name}", content(file, data), GGUF, outcome=EITHER)
-      for file in ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja")
-      for name, data in DAMAGED.items()),
+    *(
+        Case(f"{file} {name}", content(file, data), GGUF, outcome=EITHER)
+        for file in (
+            "special_tokens_map.json",
+            "added_tokens.json",
+            "vocab.json",
+            "merges.txt",
+            "chat_template.json",
+            "chat_template.jinja",
+        )
+        for name, data in DAMAGED.items()
+    ),
+    *(
+        Case(
+            f"a chat template {name}",
+            content("chat_template.jinja", text),
+            ("chat",),
+            outcome=EITHER if text in ("",) or "reaches" in name else REFUSED,
+        )
+        for name, text in TEMPLATES.items()
+    ),
+    *(
+        Case(f"a chat template in tokenizer_config.json {shown(value)}", values(SETTINGS, chat_template=value), ("chat",), outcome=EITHER)
+        for value in (5, [5], {}, ["a"], [{"name": "default", "template": "x"}], [{"name": "other", "template": 5}], {"default": 5})
+    ),
     Case("chat_template.jinja is a pipe", a_pipe("chat_template.jinja"), RUN, says="chat_template.jinja"),
     Case("merges.txt is a folder", a_folder("merges.txt"), RUN, says="merges.txt"),
-    *(Case(f"special_tokens_map.json {key} {shown(value)}", values("special_tokens_map.json", **{key: value}), GGUF, outcome=EITHER)
-      for key in ("bos_token", "eos_token", "additional_special_tokens") for value in (5, [], {}, "x", {"content": 5}, ["x", 5])),
+    *(
+        Case(f"special_tokens_map.json {key} {shown(value)}", values("special_tokens_map.json", **{key: value}), GGUF, outcome=EITHER)
+        for key in ("bos_token", "eos_token", "additional_special_tokens")
+        for value in (5, [], {}, "x", {"content": 5}, ["x", 5])
+    ),
     Case("a GGUF file, and code for its tokenizer", with_gguf, (*RUN, "plan"), outcome=EITHER),
-]  # fmt: skip
-assert all(case.outcome in (REFUSED, WORKS, EITHER) for case in CASES)
-assert nested(1)
+]

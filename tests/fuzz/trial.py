@@ -19,29 +19,87 @@ import psutil
 
 from qlab.cli import call
 
-SECONDS = 10.0  # that any refusal of a small input may take; the slowest good run takes two
+SECONDS = 10.0  # of this process's own time that an answer may take; the slowest good run takes two
+WAITING = 90.0  # seconds after which it hangs, on a machine that may be busy
 MEMORY = 1 << 30  # bytes beyond what the process had, for a model of four megabytes
 LONGEST = 700  # characters of a message, and its paths
+CHAT = '{"messages": [{"role": "user", "content": "What is an array of words?"}, {"role": "assistant", "content": "A list."}]}\n' * 40
 TEXT = "The quick brown fox returns an array of words, and the array holds numbers. " * 40
 
 COMMANDS: dict[str, Callable[[Path, Path, Path], list[str]]] = {
     "evaluate": lambda model, out, text: [
-        "evaluate", str(model), "--text", str(text), "--window", "16", "--tokens", "64", "--results", "", "--json",
+        "evaluate",
+        str(model),
+        "--text",
+        str(text),
+        "--window",
+        "16",
+        "--tokens",
+        "64",
+        "--results",
+        "",
+        "--json",
     ],
     "quantize": lambda model, out, text: [
-        "quantize", "--model", str(model), "--recipe", "awq-w4g32", "--calibration", str(text), "--windows", "2", "--length", "16",
-        "--out", str(out),
+        "quantize",
+        "--model",
+        str(model),
+        "--recipe",
+        "awq-w4g32",
+        "--calibration",
+        str(text),
+        "--windows",
+        "2",
+        "--length",
+        "16",
+        "--out",
+        str(out),
     ],
     "dry-run": lambda model, out, text: [
-        "quantize", "--model", str(model), "--recipe", "awq-w4g32", "--windows", "2", "--length", "16", "--dry-run", "--out", str(out),
+        "quantize",
+        "--model",
+        str(model),
+        "--recipe",
+        "awq-w4g32",
+        "--windows",
+        "2",
+        "--length",
+        "16",
+        "--dry-run",
+        "--out",
+        str(out),
     ],
     "gguf": lambda model, out, text: [
-        "quantize", "--model", str(model), "--recipe", "q8_0", "--calibration", str(text), "--windows", "2", "--length", "16",
-        "--out", str(out),
+        "quantize",
+        "--model",
+        str(model),
+        "--recipe",
+        "q8_0",
+        "--calibration",
+        str(text),
+        "--windows",
+        "2",
+        "--length",
+        "16",
+        "--out",
+        str(out),
+    ],
+    "chat": lambda model, out, text: [
+        "evaluate",
+        str(model),
+        "--text",
+        str(text.with_name("chat.jsonl")),
+        "--window",
+        "16",
+        "--tokens",
+        "64",
+        "--results",
+        "",
+        "--json",
     ],
     "plan": lambda model, out, text: ["plan", str(model), "--json"],
     "serve": lambda model, out, text: ["serve", str(model), "--name", "m", "--write", str(out)],
-}  # fmt: skip
+}
 """What is tried, of a model's path, a folder that is not there yet, and a file of text."""
 
 
@@ -85,15 +143,26 @@ def attempt(command: str, model: Path, work: Path) -> Answer:
     """Try `command` on the model at `model`; `work` is an empty folder."""
     out, text = work / "out", work / "text.txt"
     text.write_text(TEXT)
-    before = psutil.Process().memory_info().rss
-    started = time.perf_counter()
+    (work / "chat.jsonl").write_text(CHAT)
+    before = files_in(out)
+    held = psutil.Process().memory_info().rss
+    started = time.process_time()
     with (work / "out.log").open("w+") as printed, (work / "err.log").open("w+") as said:
-        with little_memory(), overdue_after(2 * SECONDS), printed_to(printed, said):
-            code = call(COMMANDS[command](model, out, text))
-    seconds = time.perf_counter() - started
-    left = sorted(str(path.relative_to(out)) for path in out.rglob("*")) if out.exists() else []
+        code = quickly(COMMANDS[command](model, out, text), printed, said)
+    seconds = time.process_time() - started
+    left = sorted(files_in(out) - before)
     words = [(work / name).read_text(errors="replace") for name in ("out.log", "err.log")]
-    return Answer(code, words[0], words[1], seconds, peak() - before, left)
+    return Answer(code, words[0], words[1], seconds, peak() - held, left)
+
+
+def quickly(arguments: list[str], printed: TextIO, said: TextIO) -> int:
+    """The exit code of a command line that may take little memory and time."""
+    with little_memory(), overdue_after(WAITING), printed_to(printed, said):
+        return call(arguments)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")} if folder.exists() else set()
 
 
 @contextlib.contextmanager

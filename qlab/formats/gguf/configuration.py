@@ -13,9 +13,11 @@ from torch import Tensor
 from qlab.formats.gguf import metadata
 from qlab.formats.gguf.header import Setting
 from qlab.support.errors import UserError
+from qlab.support.reading import LAYERS, MOST
 
 READ = ("llama", "qwen2", "qwen3")
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+LARGEST_FLOAT = 3e38  # of float32
 NEAR = 1e-5  # of Llama 3's factors, which writers compute in float32
 SPECIAL = ("bos", "eos", "padding")
 
@@ -42,13 +44,13 @@ def model_config(settings: Mapping[str, Setting], shapes: Mapping[str, tuple[int
         )
     known = Known(settings, kind)
     embedding = shapes.get("token_embd.weight")
-    if embedding is None:
+    if embedding is None or len(embedding) != 2:
         raise UserError("the GGUF file has no token_embd.weight: it is not a whole language model (a part, a projector or an adapter)")
     heads = known.whole("attention.head_count")
     width = known.whole("attention.key_length", known.whole("embedding_length") // heads)
     if known.whole("rope.dimension_count", width) != width:
         raise UserError("the GGUF file turns a part of each head only (rope.dimension_count), which qlab does not read")
-    window = known.whole("attention.sliding_window", 0)
+    window = known.whole("attention.sliding_window", 0, least=0)
     family = "mistral" if kind == "llama" and window else kind
     config: dict[str, Any] = {
         "architectures": [CLASSES[family]],
@@ -56,7 +58,7 @@ def model_config(settings: Mapping[str, Setting], shapes: Mapping[str, tuple[int
         "vocab_size": embedding[0],
         "hidden_size": known.whole("embedding_length"),
         "intermediate_size": known.whole("feed_forward_length"),
-        "num_hidden_layers": known.whole("block_count"),
+        "num_hidden_layers": known.whole("block_count", most=LAYERS),
         "num_attention_heads": heads,
         "num_key_value_heads": known.whole("attention.head_count_kv", heads),
         "head_dim": width,
@@ -77,12 +79,27 @@ def model_config(settings: Mapping[str, Setting], shapes: Mapping[str, tuple[int
         config["sliding_window"] = None
     for name in SPECIAL:
         if (token := settings.get(f"tokenizer.ggml.{name}_token_id")) is not None:
-            config[f"{'pad' if name == 'padding' else name}_token_id"] = int(token)
+            if type(token) is not int or not 0 <= token <= MOST:
+                raise UserError(f"tokenizer.ggml.{name}_token_id in the GGUF file's header is {str(token)[:40]}: expected a token's number")
+            config[f"{'pad' if name == 'padding' else name}_token_id"] = token
     return config
 
 
 def expert_count(settings: Mapping[str, Setting], kind: str) -> int:
-    return int(settings.get(f"{kind}.expert_count", 0))
+    return Known(settings, kind).whole("expert_count", 0, least=0)
+
+
+def check_sizes(settings: Mapping[str, Setting], kind: str) -> None:
+    """See that the sizes of an architecture are sizes, before transformers computes with them.
+
+    Raises:
+        UserError: one is not.
+    """
+    known = Known(settings, kind)
+    for name, value in settings.items():
+        if name.startswith(f"{kind}.") and type(value) is int:
+            inner = name.removeprefix(f"{kind}.")
+            known.whole(inner, least=0, most=LAYERS if inner == "block_count" else MOST)
 
 
 class Known:
@@ -91,26 +108,34 @@ class Known:
     def __init__(self, settings: Mapping[str, Setting], kind: str) -> None:
         self.settings, self.kind = settings, kind
 
-    def whole(self, name: str, default: int | None = None) -> int:
-        """An integer.
+    def whole(self, name: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
+        """A whole number within bounds.
 
         Raises:
-            UserError: it is not there, is an array, and there is no default.
+            UserError: it is another value, or it is not there (or an array) and there is no default.
         """
         value = self.settings.get(f"{self.kind}.{name}", default)
         if value is None:
             raise UserError(f"the GGUF file's header lacks {self.kind}.{name} as one number, which qlab needs: convert the model anew")
-        return int(value)
+        if type(value) is not int or not least <= value <= most:
+            raise UserError(
+                f"{self.kind}.{name} in the GGUF file's header is {str(value)[:40]}: expected {least:,} to {most:,}; convert the model anew"
+            )
+        return value
 
     def decimal(self, name: str, default: float | None = None) -> float:
-        """A float, in the fewest digits that stand for the file's float32: 1e-05 and not 9.999999747e-06.
+        """A float above zero, in the fewest digits that stand for the file's float32: 1e-05 and not 9.999999747e-06.
 
         Raises:
-            UserError: it is not there, and there is no default.
+            UserError: it is another value, or it is not there and there is no default.
         """
         value = self.settings.get(f"{self.kind}.{name}", default)
         if value is None:
             raise UserError(f"the GGUF file's header lacks {self.kind}.{name}, which qlab needs: convert the model anew")
+        if not isinstance(value, (int, float)) or not 0 < value <= LARGEST_FLOAT:
+            raise UserError(
+                f"{self.kind}.{name} in the GGUF file's header is {str(value)[:40]}: expected a number above 0; convert the model anew"
+            )
         return float(str(np.float32(value)))
 
     def text(self, name: str, default: str) -> str:

@@ -20,6 +20,7 @@ from qlab.support.errors import UserError
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 ALIGNMENT, DIMENSIONS = 32, 4  # of the data, where the file says none; and of a tensor at most
+TENSORS, SETTINGS, ENTRIES = 1 << 20, 1 << 16, 1 << 22  # at most, ten times what the largest models have: nobody waits for a damaged count
 CODES = {
     GGUFValueType.UINT8: "B", GGUFValueType.INT8: "b", GGUFValueType.UINT16: "H", GGUFValueType.INT16: "h", GGUFValueType.UINT32: "I",
     GGUFValueType.INT32: "i", GGUFValueType.FLOAT32: "f", GGUFValueType.BOOL: "?", GGUFValueType.UINT64: "Q", GGUFValueType.INT64: "q",
@@ -98,6 +99,8 @@ class _Cursor:
         if (version := self.number("I")) not in VERSIONS:
             raise Damaged(f"its version is {version}, expected {VERSIONS[0]} or {VERSIONS[1]}, little-endian")
         tensors, count = self.number("Q"), self.number("Q")
+        if tensors > TENSORS or count > SETTINGS:
+            raise Damaged(f"it speaks of {tensors:,} tensors and {count:,} settings")
         settings: dict[str, Setting | list[Any] | None] = {}
         for _ in range(count):
             once(settings, self.text(), self.setting(GGUFValueType(self.number("I"))))
@@ -108,7 +111,7 @@ class _Cursor:
             once(found, name, tensor)
             end = max(end, tensor.start + tensor.bytes)
         alignment = settings.get("general.alignment", ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):  # llama.cpp wants a power of two
             raise Damaged(f"its alignment is {alignment!r}")
         data = -(-self.at // alignment) * alignment
         if end and (missing := data + end - len(self.content)) > 0:
@@ -126,6 +129,8 @@ class _Cursor:
         if kind != GGUFValueType.ARRAY:
             return self.number(CODES[kind])
         inner, count = GGUFValueType(self.number("I")), self.number("Q")
+        if count > ENTRIES:
+            raise Damaged(f"it speaks of an array of {count:,} entries, beyond what it can hold")
         if inner == GGUFValueType.STRING:
             if self.arrays:
                 return [self.text() for _ in range(count)]

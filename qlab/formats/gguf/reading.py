@@ -101,6 +101,8 @@ def gguf_files(path: Path) -> list[Path]:
     if not count:
         return found
     parts = [found[0].parent / f"{name}-{number:05d}-of-{count}.gguf" for number in range(1, int(count) + 1)]
+    if not parts:
+        raise UserError(f"{found[0].name} is called a part of {int(count)}: give the file the name that it had")
     if missing := [part.name for part in parts if not part.is_file()]:
         raise UserError(f"{name} lacks {len(missing)} of its {len(parts)} parts: {missing[0]} is not there; fetch it, or join them")
     return parts

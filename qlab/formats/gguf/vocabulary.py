@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from gguf import TokenType
+from pydantic import BaseModel, FiniteFloat, Strict, ValidationError, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -32,8 +33,8 @@ def read_tokenizer(files: GGUFFiles) -> PreTrainedTokenizerFast:
             f"{files.files[0].name} has a tokenizer of the kind {kind!r}; qlab reads byte-level BPE (gpt2) and SentencePiece BPE (llama): "
             "put the model's tokenizer.json beside it"
         )
-    tokens: list[str] = files.arrays["tokenizer.ggml.tokens"]
-    kinds = [TokenType(number) for number in files.arrays.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))]
+    arrays = checked_arrays(files)
+    tokens, kinds = arrays.tokens, arrays.token_type or [TokenType.NORMAL] * len(arrays.tokens)
     tokenizer = byte_level(files, tokens, kinds) if kind == "gpt2" else sentencepiece(files, tokens, kinds)
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in texts(tokens, kinds, TokenType.USER_DEFINED)])
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts(tokens, kinds, TokenType.CONTROL)])
@@ -41,16 +42,50 @@ def read_tokenizer(files: GGUFFiles) -> PreTrainedTokenizerFast:
     special = {}
     for name, ours in names.items():
         index = settings.get(f"tokenizer.ggml.{name}_token_id")
-        if isinstance(index, int) and index < len(tokens):
+        if isinstance(index, int) and 0 <= index < len(tokens):
             special[ours] = tokens[index]
     begins = bool(settings.get("tokenizer.ggml.add_bos_token", kind == "llama" or settings.get("tokenizer.ggml.pre") in BEGINS))
     ends = bool(settings.get("tokenizer.ggml.add_eos_token", False))
     frame(tokenizer, special.get("bos_token") if begins else None, special.get("eos_token") if ends else None)
     template = settings.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise UserError(f"{files.files[0].name} has a chat template that is no text: convert the model anew")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, chat_template=template,
         add_bos_token=begins, add_eos_token=ends, **special,
     )  # fmt: skip
+
+
+class Arrays(BaseModel):
+    """A vocabulary as the header holds it."""
+
+    tokens: list[Annotated[str, Strict()]]
+    token_type: list[TokenType] | None = None
+    merges: list[Annotated[str, Strict()]] | None = None
+    scores: list[FiniteFloat] | None = None
+
+    @model_validator(mode="after")
+    def as_many(self) -> Arrays:
+        if any(given is not None and len(given) != len(self.tokens) for given in (self.token_type, self.scores)):
+            raise ValueError("token_type and scores are not as many as tokens")
+        return self
+
+
+def checked_arrays(files: GGUFFiles) -> Arrays:
+    """The vocabulary in a header that was read with its arrays.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    found = {name: files.arrays[f"tokenizer.ggml.{name}"] for name in Arrays.model_fields if f"tokenizer.ggml.{name}" in files.arrays}
+    try:
+        return Arrays.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:40] or "tokenizer"
+        raise UserError(
+            f"{files.files[0].name} has a damaged vocabulary ({where}: {first['msg'][:100]}): fetch it again, or convert the model anew"
+        ) from error
 
 
 def texts(tokens: list[str], kinds: list[TokenType], wanted: TokenType) -> list[str]:

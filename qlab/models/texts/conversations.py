@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
-
 from qlab.models.texts.jsonl import string_of
+from qlab.models.texts.patience import Endless, within
 from qlab.support.errors import UserError
 
 KEYS = ("messages", "text", "prompt")  # what a record is known by
+PATIENCE = 5  # seconds for a chat template and a conversation, which take a thousandth
 ANSWERS = ("completion", "response")  # what may stand beside a prompt
 
 
@@ -79,12 +79,19 @@ def rendered(document: Document, tokenizer: Tokenizer) -> str:
     Where the user speaks last, the beginning of the assistant's turn follows, as it does when the model is asked to answer.
 
     Raises:
-        UserError: the template refuses the conversation.
+        UserError: the template refuses the conversation, or comes to no end.
     """
     if not document.messages or not has_template(tokenizer):
         return document.text
     messages = [{"role": role, "content": content} for role, content in document.messages]
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user")
-    except (TemplateError, TypeError, ValueError) as error:  # templates raise what they like of roles and orders that they do not know
-        raise UserError(f"{document.where}: the model's chat template does not take this conversation ({error})") from error
+        with within(PATIENCE):
+            text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user")
+            return text
+    except Endless as error:
+        raise UserError(
+            f"{document.where}: the model's chat template was not done with it in {PATIENCE} seconds; mend the template"
+        ) from error
+    except Exception as error:  # templates raise what they like of roles and orders that they do not know
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{document.where}: the model's chat template does not take this conversation ({said})") from error

@@ -91,7 +91,11 @@ ARRAY, BYTE, WORD = 9, 0, 8
     ("settings", "tensors", "said"),
     [
         ([word(b"a") + struct.pack("<I", ARRAY) + struct.pack("<IQ", ARRAY, 1) * 3000], [], "no whole GGUF file"),
-        ([word(b"a") + struct.pack("<IIQ", ARRAY, BYTE, 2**64 - 1), word(b"b") + struct.pack("<IB", BYTE, 1)], [], "breaks off"),
+        (
+            [word(b"a") + struct.pack("<IIQ", ARRAY, BYTE, 2**64 - 1), word(b"b") + struct.pack("<IB", BYTE, 1)],
+            [],
+            "beyond what it can hold",
+        ),
         ([word(b"a") + struct.pack("<IIQQ", ARRAY, WORD, 1, 2**64 - 1)], [], "breaks off"),
         ([word(b"a") + struct.pack("<IIQ", ARRAY, BYTE, 9)], [], "breaks off"),
         ([word(b"a") + struct.pack("<IB", BYTE, 1)] * 2, [], "has a twice"),

@@ -1,0 +1,21 @@
+"""The models that cases damage, for every test of this room."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fuzz.models import Models
+from tests.fuzz.trial import COMMANDS, attempt
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """The models, and every command once on a whole one: what libraries load at first is no case's time or memory."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    made = Models(folder)
+    whole = made.copy("plain", folder / "whole")
+    for command in COMMANDS:
+        (folder / command).mkdir()
+        answer = attempt(command, whole, folder / command)
+        assert answer.code == 0, answer.err
+    return made
