@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 # A Python that the user names is taken or refused; where none is named and there is no python3.11, uv may bring one.
 FIND_PYTHON := tools/find-python.sh '$(PYTHON)' $(if $(filter file,$(origin PYTHON)),--bring)
-# No colon at the end: an empty entry is the current folder, whose configuration would be run.
-export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))
+# No two colons and none at the end, not the user's own either: an empty entry is the current folder, whose configuration would be run.
+export JUPYTER_CONFIG_PATH := $(subst :qlab-end,,$(subst ::,:,$(subst ::,:,$(subst ::,:,$(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH):qlab-end))))
 
 .PHONY: run test lab lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels soak kill vllm environment lock embedded-model doctor clean help
 

@@ -108,7 +108,8 @@ def print_speeds(measured: list[Any], protocol: Any) -> None:
         rates = [f"{speed.prompt:.0f} ± {speed.prompt_sd:.0f}", f"{speed.generation:.1f} ± {speed.generation_sd:.1f}"]
         own = [f"{rate:.0f}" if rate else "none" for rate in (speed.prompt_reported, speed.generation_reported)]
         sizes = (memory.predicted, memory.loaded, memory.prompting, memory.generating)
-        under = f"{speed.conditions['dtype']}, {speed.conditions['kernel']}, {speed.conditions['threads']} threads"
+        threads = speed.conditions["threads"]
+        under = f"{speed.conditions['dtype']}, {speed.conditions['kernel']}, {threads} thread{'' if threads == '1' else 's'}"
         ceiling = f"{one.figures.ceiling:.0f}"
         rows.append([one.name, one.runtime, *rates, " / ".join(own), ceiling, *(f"{size / 1e6:.0f}" for size in sizes), under])
     show(table(columns, rows), WIDE)

@@ -74,7 +74,7 @@ def serve(
     signal.signal(signal.SIGINT, interrupt)  # a shell that starts us in the background has it ignored
     with console.status(f"starting {chosen.label}"), serving(chosen, deployment, log=log) as server:
         if prove:
-            console.print(f"{chosen.label} answers at {server.url}; proving it …", highlight=False)
+            console.print(f"{chosen.label} answers at {server.url}; its answers are now checked …", highlight=False)
             proof = prove_server(chosen, deployment, server)
             if as_json:
                 print(json.dumps(proof.as_dict() | {"memory_bytes": server.held_bytes(), "expected_memory_bytes": expected}))

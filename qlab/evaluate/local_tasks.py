@@ -24,19 +24,28 @@ CONTEXT_WORDS, ENDING_WORDS, CHOICES = 48, 12, 4
 
 
 def local_config(task: str, folder: Path, work: Path) -> dict[str, Any] | None:
-    """What to tell lm-eval for `task` with the data in `folder`, rewritten into `work`; None where the folder has none for it.
+    """What to tell lm-eval for `task` with the data in `folder`, rewritten into `work`; None for a task that has no such form here.
 
     Raises:
-        UserError: a file is not as described above.
+        UserError: a file is not as described above, or there is none for this task.
     """
+    made: dict[str, Any] | None = None
     if task == "mmlu" or task.startswith("mmlu_"):
-        return mmlu(task, folder / "mmlu", work)
-    if task == "hellaswag" and (files := sorted((folder / "hellaswag").glob("*.txt*"))):
-        data = write(work / "hellaswag.jsonl", hellaswag(files[0]))
-        return group([read_from(data, work, "validation", "hellaswag", process_docs=None, training_split=None)])
-    if task in ("lambada", "lambada_openai") and (files := sorted((folder / "lambada").glob("*.jsonl"))):
-        return group([read_from(write(work / "lambada.jsonl", lambada(files[0])), work, "test", "lambada_openai")])
-    return None
+        made = mmlu(task, folder / "mmlu", work)
+    elif task == "hellaswag":
+        if files := sorted((folder / "hellaswag").glob("*.txt*")):
+            data = write(work / "hellaswag.jsonl", hellaswag(files[0]))
+            made = group([read_from(data, work, "validation", "hellaswag", process_docs=None, training_split=None)])
+    elif task in ("lambada", "lambada_openai"):
+        if files := sorted((folder / "lambada").glob("*.jsonl")):
+            made = group([read_from(write(work / "lambada.jsonl", lambada(files[0])), work, "test", "lambada_openai")])
+    else:
+        return None
+    if made is None:
+        raise UserError(
+            f"{folder} holds no data of {task[:60]} (qlab.evaluate.local_tasks says which files); the hub's is taken without --task-data"
+        )
+    return made
 
 
 def group(configs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def run_tasks(
 ) -> list[Score]:
     """Run the tasks `names`, at most `limit` documents of each (MMLU: of each subject); `fewshot` examples, else the task's own number.
 
-    Data is read from `folder` where it has it (qlab.evaluate.local_tasks), else from the hub. `heldout-cloze` is made of `text`.
+    Data is read from `folder`, if one is given and the task has a form there (qlab.evaluate.local_tasks), else from the hub; that of
+    `heldout-cloze` is made of `text`.
 
     Raises:
         UserError: no such task, or its data can be had neither here nor from the hub.

@@ -143,11 +143,11 @@ def sentences(
             + (f"{found.longest:,} tokens a sequence would fit." if found.longest else "the weights alone are too large.")
         )
     if found.holds and found.splits:
-        text.append(f"At most {found.ceiling:,.0f} tokens/s in all: the bandwidth's ceiling, which no kernel reaches.")
-    beside = "fits too" if found.fp16_holds else "does not fit"
+        text.append(f"At most {found.ceiling:,.0f} tokens/s in all: the memory's bandwidth allows no more, and real kernels reach less.")
+    beside = "they fit too" if found.fp16_holds else "they do not fit"
     text.append(
         f"In FP16 the weights are {sized(found.fp16_weights)}, "
-        f"{found.fp16_weights / (found.linear + found.embedding):.2f} times as much: {beside}."
+        f"{found.fp16_weights / (found.linear + found.embedding):.2f} times as much; {beside}."
     )
     if 65e9 < shape.parameters < 75e9 and BITS[format_name][0] < 5 and BITS[format_name][0] >= 4:
         text.append(

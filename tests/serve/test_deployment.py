@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qlab.artifacts.artifact import quantize_model
 from qlab.models.locating import kind_of
@@ -67,8 +71,15 @@ def test_a_key_file_is_private_and_holds_a_key(tmp_path: Path) -> None:
     file.write_text("short")
     with pytest.raises(UserError, match="16 to 512"):
         read_key(file)
-    with pytest.raises(UserError, match="cannot read"):
-        read_key(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for name, said in (("none", "is not there"), (".", "not a regular file"), ("pipe", "not a regular file")):
+        with pytest.raises(UserError, match=said):
+            read_key(tmp_path / name)
+    for content in (b"\xff" * 32, b"k" * 10**6, b"a key with blanks in it", b"\0" * 32, ("é" * 32).encode()):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="key") as refused:
+            read_key(file)
+        assert len(str(refused.value)) < 300
 
 
 def test_formats_find_their_runtimes(artifacts: dict[str, Path]) -> None:
@@ -198,6 +209,50 @@ def test_what_compose_and_kubernetes_would_replace_is_escaped(artifacts: dict[st
     for words in (service["command"], container["args"]):
         assert [word.replace("$$", "$") for word in words if "gguf" in word] == [f"/model/{odd}"]
         assert not re.search(r"(?<!\$)\$(?!\$)", " ".join(words))
+
+
+MARKS = st.text("ab\n\r\t\x85\u2028\0 .-_#:$(){}[]'\"\\|>&*!%@`,?~é/\udcff", min_size=1, max_size=12)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.one_of(MARKS, st.text(min_size=1, max_size=20)))
+def test_any_name_is_refused_or_stays_one_word_of_every_file(artifacts: dict[str, Path], name: str) -> None:
+    gguf = next(artifacts["q8_0"].glob("*.gguf"))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            (file := Path(folder) / f"{name}.gguf").symlink_to(gguf)
+        except (OSError, ValueError):  # none that a file can have
+            file = gguf
+        # Of the file, and of what clients ask for.
+        for asked in (lambda: Deployment(file, "m"), lambda: Deployment(gguf, name)):
+            with suppress(UserError):
+                check_files(asked())
+
+
+def check_files(asked: Deployment) -> None:
+    """The files for llama.cpp and for Ollama say no more than they should, whatever the names in them."""
+    for runtime in ("llamacpp", "ollama"):
+        found = files_of(RUNTIMES[runtime], asked)
+        compose = yaml.safe_load(found["compose.yaml"])
+        assert list(compose) == ["services"]
+        (service,) = compose["services"].values()
+        manifests = list(yaml.safe_load_all(found["kubernetes.yaml"]))
+        assert [manifest["kind"] for manifest in manifests] == [
+            "Deployment",
+            "Service",
+            *(["NetworkPolicy"] if runtime == "ollama" else []),
+        ]
+        (container,) = manifests[0]["spec"]["template"]["spec"]["containers"]
+        if runtime == "llamacpp":
+            for words in (service["command"], container["args"]):
+                assert f"/model/{asked.gguf.name}" in [word.replace("$$", "$") for word in words]
+                assert asked.name in words
+        for text in (found["compose.yaml"], found["kubernetes.yaml"]):
+            head = text[: text.index("services:" if text == found["compose.yaml"] else "apiVersion:")]
+            assert all(line.startswith("# ") for line in head.splitlines())
+    first, *rest = found["Modelfile"].split("\n")
+    assert first == f"FROM ./{asked.gguf.name}"
+    assert [line.split(" ")[0] for line in rest] == ["PARAMETER", "PARAMETER", "PARAMETER", "TEMPLATE", "SYSTEM", ""]
 
 
 @pytest.mark.parametrize("name", ["7b", "a." + "x" * 60, "a_-_", "A.B_c"])

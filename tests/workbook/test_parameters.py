@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qlab.support.errors import UserError
 from qlab.workbook.parameters import Parameter, parameters_of, resolve
@@ -29,6 +34,43 @@ def test_values_take_the_defaults_type(default: object, text: str, value: object
 def test_values_of_another_type_are_refused(default: object, text: str) -> None:
     with pytest.raises(UserError, match=r"parameter x is .*: expected"):
         Parameter("x", default, "").parse(text)
+
+
+ABSURD = [
+    "9" * 5000,
+    "10000001",
+    "0",
+    "-1",
+    "1e999",
+    "[" * 5000,
+    "-" * 20_000 + "1",
+    "(" * 20_000,
+    "{[]: 1}",
+    "1\0",
+    "",
+    "x" * 5000,
+    "é" * 300,
+]
+
+
+@pytest.mark.parametrize("default", [4, 0.5, True])
+@pytest.mark.parametrize("text", ABSURD)
+def test_absurd_values_are_one_short_message(default: object, text: str) -> None:
+    if (type(default), text) in {(float, "10000001"), (float, "0"), (float, "-1")}:
+        return  # numbers like others
+    with pytest.raises(UserError, match=r"parameter x is .*: expected") as refused:
+        Parameter("x", default, "").parse(text)
+    assert len(str(refused.value)) < 200
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=30) | st.text("[]{}()-1e,:'\"", max_size=30) | st.floats().map(str) | st.integers().map(str))
+def test_any_text_is_a_value_of_the_defaults_type_or_refused(text: str) -> None:
+    for default in (4, 0.5, True):
+        with suppress(UserError):
+            value = Parameter("x", default, "").parse(text)
+            assert type(value) is type(default)
+            assert math.isfinite(value)
 
 
 def test_unknown_names_are_refused_and_known_ones_reach_the_lessons_that_have_them() -> None:

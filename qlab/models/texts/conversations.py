@@ -53,7 +53,7 @@ def document_of(record: dict[str, Any], where: str) -> Document:
     if "text" in record:
         return Document(where, string_of(record, "text", where))
     if "prompt" not in record:
-        found = ", ".join(map(repr, list(record)[:6])) or "nothing"
+        found = ", ".join(repr(key[:40]) for key in list(record)[:6]) or "nothing"
         raise UserError(f"{where}: expected 'messages', 'text' or 'prompt' (with 'completion' or 'response'), found {found}")
     prompt = string_of(record, "prompt", where)
     answers = [string_of(record, key, where) for key in ANSWERS if key in record]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qlab.models.texts.documents import open_text
 from qlab.models.texts.prompts import load_prompts
@@ -95,7 +100,7 @@ def test_prompts_that_cannot_be_used(tmp_path: Path, content: str, message: str)
     (tmp_path / "p.jsonl").write_text(content)
     with pytest.raises(UserError, match=message):
         load_prompts(tmp_path / "p.jsonl")
-    with pytest.raises(UserError, match=r"cannot read absent\.jsonl"):
+    with pytest.raises(UserError, match=r"absent\.jsonl is not there"):
         load_prompts(tmp_path / "absent.jsonl")
 
 
@@ -103,3 +108,64 @@ def test_prompts_keep_what_stands_beside_them() -> None:
     found: list[dict[str, Any]] = load_prompts()
     assert len(found) == 500
     assert found[0].keys() == {"id", "language", "kind", "prompt"}
+
+
+def pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def loop(file: Path) -> None:
+    file.symlink_to(file)
+
+
+DAMAGED: dict[str, Any] = {
+    "none": lambda file: None, "a folder": Path.mkdir, "a pipe": pipe, "a loop": loop,
+    "empty": b"", "not UTF-8": b"\xff\xfe", "no JSON": b"{", "a list": b"[]", "nested too deeply": b"[" * 10**6,
+    "nested objects": b'{"prompt":' * 10**5, "5000 digits": b'{"prompt": "a", "n": 1' + b"0" * 5000 + b"}",
+    "a number": b'{"prompt": 1}', "null": b'{"prompt": null}', "half a pair": b'{"prompt": "\\ud800"}', "another key": b'{"promt": "a"}',
+    "kilobytes of a key": b'{"' + b"k" * 50_000 + b'": 1}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_prompts_and_texts_are_one_short_message(kind: str, tmp_path: Path) -> None:
+    file, content = tmp_path / "a.jsonl", DAMAGED[kind]
+    if callable(content):
+        content(file)
+    else:
+        file.write_bytes(content)
+    for reader in (load_prompts, lambda path: open_text(str(path))):
+        with pytest.raises(UserError) as refused:
+            reader(file)
+        assert "a.jsonl" in str(refused.value)
+        assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("label", ["id", "language", "kind"])
+@pytest.mark.parametrize("value", [None, 1, [], {}])
+def test_labels_of_prompts_are_text(label: str, value: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a", label: value}))
+    with pytest.raises(UserError, match=f"line 1: expected text under '{label}'"):
+        load_prompts(tmp_path / "a.jsonl")
+
+
+WORDS = st.sampled_from(["prompt", "text", "messages", "role", "content", "kind"])
+RECORDS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=8,
+)
+LINES = st.lists(RECORDS.map(json.dumps).map(str.encode) | st.binary(max_size=20), max_size=4).map(b"\n".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(LINES)
+def test_any_bytes_are_documents_and_prompts_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("a.jsonl", "a.txt"):
+            file = Path(folder) / name
+            file.write_bytes(content)
+            with suppress(UserError):
+                assert all(isinstance(entry["prompt"], str) for entry in load_prompts(file))
+            with suppress(UserError):
+                assert open_text(str(file)).plain.strip()
