@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from qlab.workbook.record import records_of
 
 NOTEBOOKS = ROOT / "notebooks"
 NEEDS = {"06_deployment": ("04_gguf",), "07_benchmarks": ("02_awq", "03_gptq", "04_gguf", "05_nf4")}
+LONGEST = 70  # characters of a folder for kernels' sockets; they are named by 33 more, and 107 are allowed
 DONE, FAILED, SKIPPED = "done", "failed", "not run"
 
 
@@ -86,8 +88,12 @@ class WatchedEngine(NBClientEngine):
 
 @cache
 def private_folder() -> Scratch:
-    """A folder of this process alone, removed at its end: after the kernels have been stopped, also on Ctrl-C."""
-    return Scratch()
+    """A folder of this process alone, removed at its end: after the kernels have been stopped, also on Ctrl-C.
+
+    Among the system's temporary files, or in /tmp where the name of their folder is too long for those of sockets in it.
+    """
+    usual = Path(tempfile.gettempdir())
+    return Scratch(usual if len(str(usual)) <= LONGEST else Path("/tmp"))
 
 
 papermill_engines.register("qlab", WatchedEngine)

@@ -126,5 +126,5 @@ def commands(base: Path) -> list[Command]:
             "release", ["release", "--recipe", "q4_k_m", "--adapter", str(base / "adapter"), *TINY, *GATES, "--out", "releases"], released,
             releases,
         ),
-        Command("run", ["run", "01", "--out", "report", "-p", "work=work", *small], nothing, report),
+        Command("run", ["run", "01", "--out", "report", *small], nothing, report),
     ]  # fmt: skip

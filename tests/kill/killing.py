@@ -84,7 +84,7 @@ class Moment:
     @classmethod
     def drawn(cls, events: list[float], generator: random.Random) -> Moment:
         """Somewhere between the first of these `events` and the last."""
-        at = events[0] + generator.uniform(0, 0.95) * (events[-1] - events[0])
+        at = events[0] + generator.uniform(0, 0.8) * (events[-1] - events[0])
         count = sum(event <= at for event in events)
         return cls(count, at - events[count - 1])
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ ROUNDS = int(os.environ.get("QLAB_KILL_ROUNDS", "0"))
 SEED = os.environ.get("QLAB_KILL_SEED", "0")
 ORDERLY = ("TERM", "INT")  # after these nothing at all may stay but what the same command goes on from
 KINDS = {  # where no round of all is asked for: so few that `make test` stays short
-    "quantize": ("KILL", FULL), "evaluate": ("INT", FULL), "bench": ("TERM",), "finetune": ("KILL",), "release": ("KILL", "TERM"),
+    "quantize": ("KILL", FULL), "evaluate": ("INT",), "bench": ("TERM",), "finetune": ("KILL",), "release": ("KILL", "TERM"),
     "run": ("INT",),
 }  # fmt: skip
 
@@ -35,13 +37,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder with a short name, as the usual ones have it: kernels put their sockets among the temporary files."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="qlab-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("name", KINDS)
-def test_stopped_at_any_moment_it_goes_on(name: str, base: Path, tmp_path: Path) -> None:
+def test_stopped_at_any_moment_it_goes_on(name: str, base: Path, short: Path, tmp_path: Path) -> None:
     (command,) = (each for each in commands(base) if each.name == name)
     before = tmp_path / "before"
     before.mkdir()
     command.before(before)
-    whole = tmp_path / "whole"
+    whole = short / "whole"
     shutil.copytree(before, whole, symlinks=True)
     run = Run(command.words, whole, tmp_path / "whole-logs")
     events = run.events()
@@ -49,8 +58,8 @@ def test_stopped_at_any_moment_it_goes_on(name: str, base: Path, tmp_path: Path)
     new, paths = command.state(whole), tree(whole)
     generator = random.Random(f"{SEED} {name}")
     kinds = [*SIGNALS, FULL] * ROUNDS or KINDS[name]
-    with small_disk(tmp_path / "disk") as mounted:
-        folder = tmp_path / "disk" / "work"
+    with small_disk(short / "disk") as mounted:
+        folder = short / "disk" / "work"
         shutil.copytree(before, folder, symlinks=True)
         for kind in kinds:
             if kind == FULL and not mounted:
@@ -85,6 +94,7 @@ def stop_once(command: Command, folder: Path, tmp_path: Path, kind: str, moment:
     run = Run(command.words, folder, tmp_path / "logs")
     print(f"{command.name}: {kind} after {moment}, seed {SEED}")
     if not moment.reached(run):
+        assert run.wait() == 0, run.printed
         return False
     if kind == FULL:
         with filled(folder.parent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,20 @@ def test_a_full_disk_in_a_lesson_is_told_like_any_other(lessons: dict[str, dict[
     (found,) = run_lessons({"02_awq": lessons["02_awq"]}, tmp_path / "out", False, lambda *_: None)
     assert (found.state, found.cell) == (FAILED, 3)
     assert found.error.startswith("the disk is full (No space left on device)")
+
+
+def test_a_long_name_for_temporary_files_is_no_obstacle(
+    lessons: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (long := tmp_path / ("a" * 100)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    workbook.private_folder.cache_clear()
+    try:
+        (found,) = run_lessons({"01_fine": lessons["01_fine"]}, tmp_path / "out", False, lambda *_: None)
+    finally:
+        workbook.private_folder().remove()
+        workbook.private_folder.cache_clear()
+    assert found.state == DONE
 
 
 def test_the_log_says_how_a_lesson_ended() -> None:
