@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from qlab.artifacts.going_on import LOCK, clear_away, walk_to_go_on, work_folder
 from qlab.artifacts.manifest import COST, MANIFEST, Cost, Manifest, read_note
 from qlab.artifacts.placing import check_place, put
 from qlab.models.opening import OpenedModel, locate
-from qlab.recipes import Fitted, Recipe, WalkedRecipe, describe, details
+from qlab.recipes import Details, Fitted, Recipe, WalkedRecipe, describe, details
 from qlab.support.disk.lock import locked
 from qlab.support.disk.room import room_for
 from qlab.support.disk.scratch import Scratch, discard
@@ -53,6 +54,11 @@ class Artifact:
         if not (path / MANIFEST).exists() or not (path / COST).exists():
             return None
         return cls(path, read_note(path / MANIFEST, Manifest).model_dump(), read_note(path / COST, Cost).model_dump())
+
+    @property
+    def device(self) -> str:
+        """What it was quantized on."""
+        return self.manifest["inputs"]["device"]
 
     @property
     def seconds(self) -> float:
@@ -90,17 +96,21 @@ def inputs_of(recipe: Recipe, source: OpenedModel, windows: Tensor, device: str)
     }
 
 
-def computing_device() -> str:
-    """Where artifacts are computed: the libraries take a GPU, in half precision, wherever there is one, else the CPU, in FP32."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def artifact_folder(recipe: Recipe, source: OpenedModel, work: str) -> Path:
     """Where `make_artifact` puts the artifact of `recipe`: `work`/<model>-<hash>/<recipe>."""
     return Path(work) / f"{source.path.name}-{source.fingerprint[:8]}" / recipe.name
 
 
-def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: str, read: Sequence[dict[str, Any]] = ()) -> Artifact:
+def quantize_on(device: str, recipe: Recipe, source: OpenedModel, windows: Tensor, out: Path) -> Details:
+    """`recipe.quantize` in a process of its own, which sees no GPU where the CPU is asked for: the libraries take any that they see."""
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return recipe.quantize(source, windows, out, device)
+
+
+def make_artifact(
+    recipe: Recipe, source: OpenedModel, windows: Tensor, work: str, read: Sequence[dict[str, Any]] = (), device: str = "cpu"
+) -> Artifact:
     """Quantize `source` by `recipe` with the calibration `windows`, or take the artifact that the same inputs made before.
 
     It lies in `work`/<model>-<hash>/<recipe>. Quantizing runs in a process of its own; who wants the same artifact meanwhile waits.
@@ -110,7 +120,7 @@ def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: st
         UserError: what the recipe cannot do with this model, something in the artifact's place that qlab did not make, or a full disk.
         OSError: the disk is not writable; nothing is left behind.
     """
-    inputs = inputs_of(recipe, source, windows, computing_device())
+    inputs = inputs_of(recipe, source, windows, device)
     folder = artifact_folder(recipe, source, work)
     check_place(folder, source.path)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +134,7 @@ def make_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: st
             return known
         out = unfinished / recipe.name
         out.mkdir()
-        outcome = run_isolated(recipe.quantize, source, windows, out)
+        outcome = run_isolated(quantize_on, device, recipe, source, windows, out)
         details = outcome.value | {"calibration": list(read)}
         return finish(out, folder, inputs, details, {"seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes})
 

@@ -80,7 +80,7 @@ class Budget:
         )
 
     def check(self, out: Path, device: str) -> None:
-        """Raises UserError where the machine has too little disk, or too little memory for this."""
+        """Raises UserError where the machine has too little disk, or it or the GPU too little memory for this."""
         place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
         if (free := shutil.disk_usage(place).free) < self.disk:
             needed = f"{gigabytes(self.disk)} of disk are needed and {gigabytes(free)} free in {place}"
@@ -88,6 +88,10 @@ class Budget:
         if device == "cpu" and (free := psutil.virtual_memory().available) + self.start < self.total:
             needed = f"{gigabytes(self.total)} of memory are needed and {gigabytes(free)} free"
             raise UserError(f"{needed}; close programs, or use a larger machine")
+        wanted = max(self.rest, self.total_of_a_block)
+        if torch.device(device).type == "cuda" and (free := torch.cuda.mem_get_info(device)[0]) < wanted:
+            needed = f"{gigabytes(wanted)} of memory are needed on {device} and {gigabytes(free)} free"
+            raise UserError(f"{needed}; see with nvidia-smi who uses it, give a --max-memory that is free, or --device cpu")
 
 
 def predict(

@@ -90,8 +90,8 @@ def hessian(results: Results) -> Decided:
 
 def on_the_fly(results: Results) -> Decided:
     """bitsandbytes' own run: from the original checkpoint in one load."""
-    seconds = results["cost/bitsandbytes-nf4-double"]["seconds"]
-    return HOLDS, f"{seconds:.1f} s for bitsandbytes to load, quantize and save"
+    cost = results["cost/bitsandbytes-nf4-double"]
+    return HOLDS, f"{cost['seconds']:.1f} s on {cost['device']} for bitsandbytes to load, quantize and save"
 
 
 def alike(results: Results) -> Decided:

@@ -61,10 +61,13 @@ def command_line() -> Any:
 def unforeseen(error: Exception) -> tuple[str, int]:
     """What to say of an error that nothing below has put into words, and the exit code."""
     from qlab.support.disk.room import full, no_room
+    from qlab.support.memory import no_memory
 
     file = error.filename if isinstance(error, OSError) else None
     if number := full(error):
         return no_room(number, Path(os.fsdecode(file)) if isinstance(file, (str, bytes)) else None), 2
+    if lacking := no_memory(error):
+        return lacking, 2
     if isinstance(error, OSError) and error.strerror and file is not None:
         return f"cannot read or write {file}: {error.strerror}. Choose another file or folder", 2
     return fault(error), 1

@@ -25,7 +25,7 @@ CalibrationOption = Annotated[
     ),
 ]
 DEBUG = "--debug"  # anywhere on the command line
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
+DeviceOption = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1, …")]
 
 
 def version_flag(wanted: bool) -> None:

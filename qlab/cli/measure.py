@@ -29,7 +29,7 @@ def evaluate(
     task_data: Annotated[Path | None, typer.Option(help="Folder with mmlu/, hellaswag/, lambada/; else the hub.")] = None,
     agreement: Annotated[bool, typer.Option(help="Also agreement with --reference over the prompts, by language and kind.")] = False,
     prompts: Annotated[Path | None, typer.Option(help="JSONL with a 'prompt' a line; else the 500 of this workbook.")] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     results: StoreOption = "build/results.sqlite",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
@@ -41,7 +41,7 @@ def evaluate(
     from qlab.evaluate.results import Figure, quality_figures, score_figures
     from qlab.evaluate.tasks import check_tasks, run_tasks
     from qlab.models.loading import load, load_tokenizer
-    from qlab.models.opening import check_device, check_length, locate
+    from qlab.models.opening import check_length, found_device, locate
     from qlab.models.texts.mixture import load_text
     from qlab.models.texts.prompts import load_prompts
     from qlab.models.texts.tokens import embedding_rows
@@ -49,7 +49,7 @@ def evaluate(
     from qlab.workbook.lesson import quiet
 
     quiet()
-    check_device(device)
+    device = found_device(device)
     if agreement and not reference:
         raise UserError("agreement with what? Give --reference MODEL")
     source = locate(path)

@@ -24,7 +24,7 @@ def quantize(
     windows: Annotated[int, whole("Calibration windows.", 1, WINDOWS)] = 128,
     length: Annotated[int, whole("Tokens a window.", 2, TOKENS)] = 512,
     max_memory: Annotated[str | None, typer.Option(help="Stay below this, such as 8GiB, by computing fewer windows at a time.")] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     strict: StrictOption = False,
     profile: Annotated[bool, typer.Option(help="Print at the end where the time went, by stage; it takes somewhat longer then.")] = False,
     dry_run: Annotated[
@@ -35,7 +35,7 @@ def quantize(
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
     from qlab.models.loading import load_tokenizer
-    from qlab.models.opening import already_rounded, check_device, check_length, locate
+    from qlab.models.opening import already_rounded, check_length, found_device, locate
     from qlab.models.texts.mixture import check_texts
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
@@ -45,7 +45,7 @@ def quantize(
     from qlab.workbook.lesson import quiet
 
     quiet()
-    check_device(device)
+    device = found_device(device)
     recipes = [parse(name) for name in dict.fromkeys(recipe)]
     check_texts(calibration)
     source = locate(model, weights=not dry_run)

@@ -28,20 +28,20 @@ def finetune(
     rank: Annotated[int, whole("Rank of the adapter; its alpha is twice that.", 1, LARGEST_RANK)] = 16,
     rate: Annotated[float, real("Adam's learning rate; 2e-4 and less for models of billions of parameters.", 0, 1)] = 1e-3,
     seed: Annotated[int, whole("For the adapter's start and the order of windows.", 0, SEED)] = 0,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Train a LoRA adapter on a model that stays in NF4 (QLoRA)."""
     from qlab.workbook.lesson import quiet
 
     quiet()  # first: peft brings bitsandbytes, which warns as it is imported
     from qlab.models.loading import load_tokenizer
-    from qlab.models.opening import check_device, check_length, locate
+    from qlab.models.opening import check_length, found_device, locate
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
     from qlab.release.finetune import Training
     from qlab.release.finetune import finetune as train
 
-    check_device(device)
+    device = found_device(device)
     source = locate(path)
     check_length(source, length, "--length")
     training = Training(rank, 2 * rank, rate, steps, batch, seed)
@@ -75,7 +75,7 @@ def release(
         ),
     ] = None,
     runtime: Annotated[str | None, typer.Option(help="That the proof is served by; else the first here that serves the format.")] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     strict: StrictOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
@@ -85,7 +85,7 @@ def release(
     quiet()  # first: peft brings bitsandbytes, which warns as it is imported
     from qlab.artifacts.artifact import fit
     from qlab.models.loading import load_tokenizer
-    from qlab.models.opening import check_device, check_length, locate
+    from qlab.models.opening import check_length, found_device, locate
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
     from qlab.recipes import parse
@@ -93,7 +93,7 @@ def release(
     from qlab.release.release import release as attempt
     from qlab.serve.runtimes.registry import runtime_for, runtime_named
 
-    check_device(device)
+    device = found_device(device)
     gates = [Gate.parse(words) for words in gate] if gate else list(GATES)
     source, wanted = locate(model), parse(recipe)
     check_length(source, length, "--length")

@@ -184,17 +184,22 @@ def already_rounded(source: OpenedModel) -> str:
     )
 
 
-def check_device(name: str) -> None:
-    """See that PyTorch can compute on the device `name`, such as cpu, cuda, cuda:1.
+def found_device(name: str) -> str:
+    """The device `name`, such as cpu, cuda, cuda:1, once it is known that PyTorch can compute on it; "auto": a GPU where there is one.
 
     Raises:
         UserError: it cannot.
     """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch asserts that it was compiled with CUDA
         reason = str(error).splitlines()[0]
-        raise UserError(f"no device {name!r} here: {reason}. Expected cpu, or cuda on a machine with a GPU (see qlab doctor)") from error
+        raise UserError(
+            f"no device {name!r} here: {reason}. Expected auto, cpu, or cuda on a machine with a GPU (see qlab doctor)"
+        ) from error
+    return name
 
 
 def check_length(source: OpenedModel, length: int, option: str) -> None:

@@ -26,7 +26,7 @@ class AutoAWQ:
     def name(self) -> str:
         return f"autoawq-w4g{self.group_size}"
 
-    def quantize(self, source: OpenedModel, windows: Tensor, out: Path) -> Details:
+    def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
         from qlab.peers import autoawq
 
         autoawq.quantize(source, windows, out, self.group_size)
@@ -46,7 +46,7 @@ class AutoGPTQ:
     def name(self) -> str:
         return f"autogptq-w{self.bits}g{self.group_size}{'' if self.symmetric else '-asym'}{'-actorder' if self.act_order else ''}"
 
-    def quantize(self, source: OpenedModel, windows: Tensor, out: Path) -> Details:
+    def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
         from qlab.peers import autogptq
 
         autogptq.quantize(source, windows, out, self.bits, self.group_size, self.symmetric, self.act_order)
@@ -64,7 +64,7 @@ class BitsAndBytes:
     def name(self) -> str:
         return f"bitsandbytes-{self.kind}{'-double' if self.double_quantization else ''}"
 
-    def quantize(self, source: OpenedModel, windows: Tensor, out: Path) -> Details:
+    def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
         from qlab.peers import bitsandbytes
 
         bitsandbytes.quantize(source, out, self.kind, self.double_quantization)

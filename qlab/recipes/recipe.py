@@ -27,8 +27,8 @@ class Recipe(Protocol):
     @property
     def name(self) -> str: ...
 
-    def quantize(self, source: OpenedModel, windows: Tensor, out: Path) -> Details:
-        """Write the quantized checkpoint of `source` to the folder `out`; calibration int64 [windows, length]."""
+    def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
+        """Write the quantized checkpoint of `source` to the folder `out`, computed on `device`; calibration int64 [windows, length]."""
 
 
 class WalkedRecipe(Recipe, Method, Protocol):
@@ -105,10 +105,10 @@ class Walked:
         dtype = self.dtype(source, largest)
         finish_folder(source.folder, source.config, parts, out, quantization, source.layout.shapes, dtype)
 
-    def quantize(self: WalkedRecipe, source: OpenedModel, windows: Tensor, out: Path) -> Details:
+    def quantize(self: WalkedRecipe, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
         """Walk for this recipe alone."""
         with Scratch(out.parent) as work:
-            walk = Walk(source, [self], windows, work)
+            walk = Walk(source, [self], windows, work, device=device)
             journal = walk.run()
             self.assemble(source, walk.parts(self), out, journal.largest[self.name])
         return details(self, source, journal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,20 @@ def free_bytes() -> int:
 def free_on_gpu() -> float:
     """What is free of the GPU's memory; without limit where there is none. Makes this process one that uses the GPU."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else math.inf
+
+
+def no_memory(error: Exception) -> str:
+    """What to say of an error that means too little memory, on a GPU or in the machine; empty of another error."""
+    allocator = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w*)", str(error))
+    wanted = f"{allocator[1]} more were wanted" if allocator else "more was wanted"
+    remedy = "give fewer or shorter windows (--windows, --length) or a --max-memory"
+    if isinstance(error, torch.OutOfMemoryError):
+        free, whole = torch.cuda.mem_get_info()
+        found = f"{wanted}, {free / 1e9:.2f} of {whole / 1e9:.2f} GB are free"
+        return f"the GPU has too little memory: {found}. See with nvidia-smi who uses it; {remedy}, or --device cpu"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
+        return f"the machine has too little memory: {wanted}, {free_bytes() / 1e9:.2f} GB are free. Close programs, or {remedy}"
+    return ""
 
 
 def peak_during(work: Callable[[], object], held: Callable[[], int]) -> int:

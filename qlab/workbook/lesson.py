@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlab.artifacts.artifact import Artifact, artifact_folder, computing_device, make_artifact, quantize_model
+from qlab.artifacts.artifact import Artifact, artifact_folder, make_artifact, quantize_model
 from qlab.evaluate.quality import Quality, kept_logits, measure_quality
 from qlab.formats import awq
 from qlab.models.loading import load, load_tokenizer
-from qlab.models.opening import OpenedModel, already_rounded, check_length, decoder_layers, locate
+from qlab.models.opening import OpenedModel, already_rounded, check_length, decoder_layers, found_device, locate
 from qlab.models.plain_copy import plain_copy
 from qlab.models.texts.tokens import embedding_rows
 from qlab.models.texts.windows import Reading, read_windows
@@ -65,8 +65,8 @@ class Lesson:
 
     def artifact(self, recipe: Recipe) -> Artifact:
         """The artifact of `recipe`, made now or taken from an earlier run with the same inputs; its cost is recorded."""
-        made = make_artifact(recipe, self.source, self.calibration, self.work, self.calibration_reading.as_dicts())
-        cost = {"seconds": made.seconds, "peak_bytes": made.peak_bytes, "disk_bytes": made.disk_bytes}
+        made = make_artifact(recipe, self.source, self.calibration, self.work, self.calibration_reading.as_dicts(), self.device)
+        cost = {"seconds": made.seconds, "peak_bytes": made.peak_bytes, "disk_bytes": made.disk_bytes, "device": made.device}
         record(f"cost/{recipe.name}", cost)
         record(f"settings/{recipe.name}", made.source.config.get("quantization_config") or {})
         return made
@@ -77,7 +77,7 @@ class Lesson:
         `artifact` then finds them. What each costs alone is not known from such a walk.
         """
         folder = artifact_folder(recipes[0], self.source, self.work).parent
-        arguments = (self.source, recipes, self.calibration, folder, None, computing_device(), self.calibration_reading.as_dicts())
+        arguments = (self.source, recipes, self.calibration, folder, None, self.device, self.calibration_reading.as_dicts())
         run_isolated(quantize_model, *arguments)
 
     def evaluate(self, name: str, model: PreTrainedModel | Artifact) -> Quality:
@@ -116,7 +116,7 @@ class Lesson:
 
 def open_lesson(
     model: str, calibration_text: str, calibration_windows: int, calibration_length: int,
-    evaluation_text: str, evaluation_windows: int, evaluation_length: int, work: str, device: str = "cpu",
+    evaluation_text: str, evaluation_windows: int, evaluation_length: int, work: str, device: str = "auto",
 ) -> Lesson:  # fmt: skip
     """Open `model`, cut both texts into windows no longer than the model's context, and print what was read.
 
@@ -137,7 +137,7 @@ def open_lesson(
     evaluation = read_windows(evaluation_text, tokenizer, evaluation_length, evaluation_windows, rows)
     print("\n".join([*calibration.lines("calibration"), *evaluation.lines("evaluation")]))
     # FP32 arithmetic: the same figures whether or not a machine has fast half precision.
-    reference = load(source, torch.float32, device)
+    reference = load(source, torch.float32, found_device(device))
     record("model", {
         "name": source.name, "fingerprint": source.fingerprint, "parameters": reference.num_parameters(),
         "disk_bytes": disk_bytes(source.path), "dtype": source.config.get("dtype") or source.config.get("torch_dtype"),

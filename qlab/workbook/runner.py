@@ -25,7 +25,7 @@ from traitlets.config import Config
 
 from qlab import ROOT
 from qlab.models.named import named_folder
-from qlab.models.opening import check_device, locate
+from qlab.models.opening import found_device, locate
 from qlab.models.texts.mixture import absolute, check_texts, files_of
 from qlab.support.disk.room import full_by, no_room
 from qlab.support.disk.scratch import Scratch
@@ -114,7 +114,7 @@ def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[st
             if text in chosen:
                 chosen[text] = absolute(chosen[text])
         if "device" in chosen:
-            check_device(chosen["device"])
+            found_device(chosen["device"])
         for text in {chosen[name] for name in ("calibration_text", "evaluation_text") if name in chosen}:
             check_texts(text)
     return values

@@ -22,7 +22,7 @@ class Failing:
 
     name: str = "failing"
 
-    def quantize(self, source: OpenedModel, windows: torch.Tensor, out: Path) -> None:
+    def quantize(self, source: OpenedModel, windows: torch.Tensor, out: Path, device: str) -> None:
         (out / "model.safetensors").write_bytes(b"half")
         raise UserError("no space for the other half")
 

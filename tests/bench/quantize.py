@@ -59,6 +59,10 @@ LIBRARIES: list[Recipe] = [
     LlamaCpp(search="importance"),
 ]
 LARGE = ["rtn-w4g128", "awq-w4g128", "gptq-w4g128", "tuned-w4g128", "nf4", "q4_k_m", "awq-w4g128+gptq-w4g128+nf4+q4_k_m"]
+SHAPES = {  # a block, how many a model has, and how many are walked over
+    "8B": ({"hidden": 4096, "mlp": 14336, "heads": 32, "kv_heads": 8}, 32, 5),
+    "70B": ({"hidden": 8192, "mlp": 28672, "heads": 64, "kv_heads": 8}, 80, 3),
+}
 PARTS = ["quality", "blocks", "memory", "resume", "large"]
 TUNED = ["tuned-w4g128", "tuned-w3g128"]  # get more calibration text: as much as fits in the time that AutoAWQ takes
 RATIOS = [
@@ -162,13 +166,19 @@ def memory(work: Path) -> None:
 
 
 def large(work: Path, options: argparse.Namespace) -> None:
-    """A Llama of 8B in shape: walks of one and of five blocks, and the whole of 32 estimated from their difference."""
-    models = {n: make_checkpoint(work / f"large-{n}", n, hidden=4096, mlp=14336, heads=32, kv_heads=8) for n in (1, 5)}
+    """A Llama of 8B or 70B in shape: walks of one block and of several, and the whole estimated from their difference."""
+    shape, blocks, many = SHAPES[options.shape]
+    models = {n: make_checkpoint(work / f"large-{n}", n, **shape) for n in (1, many)}
     device, windows = options.device, options.large_windows
-    print(f"8B shape, {windows} × {options.large_length} calibration tokens, {torch.cuda.get_device_name() if device != 'cpu' else device}")
+    print(
+        f"{options.shape} shape, {windows} × {options.large_length} calibration tokens, {torch.cuda.get_device_name() if device != 'cpu' else device}"
+    )
     for together in options.recipes:
         one, block, peak, stages = run_isolated(blocks_of, models, together.split("+"), options, work).value
-        print(f"{together:14} {block:6.2f} s a block, {one + 31 * block:5.0f} s for 32; peak {peak / 1e9:.2f} GB on {device}", flush=True)
+        print(
+            f"{together:14} {block:6.2f} s a block, {one + (blocks - 1) * block:5.0f} s for {blocks}; peak {peak / 1e9:.2f} GB on {device}",
+            flush=True,
+        )
         for line in stages:
             print(f"    {line}", flush=True)
 
@@ -223,11 +233,12 @@ def main() -> None:
         default=640,
         help="calibration windows of the tuned recipes, 0: leave them out; all others get 64 of 256 tokens",
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:4], help="'large': an 8B shape")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:4], help="'large': the shape of 8B or 70B")
     parser.add_argument("--device", default="cpu", help="of the part 'large'")
     parser.add_argument("--large-windows", type=int, default=128, help="calibration windows of the part 'large'")
     parser.add_argument("--large-length", type=int, default=512, help="their tokens")
     parser.add_argument("--recipes", nargs="+", default=LARGE, help="of the part 'large'; those that + joins are made in one walk")
+    parser.add_argument("--shape", choices=SHAPES, default="8B", help="of the part 'large'")
     parser.add_argument("--profile", action="store_true", help="print where the time of the part 'large' went")
     options = parser.parse_args()
     quiet()

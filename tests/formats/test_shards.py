@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from qlab.formats.shards import DTYPES, assemble
+from qlab.formats.shards import DTYPES, Halves, assemble
 from qlab.models.locating import checked_files
 from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
@@ -129,3 +129,21 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *map(str, parts)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 16 << 10  # KiB
     assert (tmp_path / "model.safetensors").stat().st_size > 2 * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_is_not_quantized_becomes_half_precision_on_the_way(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {
+        "norm": torch.tensor([1.5, -3.0]),
+        "codes": torch.tensor([7], dtype=torch.int32),
+        "scales": torch.ones(2, 3, dtype=torch.float16),
+    }
+    assemble(parts_of(tmp_path, tensors), tmp_path, halves=Halves({"norm", "codes"}, dtype))
+    expected = tensors | {"norm": tensors["norm"].to(dtype)}
+    save_file(expected, tmp_path / "expected.safetensors", metadata={"format": "pt"})
+    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
+
+
+def test_a_value_beyond_half_precision_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"norm holds values up to 1e.05, beyond FP16's range"):
+        assemble(parts_of(tmp_path, {"norm": torch.tensor([1e5])}), tmp_path, halves=Halves({"norm"}, torch.float16))
