@@ -34,7 +34,8 @@ ABSURD: list[list[str]] = [
     *([*RELEASE, "--gate", gate] for gate in (LONG, "", "kl=" + NUMBER, "kl=nan", "top1=2", "kl=1e-400")),
     *([*RUN, name] for name in (LONG, "", "99")),
     *([*RUN, "07", "-p", setting]
-      for setting in ("device=hpu", "runtimes=none", f"runtimes={LONG}", "tasks=none", "task_data=/none", f"task_data={LONG}", "work=/dev/null",
+      for setting in ("device=hpu", "runtimes=none", f"runtimes={LONG}", "tasks=none", "task_data=/none", f"task_data={LONG}",
+                      "work=/dev/null",
                       "work=data/embedded", f"evaluation_text={LONG}", f"time_limit={NUMBER}", f"{LONG}=1", "=", "x")),
     *([*SERVE, "--name", name] for name in (LONG, "a b", "$(x)", "a\nb", "☃")),
     *([*SERVE, "--host", host] for host in (LONG, "", "localhost", "127.0.0.1%x", "0.0.0.0")),
