@@ -85,8 +85,8 @@ def chosen_lessons(names: list[str]) -> list[str]:
 
     known = lesson_names()
     for name in names:
-        if not any(lesson.startswith(name) for lesson in known):
-            raise UserError(f"no lesson {name!r}: expected one of {', '.join(known)}")
+        if not name or not any(lesson.startswith(name) for lesson in known):
+            raise UserError(f"no lesson {name[:60]!r}: expected one of {', '.join(known)}")
     return [lesson for lesson in known if not names or any(lesson.startswith(name) for name in names)]
 
 

@@ -60,7 +60,7 @@ def quantize(
     remarks = {subject: remark for each in fitted for subject, remark in each.recipe.remarks(source).items()}
     for subject, remark in remarks.items():
         print(f"{subject}: {remark}")
-    limit = budget.parse_bytes(max_memory) if max_memory else None
+    limit = budget.parse_bytes(max_memory) if max_memory is not None else None
     plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device)
     print(plan.text())
     if dry_run:

@@ -17,7 +17,7 @@ from qlab.formats.gguf.reading import gguf_files
 from qlab.models.configuration import quantization_of, read_config
 from qlab.models.named import NAMES, named_folder
 from qlab.support.errors import UserError
-from qlab.support.reading import check_regular, read_json
+from qlab.support.reading import check_regular, path_of, read_json
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
@@ -34,7 +34,7 @@ def find_folder(name: str) -> tuple[str, Path]:
     """
     if (named := named_folder(name)) is not None:
         return name, named
-    path = Path(name).expanduser() if name else None
+    path = path_of(name) if name else None
     if path and path.is_dir():
         return path.resolve().name, path.resolve()
     if path and path.suffix == ".gguf" and path.is_file():

@@ -194,10 +194,10 @@ def found_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch asserts that it was compiled with CUDA
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, ImportError) as error:  # it asserts that it was compiled with CUDA, and imports others' parts
+        reason = str(error).splitlines()[0][:120]
         raise UserError(
-            f"no device {name!r} here: {reason}. Expected auto, cpu, or cuda on a machine with a GPU (see qlab doctor)"
+            f"no device {name[:40]!r} here: {reason}. Expected auto, cpu, or cuda on a machine with a GPU (see qlab doctor)"
         ) from error
     return name
 

@@ -13,7 +13,7 @@ from qlab.models.locating import HUB_ID, weight_files
 from qlab.models.named import NAMES, named_folder
 from qlab.plan.plan import BITS, SHAPES, WIDTHS, Shape, hardware, of_groups, shape_of
 from qlab.support.errors import UserError
-from qlab.support.reading import read_json
+from qlab.support.reading import path_of, read_json
 from qlab.support.wording import listed
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "cohere", "gemma", "gemma2", "phi3")  # gated MLPs, one cache entry a layer and KV head
@@ -41,7 +41,7 @@ def find_shape(name: str) -> tuple[str, Shape]:
             return known, shape
     if size := re.fullmatch(r"(\d+(?:\.\d+)?)\s*[bB]", name):
         return nearest(float(size[1]))
-    path = named_folder(name) or Path(name).expanduser()
+    path = named_folder(name) or path_of(name)
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         files = weight_files(path)  # of a folder with both, the safetensors files, as everywhere
         if files and files[0].suffix == ".gguf":

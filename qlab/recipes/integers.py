@@ -42,8 +42,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 ORDER_NAMES = {"given": "inorder", "static": "static", "group": "grouporder", "scattered": "actorder"}
 PATTERN = re.compile(
-    rf"({'|'.join(sorted(DEFAULTS, key=len, reverse=True))})-w([2-8])g(\d+|row)(-sym|-asym)?"
-    rf"((?:-(?:{'|'.join(ORDER_NAMES.values())}))?)(-search|-cover)?(-sequential)?(?:-steps(\d+))?"
+    rf"({'|'.join(sorted(DEFAULTS, key=len, reverse=True))})-w([2-8])g(\d{{1,6}}|row)(-sym|-asym)?"
+    rf"((?:-(?:{'|'.join(ORDER_NAMES.values())}))?)(-search|-cover)?(-sequential)?(?:-steps(\d{{1,6}}))?"
 )
 
 

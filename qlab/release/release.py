@@ -69,8 +69,10 @@ class Gate:
             value = float(bound)
         except ValueError:
             value = float("nan")
-        if figure not in FIGURES or not 0 < value < float("inf"):
-            raise UserError(f"gate {text!r}: expected one of {', '.join(FIGURES)}, '=' and a positive number, such as kl=0.05")
+        if figure not in FIGURES or not 0 < value < float("inf") or (figure == "top1" and value > 1):
+            raise UserError(
+                f"gate {text[:60]!r}: expected one of {', '.join(FIGURES)}, '=' and a positive number, of top1 at most 1, such as kl=0.05"
+            )
         return cls(figure, value)
 
 

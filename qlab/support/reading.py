@@ -14,6 +14,14 @@ MOST, LAYERS = 1 << 26, 1000  # any size and the number of blocks in a model's c
 POINTER, LFS = 400, b"version https://git-lfs"  # bytes of a pointer at most, and how it begins
 
 
+def path_of(name: str) -> Path:
+    """`name` as a path, "~" at its beginning as a home folder; as it stands where nobody has that home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def check_regular(file: Path, most: int | None = LARGEST) -> None:
     """See that something is a regular file, or a link to one, of at most so many bytes: no folder, no pipe or device, which never end.
 

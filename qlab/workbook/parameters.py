@@ -14,6 +14,12 @@ from typing import Any
 
 import nbformat
 
+from qlab import ROOT
+from qlab.artifacts.placing import check_apart
+from qlab.evaluate.engines import RUNNERS
+from qlab.evaluate.tasks import check_tasks
+from qlab.models.opening import OpenedModel, found_device
+from qlab.models.texts.mixture import check_texts, load_text
 from qlab.support.errors import UserError
 
 LARGEST = 10**7  # of a whole number; tokens, windows, seconds
@@ -81,3 +87,27 @@ def resolve(known: Mapping[str, Mapping[str, Parameter]], given: Mapping[str, st
         lesson: {name: parameter.parse(given[name]) if name in given else parameter.default for name, parameter in parameters.items()}
         for lesson, parameters in known.items()
     }
+
+
+def check_values(chosen: Mapping[str, Any], source: OpenedModel) -> None:
+    """See that a lesson on the model `source` can use its parameters, before any lesson runs.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if "device" in chosen:
+        found_device(chosen["device"])
+    for text in {chosen[name] for name in ("calibration_text", "evaluation_text") if name in chosen}:
+        check_texts(text)
+    if "work" in chosen:
+        check_apart(ROOT / chosen["work"] / source.path.name, source.path)  # the artifacts lie below it
+    if unknown := [name for name in names_in(chosen.get("runtimes", "")) if name not in RUNNERS]:
+        raise UserError(f"no runtime {unknown[0][:60]!r}: expected {', '.join(RUNNERS)}")
+    if tasks := names_in(chosen.get("tasks", "")):
+        folder = Path(chosen["task_data"]) if chosen["task_data"] else None
+        check_tasks(tasks, chosen["task_documents"], folder, load_text(chosen["evaluation_text"]))
+
+
+def names_in(text: str) -> list[str]:
+    """Names with commas between."""
+    return [name for name in text.split(",") if name]

@@ -26,14 +26,14 @@ from traitlets.config import Config
 
 from qlab import ROOT
 from qlab.models.named import named_folder
-from qlab.models.opening import found_device, locate
-from qlab.models.texts.mixture import absolute, check_texts, files_of
+from qlab.models.opening import locate
+from qlab.models.texts.mixture import absolute, files_of
 from qlab.support.disk.room import full_by, no_room
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
-from qlab.support.reading import read_json
+from qlab.support.reading import path_of, read_json
 from qlab.support.versions import version_of
-from qlab.workbook.parameters import parameters_of, resolve
+from qlab.workbook.parameters import check_values, parameters_of, resolve
 from qlab.workbook.record import records_of
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -119,10 +119,9 @@ def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[st
         for text in ("calibration_text", "evaluation_text"):  # the kernel runs elsewhere
             if text in chosen:
                 chosen[text] = absolute(chosen[text])
-        if "device" in chosen:
-            found_device(chosen["device"])
-        for text in {chosen[name] for name in ("calibration_text", "evaluation_text") if name in chosen}:
-            check_texts(text)
+        if chosen.get("task_data"):
+            chosen["task_data"] = str(path_of(chosen["task_data"]).resolve())
+        check_values(chosen, source)
     return values
 
 

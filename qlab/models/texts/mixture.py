@@ -11,6 +11,8 @@ from pathlib import Path
 from qlab.models.texts.documents import BUILT_IN, is_file, names_text, open_text
 from qlab.support.errors import UserError
 
+MANY = 200  # texts, and commas within their paths
+
 
 @dataclass(frozen=True)
 class Part:
@@ -43,8 +45,14 @@ def mixture(texts: str | Sequence[str]) -> list[Part]:
 
 
 def split(text: str) -> list[str]:
-    """The names in `text`, with commas between; a comma within the path of a file that is there belongs to the path."""
+    """The names in `text`, with commas between; a comma within the path of a file that is there belongs to the path.
+
+    Raises:
+        UserError: they are more than MANY.
+    """
     words, found = text.split(","), []
+    if len(words) > MANY:
+        raise UserError(f"{len(words):,} texts with commas between: expected {MANY} at most; write them into one file")
     while words:
         for end in range(len(words), 0, -1):
             name = ",".join(words[:end]).strip()
