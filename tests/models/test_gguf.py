@@ -30,7 +30,7 @@ SIZES = {"head_count": 2, "head_count_kv": 2, "block_count": 1, "context_length"
 
 
 def test_what_neither_qlab_nor_transformers_reads(tmp_path: Path) -> None:
-    write(tmp_path / "m.gguf", "unheard-of", {})
+    write(tmp_path / "m.gguf", "unheard-of", SIZES | {"embedding_length": 64})
     with pytest.raises(UserError, match=r"transformers cannot open m\.gguf"):
         gguf_config(tmp_path / "m.gguf")
 

@@ -90,12 +90,14 @@ def expert_count(settings: Mapping[str, Setting], kind: str) -> int:
 
 
 def check_sizes(settings: Mapping[str, Setting], kind: str) -> None:
-    """See that the sizes of an architecture are sizes, before transformers computes with them.
+    """See that the sizes of an architecture are there, and sizes, before transformers computes with them or fills in its own.
 
     Raises:
         UserError: one is not.
     """
     known = Known(settings, kind)
+    for name in ("block_count", "embedding_length"):
+        known.whole(name)
     for name, value in settings.items():
         if name.startswith(f"{kind}.") and type(value) is int:
             inner = name.removeprefix(f"{kind}.")

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from qlab.support.errors import UserError
+from qlab.support.reading import check_regular
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 ALIGNMENT, DIMENSIONS = 32, 4  # of the data, where the file says none; and of a tensor at most
@@ -56,8 +57,7 @@ def read_header(file: Path, arrays: bool = False) -> Header:
         UserError: it is none, of a version that nobody writes any more, damaged, or cut off.
         OSError: it cannot be read.
     """
-    if not file.is_file():  # a folder, a pipe that never ends
-        raise UserError(f"{file.name} is not a regular file; expected a GGUF file")
+    check_regular(file, most=None)
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _Cursor(content, arrays).header()
@@ -146,6 +146,8 @@ class _Cursor:
         if dimensions > DIMENSIONS:
             raise Damaged(f"{name[:80]} has {dimensions} dimensions")
         shape = [self.number("Q") for _ in range(dimensions)]
+        if not all(shape):
+            raise Damaged(f"{name[:80]} has the shape {shape}")
         kind, offset = GGMLQuantizationType(self.number("I")), self.number("Q")
         block, size = GGML_QUANT_SIZES[kind]
         if shape and shape[0] % block:

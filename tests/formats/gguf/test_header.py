@@ -103,7 +103,8 @@ ARRAY, BYTE, WORD = 9, 0, 8
         ([], [word(b"t") + struct.pack("<I40000Q", 40000, *[2**64 - 1] * 40000) + struct.pack("<IQ", 0, 0)], "t has 40000 dimensions"),
         ([], [word(b"t") + struct.pack("<IQIQ", 1, 100, 12, 0)], "rows of t have 100 weights, Q4_K wants them by 256"),
         ([], [word(b"t") + struct.pack("<IQQIQ", 2, 2**63, 2**63, 0, 0)], "bytes of its tensors are missing"),
-        ([], [word(b"t") + struct.pack("<IQIQ", 1, 0, 0, 0)] * 2, "has t twice"),
+        ([], [word(b"t") + struct.pack("<IQIQ", 1, 8, 0, 0)] * 2, "has t twice"),
+        ([], [word(b"t") + struct.pack("<IQIQ", 1, 0, 0, 0)], r"t has the shape \[0\]"),
         ([], [word(b"t") + struct.pack("<IQIQ", 1, 8, 9999, 0)], "llama.cpp does not know"),
     ],
 )
