@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qlab.artifacts.artifact import quantize_model
-from qlab.formats.gguf.file import write_gguf
 from qlab.formats.packing import pack_words
 from qlab.methods.rtn import rtn
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
 from tests.conftest import tiny_folder
+from tests.formats.gguf.writing import write_gguf
 from tests.models.test_checkpoint import as_fp8
 
 
