@@ -166,7 +166,7 @@ OPTIONS: dict[str, list[Any]] = {
 
 def with_gguf(folder: Path) -> None:
     """A GGUF file in a folder whose tokenizer_config.json and config.json name code."""
-    from qlab.formats.gguf.file import write_gguf
+    from tests.formats.gguf.writing import write_gguf
 
     write_gguf(folder, json.loads((folder / "config.json").read_text()), "q8_0", folder / "m.gguf")
     foreign(folder)
