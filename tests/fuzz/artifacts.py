@@ -226,7 +226,7 @@ CASES = [
         if "200,000" not in name
     ),
     *(
-        Case(f"{model} {key} {json.dumps(value)[:60]}", quantization([key], value), EVALUATE, EITHER, model=model)
+        Case(f"{model} {key} {json.dumps(value)[:150]}", quantization([key], value), EVALUATE, EITHER, model=model)
         for model, keys in SETTINGS.items()
         for key, found in keys.items()
         for value in found
