@@ -137,7 +137,7 @@ def note_in_out(name: str, data: bytes | str) -> Change:
     """A note where the artifact is to be made."""
 
     def change(folder: Path) -> None:
-        place = folder.parent / "work" / "out" / "awq-w4g32"  # of the first command that is tried
+        place = folder.parent / "work" / "out" / "awq-w4g32"
         place.mkdir(parents=True)
         for note in (MANIFEST, COST):
             (place / note).write_text("{}")
@@ -226,7 +226,7 @@ CASES = [
         if "200,000" not in name
     ),
     *(
-        Case(f"{model} {key} {json.dumps(value)[:60]}", quantization([key], value), EVALUATE, EITHER, model=model)
+        Case(f"{model} {key} {json.dumps(value)[:150]}", quantization([key], value), EVALUATE, EITHER, model=model)
         for model, keys in SETTINGS.items()
         for key, found in keys.items()
         for value in found

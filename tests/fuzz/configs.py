@@ -190,7 +190,7 @@ TYPES = (
 
 
 def shown(value: Any) -> str:
-    return "gone" if value is GONE else json.dumps(value)[:40]
+    return "gone" if value is GONE else json.dumps(value)[:120]
 
 
 def foreign(folder: Path) -> None:

@@ -6,7 +6,6 @@ QLAB_FUZZ says how many times as many examples are tried (`make fuzz`).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 import tempfile
@@ -19,9 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.models import Models
-from tests.fuzz.trial import attempt
+from tests.fuzz.trial import TIMES, attempt
 
-TIMES = int(os.environ.get("QLAB_FUZZ", "1"))
 HEADER = 8192  # bytes at the beginning of a file that mutations fall into
 SETTINGS = settings(
     deadline=None, database=None, derandomize=TIMES == 1, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz import artifacts, configs, ggufs, tokenizers, weights
 from tests.fuzz.damage import REFUSED, WORKS, Case
 from tests.fuzz.models import Models
-from tests.fuzz.trial import attempt
+from tests.fuzz.trial import TIMES, attempt
 
 TABLES = {
     "weights": weights.CASES,
@@ -39,11 +39,12 @@ def test_no_name_stands_for_two_cases() -> None:
     assert len(names) == len(set(names)) > 700
 
 
-@pytest.mark.parametrize("case", [case for _, case in CASES], ids=[name for name, _ in CASES])
-def test_a_named_input(case: Case, model: Callable[[Case], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "case"), list(enumerate(case for _, case in CASES)), ids=[name for name, _ in CASES])
+def test_a_named_input(number: int, case: Case, model: Callable[[Case], Path], tmp_path: Path) -> None:
+    """By one of the case's commands, each in its turn over the table; `make fuzz` tries them all."""
     path = model(case)
-    for command in case.commands:
-        work = tmp_path / "work" if command == case.commands[0] else tmp_path / command
+    for command in case.commands if TIMES > 1 else [case.commands[number % len(case.commands)]]:
+        work = tmp_path / "work" if len(case.commands) == 1 else tmp_path / command
         work.mkdir(exist_ok=True)
         answer = attempt(command, path, work)
         assert not answer.fault(), f"{command}: {answer.fault()}"

@@ -19,6 +19,7 @@ import psutil
 
 from qlab.cli import call
 
+TIMES = int(os.environ.get("QLAB_FUZZ", "1"))  # how many times as much is tried
 SECONDS = 10.0  # of this process's own time that an answer may take; the slowest good run takes two
 WAITING = 90.0  # seconds after which it hangs, on a machine that may be busy
 MEMORY = 1 << 30  # bytes beyond what the process had, for a model of four megabytes

@@ -146,7 +146,8 @@ def test_shards_without_their_index(copy: Path, tiny: OpenedModel) -> None:
 )
 def test_a_damaged_tokenizer_is_one_sentence(content: bytes, copy: Path) -> None:
     (copy / "tokenizer.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json is (damaged|a pointer of git-lfs)"):
+    said = r"tokenizer\.json (is not JSON|holds no JSON object|is a pointer of git-lfs)|no tokenizer that can be read and used"
+    with pytest.raises(UserError, match=said):
         load_tokenizer(locate(str(copy)))
 
 
