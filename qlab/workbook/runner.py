@@ -80,7 +80,8 @@ class WatchedEngine(NBClientEngine):
 
         nb_man.cell_complete = told
         # Kernels are spoken to through files in a private folder, not ports: nobody else on the machine can reach them.
-        over_files = Config({"KernelManager": {"transport": "ipc", "ip": f"{private_folder().path}/kernel"}})
+        own = f"{private_folder().path}/kernel"
+        over_files = Config({"KernelManager": {"transport": "ipc", "ip": own, "connection_file": f"{own}.json"}})
         # An interrupted kernel logs a traceback of its own message loop; a cell's errors come back by another way.
         quiet = ["--log-level=50"]
         super().execute_managed_notebook(nb_man, kernel_name, config=over_files, extra_arguments=quiet, **arguments)

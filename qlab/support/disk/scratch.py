@@ -82,5 +82,8 @@ def _opened(folder: Path) -> int:
 
 
 def _remove(folder: Path, held: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    os.close(held)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:  # once more, where Ctrl-C came in the middle of it
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)

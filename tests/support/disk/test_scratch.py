@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,22 @@ def test_a_discarded_folder_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "other").mkdir()
     monkeypatch.setattr("qlab.support.disk.scratch.Scratch", no_room)
     discard(tmp_path / "other")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_the_middle_of_removing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove, calls = shutil.rmtree, iter([True])
+
+    def interrupted(folder: Path, ignore_errors: bool) -> None:
+        if next(calls, False):
+            raise KeyboardInterrupt
+        remove(folder, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    held = Scratch(tmp_path)
+    (held.path / "file").touch()
+    with pytest.raises(KeyboardInterrupt):
+        held.remove()
     assert list(tmp_path.iterdir()) == []
 
 
