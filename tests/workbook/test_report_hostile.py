@@ -33,6 +33,10 @@ def executed(file: Path) -> Path:
     return file
 
 
+def not_run(*_: Any) -> None:
+    raise AssertionError("a lesson runs")
+
+
 def files_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -47,7 +51,10 @@ def test_a_report_of_qlabs_is_written_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["index.html", "results.json", f"{LESSON}.html", f"notebooks/{LESSON}.ipynb", "notebooks", "."])
-def test_a_users_file_in_the_place_of_a_report_stays(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_users_file_in_the_place_of_a_report_stays(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "run_lessons", not_run)
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     if name.startswith("notebooks/"):  # as in qlab's own folder
@@ -76,7 +83,10 @@ def test_a_report_is_not_written_into_the_model(tmp_path: Path) -> None:
             check_report(out, [LESSON], EMBEDDED)
 
 
-def test_the_second_run_is_told_who_works_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_second_run_is_told_who_works_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "run_lessons", not_run)
     with locked(tmp_path / LOCK, "out"):
         assert call(["run", "01", "--out", str(tmp_path)]) == 2
     assert f"is being worked on by process {os.getpid()} on " in " ".join(capsys.readouterr().err.split())
