@@ -165,7 +165,7 @@ CASES = [
             tensor(name_of(model, part), change),
             EVALUATE,
             EITHER
-            if part in OPTIONAL or (model, part, word) == ("nf4", "weight.quant_state.bitsandbytes__nf4", "of a row more")
+            if part in OPTIONAL or (model, part, word) == ("nf4", "weight.quant_state.bitsandbytes__nf4", "flattened")
             else REFUSED,
             model=model,
         )
