@@ -164,9 +164,7 @@ CASES = [
             f"{model} with {part} {word}",
             tensor(name_of(model, part), change),
             EVALUATE,
-            EITHER
-            if part in OPTIONAL or (model, part, word) == ("nf4", "weight.quant_state.bitsandbytes__nf4", "flattened")
-            else REFUSED,
+            EITHER if part in OPTIONAL or (model, part, word) == ("nf4", "weight.quant_state.bitsandbytes__nf4", "flattened") else REFUSED,
             model=model,
         )
         for model, parts in COMPANIONS.items()
