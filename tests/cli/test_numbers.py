@@ -65,4 +65,4 @@ def test_a_bounded_number_is_within_or_refused(text: str) -> None:
             assert bounded.least <= bounded(text) <= bounded.most
         except typer.BadParameter:
             continue
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10

@@ -104,7 +104,7 @@ class Moment:
         return Moment(max(1, self.events - max(1, self.events // 5)), self.seconds / 2 if self.seconds > 0.01 else 0.0)
 
 
-def left(folder: Path, seconds: float = 20) -> list[str]:
+def left(folder: Path, seconds: float = 60) -> list[str]:
     """Processes of a command in `folder` that are still there after so many seconds."""
     end = time.monotonic() + seconds
     while (found := alive(folder)) and time.monotonic() < end:

