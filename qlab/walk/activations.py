@@ -68,7 +68,7 @@ class Held(Activations):
     def write(self, batches: Iterator[Tensor]) -> None:
         """Fill the memory with the batches in turn."""
         self.path.unlink(missing_ok=True)
-        first = 0
+        first, device = 0, None
         for batch in batches:
             with stage("activations"):
                 part = self.some(first, len(batch))
@@ -76,11 +76,12 @@ class Held(Activations):
                 if self.writer:
                     self.writer.do(self._appending(part, batch))
                 first += len(batch)
-        if torch.cuda.is_initialized():
-            torch.cuda.current_stream().synchronize()
+                device = batch.device
+        if device and device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
 
     def _appending(self, part: Tensor, batch: Tensor) -> Callable[[], None]:
-        copied = torch.cuda.current_stream().record_event() if batch.is_cuda else None
+        copied = torch.cuda.current_stream(batch.device).record_event() if batch.is_cuda else None
 
         def append() -> None:
             if copied:

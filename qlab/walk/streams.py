@@ -71,11 +71,11 @@ class Streams:
             OSError: the disk is full or not writable.
         """
         ready = {name: on_host(tensor.contiguous()) for name, tensor in tensors.items()}
-        copied = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
+        copied = [torch.cuda.current_stream(device).record_event() for device in {t.device for t in tensors.values() if t.is_cuda}]
 
         def save() -> None:
-            if copied:
-                copied.synchronize()
+            for event in copied:
+                event.synchronize()
             save_file(ready, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
 
