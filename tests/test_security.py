@@ -31,7 +31,7 @@ def test_no_source_of_ours_opens_pickle_or_runs_others_code() -> None:
     assert [file.name for file, text in sources.items() if re.search(r"torch\.load\(|pickle\.load|trust_remote_code=True", text)] == []
 
 
-@pytest.mark.parametrize("start", ("from qlab.support.process import run_isolated; run_isolated(len, ())", "-m qlab.serve.supervisor true"))
+@pytest.mark.parametrize("start", ["from qlab.support.process import run_isolated; run_isolated(len, ())", "-m qlab.serve.supervisor true"])
 def test_code_in_the_current_folder_is_not_imported_by_processes_that_are_started(start: str, tmp_path: Path) -> None:
     """As the console script does, whose own path is not the current folder but that of the program."""
     for module in ("multiprocessing", "qlab"):
