@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 from qlab import ROOT
 from qlab.cli import call
@@ -23,6 +29,24 @@ def test_what_it_names_exists() -> None:
 def test_no_source_of_ours_opens_pickle_or_runs_others_code() -> None:
     sources = {file: file.read_text() for file in (ROOT / "qlab").rglob("*.py")}
     assert [file.name for file, text in sources.items() if re.search(r"torch\.load\(|pickle\.load|trust_remote_code=True", text)] == []
+
+
+@pytest.mark.parametrize("start", ["from qlab.support.process import run_isolated; run_isolated(len, ())", "-m qlab.serve.supervisor true"])
+def test_code_in_the_current_folder_is_not_imported_by_processes_that_are_started(start: str, tmp_path: Path) -> None:
+    """As the console script does, whose own path is not the current folder but that of the program."""
+    for module in ("multiprocessing", "qlab"):
+        (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w')")
+    inner = start if not start.startswith("-m") else f"import subprocess, sys; subprocess.run([sys.executable, *{start.split()!r}])"
+    program = tmp_path / "bin" / "program.py"
+    program.parent.mkdir()
+    program.write_text(
+        f"import sys, qlab.cli\n\ndef call(words):\n    {inner}\n\n"
+        "if __name__ == '__main__':\n    qlab.cli.call = call\n    qlab.cli.main()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, program], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == 0
+    assert not (tmp_path / "RAN").exists()
 
 
 def test_readme_links_it() -> None:

@@ -27,6 +27,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, interrupt)
+    os.environ["PYTHONSAFEPATH"] = "1"  # else processes that we start import what lies in the current folder, such as a model's code
     sys.exit(call(sys.argv[1:]))
 
 
