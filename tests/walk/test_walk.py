@@ -240,7 +240,7 @@ def test_a_dry_run_predicts_and_does_nothing(tiny: OpenedModel, tmp_path: Path, 
     assert call([*words, "--windows", "4", "--length", "32", "--calibration", "python-reference", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "one of 2 blocks" in printed
-    assert "GB while it works" in printed
+    assert "to run 4 windows at a time" in printed
     assert not (tmp_path / "out").exists()
     paper = tmp_path / "paper"
     paper.mkdir()

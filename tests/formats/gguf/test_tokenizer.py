@@ -238,5 +238,5 @@ def test_special_tokens_and_missing_ones(tiny: OpenedModel, tmp_path: Path) -> N
 @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000])
 def test_a_damaged_tokenizer_is_one_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
+    with pytest.raises(UserError, match=r"tokenizer\.json (is not JSON|holds no JSON object|is nested too deeply).*copy it again"):
         read_vocabulary(tmp_path, 10)
