@@ -247,6 +247,6 @@ def test_a_dry_run_predicts_and_does_nothing(tiny: OpenedModel, tmp_path: Path, 
     (paper / "config.json").write_bytes((tiny.path / "config.json").read_bytes())
     words[2] = str(paper)
     assert call([*words, "--windows", "4", "--length", "32", "--dry-run"]) == 0
-    without = [re.sub("[0-9.]+ GB the process", "", line) for line in (printed, capsys.readouterr().out)]
+    without = [re.sub("[0-9.]+ GB of memory", "", line) for line in (printed, capsys.readouterr().out)]
     assert without[0].splitlines()[0].split(":", 1)[1] == without[1].splitlines()[0].split(":", 1)[1]  # as with the weights
     assert call([*words[:-4], "--recipe", "q9_k", "--out", str(tmp_path / "out")]) == 2
