@@ -51,7 +51,7 @@ class Halves:
 
     def of(self, tensor: Stored) -> Stored:
         """The tensor as it will be stored."""
-        if tensor.name not in self.names or tensor.dtype not in FLOATS or FLOATS[tensor.dtype] == self.dtype:
+        if tensor.name not in self.names or tensor.dtype not in FLOATS:
             return tensor
         name = next(name for name, dtype in FLOATS.items() if dtype == self.dtype)
         return replace(tensor, dtype=name, size=2 * math.prod(tensor.shape), half=self.dtype)

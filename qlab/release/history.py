@@ -18,7 +18,7 @@ def record(out: Path, note: dict[str, Any]) -> None:
     """Add the line of an attempt to the history and, where it was not refused, point OUT/current to it: both or neither.
 
     The line counts once it has its end, which is written when the link has moved: over a byte that is there already, so that no full
-    disk comes between. Of an attempt that was killed before, `settle` removes the line.
+    disk comes between. Of an attempt that was killed, `settle` removes the line, or ends it if the link has moved.
 
     Raises:
         OSError: one of them cannot be written.
@@ -40,11 +40,30 @@ def record(out: Path, note: dict[str, Any]) -> None:
 
 
 def settle(out: Path) -> None:
-    """Remove from `out` what an attempt has left that was killed: a line without its end, temporary folders."""
+    """Tidy what a killed attempt has left in `out`: temporary folders, and a line without its end.
+
+    The line gets its end if the link points to its release, and is removed if not.
+    """
     sweep(out)
-    if (out / HISTORY).exists():
-        lines = (out / HISTORY).read_bytes()
-        os.truncate(out / HISTORY, lines.rfind(b"\n") + 1)
+    file = out / HISTORY
+    if not file.exists():
+        return
+    whole, end, last = file.read_bytes().rpartition(b"\n")
+    if last.endswith(b" ") and points_to(out / CURRENT, last):
+        with file.open("r+b") as stream:
+            stream.seek(-1, os.SEEK_END)
+            stream.write(b"\n")
+    else:
+        os.truncate(file, len(whole + end))
+
+
+def points_to(link: Path, line: bytes) -> bool:
+    """Whether `link` leads to the release that the history's `line` tells of, and the line is not of a refusal."""
+    try:
+        note = json.loads(line)
+        return not note["refused"] and os.readlink(link) == note["release"]
+    except (ValueError, TypeError, KeyError, RecursionError, OSError):  # the line or the link is not whole, or not qlab's
+        return False
 
 
 def point(link: Path, target: str) -> None:

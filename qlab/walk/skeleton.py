@@ -79,6 +79,10 @@ class Skeleton:
             names = list(self.blocks[index].state_dict())
             self._ahead[index] = self._reader.submit(lambda: {name: self._read(index, name).pin_memory() for name in names})
 
+    def close(self) -> None:
+        """Read nothing further ahead."""
+        self._reader.shutdown(wait=False, cancel_futures=True)
+
     def _read(self, index: int, name: str) -> Tensor:
         return self.checkpoint.read(self.layout.block(index) + name)
 

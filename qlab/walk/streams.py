@@ -26,9 +26,9 @@ GENERATIONS = 3  # that are there at once: a block's inputs, its outputs, and th
 
 
 def held(shape: Shape, streams: int, device: str) -> bool:
-    """Whether so many streams are held in memory: beside a GPU, which waits for files, and where they fit."""
+    """Whether so many streams are held in memory: beside an NVIDIA GPU, which waits for files, and where they fit."""
     size = 4 * shape[0] * shape[1] * shape[2] * streams * GENERATIONS
-    return torch.device(device).type != "cpu" and size <= SHARE * psutil.virtual_memory().available
+    return torch.device(device).type == "cuda" and size <= SHARE * psutil.virtual_memory().available
 
 
 def on_host(tensor: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class Walk:
             (self.work / method.name).mkdir(parents=True, exist_ok=True)
         journal = Journal.open(self.work / "journal.json")
         journal.batch = journal.batch or self.at_once
-        with closing(self._streams()) as streams:
+        with closing(skeleton), closing(self._streams()) as streams:
             if not journal.kept:
                 self._keep_rest(skeleton, journal, streams)
             groups, metric = None, cache(lambda: prediction_metric(skeleton, self.windows))
@@ -165,7 +165,7 @@ class Walk:
         """Embedding, final norm and head, and the activations that the first block reads."""
         for number, name in enumerate(skeleton.rest()):
             largest = Largest()
-            for method in self.methods:  # each in a part of its own: embedding and head are never both in memory
+            for method in self.methods:  # each in a part of its own: on a CPU embedding and head are never both in memory
                 tensor = skeleton.checkpoint.read(name)
                 largest.see(tensor)
                 self._write(streams, method, f"0000-{number:03}", method.keep(self.source, name, tensor))

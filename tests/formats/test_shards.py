@@ -147,3 +147,5 @@ def test_what_is_not_quantized_becomes_half_precision_on_the_way(dtype: torch.dt
 def test_a_value_beyond_half_precision_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"norm holds values up to 1e.05, beyond FP16's range"):
         assemble(parts_of(tmp_path, {"norm": torch.tensor([1e5])}), tmp_path, halves=Halves({"norm"}, torch.float16))
+    with pytest.raises(UserError, match="norm holds values up to inf, beyond FP16's range"):
+        assemble(parts_of(tmp_path, {"norm": torch.tensor([torch.inf]).half()}), tmp_path, halves=Halves({"norm"}, torch.float16))

@@ -27,77 +27,23 @@ LONGEST = 700  # characters of a message, and its paths
 CHAT = '{"messages": [{"role": "user", "content": "What is an array of words?"}, {"role": "assistant", "content": "A list."}]}\n' * 40
 TEXT = "The quick brown fox returns an array of words, and the array holds numbers. " * 40
 
+
+def evaluate(model: Path, text: Path) -> list[str]:
+    """Measure the model on the text."""
+    return ["evaluate", str(model), "--text", str(text), *["--window", "16", "--tokens", "64", "--json", "--results="]]
+
+
+def quantize(model: Path, out: Path, recipe: str, *more: str) -> list[str]:
+    """Quantize the model by the recipe."""
+    return ["quantize", "--model", str(model), "--out", str(out), *f"--recipe {recipe} --windows 2 --length 16".split(), *more]
+
+
 COMMANDS: dict[str, Callable[[Path, Path, Path], list[str]]] = {
-    "evaluate": lambda model, out, text: [
-        "evaluate",
-        str(model),
-        "--text",
-        str(text),
-        "--window",
-        "16",
-        "--tokens",
-        "64",
-        "--results",
-        "",
-        "--json",
-    ],
-    "quantize": lambda model, out, text: [
-        "quantize",
-        "--model",
-        str(model),
-        "--recipe",
-        "awq-w4g32",
-        "--calibration",
-        str(text),
-        "--windows",
-        "2",
-        "--length",
-        "16",
-        "--out",
-        str(out),
-    ],
-    "dry-run": lambda model, out, text: [
-        "quantize",
-        "--model",
-        str(model),
-        "--recipe",
-        "awq-w4g32",
-        "--windows",
-        "2",
-        "--length",
-        "16",
-        "--dry-run",
-        "--out",
-        str(out),
-    ],
-    "gguf": lambda model, out, text: [
-        "quantize",
-        "--model",
-        str(model),
-        "--recipe",
-        "q8_0",
-        "--calibration",
-        str(text),
-        "--windows",
-        "2",
-        "--length",
-        "16",
-        "--out",
-        str(out),
-    ],
-    "chat": lambda model, out, text: [
-        "evaluate",
-        str(model),
-        "--text",
-        str(text.with_name("chat.jsonl")),
-        "--window",
-        "16",
-        "--tokens",
-        "64",
-        "--results",
-        "",
-        "--json",
-    ],
+    "evaluate": lambda model, out, text: evaluate(model, text),
+    "quantize": lambda model, out, text: quantize(model, out, "awq-w4g32", "--calibration", str(text)),
+    "dry-run": lambda model, out, text: quantize(model, out, "awq-w4g32", "--dry-run"),
+    "gguf": lambda model, out, text: quantize(model, out, "q8_0", "--calibration", str(text)),
+    "chat": lambda model, out, text: evaluate(model, text.with_name("chat.jsonl")),
     "plan": lambda model, out, text: ["plan", str(model), "--json"],
     "serve": lambda model, out, text: ["serve", str(model), "--name", "m", "--write", str(out)],
 }

@@ -63,7 +63,7 @@ def test_stopped_at_any_moment_it_goes_on(name: str, base: Path, short: Path, tm
         shutil.copytree(before, folder, symlinks=True)
         for kind in kinds:
             if kind == FULL and not mounted:
-                continue  # tests/cli/test_cli.py limits files instead
+                continue  # named at the end
             moment = Moment.drawn(events, generator)
             if command.finished(folder):
                 renew(folder, before)
@@ -77,6 +77,8 @@ def test_stopped_at_any_moment_it_goes_on(name: str, base: Path, short: Path, tm
         assert left(folder) == []
         assert command.result(command.state(folder)) == command.result(new)
         assert tree(folder) == paths
+    if FULL in kinds and not mounted:
+        pytest.skip("no small disk to fill: this user may not mount a tmpfs. The other moments were tried and held")
 
 
 def renew(folder: Path, before: Path) -> None:

@@ -46,3 +46,23 @@ def test_neither_moves_where_the_link_does_not(end: type[BaseException], tmp_pat
     record(tmp_path, note("b" * 12))
     assert tried(tmp_path) == ["a" * 12, "b" * 12]
     assert sorted(path.name for path in tmp_path.iterdir()) == [CURRENT, HISTORY]
+
+
+def test_a_line_whose_link_has_moved_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the link and the line's end."""
+    record(tmp_path, note("a" * 12))
+    move = module.point
+
+    def killed_after(link: Path, target: str) -> None:
+        move(link, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "point", killed_after)
+        with pytest.raises(KeyboardInterrupt):
+            record(tmp_path, note("b" * 12))
+    settle(tmp_path)
+    assert os.readlink(tmp_path / CURRENT) == "b" * 12
+    assert tried(tmp_path) == ["a" * 12, "b" * 12]
+    settle(tmp_path)
+    assert tried(tmp_path) == ["a" * 12, "b" * 12]
