@@ -20,7 +20,7 @@ run: $(READY) ## run the whole workbook on the embedded model; prints the result
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest
 
-fuzz: $(READY) ## many more damaged and hostile input files than `make test` tries (half an hour)
+fuzz: $(READY) ## many more damaged and hostile input files than `make test` tries (long)
 	QLAB_FUZZ=20 $(BIN)/python -m pytest tests/fuzz
 
 lab: $(READY) ## read the lessons in JupyterLab
@@ -49,10 +49,10 @@ bench-neighbour: $(READY) ## how much longer a walk takes beside busy programs (
 bench-kernels: $(READY) ## on an NVIDIA GPU: GPTQ's stages at 8B shape, by plain PyTorch and by the kernels (two minutes)
 	$(BIN)/python -m tests.bench.kernels
 
-soak: $(READY) ## 2,000 requests, 64 at a time, with clients that vanish and servers that are killed: what is promised and what holds (five minutes)
+soak: $(READY) ## 2,000 requests, 64 at a time, with clients that vanish and servers that are killed: what is promised and what holds (a minute)
 	$(BIN)/python -m tests.bench.soak
 
-kill: $(READY) ## every command killed, interrupted and out of disk at five drawn moments each (an hour; QLAB_KILL_SEED=1 draws others)
+kill: $(READY) ## every command killed, interrupted and out of disk at five drawn moments each (long; QLAB_KILL_SEED=1 draws others)
 	QLAB_KILL_ROUNDS=5 $(BIN)/python -m pytest tests/kill
 
 vllm: $(VLLM)/.ready ## vLLM in an environment of its own, .venv-vllm (3.4 GB, minutes); `make test` then proves qlab's checkpoints in it

@@ -62,9 +62,14 @@ def bench(
 
 
 def by_short_name(sources: list[Any]) -> dict[str, Any]:
-    """Models and artifacts by the last part of their path; by more of it where two would be called the same."""
-    names = [source.name for source in sources]
-    return {name if names.count(name) == 1 else f"{source.path.parent.name}/{name}": source for name, source in zip(names, sources)}
+    """Models and artifacts by the last part of their path, and by as many more as tell them apart."""
+    paths = [(*source.path.resolve().parts[:-1], source.name) for source in sources]
+
+    def short(path: tuple[str, ...]) -> str:
+        lengths = (n for n in range(1, len(path)) if sum(other[-n:] == path[-n:] for other in paths) == 1)
+        return "/".join(path[-next(lengths, len(path)) :])
+
+    return {short(path): source for path, source in zip(paths, sources)}
 
 
 def subject_of(source: Any) -> Any:

@@ -49,8 +49,8 @@ def leaves(tree: Question = GUIDE, path: tuple[str, ...] = ()) -> dict[tuple[str
     return found
 
 
-# Recipes by the format that they make, {} for the group size. In AWQ's layout AWQ's scaling with GPTQ's rounding comes nearer to the
-# original than either alone; symmetric GPTQ is the layout that vLLM serves fastest.
+# Recipes by the format that they make, {} for the group size. For AWQ's layout GPTQ's rounding within AWQ's scales, which lesson 2 compares
+# with AWQ alone; for GPTQ's, symmetric grids, which are what vLLM takes there.
 AWQ, GPTQ = "awq-gptq-w4g{}", "gptq-w4g{}"
 RECIPES = {
     "AWQ": (AWQ,),
