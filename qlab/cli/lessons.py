@@ -34,9 +34,9 @@ def run(
     from qlab.evaluate.results import STORE, Figure, Subject
     from qlab.models.opening import locate
     from qlab.show.progress import LessonProgress
+    from qlab.show.site.report import check_report, write_report
     from qlab.support.disk.lock import locked
     from qlab.support.disk.room import room_for
-    from qlab.workbook.report import check_report, write_report
     from qlab.workbook.runner import DONE, Outcome, prepare, provenance, run_lessons
 
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
@@ -67,7 +67,7 @@ def run(
 def lessons() -> None:
     """List the lessons and their parameters."""
     from qlab.workbook.parameters import parameters_of
-    from qlab.workbook.runner import NOTEBOOKS, lesson_names
+    from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
 
     for lesson in lesson_names():
         print(lesson)
@@ -81,7 +81,7 @@ def chosen_lessons(names: list[str]) -> list[str]:
     Raises:
         UserError: a name that fits no lesson.
     """
-    from qlab.workbook.runner import lesson_names
+    from qlab.workbook.reader.about import lesson_names
 
     known = lesson_names()
     for name in names:

@@ -30,13 +30,14 @@ from qlab.models.opening import locate
 from qlab.models.texts.mixture import absolute, files_of
 from qlab.support.disk.room import full_by, no_room
 from qlab.support.disk.scratch import Scratch
+from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.support.reading import path_of, read_json
 from qlab.support.versions import version_of
 from qlab.workbook.parameters import check_values, parameters_of, resolve
+from qlab.workbook.reader.about import NOTEBOOKS
 from qlab.workbook.record import records_of
 
-NOTEBOOKS = ROOT / "notebooks"
 NEEDS = {"06_deployment": ("04_gguf",), "07_benchmarks": ("02_awq", "03_gptq", "04_gguf", "05_nf4")}
 LONGEST = 70  # characters of a folder for kernels' sockets; they are named by 33 more, and 107 are allowed
 DONE, FAILED, SKIPPED = "done", "failed", "not run"
@@ -98,11 +99,6 @@ def private_folder() -> Scratch:
 
 
 papermill_engines.register("qlab", WatchedEngine)
-
-
-def lesson_names() -> list[str]:
-    """All lessons, in order."""
-    return sorted(path.stem for path in NOTEBOOKS.glob("0*.ipynb"))
 
 
 def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -207,16 +203,6 @@ def without_paths(notebook: Path) -> None:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = FOLDERS.sub(r".../\1", cell.source)
     nbformat.write(content, notebook)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text(text)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def lesson_key(lesson: str, parameters: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from qlab.claims import FAILS, HOLDS, OPEN, load_claims
 from qlab.evaluate.results import read
 from qlab.recipes import parse
 from qlab.workbook.comparison import METHODS
-from qlab.workbook.runner import lesson_names
+from qlab.workbook.reader.about import lesson_names
 
 SMALLER = {
     "evaluation_windows": 6, "evaluation_length": 256, "calibration_windows": 8, "calibration_length": 128,

@@ -15,10 +15,10 @@ from nbformat.v4 import new_code_cell, new_notebook
 from qlab import EMBEDDED
 from qlab.artifacts.going_on import LOCK
 from qlab.cli import call
+from qlab.show.site.report import check_report, write_report
 from qlab.support.disk.lock import locked
 from qlab.support.errors import UserError
 from qlab.workbook import runner
-from qlab.workbook.report import check_report, write_report
 from qlab.workbook.runner import DONE, NOTEBOOKS, Outcome, done_before
 
 LESSON = "01_principles"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qlab.workbook.report import write_report
+from qlab.show.site.report import write_report
 from qlab.workbook.runner import SKIPPED, Outcome, provenance
 
 COLUMNS = [
