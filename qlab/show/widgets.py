@@ -63,8 +63,8 @@ def thinned(choices: dict[str, Sequence[Any]]) -> dict[str, list[Any]]:
 
 
 def in_order(values: Sequence[Any]) -> list[Any]:
-    """Numbers by size; words in the order that they are given in."""
-    return sorted(values) if numeric(values) else list(values)
+    """Numbers by size; words in the order that they are given in. Each once."""
+    return sorted(set(values)) if numeric(values) else list(dict.fromkeys(values))
 
 
 def numeric(values: Sequence[Any]) -> bool:

@@ -149,6 +149,9 @@ def test_a_lesson_runs_its_control_moves_and_progress_is_kept(visit: Visit, lab:
     page.wait_for_selector(".qlab-explore select", timeout=STARTS * 1000)
     assert move_every_control(page) == 4
     assert lab.tracked() == before
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="Contents").first.click()
+    assert opened.value.url == f"{lab.home}/qlab/"
     page.goto(f"{lab.home}/qlab/")
     assert page.get_by_text("1 of 1 exercises right").count() == 1
     assert "1 of 1 exercises right" in lab.qlab("progress").stdout

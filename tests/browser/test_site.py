@@ -143,7 +143,7 @@ def test_the_way_through_the_lessons(visit: Visit, site: Path) -> None:
     assert page.url.endswith("01_principles.html#1.2-Tables-and-texts")
     assert page.locator(".outline").bounding_box()["y"] >= 0  # it stays in view
     page.locator("main a[href^='glossary.html#']").first.click()
-    assert page.locator("dt:target").inner_text().startswith("perplexity")
+    assert page.locator("dt:target").inner_text().startswith("grid")
 
 
 def test_on_paper_the_first_picture_stands_with_the_numbers_of_all(visit: Visit, site: Path) -> None:

@@ -33,6 +33,7 @@ def options(port: int, browser: bool) -> list[str]:
     settings = {
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.port": port,
+        "ServerApp.base_url": "/",  # the copies' links lead to it
         "ServerApp.open_browser": browser,
         "ServerApp.allow_root": os.geteuid() == 0,  # root is the usual user of a container
         "ServerApp.root_dir": ROOT,  # the lessons name modules, and the report lies beside them

@@ -10,8 +10,8 @@ from qlab.claims import FAILS, HOLDS, NOISE, Verdict
 from qlab.show import figures
 from qlab.show.drawing import Drawing
 from qlab.support.wording import listed
+from qlab.workbook.benchmark import ORIGINAL
 
-ORIGINAL = "FP16 original"
 LADDER = {8: "rtn-int8", 4: "rtn-int4", 3: "rtn-int3", 2: "rtn-int2"}
 
 
