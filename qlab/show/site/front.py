@@ -6,6 +6,7 @@ Jupyter's server loads this module as an extension. Its pages ask for the same t
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def options(port: int, browser: bool) -> list[str]:
         "ServerApp.open_browser": browser,
         "ServerApp.allow_root": os.geteuid() == 0,  # root is the usual user of a container
         "ServerApp.root_dir": ROOT,  # the lessons name modules, and the report lies beside them
-        "ServerApp.preferred_dir": WORKSPACE,
+        "FileContentsManager.preferred_dir": WORKSPACE,
         "ServerApp.jpserver_extensions": {__name__: True},
         "LabApp.default_url": CONTENTS,
         "LabApp.app_settings_dir": Path(__file__).parent / "lab",  # no question about news
@@ -77,7 +78,7 @@ def start_page() -> str:
 
 def plain(markdown: str) -> str:
     """A sentence without the signs of Markdown that lessons use in their first lines."""
-    return markdown.replace("`", "").replace("*", "")
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown).replace("`", "").replace("*", "")
 
 
 class StartHandler(JupyterHandler):

@@ -59,7 +59,7 @@ def lesson_page(notebook: Path, neighbours: Sequence[Link]) -> str:
 def lesson_body(notebook: Path) -> tuple[Markup, list[Part]]:
     """The cells of an executed lesson as HTML, and its sections."""
     content = shown_cells(notebook)
-    exporter = Exporter(raw_template=(FOLDER / "body.html.jinja").read_text(encoding="utf-8"), template_name="classic")
+    exporter = Exporter(raw_template=(FOLDER / "body.html.jinja").read_text(encoding="utf-8"), template_name="classic", exclude_output_prompt=True)
     soup = BeautifulSoup(exporter.from_notebook_node(content)[0], "html.parser")
     for anchor in soup.select("a.anchor-link"):
         anchor.decompose()

@@ -57,7 +57,8 @@ def every_lesson() -> list[About]:
 def said(mark: str, text: str) -> str:
     """What stands behind a mark such as `*Time:*`, to the next mark or the end of the paragraph."""
     found = re.search(mark + r"\s*(.+?)(?=\s*\*{1,2}[A-Z][^*]*:\*|\n\n|\Z)", text, re.S)
-    return " ".join(found[1].split()) if found else ""
+    text = " ".join(found[1].split()) if found else ""
+    return text[:1].upper() + text[1:]
 
 
 def exercises_of(content: NotebookNode) -> list[str]:
