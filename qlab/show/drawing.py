@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
@@ -96,8 +95,5 @@ def new_axes(title: str, x: str, y: str, size: tuple[float, float] = (8, 4)) -> 
 def panels(count: int, size: tuple[float, float]) -> tuple[Drawing, list[Axes]]:
     """A drawing of `size` inches with `count` pairs of axes beside each other, whose scales are the same."""
     sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, rc=STYLE)
-    figure, axes = plt.subplots(
-        1, count, figsize=size, layout="constrained", dpi=110, FigureClass=Drawing, squeeze=False, sharex=True, sharey=True
-    )
-    plt.close(figure)  # pyplot would else show it once more
-    return figure, list(axes[0])
+    figure = Drawing(figsize=size, layout="constrained", dpi=110)  # not pyplot's, which would show it once more
+    return figure, list(figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)[0])

@@ -170,6 +170,6 @@ def heatmap(table: pd.DataFrame, title: str, label: str) -> Drawing:
     sns.heatmap(table, ax=axes, cmap="viridis", annot=True, fmt=".2g", cbar_kws={"label": label}, annot_kws={"fontsize": 8})
     axes.tick_params(axis="both", labelsize=8, rotation=0)
     axes.set(xlabel=table.columns.name, ylabel=table.index.name)
-    axes.collections[0].colorbar.solids.set_rasterized(True)  # else a path for each of 256 colours
+    figure.axes[-1].collections[-1].set_rasterized(True)  # the scale of colours: else a path for each of 256
     figure.values = {f"mean of {table.columns.name or 'column'} {name}": found for name, found in table.mean().items()}
     return figure

@@ -97,7 +97,7 @@ class GlossaryHandler(JupyterHandler):
         self.finish(glossary_page(LINKS))
 
 
-class ReportHandler(JupyterHandler, web.StaticFileHandler):  # type: ignore[misc]
+class ReportHandler(JupyterHandler, web.StaticFileHandler):
     """The files of the report. Their scripts have an origin of their own and cannot speak to the server, as Jupyter does it with files."""
 
     @property
@@ -105,7 +105,7 @@ class ReportHandler(JupyterHandler, web.StaticFileHandler):  # type: ignore[misc
         return f"{super().content_security_policy}; sandbox allow-scripts allow-modals"
 
     @web.authenticated
-    async def get(self, path: str, include_body: bool = True) -> None:
+    async def get(self, path: str, include_body: bool = True) -> None:  # type: ignore[override]  # the decorator forgets the types
         await web.StaticFileHandler.get(self, path, include_body)
 
 

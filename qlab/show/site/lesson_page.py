@@ -23,6 +23,7 @@ from qlab.workbook.record import MIME
 
 GLOSSARY, CONTENTS = "glossary.html", "index.html"
 HIDDEN = {"application/vnd.jupyter.widget-view+json", MIME}  # bars need a kernel; records are for programs
+NAMELESS = "No description has been provided for this image"  # nbconvert's
 SCROLLS = ".qlab-scroll, .scroll"
 
 
@@ -59,7 +60,9 @@ def lesson_page(notebook: Path, neighbours: Sequence[Link]) -> str:
 def lesson_body(notebook: Path) -> tuple[Markup, list[Part]]:
     """The cells of an executed lesson as HTML, and its sections."""
     content = shown_cells(notebook)
-    exporter = Exporter(raw_template=(FOLDER / "body.html.jinja").read_text(encoding="utf-8"), template_name="classic", exclude_output_prompt=True)
+    exporter = Exporter(
+        raw_template=(FOLDER / "body.html.jinja").read_text(encoding="utf-8"), template_name="classic", exclude_output_prompt=True
+    )
     soup = BeautifulSoup(exporter.from_notebook_node(content)[0], "html.parser")
     for anchor in soup.select("a.anchor-link"):
         anchor.decompose()
@@ -74,7 +77,7 @@ def lesson_body(notebook: Path) -> tuple[Markup, list[Part]]:
         code["tabindex"] = "0"  # a long line scrolls, by the keyboard too
     count = itertools.count(1)
     for picture in soup.select("img"):
-        if not picture.get("alt") or picture["alt"].startswith("No description"):
+        if str(picture.get("alt", "")) in ("", NAMELESS):
             picture["alt"] = f"Figure {next(count)} of lesson {notebook.stem}: {heading_above(picture)}"
     outline = [Part(str(part["id"]), part.get_text(strip=True)) for part in soup.select("h2[id]")]
     return Markup(str(soup)), outline  # made by qlab from cells that this machine has run; what a model said is escaped in them
