@@ -30,6 +30,7 @@ COLOURS = {
 STYLE = {
     "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.edgecolor": FAINT, "grid.color": FAINT, "axes.facecolor": "none", "figure.facecolor": "none", "legend.frameon": False,
+    "patch.edgecolor": "none", "patch.force_edgecolor": False,
     "font.sans-serif": ["DejaVu Sans", "Verdana"],  # of one width: what is laid out in the first fits in the second
 }  # fmt: skip
 NAMES = re.compile(r' id="[A-Za-z0-9]+_\d+"')  # of parts, the same in every figure; what is referred to has another kind of name

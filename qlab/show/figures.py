@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 
-from qlab.show.drawing import ACCENT, INK, MUTED, PALETTE, Drawing, new_axes, panels
+from qlab.show.drawing import ACCENT, INK, MUTED, PALETTE, Drawing, new_axes, panels, shown
 
 MOST = 8  # numbers of a line that its table says
 
@@ -31,8 +31,8 @@ def bars(
     for position, name in enumerate(names):
         if marks and name in marks:
             axes.plot([marks[name]] * 2, [position - 0.4, position + 0.4], color=INK, linewidth=2)
-        text = f" {values[name]:.3g}" if abs(values[name]) < 1000 else f" {values[name]:,.0f}"
-        axes.annotate(text, (values[name] + (spread[position] if spread else 0), position), va="center", fontsize=9)
+        end = (values[name] + (spread[position] if spread else 0), position)
+        axes.annotate(shown(values[name]), end, textcoords="offset points", xytext=(4, 0), va="center", fontsize=9)
     axes.margins(x=0.14)
     axes.grid(visible=False, axis="y")
     figure.values = dict(values)

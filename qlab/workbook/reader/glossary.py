@@ -41,7 +41,7 @@ def load_glossary() -> tuple[Term, ...]:
 def linked(markdown: str, terms: Sequence[Term], page: str, used: set[str]) -> str:
     """The text with a link to its entry on `page` at the first use of each term that is not in `used`, which is added to."""
     forms = {form.lower(): term for term in terms for word in (term.term, *term.also) for form in (word, f"{word}s")}
-    word = re.compile(r"(?<![\w*/-])(" + "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)) + r")(?![\w/-])", re.I)
+    word = re.compile(r"(?<![\w/-])(" + "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)) + r")(?![\w/-])", re.I)
 
     def link(found: re.Match[str]) -> str:
         term = forms[found[0].lower()]
