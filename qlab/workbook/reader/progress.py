@@ -1,4 +1,4 @@
-"""A reader's progress, in `workspace/progress.json`: exercises answered rightly, lessons run to their end. It stays on this machine.
+"""A reader's progress, in `workspace/.progress.json`: exercises answered rightly, lessons run to their end. It stays on this machine.
 
 Only the copies in `workspace/` count: a lesson that `qlab run` or papermill executes leaves no progress.
 """
@@ -16,7 +16,7 @@ from qlab.support.errors import UserError
 from qlab.support.reading import read_json
 from qlab.workbook.reader.workspace import WORKSPACE
 
-FILE, LOCK = "progress.json", ".progress.lock"
+FILE, LOCK = ".progress.json", ".progress.lock"
 NOTEBOOK = "JPY_SESSION_NAME"  # where Jupyter tells a kernel the file of the notebook that it was started for
 
 
