@@ -31,6 +31,12 @@ def test_no_source_of_ours_opens_pickle_or_runs_others_code() -> None:
     assert [file.name for file, text in sources.items() if re.search(r"torch\.load\(|pickle\.load|trust_remote_code=True", text)] == []
 
 
+def test_chat_templates_are_rendered_in_one_place_alone() -> None:
+    sources = {file: file.read_text() for file in (ROOT / "qlab").rglob("*.py")}
+    found = [file.name for file, text in sources.items() if re.search(r"apply_chat_template\(|render_jinja_template\(|import jinja2", text)]
+    assert found == ["templates.py"]
+
+
 @pytest.mark.parametrize("start", ["from qlab.support.process import run_isolated; run_isolated(len, ())", "-m qlab.serve.supervisor true"])
 def test_code_in_the_current_folder_is_not_imported_by_processes_that_are_started(start: str, tmp_path: Path) -> None:
     """As the console script does, whose own path is not the current folder but that of the program."""

@@ -133,6 +133,7 @@ def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
                     read_json(folder / name)
             family: Any = PreTrainedTokenizerFast if (folder / TOKENIZER_FILES[0]).exists() else AutoTokenizer
             found: PreTrainedTokenizerBase = family.from_pretrained(folder, trust_remote_code=False)
+            found.name_or_path = source.name  # the folder may be a temporary one
             tried(found)
             return found
     except UserError:

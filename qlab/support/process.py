@@ -48,6 +48,14 @@ class Overdue(RuntimeError):
     """It was not done within its limit."""
 
 
+class Died(RuntimeError):
+    """Its process ended before it was done, with the exit `code`: -N where signal N ended it."""
+
+    def __init__(self, message: str, code: int | None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def run_isolated(function: Callable[..., T], *arguments: Any, limit: float | None = None) -> Outcome[T]:
     """Call `function(*arguments)` in a new Python process and wait for it, for `limit` seconds where one is given.
 
@@ -71,7 +79,7 @@ def called_once(function: Callable[..., T], arguments: tuple[Any, ...]) -> Gener
 class Isolated(Generic[T]):
     """A generator in a fresh process, which lives from one value to the next, with whatever the generator holds."""
 
-    def __init__(self, generator: Callable[..., Generator[T, None, None]], *arguments: Any, name: str = "") -> None:
+    def __init__(self, generator: Callable[..., Generator[T, Any, None]], *arguments: Any, name: str = "") -> None:
         """Start the process, and the generator towards its first value; `name` is what a failure calls it.
 
         Raises:
@@ -91,15 +99,24 @@ class Isolated(Generic[T]):
         """The generator's next value.
 
         Raises:
+            As `ask`.
+        """
+        return self.ask(None, limit)
+
+    def ask(self, question: Any, limit: float | None = None) -> T:
+        """The generator's next value; the `yield` that it waits at gives it the `question`.
+
+        Raises:
             UserError: as the generator raised it.
             OSError: the disk is full.
             Overdue: it was not done within `limit` seconds.
+            Died: its process ended.
             RuntimeError: any other failure, with what the child last printed. After any of them nothing more comes: close it.
         """
         asks, self._waiting = self._waiting, False  # whatever interrupts us now, it computes
         try:
             if asks:
-                self._pipe.send(True)
+                self._pipe.send((True, question))
             message: tuple[str, Any] = self._pipe.recv() if self._pipe.poll(limit) else ("overdue", f"not done within {limit:g} s")
         except (EOFError, OSError):
             self._child.join()
@@ -114,8 +131,10 @@ class Isolated(Generic[T]):
             raise OSError(payload, os.strerror(payload))
         printed = self._log.read_text(errors="replace") if self._log.exists() else ""
         tail = "\n".join(printed.splitlines()[-15:])
-        failure = Overdue if kind == "overdue" else RuntimeError
-        raise failure(f"{self.name} failed: {payload}\n{tail}".rstrip())
+        said = f"{self.name} failed: {payload}\n{tail}".rstrip()
+        if kind == "died":
+            raise Died(said, self._child.exitcode)
+        raise Overdue(said) if kind == "overdue" else RuntimeError(said)
 
     @property
     def alive(self) -> bool:
@@ -131,7 +150,7 @@ class Isolated(Generic[T]):
                 started = psutil.Process(self._child.pid).children(recursive=True)
             if self._waiting:
                 with suppress(OSError):  # it is gone already
-                    self._pipe.send(False)
+                    self._pipe.send((False, None))
                     self._pipe.poll(CLOSING)
             self._child.join(LEAVING)
         finally:
@@ -198,7 +217,7 @@ def trim_heap() -> None:
         libc.malloc_trim(0)
 
 
-def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, None, None]], arguments: tuple[Any, ...]) -> None:
+def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, Any, None]], arguments: tuple[Any, ...]) -> None:
     atexit.register(os._exit, 0)  # first, so it runs last: a Python that has loaded PyTorch takes a second to tear itself down
     os.environ[MARK] = os.path.dirname(log)
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -206,11 +225,12 @@ def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, N
     os.dup2(stream, 2)
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     try:
-        with closing(generator(*arguments)) as values:
-            for value in values:
+        with closing(generator(*arguments)) as values, suppress(StopIteration):
+            wanted, value = True, next(values)
+            while wanted:
                 pipe.send(("value", value))
-                if not pipe.recv():  # wanted no more
-                    break
+                wanted, question = pipe.recv()
+                value = values.send(question) if wanted else None
         message: tuple[str, Any] = ("ended", "it has come to its end")
     except UserError as error:
         message = ("user error", str(error))

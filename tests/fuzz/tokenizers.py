@@ -195,6 +195,11 @@ TEMPLATES: dict[str, str] = {
     "nested 500 deep": "{% if 1 %}" * 500 + "{% endif %}" * 500,
     "that wants what is not there": "{{ messages[5].content.x.y }}",
     "that raises": "{{ raise_exception('no') }}",
+    "of gigabytes, made when it is read": "{{ 'a' * 3000000000 }}",
+    "of gigabytes, made when it is rendered": "{{ messages[0].content * 300000000 }}",
+    "of an endless number, in one step": "{{ 9 ** 9 ** 9 }}",
+    "that fails in gigabytes of words": "{{ raise_exception('a' * 900000000) }}",
+    "of half a character": "{{ '\\ud800' }}",
     "that says nothing": "",
 }
 

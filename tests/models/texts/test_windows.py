@@ -14,7 +14,7 @@ from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.builtin import python_reference
 from qlab.models.texts.windows import read_windows
 from qlab.support.errors import UserError
-from tests.models.texts.tokenizers import BOS, EOS, Bytes
+from tests.models.texts.tokenizers import BOS, EOS, TURNS, Bytes
 
 
 def write(file: Path, *records: Any) -> str:
@@ -117,7 +117,7 @@ def test_conversations_go_through_the_chat_template(tmp_path: Path) -> None:
     talk = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]
     chat, question = write(tmp_path / "chat.jsonl", {"messages": talk}), write(tmp_path / "ask.jsonl", {"prompt": "Q"})
     answered = [write(tmp_path / f"{key}.jsonl", {"prompt": "Q", key: "R"}) for key in ("completion", "response")]
-    speaks = Bytes(begins=True, eos_token_id=EOS, chat_template="yes")
+    speaks = Bytes(begins=True, eos_token_id=EOS, chat_template=TURNS)
     for file, expected in (
         (chat, "<system>S</><user>U</><assistant>A</>"),
         (question, "<user>Q</><assistant>"),
@@ -142,7 +142,7 @@ def test_a_real_template_gives_what_transformers_gives(tmp_path: Path, tiny: Ope
     expected = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False)
     found = read_windows(write(tmp_path / "a.jsonl", {"messages": talk}), tokenizer, len(expected), 1)
     assert found.windows[0].tolist() == expected
-    with pytest.raises(UserError, match=r"b\.jsonl, line 1: the model's chat template does not take this conversation .no such role"):
+    with pytest.raises(UserError, match=r"b\.jsonl, line 1: the chat template of tiny does not take this conversation .no such role"):
         read_windows(write(tmp_path / "b.jsonl", {"messages": [{"role": "tool", "content": "x"}]}), tokenizer, 4, 1)
 
 
