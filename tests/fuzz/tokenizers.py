@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from qlab.models.locating import TEMPLATES as OTHER_TEMPLATES
 from tests.fuzz.configs import DAMAGED, foreign, shown
 from tests.fuzz.damage import (
     EITHER,
@@ -13,6 +14,7 @@ from tests.fuzz.damage import (
     REFUSED,
     WORKS,
     Case,
+    Change,
     a_folder,
     a_loop,
     a_pipe,
@@ -204,6 +206,16 @@ TEMPLATES: dict[str, str] = {
 }
 
 
+def in_folder(name: str, change: Change) -> Change:
+    """What a change makes of a new folder within the model's."""
+
+    def made(folder: Path) -> None:
+        (folder / name).mkdir()
+        change(folder / name)
+
+    return made
+
+
 def slow_only(data: bytes) -> Any:
     """No tokenizer.json, a tokenizer.model."""
     return both(gone(FILE), content("tokenizer.model", data))
@@ -281,6 +293,7 @@ CASES = [
         for value in (5, [5], {}, ["a"], [{"name": "default", "template": "x"}], [{"name": "other", "template": 5}], {"default": 5})
     ),
     Case("chat_template.jinja is a pipe", a_pipe("chat_template.jinja"), RUN, says="chat_template.jinja"),
+    Case("another chat template is a pipe", in_folder(OTHER_TEMPLATES, a_pipe("tool_use.jinja")), RUN, says="tool_use.jinja"),
     Case("merges.txt is a folder", a_folder("merges.txt"), RUN, says="merges.txt"),
     *(
         Case(f"special_tokens_map.json {key} {shown(value)}", values("special_tokens_map.json", **{key: value}), GGUF, outcome=EITHER)
