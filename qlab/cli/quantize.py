@@ -68,7 +68,7 @@ def quantize(
     plan.check(out, device)
     reading = read_windows(calibration, load_tokenizer(source), length, windows, embedding_rows(source.config))
     print("\n".join(reading.lines("calibration")))
-    with profiled() if profile else nullcontext() as stages:
+    with profiled(device) if profile else nullcontext() as stages:
         made = quantize_model(source, recipes, reading.windows, out, plan.batch, device, reading.as_dicts())
     for artifact in made:
         worst = max(artifact.errors, key=lambda name: artifact.errors[name], default="")

@@ -159,7 +159,7 @@ class Walk:
 
     def _streams(self) -> Streams:
         shape = (self.windows.shape[0], self.windows.shape[1], self._hidden())
-        return Streams(self.work, shape, held(shape, 1 + sum(method.sequential for method in self.methods), self.device))
+        return Streams(self.work, shape, held(shape, 1 + sum(method.sequential for method in self.methods), self.device), self.device)
 
     def _keep_rest(self, skeleton: Skeleton, journal: Journal, streams: Streams) -> None:
         """Embedding, final norm and head, and the activations that the first block reads."""
