@@ -28,7 +28,7 @@ from qlab.formats.bitsandbytes import leave_unpacked
 from qlab.models.checkpoint import finite
 from qlab.models.configuration import quantization_of
 from qlab.models.layout import cannot_open, compute_buffers, empty_model
-from qlab.models.opening import OpenedModel
+from qlab.models.opening import COMPUTED, OpenedModel
 from qlab.support.errors import UserError
 from qlab.support.reading import read_json
 
@@ -47,17 +47,28 @@ def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = 
     Raises:
         UserError: a format qlab does not read, an architecture transformers does not know, or weights that are not all there.
     """
+    return load_and_rest(source, dtype, device, native)[0]
+
+
+def load_and_rest(
+    source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model as `load` has it, and the names of tensors in its checkpoint that it does not have and that are left out.
+
+    Raises:
+        UserError: as `load`.
+    """
     quantization = quantization_of(source.config)
     if native and quantization.get("quant_method") == "bitsandbytes":
-        model = opened_by_transformers(source, dtype, device)
+        model, rest = opened_by_transformers(source, dtype, device)
         leave_unpacked(model)
     elif source.checkpoint.quantized or all(name in source.checkpoint.shapes for name in source.layout.shapes):
-        model = filled(source, dtype, device)
+        model, rest = filled(source, dtype, device)
     else:  # stored under other names than the architecture's, which transformers translates for the families that it knows
-        model = opened_by_transformers(source, dtype, device)
+        model, rest = opened_by_transformers(source, dtype, device)
     if (file := source.folder / GENERATION).is_file():
         model.generation_config = generation_config(file)
-    return model.eval().to(device)
+    return model.eval().to(device), rest
 
 
 def generation_config(file: Path) -> GenerationConfig:
@@ -73,13 +84,13 @@ def generation_config(file: Path) -> GenerationConfig:
         raise UserError(cannot_open(f"{file.parent.name}/{file.name}", error)) from error
 
 
-def filled(source: OpenedModel, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """The model with every tensor read from the checkpoint, one at a time.
+def filled(source: OpenedModel, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:
+    """The model with every tensor read from the checkpoint, one at a time; and the names of those that are left out.
 
     Raises:
         UserError: the checkpoint is not complete, or does not fit its configuration.
     """
-    source.check_complete()
+    rest = source.check_complete()
     model: Any = empty_model(source.configuration, source.name)
     model = model.to(dtype).to_empty(device=device)
     compute_buffers(model, model.modules(), device)
@@ -88,11 +99,12 @@ def filled(source: OpenedModel, dtype: torch.dtype, device: str) -> PreTrainedMo
     with torch.no_grad():
         for name in source.layout.shapes:
             state[name].copy_(source.checkpoint.read(name))
-    return model
+    return model, rest
 
 
-def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """The model as transformers loads it, from safetensors alone and without code of the folder, every weight there.
+def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:
+    """The model as transformers loads it, from safetensors alone and without code of the folder, every weight there; and the names of
+    tensors that it found no place for.
 
     Raises:
         UserError: transformers cannot open it, or found weights missing or of another shape, which it would fill with random numbers,
@@ -116,7 +128,7 @@ def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             finite(name, tensor)
-    return model
+    return model, sorted(name for name in map(str, report["unexpected_keys"]) if not COMPUTED.fullmatch(name))
 
 
 def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:

@@ -120,7 +120,7 @@ def test_tasks_are_checked_before_a_model_is_loaded(
     def load(*_: Any) -> None:
         raise AssertionError("a model is loaded")
 
-    monkeypatch.setattr(qlab.models.loading, "load", load)
+    monkeypatch.setattr(qlab.models.loading, "load_and_rest", load)
     (tmp_path / "short.txt").write_text("some words " * 40)
     put(tmp_path / "data", {"lambada/test.jsonl": "{"})
     named = {"{short}": tmp_path / "short.txt", "{none}": tmp_path / "none", "{data}": tmp_path / "data"}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlab.artifacts.artifact import quantize_model
+from qlab.cli import call
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
@@ -72,6 +73,20 @@ def both_refuse(folder: Path, calibration: torch.Tensor, out: Path, message: str
 def test_a_missing_tensor_is_named(copy: Path, calibration: torch.Tensor, tmp_path: Path) -> None:
     change_weights(copy, lambda state: state.pop("model.layers.1.mlp.up_proj.weight"))
     both_refuse(copy, calibration, tmp_path / "out", r"lacks model\.layers\.1\.mlp\.up_proj\.weight and 0 more")
+
+
+def test_what_is_left_out_is_told(copy: Path, calibration: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value head beside the model; a buffer that old checkpoints hold is nobody's concern."""
+    change_weights(copy, lambda state: state.update({"v_head.weight": torch.ones(1, 256), "v_head.bias": torch.ones(1)}))
+    change_weights(copy, lambda state: state.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(32)}))
+    words = ["evaluate", str(copy), "--window", "16", "--tokens", "32", "--results", ""]
+    told = "left out of copy, since models of its type do not have them: v_head"
+    assert call([*words, "--reference", str(copy)]) == 0
+    assert capsys.readouterr().out.count(told) == 2
+    assert call([*words, "--json"]) == 0
+    assert sorted(json.loads(capsys.readouterr().out.splitlines()[-1])["left_out"]) == ["v_head.bias", "v_head.weight"]
+    assert call(["quantize", "--model", str(copy), "--recipe", "rtn-w4g32", "--out", str(tmp_path), "--dry-run"]) == 0
+    assert told in capsys.readouterr().out
 
 
 def test_a_missing_head_says_what_to_set(copy: Path, calibration: torch.Tensor, tmp_path: Path) -> None:
