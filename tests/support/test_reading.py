@@ -1,0 +1,38 @@
+"""JSON of users: read, or refused by one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlab.support.errors import UserError
+from qlab.support.reading import DEEPEST, read_json, too_deep
+
+
+def nested(depth: int, lists: bool = False) -> Any:
+    """So many objects, or lists, within each other."""
+    value: Any = 1
+    for _ in range(depth):
+        value = [value] if lists else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_what_is_nested_too_deeply_is_known(lists: bool) -> None:
+    assert not too_deep(nested(DEEPEST, lists))
+    assert too_deep(nested(DEEPEST + 1, lists))
+    assert too_deep([1, {"b": 2}, nested(DEEPEST, lists)])
+    assert not too_deep({"a" * 1000: "[" * 1000})
+
+
+@pytest.mark.parametrize("depth", [DEEPEST + 1, 500, 100_000])
+def test_a_file_that_is_nested_too_deeply_is_refused(depth: int, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"a":' * depth + "1" + "}" * depth)
+    with pytest.raises(UserError, match=r"/config\.json is nested too deeply"):
+        read_json(file)
+    file.write_text(json.dumps(nested(DEEPEST)))
+    assert read_json(file) == nested(DEEPEST)
