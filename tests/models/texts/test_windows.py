@@ -170,3 +170,14 @@ def test_tokens_beyond_the_embedding_are_named(tmp_path: Path) -> None:
         read_windows(file, Bytes(), 4, 2, rows=104)
     with pytest.raises(UserError, match="its eos token is '<eos>', number 257"):  # though the text has none
         read_windows(file, Bytes(eos_token_id=EOS), 4, 2, rows=257)
+
+
+def test_conditions_tell_two_texts_of_one_name_apart(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    files = [plain(tmp_path / name / "wiki.txt", text) for name, text in (("first", "abcdef"), ("second", "abcdeg"))]
+    found = [read_windows(file, Bytes(begins=True), 3, 1).conditions for file in files]
+    assert [one["text"] for one in found] == ["wiki.txt", "wiki.txt"]
+    assert [one["start"] for one in found] == ["<bos>", "<bos>"]
+    assert found[0] != found[1]
+    assert "start" not in read_windows(files[0], Bytes(), 3, 1).conditions
