@@ -29,10 +29,12 @@ from qlab.models.checkpoint import finite
 from qlab.models.configuration import quantization_of
 from qlab.models.layout import cannot_open, compute_buffers, empty_model
 from qlab.models.opening import COMPUTED, OpenedModel
+from qlab.models.texts.tokenizer_trial import check_bounded
 from qlab.support.errors import UserError
 from qlab.support.reading import read_json
 
 GENERATION = "generation_config.json"
+MARKS = ("bos_token_id", "eos_token_id", "pad_token_id")
 SPARE = 2  # times as many weights as are stored that a model may have: families share some in ways of their own
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -66,9 +68,26 @@ def load_and_rest(
         model, rest = filled(source, dtype, device)
     else:  # stored under other names than the architecture's, which transformers translates for the families that it knows
         model, rest = opened_by_transformers(source, dtype, device)
-    if (file := source.folder / GENERATION).is_file():
-        model.generation_config = generation_config(file)
+    file = source.folder / GENERATION
+    model.generation_config = marks_alone(generation_config(file) if file.is_file() else model.generation_config, source.name)
     return model.eval().to(device), rest
+
+
+def marks_alone(settings: GenerationConfig, name: str) -> GenerationConfig:
+    """Of how a model is meant to write the tokens that begin and end a text alone: all answers here are the likeliest tokens, and other
+    settings (penalties, beams by the million, ways of writing whose code lies on the hub) would make something else of them.
+
+    Raises:
+        UserError: such a token is no number, or no list of numbers.
+    """
+    marks = {}
+    for key in MARKS:
+        value = getattr(settings, key)
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise UserError(f"{key} of {name} is {str(value)[:60]!r}: expected the number of a token, or a list; mend {GENERATION}")
+        marks[key] = value
+    return GenerationConfig(**marks)
 
 
 def generation_config(file: Path) -> GenerationConfig:
@@ -143,6 +162,8 @@ def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
             for name in TOKENIZER_FILES:
                 if (folder / name).exists():
                     read_json(folder / name)
+            if (folder / TOKENIZER_FILES[0]).exists():
+                check_bounded(folder / TOKENIZER_FILES[0])
             family: Any = PreTrainedTokenizerFast if (folder / TOKENIZER_FILES[0]).exists() else AutoTokenizer
             found: PreTrainedTokenizerBase = family.from_pretrained(folder, trust_remote_code=False)
             found.name_or_path = source.name  # the folder may be a temporary one
@@ -159,7 +180,13 @@ def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
 
 
 def tried(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Cut a text of many kinds of characters and put it together again: a damaged tokenizer fails here, not within the work."""
+    """Cut a text of many kinds of characters and put it together again: a damaged tokenizer fails here, not within the work; so does one
+    that cuts a text by chance, whose figures would be other ones each time."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if chance := getattr(getattr(backend, "model", None), "dropout", None):
+        raise ValueError(
+            f"it drops merges by chance, {chance:g} of them, which is for training: set model.dropout to null in tokenizer.json"
+        )
     for special in (False, True):
         tokens = tokenizer.encode(TRIAL, add_special_tokens=special)
         if not isinstance(tokenizer.decode(tokens), str):

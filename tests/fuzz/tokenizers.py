@@ -28,6 +28,14 @@ from tests.fuzz.damage import (
     within,
 )
 
+
+def framed_by(many: int) -> dict[str, Any]:
+    """A post-processor that puts many times many tokens before a text."""
+    frame = {"id": "<s>", "ids": [0] * many, "tokens": ["<s>"] * many}
+    pieces = [{"SpecialToken": {"id": "<s>", "type_id": 0}}] * many + [{"Sequence": {"id": "A", "type_id": 0}}]
+    return {"type": "TemplateProcessing", "single": pieces, "pair": [], "special_tokens": {"<s>": frame}}
+
+
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 RUN, GGUF = ("evaluate", "quantize"), ("evaluate", "gguf")
 PARTS: dict[str, list[Any]] = {
@@ -52,6 +60,10 @@ PARTS: dict[str, list[Any]] = {
         {"type": "Replace", "pattern": {"Regex": "("}, "content": ""},
         {"type": "Replace", "pattern": {"String": ""}, "content": "x"},
         {"type": "Prepend", "prepend": "x" * 10},
+        {"type": "Replace", "pattern": {"String": "e"}, "content": "x" * 10**6},
+        {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}] * 40},
+        {"type": "Replace", "pattern": {"Regex": ""}, "content": "x" * 1000},
+        {"type": "Replace", "pattern": {"Regex": r"(\w+\s?)+$"}, "content": "x"},
         GONE,
     ],
     "pre_tokenizer": [
@@ -62,6 +74,8 @@ PARTS: dict[str, list[Any]] = {
         {"type": "NoSuch"},
         {"type": "ByteLevel"},
         {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
+        {"type": "Split", "pattern": {"Regex": r"(\w+\s?)*:$"}, "behavior": "Isolated", "invert": False},
+        {"type": "Split", "pattern": {"Regex": r"(?=(.*e){20,}x)"}, "behavior": "Isolated", "invert": False},
         {"type": "Sequence", "pretokenizers": 5},
         {"type": "Sequence", "pretokenizers": []},
         GONE,
@@ -71,6 +85,7 @@ PARTS: dict[str, list[Any]] = {
         {},
         {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "no", "type_id": 0}}], "pair": [], "special_tokens": {}},
         {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}},
+        framed_by(30_000),
         GONE,
     ],
     "decoder": [None, 5, {"type": "NoSuch"}, GONE],

@@ -11,9 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qlab.models.loading import load_tokenizer
 from qlab.models.opening import OpenedModel
-from qlab.models.texts import templates
 from qlab.models.texts.conversations import Document, rendered
-from qlab.models.texts.templates import TemplateFailure, render
 from qlab.support.errors import UserError
 from qlab.support.process import peak_bytes
 from tests.models.texts.tokenizers import TURNS
@@ -66,11 +64,11 @@ def test_many_chats_take_one_process_and_little_time(tokenizer: PreTrainedTokeni
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ 'a' * 3000000000 }}", "asked for more than 1 GiB of memory"),
-        ("{{ messages[0].content * 300000000 }}", "asked for more than 1 GiB of memory"),
+        ("{{ 'a' * 3000000000 }}", "asked for more than 2 GiB of memory"),
+        ("{{ messages[0].content * 300000000 }}", "asked for more than 2 GiB of memory"),
         ("{{ raise_exception('a' * 900000000) }}", "chat"),
         ("{{ 'a' * 40000000 }}", "40,000,000 characters"),
-        ("{{ 9 ** 9 ** 9 }}", "not done with this conversation in 5 seconds of computing"),
+        ("{{ 9 ** 9 ** 9 }}", "was not done in 5 seconds of computing with this conversation"),
         ("{{ '\\ud800' }}", "surrogates not allowed"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
@@ -91,34 +89,3 @@ def test_a_template_that_does_not_render_is_one_message_and_the_next_one_renders
     assert len(str(refused.value)) < 600
     assert peak_bytes() - before < 100e6
     assert through(tokenizer, TURNS, TALK[1:2]) == f"<user>{TALK[1]['content']}</><assistant>"
-
-
-def test_a_process_that_is_killed_or_interrupted_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(content: str) -> str:
-        return render(TURNS, [{"role": "user", "content": content}], False, {})
-
-    assert ask("1") == "<user>1</>"
-    first = templates._worker()
-    with monkeypatch.context() as patch:
-        patch.setattr(first, "_pipe", Interrupted(first._pipe))
-        with pytest.raises(KeyboardInterrupt):
-            ask("2")
-    assert ask("3") == "<user>3</>"
-    assert not first.alive
-    psutil.Process(templates._worker()._child.pid).kill()
-    with pytest.raises(TemplateFailure, match="exit code -9"):
-        ask("4")
-    assert ask("5") == "<user>5</>"
-
-
-class Interrupted:
-    """A pipe on which Ctrl-C comes while an answer is waited for."""
-
-    def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
-
-    def poll(self, limit: float | None) -> bool:
-        raise KeyboardInterrupt
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.pipe, name)
