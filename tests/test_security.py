@@ -55,5 +55,19 @@ def test_code_in_the_current_folder_is_not_imported_by_processes_that_are_starte
     assert not (tmp_path / "RAN").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [({}, []), ({"NO_PROXY": "a.example"}, ["a.example"]), ({"no_proxy": "b", "NO_PROXY": "c"}, ["b"]), ({"no_proxy": "*"}, ["*"])],
+)
+def test_servers_on_this_machine_are_reached_without_a_proxy(given: dict[str, str], kept: list[str]) -> None:
+    code = "import qlab, os, urllib.request; print(os.environ['no_proxy'], urllib.request.proxy_bypass('127.0.0.1:8000'))"
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    environment |= {"PYTHONPATH": str(ROOT), "HTTP_PROXY": "http://proxy.example:3128", **given}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    found, bypassed = done.stdout.split()
+    assert bypassed in ("True", "1"), done.stderr
+    assert found.split(",")[: len(kept)] == kept
+
+
 def test_readme_links_it() -> None:
     assert "SECURITY.md" in (ROOT / "README.md").read_text()
