@@ -153,8 +153,8 @@ def machine_of(provenance: str) -> str:
     facts = json.loads(provenance).get("machine")
     if not isinstance(facts, dict):
         return ""
-    known = (facts.get("system"), facts.get("processor"), f"{facts.get('cores')} cores", facts.get("device"))
-    return " ".join(str(fact) for fact in known)
+    cores = f"{facts['cores']} cores" if "cores" in facts else None
+    return " ".join(str(fact) for fact in (facts.get("system"), facts.get("processor"), cores, facts.get("device")) if fact)
 
 
 def check_row(store: Path, number: int, row: Mapping[str, Any]) -> None:

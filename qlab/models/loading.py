@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,11 +68,12 @@ def load_and_rest(
     else:  # stored under other names than the architecture's, which transformers translates for the families that it knows
         model, rest = opened_by_transformers(source, dtype, device)
     file = source.folder / GENERATION
-    model.generation_config = marks_alone(generation_config(file) if file.is_file() else model.generation_config, source.name)
+    said = read_json(file) if file.is_file() else model.generation_config.to_dict()
+    model.generation_config = marks_alone(said, source.name)
     return model.eval().to(device), rest
 
 
-def marks_alone(settings: GenerationConfig, name: str) -> GenerationConfig:
+def marks_alone(settings: Mapping[str, Any], name: str) -> GenerationConfig:
     """Of how a model is meant to write the tokens that begin and end a text alone: all answers here are the likeliest tokens, and other
     settings (penalties, beams by the million, ways of writing whose code lies on the hub) would make something else of them.
 
@@ -82,25 +82,12 @@ def marks_alone(settings: GenerationConfig, name: str) -> GenerationConfig:
     """
     marks = {}
     for key in MARKS:
-        value = getattr(settings, key)
+        value = settings.get(key)
         numbers = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise UserError(f"{key} of {name} is {str(value)[:60]!r}: expected the number of a token, or a list; mend {GENERATION}")
         marks[key] = value
     return GenerationConfig(**marks)
-
-
-def generation_config(file: Path) -> GenerationConfig:
-    """How the model is meant to write.
-
-    Raises:
-        UserError: the file is damaged, or holds what transformers does not take.
-    """
-    settings = read_json(file)
-    try:
-        return GenerationConfig.from_dict(settings)
-    except Exception as error:  # it raises what it likes of what it does not foresee
-        raise UserError(cannot_open(f"{file.parent.name}/{file.name}", error)) from error
 
 
 def filled(source: OpenedModel, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:

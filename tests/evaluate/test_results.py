@@ -26,7 +26,7 @@ from qlab.evaluate.tasks import Score
 from qlab.evaluate.wide import wide
 from qlab.support.errors import UserError
 
-FACTS = {"date": "2026-11-24 09:00 UTC", "commit": "abc", "machine": {"cores": 2}}
+FACTS = {"date": "2026-11-24 09:00 UTC", "commit": "abc", "machine": {}}
 Q4 = Subject("embedded-1234", "q4_k_m", "f" * 16)
 
 
@@ -138,7 +138,7 @@ def test_a_table_on_the_terminal_names_its_conditions(tmp_path: Path, capsys: py
     add(store, FACTS, [(Q4, quality_figures(quality_of(1.0), TEXT | {"text": "[/red]\x1b[2J"}, "embedded"))])
     assert call(["results", "--store", str(store), "--metric", "kl"]) == 0
     shown = capsys.readouterr().out
-    assert "[1] text [/red]\\x1b[2J, sha256 aa, " in shown
+    assert "[1] device cpu, dtype float32, reference embedded, sha256 aa, text [/red]\\x1b[2J, tokens 100" in shown
     assert "window 50" in shown
 
 

@@ -85,7 +85,7 @@ def test_what_is_left_out_is_told(copy: Path, calibration: torch.Tensor, tmp_pat
     assert capsys.readouterr().out.count(told) == 2
     assert call([*words, "--json"]) == 0
     assert sorted(json.loads(capsys.readouterr().out.splitlines()[-1])["left_out"]) == ["v_head.bias", "v_head.weight"]
-    assert call(["quantize", "--model", str(copy), "--recipe", "rtn-w4g32", "--out", str(tmp_path), "--dry-run"]) == 0
+    assert call(["quantize", "--model", str(copy), "--recipe", "rtn-w4g32", "--out", str(tmp_path), "--dry-run", "--length", "16"]) == 0
     assert told in capsys.readouterr().out
 
 

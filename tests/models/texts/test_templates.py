@@ -68,7 +68,7 @@ def test_many_chats_take_one_process_and_little_time(tokenizer: PreTrainedTokeni
         ("{{ messages[0].content * 300000000 }}", "asked for more than 2 GiB of memory"),
         ("{{ raise_exception('a' * 900000000) }}", "chat"),
         ("{{ 'a' * 40000000 }}", "40,000,000 characters"),
-        ("{{ 9 ** 9 ** 9 }}", "was not done in 5 seconds of computing with this conversation"),
+        ("{{ 9 ** 100000000 }}", "was not done in 5 seconds of computing with this conversation"),
         ("{{ '\\ud800' }}", "surrogates not allowed"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),

@@ -24,7 +24,7 @@ HOSTILE: dict[str, tuple[str, Any, str]] = {
     "tokens before every text": ("post_processor", framed_by(30_000), "memory"),
     "a letter becomes a hundred": (
         "normalizer",
-        {"type": "Replace", "pattern": {"String": "e"}, "content": "\U0001f600 " * 100},
+        {"type": "Replace", "pattern": {"String": "e"}, "content": "\U0001f600 " * 45},
         "tokens of a text of",
     ),
 }
