@@ -10,7 +10,8 @@ from qlab.models.texts.prompts import PROMPTS
 from qlab.support.confined import Exceeded, confined
 from qlab.support.errors import UserError
 
-SECONDS = 30  # of computing to open the largest and to cut the text of the trial, which take two
+SECONDS = 15  # of computing to open the largest and to cut the text of the trial, which take two
+TEXT = 16_000  # characters of the workbook's prompts that are cut
 MOST = 16  # tokens that a byte of text may become; a byte is one where a tokenizer knows no longer ones
 
 
@@ -31,15 +32,15 @@ def _tried(file: Path, content: str) -> str:
     try:
         tokens, size = confined(cut_here, file, seconds=SECONDS)
     except Exceeded as error:
-        return f"{error} for a text of {PROMPTS.stat().st_size / 1e3:.0f} KB"
+        return f"{error} for a text of {TEXT:,} characters"
     return f"makes {tokens:,} tokens of a text of {size:,} bytes" if tokens > MOST * size else ""
 
 
 def cut_here(file: Path) -> tuple[int, int]:
-    """Tokens of the workbook's prompts, and their bytes; none where the file holds no tokenizer that opens."""
+    """Tokens of the beginning of the workbook's prompts, and its bytes; none where the file holds no tokenizer that opens."""
     from tokenizers import Tokenizer
 
-    text = PROMPTS.read_text(encoding="utf-8")
+    text = PROMPTS.read_text(encoding="utf-8")[:TEXT]
     try:
         tokenizer = Tokenizer.from_file(str(file))
         tokenizer.no_padding()
