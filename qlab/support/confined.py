@@ -45,7 +45,7 @@ def confined(function: Callable[..., T], *arguments: Any, seconds: int) -> T:
         raise Exceeded(f"asked for more than {MEMORY >> 30} GiB of memory, or broke the process that it ran in ({error.code})") from error
     if not done:
         raise Exceeded(f"asked for more than {MEMORY >> 30} GiB of memory")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _asked(request: tuple[Callable[..., Any], tuple[Any, ...], int]) -> tuple[bool, Any]:

@@ -7,6 +7,7 @@ happens in a process of its own (qlab.support.confined).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from qlab.support.confined import Exceeded, confined
 
@@ -43,10 +44,10 @@ def rendered_here(template: str, messages: Sequence[Mapping[str, str]], answer: 
     """The rendered chat, or what was said instead, in this very process."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    chats, names = [[dict(message) for message in messages]], dict[str, Any](special)
     try:
-        (text,), _ = render_jinja_template(
-            conversations=[messages], tools=None, documents=None, chat_template=template, add_generation_prompt=answer, **special
-        )
+        found: Any = render_jinja_template(chats, None, None, template, add_generation_prompt=answer, **names)
+        text: str = found[0][0]  # the first chat; what it returns beside the chats is for training
         text.encode("utf-8")
     except MemoryError:
         raise
