@@ -64,7 +64,7 @@ def _asked(request: tuple[Callable[..., Any], tuple[Any, ...], int]) -> tuple[bo
 @cache
 def _worker() -> Isolated[tuple[bool, Any]]:
     """The process of all calls, for as long as this one lives."""
-    process = Isolated(calls, name="a call in a process of its own")
+    process = Isolated(calls, name="a call in a process of its own", bare=True)
     try:
         process.next(STARTING)
     except BaseException:

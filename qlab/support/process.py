@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
 import psutil
@@ -79,8 +80,9 @@ def called_once(function: Callable[..., T], arguments: tuple[Any, ...]) -> Gener
 class Isolated(Generic[T]):
     """A generator in a fresh process, which lives from one value to the next, with whatever the generator holds."""
 
-    def __init__(self, generator: Callable[..., Generator[T, Any, None]], *arguments: Any, name: str = "") -> None:
-        """Start the process, and the generator towards its first value; `name` is what a failure calls it.
+    def __init__(self, generator: Callable[..., Generator[T, Any, None]], *arguments: Any, name: str = "", bare: bool = False) -> None:
+        """Start the process, and the generator towards its first value; `name` is what a failure calls it. A `bare` process does not import
+        this program's main module, which nothing that is passed to it may be of then.
 
         Raises:
             OSError: no process or no temporary folder can be made.
@@ -91,7 +93,8 @@ class Isolated(Generic[T]):
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._child = context.Process(target=_child, args=(theirs, str(self._log), generator, arguments), daemon=True)
-        self._child.start()
+        with without_main() if bare else nullcontext():
+            self._child.start()
         theirs.close()
         self._waiting = False  # whether a value was taken, and the child waits to be asked for the next
 
@@ -170,6 +173,17 @@ class Isolated(Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Processes that are started here do not import the main module: a script that has no guard would run once more in them."""
+    kept = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = kept
 
 
 def full_name(function: Callable[..., Any]) -> str:

@@ -231,6 +231,12 @@ def in_folder(name: str, change: Change) -> Change:
     return made
 
 
+def with_code(folder: Path) -> None:
+    """A tokenizer that wants Python code of the folder, which writes a file where it is run."""
+    (folder / "code_of.py").write_text(f"open({str(folder.parent / 'RAN')!r}, 'w')\nclass T: pass\n")
+    values(SETTINGS, auto_map={"AutoTokenizer": ["code_of.T", "code_of.T"]}, tokenizer_class="T")(folder)
+
+
 def slow_only(data: bytes) -> Any:
     """No tokenizer.json, a tokenizer.model."""
     return both(gone(FILE), content("tokenizer.model", data))
@@ -315,5 +321,7 @@ CASES = [
         for key in ("bos_token", "eos_token", "additional_special_tokens")
         for value in (5, [], {}, "x", {"content": 5}, ["x", 5])
     ),
+    Case("code for a tokenizer, beside a whole one", with_code, RUN, outcome=EITHER),
+    Case("code for a tokenizer, and nothing else", both(with_code, gone(FILE)), RUN, says="tokenizer"),
     Case("a GGUF file, and code for its tokenizer", with_gguf, (*RUN, "plan"), outcome=EITHER),
 ]

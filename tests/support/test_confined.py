@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from qlab import ROOT
 from qlab.support import confined as module
 from qlab.support.confined import Exceeded, confined
 from qlab.support.process import peak_bytes
@@ -59,6 +63,17 @@ def test_what_exceeds_the_bounds_is_said_and_the_next_call_finds_a_process(funct
         confined(function, *arguments, seconds=2)
     assert peak_bytes() - before < 50e6
     assert confined(doubled, "a", seconds=2)[0] == "aa"
+
+
+def test_a_script_without_a_guard_does_not_run_again(tmp_path: Path) -> None:
+    """As people write them who use qlab as a library: a tokenizer is tried in another process."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('begun')\nfrom qlab.models.loading import load_tokenizer\nfrom qlab.models.opening import locate\n"
+        "print(len(load_tokenizer(locate('embedded'))))\n"
+    )
+    done = subprocess.run([sys.executable, script], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["begun", "4096"], done.stderr
 
 
 def test_who_waits_without_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
