@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from qlab.artifacts.duration import Group, duration, time_text
-from qlab.formats.gguf.file import weights_at_once
+from qlab.formats.gguf.encoding import weights_at_once
 from qlab.methods.grid_search import REFIT_ROWS
 from qlab.methods.nf4 import CHUNK as NF4_BLOCKS
 from qlab.models.layout import Layout
