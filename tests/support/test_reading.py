@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qlab.models.texts.jsonl import read_utf8
 from qlab.support.errors import UserError
 from qlab.support.reading import DEEPEST, read_json, too_deep
 
@@ -26,6 +27,12 @@ def test_what_is_nested_too_deeply_is_known(lists: bool) -> None:
     assert too_deep(nested(DEEPEST + 1, lists))
     assert too_deep([1, {"b": 2}, nested(DEEPEST, lists)])
     assert not too_deep({"a" * 1000: "[" * 1000})
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="this system has no /proc")
+def test_a_file_of_the_systems_that_cannot_be_read_is_one_message() -> None:
+    with pytest.raises(UserError, match="cannot read mem: "):
+        read_utf8(Path("/proc/self/mem"))
 
 
 @pytest.mark.parametrize("depth", [DEEPEST + 1, 500, 100_000])
