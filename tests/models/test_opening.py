@@ -67,13 +67,13 @@ def test_the_fingerprint_follows_every_file_that_a_model_is_read_from(name: str,
 
 
 def test_the_fingerprint_tells_whose_content_is_whose_and_passes_over_notes(copy: Path) -> None:
-    for name, content in (("merges.txt", "ab"), ("vocab.json", "c")):
+    for name, content in (("merges.txt", "ab"), ("special_tokens_map.json", "c")):
         (copy / name).write_text(content)
     before = locate(str(copy)).fingerprint
     for name in ("README.md", "LICENSE.txt", "qlab-cost.json"):
         (copy / name).write_text("notes")
     assert locate(str(copy)).fingerprint == before
-    for name, content in (("merges.txt", "a"), ("vocab.json", "bc")):
+    for name, content in (("merges.txt", "a"), ("special_tokens_map.json", "bc")):
         (copy / name).write_text(content)
     assert locate(str(copy)).fingerprint != before
 
