@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
+from qlab.evaluate.kept import next_token_logits, reference_logits
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
 
 LARGEST_LOSS = 700.0  # nats a token; e^709 is the largest float, and a model that guesses loses 12
-KEPT_BYTES = 512 << 20  # of a reference's logits
 
 
 @dataclass(frozen=True)
@@ -99,25 +98,6 @@ def measure_quality(
         result["top1"] = float(columns["top1"].mean())
         result["loss_increase"], result["loss_increase_stderr"] = mean_and_error(columns["loss"] - columns["reference"])
     return Quality(**result)
-
-
-def next_token_logits(model: nn.Module, window: Tensor) -> Tensor:
-    """Logits for positions 1 … of one window, int64 [1, length] → float32 [length − 1, vocabulary]."""
-    device = next(model.parameters()).device
-    return model(input_ids=window.to(device), use_cache=False).logits[0, :-1].float()
-
-
-@torch.inference_mode()
-def kept_logits(model: PreTrainedModel, windows: Sequence[Tensor]) -> PreTrainedModel | list[Tensor]:
-    """The model's next_token_logits for every window, that others be held against; the model itself where they take over half a GB."""
-    if 4 * sum(window.numel() for window in windows) * model.config.vocab_size > KEPT_BYTES:
-        return model
-    return [next_token_logits(model, window) for window in windows]
-
-
-def reference_logits(reference: nn.Module | Sequence[Tensor], index: int, window: Tensor) -> Tensor:
-    """What kept_logits kept of the window at `index`, or what the reference computes for it."""
-    return next_token_logits(reference, window) if isinstance(reference, nn.Module) else reference[index]
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
