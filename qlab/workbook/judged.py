@@ -21,7 +21,7 @@ from qlab.support.versions import version_of
 
 
 def judged(artifact: Artifact, reference: str, windows: Tensor, dtype: torch.dtype, device: str, judge: Callable[[], Quality]) -> Quality:
-    """The quality of `artifact` against the model with the fingerprint `reference` on `windows`: as it lies there, else as `judge` finds it.
+    """The quality of `artifact` against the model with the fingerprint `reference` on `windows`: as kept, or as `judge` finds it.
 
     Raises:
         OSError: it cannot be written.
