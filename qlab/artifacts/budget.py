@@ -58,6 +58,7 @@ class Budget:
     seconds: float
     batch: int
     blocks: int
+    devices: int = 1
 
     @property
     def total_of_a_block(self) -> float:
@@ -66,8 +67,8 @@ class Budget:
 
     @property
     def total(self) -> float:
-        """Peak memory of the process."""
-        return self.start + max(self.rest, self.total_of_a_block)
+        """Peak memory of the process, or of one for each device."""
+        return self.devices * (self.start + max(self.rest, self.total_of_a_block))
 
     def text(self) -> str:
         """The prediction, for people."""
@@ -76,7 +77,7 @@ class Budget:
             f"memory: {gigabytes(self.start)} for the process, and the larger of {gigabytes(self.rest)} (embedding or head) and "
             f"{gigabytes(self.total_of_a_block)} (one of {self.blocks} blocks: its weights {gigabytes(self.block)}, statistics "
             f"{gigabytes(self.statistics)}, and the larger of {gigabytes(self.recipe)} to quantize and {gigabytes(self.activations)} to "
-            f"run {counted(self.batch, 'window')} at a time)"
+            f"run {counted(self.batch, 'window')} at a time)" + (f"; {self.devices} such processes" if self.devices > 1 else "")
         )
 
     def check(self, out: Path, device: str) -> None:
@@ -95,9 +96,10 @@ class Budget:
 
 
 def predict(
-    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], limit: float | None = None, device: str = "cpu"
-) -> Budget:
-    """The budget of a walk over `windows` (their number and length) that stays below `limit` bytes of memory.
+    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], limit: float | None = None, device: str = "cpu",
+    devices: int = 1,
+) -> Budget:  # fmt: skip
+    """The budget of a walk over `windows` (their number and length) that stays below `limit` bytes of memory, on so many `devices`.
 
     Raises:
         UserError: even one window at a time needs more than `limit`.
@@ -115,11 +117,11 @@ def predict(
     disk = disk_needed(source, recipes, windows)
     start = float(psutil.Process().memory_info().rss)
     work = max(working(recipe, groups, windows[1], device) for recipe in recipes) + LIBRARIES
-    seconds = duration(groups, recipes, windows, blocks, sum(outside) / 2, device)
+    seconds = duration(groups, recipes, windows, blocks, sum(outside) / 2, device, devices)
     usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
         activations = batch * windows[1] * token * data + LIBRARIES
-        found = Budget(start, 4.0 * weights, statistics, work, activations, rest, disk, seconds, batch, blocks)
+        found = Budget(start, 4.0 * weights, statistics, work, activations, rest, disk, seconds, batch, blocks, devices)
         if limit is None or found.total <= limit:
             return found
     raise UserError(
@@ -166,11 +168,13 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
 
 
 def duration(
-    groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, outside: float, device: str
-) -> float:
+    groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, outside: float, device: str,
+    devices: int = 1,
+) -> float:  # fmt: skip
     """Seconds: floating-point operations, passes over the weights, and operations on single columns, each at this machine's speed.
 
     `outside`: how many weights lie outside the blocks, which are read, encoded where the format has blocks for them, and written.
+    Each of several `devices` runs all blocks, and quantizes its share of them.
     """
     tokens = windows[0] * windows[1]
     weights, columns = sum(width * out for width, out in groups), sum(width for width, _ in groups)
@@ -195,7 +199,9 @@ def duration(
     product, one_pass, call = speeds(device)
     ends = sum(ENDS_GGUF if isinstance(recipe, GGUF) else 0.0 for recipe in recipes) * outside * one_pass
     written = len(recipes) * 2 * outside / WRITING
-    return SET_UP + ends + written + blocks * (1.35 * total * product + passes * one_pass + calls * call)
+    a_block = 1.35 * total * product + passes * one_pass + calls * call
+    passed_on = 1.35 * forward * product if observes_original(recipes) else 0.0
+    return SET_UP + ends + written + blocks * (a_block + (devices - 1) * passed_on) / devices
 
 
 def weight_passes(recipe: WalkedRecipe) -> float:

@@ -117,6 +117,10 @@ class Isolated(Generic[T]):
         failure = Overdue if kind == "overdue" else RuntimeError
         raise failure(f"{self.name} failed: {payload}\n{tail}".rstrip())
 
+    def ready(self, seconds: float) -> bool:
+        """Whether what `next` returns first is there, or the process has ended; waits for it for so many seconds."""
+        return self._pipe.poll(seconds)
+
     @property
     def alive(self) -> bool:
         """Whether the process is there still."""
