@@ -27,7 +27,7 @@ from qlab.support.disk.scratch import Scratch, discard
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.precision import multiplies_bfloat16
-from qlab.support.process import peak_bytes, run_isolated
+from qlab.support.process import keep_heap, peak_bytes, run_isolated
 from qlab.support.stages import stage
 from qlab.support.versions import version_of
 from qlab.walk.devices import walk_on
@@ -106,6 +106,7 @@ def quantize_on(device: str, recipe: Recipe, source: OpenedModel, windows: Tenso
     """`recipe.quantize` in a process of its own, which sees no GPU where the CPU is asked for: the libraries take any that they see."""
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    keep_heap()  # for the libraries; a walk sets it as it needs it
     return recipe.quantize(source, windows, out, device)
 
 
