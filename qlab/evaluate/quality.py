@@ -21,6 +21,7 @@ from qlab.evaluate.kept import next_token_logits, reference_logits
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
 
+POSITIONS = 64  # whose logits are compared at a time
 LARGEST_LOSS = 700.0  # nats a token; e^709 is the largest float, and a model that guesses loses 12
 
 
@@ -65,20 +66,15 @@ def measure_quality(
         raise UserError("a window needs at least two tokens: one to predict from and one to predict")
     rows = []
     for index, window in enumerate(progress(windows.split(1), label, leave=False)):
-        logits = next_token_logits(model, window)
-        target = window[0, 1:].to(logits.device)
-        row = {"loss": float(nn.functional.cross_entropy(logits, target))}
+        logits, expected = next_token_logits(model, window), None
         if reference is not None:
             expected = reference_logits(reference, index, window).to(logits.device)
             if expected.shape != logits.shape:
                 raise UserError(
                     f"the reference predicts {expected.shape[1]} tokens, the model {logits.shape[1]}: they are not of one family"
                 )
-            log_p, log_q = expected.log_softmax(-1), logits.log_softmax(-1)
-            row["reference"] = float(nn.functional.nll_loss(log_p, target))
-            row["kl"] = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-            row["top1"] = float((expected.argmax(-1) == logits.argmax(-1)).float().mean())
-        rows.append(row)
+        found = by_position(logits, window[0, 1:].to(logits.device), expected)
+        rows.append({name: float(values.mean()) for name, values in found.items()})
     if not all(math.isfinite(value) for row in rows for value in row.values()) or max(row["loss"] for row in rows) > LARGEST_LOSS:
         raise UserError(
             "the model's predictions are no numbers, or beyond counting, on this text: its weights or its configuration are damaged, or it "
@@ -98,6 +94,23 @@ def measure_quality(
         result["top1"] = float(columns["top1"].mean())
         result["loss_increase"], result["loss_increase_stderr"] = mean_and_error(columns["loss"] - columns["reference"])
     return Quality(**result)
+
+
+def by_position(logits: Tensor, target: Tensor, expected: Tensor | None) -> dict[str, Tensor]:
+    """Figures of each position, float32 [positions], of logits [positions, vocabulary] and the tokens [positions] that follow: `loss`, and
+    with a reference's `expected` logits its loss, KL, and whether both choose one token. A few positions at a time lie in the cache."""
+    parts = []
+    for index in range(0, len(target), POSITIONS):
+        some = slice(index, index + POSITIONS)
+        log_q = logits[some].log_softmax(-1)
+        part = {"loss": nn.functional.nll_loss(log_q, target[some], reduction="none")}
+        if expected is not None:
+            log_p = expected[some].log_softmax(-1)
+            part["reference"] = nn.functional.nll_loss(log_p, target[some], reduction="none")
+            part["kl"] = (log_p.exp() * (log_p - log_q)).sum(-1)
+            part["top1"] = (expected[some].argmax(-1) == logits[some].argmax(-1)).float()
+        parts.append(part)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
