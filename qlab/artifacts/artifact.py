@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qlab.artifacts.budget import disk_needed
+from qlab.artifacts.devices import walk_on
 from qlab.artifacts.going_on import LOCK, clear_away, walk_to_go_on, work_folder
 from qlab.artifacts.manifest import COST, MANIFEST, Cost, Manifest, read_note
 from qlab.artifacts.placing import check_place, put
@@ -30,8 +31,7 @@ from qlab.support.precision import multiplies_bfloat16
 from qlab.support.process import keep_heap, peak_bytes, run_isolated
 from qlab.support.stages import stage
 from qlab.support.versions import version_of
-from qlab.walk.devices import walk_on
-from qlab.walk.journal import Journal
+from qlab.walk.state.journal import Journal
 from qlab.walk.walk import encoded_parts
 
 LIBRARIES = ("qlab", "torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp")

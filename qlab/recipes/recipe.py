@@ -13,8 +13,8 @@ from torch import Tensor
 from qlab.formats.folder import finish_folder
 from qlab.models.opening import OpenedModel
 from qlab.support.disk.scratch import Scratch
-from qlab.walk.journal import Journal
 from qlab.walk.span import FP16_LARGEST, overflows
+from qlab.walk.state.journal import Journal
 from qlab.walk.walk import Method, Walk, encoded_parts
 
 Details = dict[str, Any]

@@ -24,16 +24,16 @@ from qlab.support.precision import quick_products
 from qlab.support.process import steady_heap, trim_heap
 from qlab.support.progress import counter
 from qlab.support.stages import stage
-from qlab.walk.activations import Activations
 from qlab.walk.block import Block, InputGroup
 from qlab.walk.grouping import input_groups
-from qlab.walk.journal import Journal
 from qlab.walk.sensitivity import prediction_metric
-from qlab.walk.share import ALONE, Share
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.span import Largest, watched
+from qlab.walk.state.activations import Activations
+from qlab.walk.state.journal import Journal
+from qlab.walk.state.share import ALONE, Share
+from qlab.walk.state.streams import Streams, held
 from qlab.walk.statistics import Statistics
-from qlab.walk.streams import Streams, held
 
 ORIGINAL = "original"  # the stream of activations of the unquantized model
 TOKENS_ON_CPU, WINDOWS_ON_GPU = 512, 8  # computed at a time: on a CPU, more no longer lie in its cache and take longer

@@ -13,8 +13,8 @@ from torch import Tensor
 from qlab.models.opening import OpenedModel
 from qlab.support.process import Isolated, called_once, peak_bytes
 from qlab.support.progress import counter
-from qlab.walk.journal import Journal
-from qlab.walk.share import Share
+from qlab.walk.state.journal import Journal
+from qlab.walk.state.share import Share
 from qlab.walk.walk import Method, Walk
 
 POLL = 0.1  # seconds to wait for each device's process, between two looks at how far they are
@@ -31,7 +31,7 @@ class Walked:
 def walk_on(
     devices: Sequence[str], source: OpenedModel, methods: Sequence[Method], windows: Tensor, work: Path, batch: int | None = None
 ) -> Walked:
-    """Walk over `source`, its blocks shared out over `devices` (qlab.walk.share); the encoded parts lie in `work` then.
+    """Walk over `source`, its blocks shared out over `devices` (qlab.walk.state.share); the encoded parts lie in `work` then.
 
     Interrupted, the same call goes on; on another number of devices it starts again. The bytes are those of a walk on one device.
 

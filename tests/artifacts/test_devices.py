@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from qlab.artifacts.artifact import Artifact, quantize_model
+from qlab.artifacts.devices import walk_on
 from qlab.models.opening import OpenedModel, found_devices
 from qlab.recipes import parse
 from qlab.support.errors import UserError
-from qlab.walk.devices import walk_on
-from qlab.walk.share import ALONE, Share
+from qlab.walk.state.share import ALONE, Share
 
 RECIPES = ["gptq-w4g64", "rtn-w4g64", "q4_k_m", "tuned-w4g64-steps4"]
 
