@@ -51,6 +51,7 @@ class Budget:
     seconds: float
     batch: int
     blocks: int
+    devices: int = 1
 
     @property
     def total_of_a_block(self) -> float:
@@ -59,8 +60,8 @@ class Budget:
 
     @property
     def total(self) -> float:
-        """Peak memory of the process."""
-        return self.start + max(self.rest, self.total_of_a_block)
+        """Peak memory of the process, or of one for each device."""
+        return self.devices * (self.start + max(self.rest, self.total_of_a_block))
 
     def text(self) -> str:
         """The prediction, for people."""
@@ -69,7 +70,7 @@ class Budget:
             f"memory: {size_text(self.start)} for the process, and the larger of {size_text(self.rest)} (embedding or head) and "
             f"{size_text(self.total_of_a_block)} (one of {self.blocks} blocks: its weights {size_text(self.block)}, statistics "
             f"{size_text(self.statistics)}, and the larger of {size_text(self.recipe)} to quantize and {size_text(self.activations)} to "
-            f"run {counted(self.batch, 'window')} at a time)"
+            f"run {counted(self.batch, 'window')} at a time)" + (f"; {self.devices} such processes" if self.devices > 1 else "")
         )
 
     def check(self, out: Path, device: str) -> None:
@@ -93,9 +94,10 @@ def too_little(needed: float, free: float, what: str, where: str) -> str:
 
 
 def predict(
-    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], limit: float | None = None, device: str = "cpu"
-) -> Budget:
-    """The budget of a walk over `windows` (their number and length) that stays below `limit` bytes of memory.
+    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], limit: float | None = None, device: str = "cpu",
+    devices: int = 1,
+) -> Budget:  # fmt: skip
+    """The budget of a walk over `windows` (their number and length) that stays below `limit` bytes of memory, on so many `devices`.
 
     Raises:
         UserError: even one window at a time needs more than `limit`.
@@ -113,11 +115,11 @@ def predict(
     disk = disk_needed(source, recipes, windows)
     start = float(psutil.Process().memory_info().rss)
     work = max(working(recipe, groups, windows[1], device) for recipe in recipes) + LIBRARIES
-    seconds = duration(groups, recipes, windows, blocks, sum(outside) / 2, device)
+    seconds = duration(groups, recipes, windows, blocks, sum(outside) / 2, device, devices)
     usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
         activations = batch * windows[1] * token * data + LIBRARIES
-        found = Budget(start, 4.0 * weights, statistics, work, activations, rest, disk, seconds, batch, blocks)
+        found = Budget(start, 4.0 * weights, statistics, work, activations, rest, disk, seconds, batch, blocks, devices)
         if limit is None or found.total <= limit:
             return found
     raise UserError(

@@ -24,11 +24,13 @@ Group = tuple[int, int]
 
 
 def duration(
-    groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, outside: float, device: str
-) -> float:
+    groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, outside: float, device: str,
+    devices: int = 1,
+) -> float:  # fmt: skip
     """Seconds: floating-point operations, passes over the weights, and operations on single columns, each at this machine's speed.
 
     `outside`: how many weights lie outside the blocks, which are read, encoded where the format has blocks for them, and written.
+    Each of several `devices` runs all blocks, and quantizes its share of them.
     """
     tokens = windows[0] * windows[1]
     weights, columns = sum(width * out for width, out in groups), sum(width for width, _ in groups)
@@ -53,7 +55,9 @@ def duration(
     product, one_pass, call = speeds(device)
     ends = sum(ENDS_GGUF if isinstance(recipe, GGUF) else 0.0 for recipe in recipes) * outside * one_pass
     written = len(recipes) * 2 * outside / WRITING
-    return SET_UP + ends + written + blocks * (1.35 * total * product + passes * one_pass + calls * call)
+    a_block = 1.35 * total * product + passes * one_pass + calls * call
+    passed_on = 1.35 * forward * product if observes_original(recipes) else 0.0
+    return SET_UP + ends + written + blocks * (a_block + (devices - 1) * passed_on) / devices
 
 
 def weight_passes(recipe: WalkedRecipe) -> float:

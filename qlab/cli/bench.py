@@ -38,8 +38,8 @@ def bench(
 ) -> None:
     """Prompt and generation speed, the ceiling that memory bandwidth sets, and memory predicted and measured; each in its own process."""
     from qlab.evaluate.engines import DTYPES
-    from qlab.evaluate.results import runtime_figures
     from qlab.evaluate.rounds import Protocol, measure_in_turns
+    from qlab.evaluate.store.results import runtime_figures
     from qlab.models.opening import locate
     from qlab.workbook.lesson import quiet
 
@@ -80,7 +80,7 @@ def subject_of(source: Any) -> Any:
         UserError: an artifact's manifest is damaged.
     """
     from qlab.artifacts.artifact import Artifact
-    from qlab.evaluate.results import Subject
+    from qlab.evaluate.store.results import Subject
 
     if Artifact.open(source.path):
         return Subject(source.path.parent.name, source.path.name, source.fingerprint)
@@ -89,8 +89,8 @@ def subject_of(source: Any) -> Any:
 
 def keep(store: str, model: str, found: list[Any]) -> None:
     """Add figures to the table, if one is wanted; a table that cannot be written is said, and costs nobody the figures."""
-    from qlab.evaluate.provenance import provenance
-    from qlab.evaluate.results import add
+    from qlab.evaluate.store.provenance import provenance
+    from qlab.evaluate.store.results import add
 
     if store:
         try:
@@ -135,8 +135,8 @@ def results(
     as_json: Annotated[bool, typer.Option("--json", help="The tidy table as one JSON list.")] = False,
 ) -> None:
     """Everything measured so far, over models, runtimes and machines: `qlab bench`, `qlab evaluate` and lesson 7 add to it."""
-    from qlab.evaluate.results import read
-    from qlab.evaluate.wide import wide
+    from qlab.evaluate.store.results import read
+    from qlab.evaluate.store.wide import wide
 
     if csv:
         check_csv(csv, store, force)

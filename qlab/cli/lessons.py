@@ -31,8 +31,8 @@ def run(
 ) -> None:
     """Execute lessons by papermill and write the report. Finished lessons are not done again."""
     from qlab.artifacts.going_on import LOCK
-    from qlab.evaluate.provenance import provenance
-    from qlab.evaluate.results import STORE, Figure, Subject
+    from qlab.evaluate.store.provenance import provenance
+    from qlab.evaluate.store.results import STORE, Figure, Subject
     from qlab.models.opening import locate
     from qlab.show.progress import LessonProgress
     from qlab.support.disk.lock import locked

@@ -38,7 +38,7 @@ def evaluate(
 
     from qlab.evaluate.agreement import agreement_table, answer_prompts, part
     from qlab.evaluate.quality import measure_quality
-    from qlab.evaluate.results import Figure, quality_figures, score_figures
+    from qlab.evaluate.store.results import Figure, quality_figures, score_figures
     from qlab.evaluate.tasks import check_tasks, run_tasks
     from qlab.models.loading import load_and_rest, load_tokenizer
     from qlab.models.opening import check_length, found_device, left_out, locate

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from qlab.evaluate.quality import Quality, paired_difference
-from qlab.evaluate.results import Figure, Subject, quality_figures, runtime_figures, score_figures
 from qlab.evaluate.rounds import ABSENT, Protocol, measure_in_turns
 from qlab.evaluate.runtime import RuntimeFigures
+from qlab.evaluate.store.results import Figure, Subject, quality_figures, runtime_figures, score_figures
 from qlab.evaluate.tasks import Score, run_tasks
 from qlab.models.loading import load
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes

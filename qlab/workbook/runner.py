@@ -22,7 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from qlab import ROOT
-from qlab.evaluate.provenance import machine
+from qlab.evaluate.store.provenance import machine
 from qlab.models.named import named_folder
 from qlab.models.opening import locate
 from qlab.models.texts.mixture import absolute, files_of

@@ -21,7 +21,7 @@ import qlab.evaluate.tasks
 import qlab.models.loading
 from qlab.cli import call
 from qlab.evaluate.local_tasks import hellaswag, lambada, questions
-from qlab.evaluate.results import read
+from qlab.evaluate.store.results import read
 from qlab.evaluate.tasks import check_tasks
 from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlab.evaluate.provenance import provenance
+from qlab.evaluate.store.provenance import provenance
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel
 from qlab.show.tables import texts

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qlab.evaluate.provenance import provenance
+from qlab.evaluate.store.provenance import provenance
 from qlab.workbook.report import write_report
 from qlab.workbook.runner import SKIPPED, Outcome
 

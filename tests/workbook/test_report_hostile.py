@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from qlab import EMBEDDED
 from qlab.artifacts.going_on import LOCK
 from qlab.cli import call
-from qlab.evaluate.provenance import machine
+from qlab.evaluate.store.provenance import machine
 from qlab.support.disk.lock import locked
 from qlab.support.errors import UserError
 from qlab.workbook import runner

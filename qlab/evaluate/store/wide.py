@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from qlab.evaluate.results import machine_of
+from qlab.evaluate.store.results import machine_of
 
 COMPUTED_WITH = ("dtype", "kernel")  # what an artifact has by its format in a runtime, and figures of artifacts may differ in
 

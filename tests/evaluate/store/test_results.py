@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from qlab.cli import call
 from qlab.evaluate.quality import Quality
-from qlab.evaluate.results import COLUMNS, Figure, Subject, add, quality_figures, read, runtime_figures, score_figures
+from qlab.evaluate.store.results import COLUMNS, Figure, Subject, add, quality_figures, read, runtime_figures, score_figures
+from qlab.evaluate.store.wide import wide
 from qlab.evaluate.tasks import Score
-from qlab.evaluate.wide import wide
 from qlab.support.errors import UserError
 
 FACTS = {"date": "2026-11-24 09:00 UTC", "commit": "abc", "machine": {}}
