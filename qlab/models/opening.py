@@ -7,7 +7,7 @@ a way to store weights is known below this point and nowhere else.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ from qlab.models.gguf import gguf_config, unpacked_companions
 from qlab.models.layout import Layout, configuration_from, configuration_of, empty_model, layout_of
 from qlab.models.locating import check_folder, checked_files, find_folder, fingerprint, weight_files
 from qlab.support.errors import UserError
+from qlab.support.wording import first_and_number
 
 # Tensors that old checkpoints hold and the model computes itself.
 COMPUTED = re.compile(r".*(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias|\.attention\.bias)")
@@ -184,6 +185,11 @@ def already_rounded(source: OpenedModel) -> str:
     )
 
 
+def left_out(source: OpenedModel, names: Sequence[str]) -> str:
+    """What to say of tensors in its checkpoint that lie beside the model: one sentence."""
+    return f"left out of {source.name}, since models of its type do not have them: {first_and_number(names)}"
+
+
 def found_device(name: str) -> str:
     """The device `name`, such as cpu, cuda, cuda:1, once it is known that PyTorch can compute on it; "auto": a GPU where there is one.
 
@@ -200,6 +206,20 @@ def found_device(name: str) -> str:
             f"no device {name[:40]!r} here: {reason}. Expected auto, cpu, or cuda on a machine with a GPU (see qlab doctor)"
         ) from error
     return name
+
+
+def found_devices(names: str) -> list[str]:
+    """The devices of a list such as cuda:0,cuda:1, each as `found_device` finds it; "all": every GPU.
+
+    Raises:
+        UserError: one is not there, or they are of two kinds, which round differently.
+    """
+    if names == "all" and torch.cuda.is_available():
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    found = [found_device(name.strip()) for name in names.split(",")]
+    if len({torch.device(name).type for name in found}) > 1:
+        raise UserError(f"devices {names[:80]!r}: expected all of one kind, such as cuda:0,cuda:1, since CPU and GPU round differently")
+    return found
 
 
 def check_length(source: OpenedModel, length: int, option: str) -> None:

@@ -12,8 +12,8 @@ from typing import Literal
 from torch import Tensor
 
 from qlab.formats.folder import finish_folder
+from qlab.formats.gguf import encoding
 from qlab.formats.gguf import file as gguf
-from qlab.formats.gguf.decode import decode
 from qlab.formats.gguf.mix import fallback_note
 from qlab.methods.awq import judged_rows, output_error
 from qlab.models.opening import OpenedModel
@@ -59,9 +59,9 @@ class GGUF(Walked):
         """Whether codes are gone over again (qlab.methods.settle)."""
         return self.search == "settled" and self.data_matters
 
-    def encoder(self, seen: Statistics | None) -> gguf.Encoder:
+    def encoder(self, seen: Statistics | None) -> encoding.Encoder:
         """What makes the blocks of a layer whose inputs were `seen`: qlab's own methods."""
-        return partial(gguf.encode_rows, hessian=seen.trusted if seen and self.settles else None)
+        return partial(encoding.encode_rows, hessian=seen.trusted if seen and self.settles else None)
 
     def check(self, source: OpenedModel) -> None:
         gguf.check_model(source.folder, source.config, source.layout.shapes)
@@ -69,7 +69,7 @@ class GGUF(Walked):
     def remarks(self, source: OpenedModel) -> dict[str, str]:
         found = gguf.remarks(source.folder, source.config)
         for name, shape in source.layout.shapes.items():  # blocks have theirs from the walk
-            target = None if source.layout.inside(name) else gguf.gguf_name(name, source.config)
+            target = None if source.layout.inside(name) else encoding.gguf_name(name, source.config)
             if target and (note := fallback_note(target, shape, self.mix, source.config)):
                 found[name.removesuffix(".weight")] = note
         return found
@@ -84,21 +84,21 @@ class GGUF(Walked):
                 together = {block.prefix + name: tensors[name] for name in names}
                 weights = seen.mean_square if seen else None
                 with stage("encode"):
-                    stored = gguf.encode_tensors(together, self.mix, source.config, weights, self.encoder(seen))
+                    stored = encoding.encode_tensors(together, self.mix, source.config, weights, self.encoder(seen))
                 found.stored |= stored
                 for name, (key, coded) in zip(names, stored.items(), strict=True):
                     layer, rows = name.removesuffix(".weight"), judged_rows(len(tensors[name]))
                     found.notes[layer] = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.config)
                     if seen:
-                        original = gguf.rotary_order(block.prefix + name, tensors[name], source.config)[rows].clone()
-                        decoded.append((layer, decoders.submit(decode, {key: coded[rows].cpu()}), original, seen.hessian))
+                        original = encoding.rotary_order(block.prefix + name, tensors[name], source.config)[rows].clone()
+                        decoded.append((layer, decoders.submit(encoding.decode, {key: coded[rows].cpu()}), original, seen.hessian))
             with stage("error"):
                 for layer, approximation, original, hessian in decoded:
                     found.errors[layer] = output_error(approximation.result().to(block.device), original, hessian)
         return found
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        return gguf.encode_tensor(name, tensor, self.mix, source.config, encoder=self.encoder(None))
+        return encoding.encode_tensor(name, tensor, self.mix, source.config, encoder=self.encoder(None))
 
     def dtype_note(self, source: OpenedModel, largest: float) -> str:
         """None: llama.cpp computes in FP32 whatever the file holds."""

@@ -87,7 +87,7 @@ def control(name: str, values: list[Any], chosen: int) -> str:
     options = "".join(
         f'<option value="{place}"{" selected" if place == chosen else ""}>{html.escape(text)}</option>' for place, text in enumerate(texts)
     )
-    return f"<label><span>{html.escape(label(name))}</span><select>{options}</select></label>"
+    return f'<label><span>{html.escape(label(name))}</span><select aria-label="{html.escape(label(name))}">{options}</select></label>'
 
 
 def numbers(drawn: dict[str, Any], offered: dict[str, list[Any]]) -> str:
@@ -110,12 +110,11 @@ def numbers(drawn: dict[str, Any], offered: dict[str, list[Any]]) -> str:
 
 
 def html_of(content: Any) -> str:
-    """A drawing, a table, or a text as it is."""
+    """A drawing; a table or a text as it is, which scrolls within itself."""
     if isinstance(content, Drawing):
         return content.html()
-    if hasattr(content, "_repr_html_"):
-        return str(content._repr_html_())
-    return f"<pre><code>{html.escape(str(content))}</code></pre>"
+    body = str(content._repr_html_()) if hasattr(content, "_repr_html_") else f"<pre><code>{html.escape(str(content))}</code></pre>"
+    return f'<div class="qlab-scroll" tabindex="0" role="region" aria-label="What is chosen">{body}</div>'
 
 
 def words_of(content: Any) -> str:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from qlab import ROOT
+from qlab.evaluate.store.provenance import machine
 from qlab.models.named import named_folder
 from qlab.models.opening import locate
 from qlab.models.texts.mixture import absolute, files_of
@@ -33,7 +31,6 @@ from qlab.support.disk.scratch import Scratch
 from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.support.reading import path_of, read_json
-from qlab.support.versions import version_of
 from qlab.workbook.parameters import check_values, parameters_of, resolve
 from qlab.workbook.reader.about import NOTEBOOKS
 from qlab.workbook.record import records_of
@@ -219,39 +216,3 @@ def lesson_key(lesson: str, parameters: Mapping[str, Any]) -> str:
     digest.update(json.dumps(machine()).encode())
     digest.update(json.dumps(sorted(f"{found.name}=={found.version}" for found in distributions())).encode())
     return digest.hexdigest()[:16]
-
-
-def provenance(model: str) -> dict[str, Any]:
-    """What figures depend on beside the parameters: model, versions, machine. No path and no name of the machine."""
-    source = locate(model)
-    names = ("torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp", "qlab")
-    versions = {name: version_of(name) for name in names}
-    return {
-        "model": {"name": source.name, "fingerprint": source.fingerprint},
-        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "commit": commit(),
-        "versions": versions,
-        "machine": machine(),
-    }
-
-
-def commit() -> str:
-    """The commit that qlab stands at, marked where files differ from it; "no commit" outside a repository."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "no commit"
-
-
-def machine() -> dict[str, Any]:
-    """What speeds depend on; nothing that names the machine or its owner."""
-    import torch
-
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "python": platform.python_version(),
-    }

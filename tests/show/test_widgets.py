@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+from IPython.display import HTML
 
 from qlab.show import figures, widgets
 from qlab.show.drawing import Drawing
@@ -38,7 +39,7 @@ def test_all_pictures_are_in_the_page_and_the_first_is_shown(shown: list[dict[st
     assert list(every) == [f"{bits} {layer}" for bits in range(3) for layer in range(2)]
     assert "v at 8 bits" in every["2 1"]
     assert f'aria-live="polite">{every["1 0"]}</div>' in page  # the first choice, though 2 comes before 4
-    assert 'max="2" value="1" aria-valuetext="4"' in page
+    assert 'max="2" value="1" aria-label="bits" aria-valuetext="4"' in page
     assert output["text/plain"].startswith("q at 4 bits")
     assert "http" not in re.sub(r"http://www\.w3\.org/[\w/]+", "", page)
 
@@ -55,6 +56,13 @@ def test_texts_are_shown_as_they_are(shown: list[dict[str, str]]) -> None:
     assert page.count("</script>") == 2  # the page's own
     assert "&lt;/script&gt;&lt;b&gt;b" in pictures(page)["1"]
     assert "<table>" not in page
+
+
+def test_a_table_that_holds_a_script_ends_no_script_of_the_page(shown: list[dict[str, str]]) -> None:
+    explore(lambda n: HTML(f"<table><script>{n}</script></table>"), n=["a", "b"])
+    page = shown[0]["text/html"]
+    assert page.split('<script type="application/json">')[1].count("</script>") == 2
+    assert pictures(page)["1"].endswith("<table><script>b</script></table></div>")
 
 
 def test_an_error_in_any_picture_fails(shown: list[dict[str, str]]) -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from qlab.formats.gguf.configuration import model_config
-from qlab.formats.gguf.file import BLOCK, placed
+from qlab.formats.gguf.encoding import placed
+from qlab.formats.gguf.file import BLOCK
 from qlab.formats.gguf.header import Header, Setting, read_header
 from qlab.formats.plain import Plain
 from qlab.support.errors import UserError
