@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from qlab.evaluate.store.provenance import provenance
 from qlab.show.site import report
-from qlab.workbook.runner import DONE, Outcome, provenance
+from qlab.workbook.runner import DONE, Outcome
 from tests.browser.lesson import executed
 
 COLUMNS = [

@@ -15,12 +15,7 @@ from qlab.show.site.report import write_report
 from qlab.show.tables import texts
 from qlab.support.errors import UserError
 from qlab.workbook.answers import BEGINNINGS, ENDED, QUESTIONS, answers, side_by_side
-<<<<<<< HEAD
-from qlab.workbook.runner import SKIPPED, Outcome, provenance
-=======
-from qlab.workbook.report import write_report
 from qlab.workbook.runner import SKIPPED, Outcome
->>>>>>> main
 
 CHAT = [
     {"bits": None, "prompt": "A & B?", "answer": "Paris.\nYes."},

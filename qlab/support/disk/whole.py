@@ -1,24 +1,9 @@
-<<<<<<< HEAD
-"""A text written whole or not at all."""
-=======
 """A small file that is there whole or not at all."""
->>>>>>> main
 
 from __future__ import annotations
 
 from pathlib import Path
 
-<<<<<<< HEAD
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-=======
 from qlab.support.disk.scratch import Scratch
 
 
@@ -31,4 +16,3 @@ def write_whole(path: Path, text: str) -> None:
     with Scratch(path.parent) as unfinished:
         (unfinished / path.name).write_text(text, encoding="utf-8")
         (unfinished / path.name).replace(path)
->>>>>>> main

@@ -15,11 +15,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from qlab import EMBEDDED
 from qlab.artifacts.going_on import LOCK
 from qlab.cli import call
-<<<<<<< HEAD:tests/show/site/test_report_hostile.py
-from qlab.show.site.report import check_report, write_report
-=======
 from qlab.evaluate.store.provenance import machine
->>>>>>> main:tests/workbook/test_report_hostile.py
+from qlab.show.site.report import check_report, write_report
 from qlab.support.disk.lock import locked
 from qlab.support.errors import UserError
 from qlab.workbook import runner
