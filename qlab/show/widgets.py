@@ -80,9 +80,8 @@ def control(name: str, values: list[Any], chosen: int) -> str:
     texts = [f"{value:,}" if isinstance(value, int) else str(value) for value in values]
     if numeric(values):
         steps = html.escape(json.dumps(texts), quote=True)
-        field = (
-            f'<input type="range" min="0" max="{len(values) - 1}" value="{chosen}" aria-valuetext="{texts[chosen]}" data-values="{steps}">'
-        )
+        said = f'aria-label="{html.escape(label(name))}" aria-valuetext="{texts[chosen]}"'
+        field = f'<input type="range" min="0" max="{len(values) - 1}" value="{chosen}" {said} data-values="{steps}">'
         return f"<label><span>{html.escape(label(name))}</span>{field}<output>{texts[chosen]}</output></label>"
     options = "".join(
         f'<option value="{place}"{" selected" if place == chosen else ""}>{html.escape(text)}</option>' for place, text in enumerate(texts)
