@@ -13,5 +13,7 @@
     root.querySelector(".qlab-picture").innerHTML = pictures[fields.map((field) => field.value).join(" ")];
   });
   root.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+  // In JupyterLab a letter is a command of the notebook (r makes the cell raw): a plain key pressed here is for the control alone.
+  root.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.altKey || event.stopPropagation());
   addEventListener("beforeprint", () => root.querySelectorAll("details").forEach((part) => (part.open = true)));
 })(document.currentScript.parentElement);

@@ -42,7 +42,7 @@ def explore(draw: Callable[..., Any], **choices: Sequence[Any]) -> None:
         if len(offered[name]) < len(values)
     ]
     page = (
-        f'<div class="qlab-explore" data-lm-suppress-shortcuts="true"><style>{beside("control.css")}</style>'
+        f'<div class="qlab-explore"><style>{beside("control.css")}</style>'
         f'<form class="qlab-controls" autocomplete="off">{controls}</form>'
         + "".join(f"<p>Shown of {html.escape(said)}.</p>" for said in left_out)
         + f'<div class="qlab-picture" aria-live="polite">{pictures[first]}</div>{numbers(drawn, offered)}'
