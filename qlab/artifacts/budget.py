@@ -17,10 +17,10 @@ import psutil
 import torch
 from torch import Tensor
 
+from qlab.artifacts.block_shape import BlockShape, Group, largest_block
 from qlab.formats.gguf.file import weights_at_once
 from qlab.methods.grid_search import REFIT_ROWS
 from qlab.methods.nf4 import CHUNK as NF4_BLOCKS
-from qlab.models.layout import Layout
 from qlab.models.opening import OpenedModel
 from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
 from qlab.recipes.integers import TUNED_WINDOWS
@@ -40,8 +40,6 @@ CALLS = 25  # operations' worth of time that rounding one column takes in a walk
 # Passes over weights outside the blocks that a GGUF file encodes (Q8_0 some 20, Q6_K 90); seconds before the first block; bytes a second.
 ENDS_GGUF, SET_UP, WRITING = 40.0, 0.3, 5e8
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-Group = tuple[int, int]
-"""Layers that read one input: its width, and all their outputs together."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +101,10 @@ def predict(
         UserError: even one window at a time needs more than `limit`.
     """
     checkpoint, layout = source.checkpoint, source.layout
-    groups = input_shapes(layout)
-    weights = sum(width * out for width, out in groups)
+    block = largest_block(layout)
+    groups = block.groups + block.expert
     data = any(recipe.data for recipe in recipes)
-    statistics = sum(4.0 * width**2 for width, _ in groups) if data else 0.0
+    statistics = sum(4.0 * width**2 for width, _ in groups) if data else 0.0  # of experts, one at a time
     blocks = layout.count
     outside = [checkpoint.bytes_of(name) for name in layout.rest]
     # Outside the blocks, the largest is read from a file that is mapped into memory, and then written: twice its size at both times.
@@ -114,12 +112,12 @@ def predict(
     token = 4.0 * (3 * layout.hidden + max(out for _, out in groups) + max(width for width, _ in groups))
     disk = disk_needed(source, recipes, windows)
     start = float(psutil.Process().memory_info().rss)
-    work = max(working(recipe, groups, windows[1], device) for recipe in recipes) + LIBRARIES
-    seconds = duration(groups, recipes, windows, blocks, sum(outside) / 2, device)
+    work = max(working(recipe, groups, windows[1], device, block.weights) for recipe in recipes) + LIBRARIES
+    seconds = duration(block.groups, recipes, windows, blocks, sum(outside) / 2, device, block, source.experts_per_token)
     usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
         activations = batch * windows[1] * token * data + LIBRARIES
-        found = Budget(start, 4.0 * weights, statistics, work, activations, rest, disk, seconds, batch, blocks)
+        found = Budget(start, 4.0 * block.weights, statistics, work, activations, rest, disk, seconds, batch, blocks)
         if limit is None or found.total <= limit:
             return found
     raise UserError(
@@ -132,12 +130,13 @@ def disk_needed(source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: t
     """Bytes of disk that a walk over `windows` (their number and length) needs while it works: encoded tensors twice, and activations."""
     stored = 2 * sum(source.checkpoint.bytes_of(name) for name in source.layout.shapes) * 0.35 * len(recipes)
     streams = 2 * any(recipe.data for recipe in recipes) + 2 * sum(recipe.sequential for recipe in recipes)
+    streams += (streams // 2) * bool(source.layout.pieces)  # what experts read
     return stored + streams * 4 * windows[0] * windows[1] * source.layout.hidden
 
 
-def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: str) -> float:
-    """Bytes that a recipe needs beside a block and its statistics; tuning runs windows of `length` tokens through the block."""
-    weights = sum(width * out for width, out in groups)
+def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: str, weights: int) -> float:
+    """Bytes that a recipe needs beside a block of so many `weights` and its statistics; `groups` are worked on one after the other, and
+    tuning runs windows of `length` tokens through the whole block."""
     largest = 4.0 * max(width * out for width, out in groups)
     if isinstance(recipe, NF4):
         return 16.0 * min(largest / 4, 64 * NF4_BLOCKS) + 1.5 * largest  # temporaries of the blocks that are rounded at once
@@ -166,13 +165,32 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
 
 
 def duration(
-    groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, outside: float, device: str
-) -> float:
+    groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, outside: float, device: str,
+    block: BlockShape | None = None, chosen: int = 0,
+) -> float:  # fmt: skip
     """Seconds: floating-point operations, passes over the weights, and operations on single columns, each at this machine's speed.
 
-    `outside`: how many weights lie outside the blocks, which are read, encoded where the format has blocks for them, and written.
+    `outside`: how many weights lie outside the blocks, which are read, encoded where the format has blocks for them, and written. Of the
+    experts of `block`, every token is given `chosen`.
     """
-    tokens = windows[0] * windows[1]
+    product, one_pass, call = speeds(device)
+    total, passes, calls = operations(groups, recipes, windows, 1.0)
+    if block and block.experts:
+        share = min(1.0, (chosen or 1) / block.experts)
+        total, passes, calls = (
+            own + block.experts * more for own, more in zip((total, passes, calls), operations(block.expert, recipes, windows, share))
+        )
+    ends = sum(ENDS_GGUF if isinstance(recipe, GGUF) else 0.0 for recipe in recipes) * outside * one_pass
+    written = len(recipes) * 2 * outside / WRITING
+    return SET_UP + ends + written + blocks * (1.35 * total * product + passes * one_pass + calls * call)
+
+
+def operations(
+    groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], share: float
+) -> tuple[float, float, float]:
+    """Floating-point operations in products, elements gone over, and operations on single columns, of layers in `groups` that read so
+    large a `share` of the tokens."""
+    tokens = windows[0] * windows[1] * share
     weights, columns = sum(width * out for width, out in groups), sum(width for width, _ in groups)
     forward = 2.0 * tokens * weights
     observe = forward + 1.25 * tokens * sum(width**2 for width, _ in groups)  # XᵀX by its upper half, in stripes
@@ -180,6 +198,8 @@ def duration(
     passes = calls = 0.0
     for recipe in recipes:
         passes += weight_passes(recipe) * weights
+        if share < 1 and recipe.data:
+            total += observe  # experts' statistics are made again for each recipe
         if isinstance(recipe, GGUF) and recipe.settles:
             total += sum(6.0 * width**2 * out for width, out in groups)
             calls += CALLS * 2 * columns
@@ -192,10 +212,7 @@ def duration(
         if isinstance(recipe, Integers) and recipe.method == "tuned":
             total += forward
             total += recipe.steps * (3.0 * forward * TUNED_WINDOWS / windows[0] + sum(100.0 * width * out for width, out in groups))
-    product, one_pass, call = speeds(device)
-    ends = sum(ENDS_GGUF if isinstance(recipe, GGUF) else 0.0 for recipe in recipes) * outside * one_pass
-    written = len(recipes) * 2 * outside / WRITING
-    return SET_UP + ends + written + blocks * (1.35 * total * product + passes * one_pass + calls * call)
+    return total, passes, calls
 
 
 def weight_passes(recipe: WalkedRecipe) -> float:
@@ -227,30 +244,6 @@ def speeds(device: str) -> tuple[float, float, float]:
     with half_the_threads():
         one_pass = shortest(lambda: (rows * rows).sum(-1), 20) / (2 * rows.numel())
         return product, one_pass, shortest(lambda: column * column, 200)
-
-
-def input_shapes(layout: Layout) -> list[Group]:
-    """The groups of the first decoder block by shape; which layers read one input is told by their names, before anything is run.
-
-    Where a block has a single norm of its inputs, attention and MLP both read it (Cohere, Phi).
-    """
-    attention, mlp = ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj", "fc1")
-    first = layout.block(0)
-    shapes = {
-        name.removeprefix(first).removesuffix(".weight"): shape
-        for name, shape in layout.shapes.items()
-        if name.startswith(first) and name.endswith(".weight")
-    }
-    norms = [name for name, shape in shapes.items() if len(shape) == 1 and "." not in name]
-    together = (attention + mlp,) if len(norms) == 1 else (attention, mlp)
-    found: dict[str, Group] = {}
-    for name, shape in shapes.items():
-        part = name.rpartition(".")[2]
-        if f"{first}{name}.weight" in layout.linear:
-            key = next((names[0] for names in together if part in names), name)
-            width, out = found.get(key, (shape[1], 0))
-            found[key] = (width, out + shape[0])
-    return list(found.values())
 
 
 def parse_bytes(text: str) -> float:

@@ -5,7 +5,7 @@ A few runs of one window through one block, once a walk; so no architecture is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,8 @@ def input_groups(block: Block, hidden: Tensor) -> list[InputGroup]:
 
     for name, module in block.module.named_modules():
         if isinstance(module, nn.Linear):
-            hooks.append(module.register_forward_pre_hook(reads(name)))
+            if block.linear is None or name in block.linear:
+                hooks.append(module.register_forward_pre_hook(reads(name)))
         elif not list(module.children()) and getattr(module, "weight", None) is not None:
             hooks.append(module.register_forward_hook(lambda _, __, output, name=name: written.append((output, name))))
     output = block.forward(hidden)
@@ -56,6 +57,17 @@ def input_groups(block: Block, hidden: Tensor) -> list[InputGroup]:
             group.rows = next((rows for rows in trials if follows(block, hidden, output, tensor, group.layers, rows)), None)
         group.mixes = mixes(block, hidden, output, group.layers)
     return [group for _, group in seen]
+
+
+def expert_groups(block: Block, lists: Iterable[str], length: int) -> dict[str, list[InputGroup]]:
+    """The groups within an expert of each of the `lists` of a block: of the first, as which all are made."""
+    found = {}
+    for path in lists:
+        expert = block.expert(path, 0, [])
+        width = next(module.in_features for module in expert.module.modules() if isinstance(module, nn.Linear))
+        hidden = torch.randn(1, length, width, generator=torch.Generator().manual_seed(0))
+        found[path] = input_groups(expert, hidden.to(block.device))
+    return found
 
 
 def mixes(block: Block, hidden: Tensor, output: Tensor, layers: list[str]) -> bool:

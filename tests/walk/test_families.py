@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlab import EMBEDDED
 from qlab.artifacts.artifact import quantize_model
-from qlab.artifacts.budget import input_shapes
+from qlab.artifacts.block_shape import largest_block
 from qlab.cli import call
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, decoder_layers, locate
@@ -88,7 +88,7 @@ def test_blocks_compute_what_the_model_computes_and_folding_keeps_it(
     hidden = Activations(tmp_path / "hidden", SHAPE)
     skeleton.embed(calibration, hidden)
     assert torch.equal(hidden.pick(torch.arange(SHAPE[0])), expected[0])
-    shapes = input_shapes(source.layout)
+    shapes = largest_block(source.layout).groups
     for index in range(len(skeleton)):
         block = skeleton.block(index, SHAPE[1])
         block.groups = input_groups(block, hidden.pick(torch.arange(1)))

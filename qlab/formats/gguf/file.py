@@ -6,6 +6,7 @@ read (encode_tensors), the encoded ones wait in safetensors files, and assemble 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -43,7 +44,9 @@ __all__ = [
 AT_ONCE, ON_DEVICE = 1 << 22, 1 << 26  # see weights_at_once: on a CPU and elsewhere
 SETTLED_BITS = 5  # with more, another rounding of the codes changes next to nothing
 TYPES = {"F32": torch.float32, "F16": torch.float16}
-BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+EXPERT = re.compile(r"\.experts\.\d+\.")
+MLP = ("ffn_gate", "ffn_up", "ffn_down")
+BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm")
 
 
 Encoder = Callable[[Tensor, str, Tensor | None], Tensor]
@@ -145,7 +148,8 @@ def gguf_name(name: str, config: dict[str, Any]) -> str | None:
 
 def placed(name: str, config: dict[str, Any]) -> str | None:
     """GGUF's name for the tensor `name`, if the architecture has a place for it; raises UserError for an unknown architecture."""
-    return gguf_names(architecture(config), config["num_hidden_layers"]).get_name(name, try_suffixes=(".weight", ".bias"))
+    whole = EXPERT.sub(".experts.", name)  # experts' matrices are one tensor
+    return gguf_names(architecture(config), config["num_hidden_layers"]).get_name(whole, try_suffixes=(".weight", ".bias"))
 
 
 def check_model(folder: Path, config: dict[str, Any], names: Iterable[str]) -> None:
@@ -272,8 +276,13 @@ def check_complete(found: Collection[str], config: dict[str, Any]) -> None:
         UserError: some are missing.
     """
     ends = ["token_embd.weight", "output_norm.weight"] + ([] if config.get("tie_word_embeddings", False) else ["output.weight"])
-    # What one block has, biases say, all must have.
-    parts_of_block = {f"{part}.weight" for part in BLOCK} | {name.split(".", 2)[2] for name in found if name.startswith("blk.")}
+    # What one block has, biases say, all must have; but in some mixtures not every block has experts.
+    parts_of_block = {name.split(".", 2)[2] for name in found if name.startswith("blk.")}
+    if any("_exps." in part for part in parts_of_block):
+        parts_of_block = {part for part in parts_of_block if part.startswith("attn_")}
+    else:
+        parts_of_block |= {f"{part}.weight" for part in MLP}
+    parts_of_block |= {f"{part}.weight" for part in BLOCK}
     blocks = [f"blk.{layer}.{part}" for layer in range(config["num_hidden_layers"]) for part in sorted(parts_of_block)]
     missing = [name for name in ends + blocks if name not in found]
     if missing == ["output.weight"]:

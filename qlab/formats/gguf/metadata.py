@@ -9,7 +9,7 @@ import gguf
 import torch
 from torch import Tensor
 
-from qlab.formats.gguf.mix import FILE_TYPES
+from qlab.formats.gguf.mix import FILE_TYPES, expert_count
 from qlab.support.errors import UserError
 
 ARCHITECTURES = {
@@ -17,7 +17,11 @@ ARCHITECTURES = {
     "mistral": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
 }
+NORMALIZED = {"qwen2_moe": False, "qwen3_moe": True}  # whether llama.cpp divides the chosen experts' weights by their sum
 
 
 def architecture(config: dict[str, Any]) -> gguf.MODEL_ARCH:
@@ -32,6 +36,10 @@ def architecture(config: dict[str, Any]) -> gguf.MODEL_ARCH:
     if config.get("hidden_act", "silu") != "silu":
         raise UserError(f"llama.cpp's {kind} models compute silu, this one {config['hidden_act']}: it cannot be written as GGUF")
     rope_type(config)
+    if kind in NORMALIZED and bool(config.get("norm_topk_prob", False)) != NORMALIZED[kind]:
+        raise UserError(f"llama.cpp's {kind} models have norm_topk_prob {NORMALIZED[kind]}, this one has not: it cannot be written as GGUF")
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        raise UserError(f"llama.cpp's {kind} models have experts in every block, this one has not: it cannot be written as GGUF")
     return ARCHITECTURES[kind]
 
 
@@ -50,9 +58,24 @@ def add_configuration(writer: gguf.GGUFWriter, config: dict[str, Any], mix: str)
     writer.add_key_length(head_size(config))
     writer.add_value_length(head_size(config))
     writer.add_vocab_size(config["vocab_size"])
+    add_experts(writer, config)
     add_rope(writer, config)
     if mix != "f16":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def add_experts(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    """How many experts there are and how wide, in a mixture of them."""
+    if not (count := expert_count(config)):
+        return
+    writer.add_expert_count(count)
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    for key, add in (
+        ("moe_intermediate_size", writer.add_expert_feed_forward_length),
+        ("shared_expert_intermediate_size", writer.add_expert_shared_feed_forward_length),
+    ):
+        if config.get(key):
+            add(config[key])
 
 
 def add_rope(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qlab.formats.gguf.configuration import model_config
-from qlab.formats.gguf.file import BLOCK, placed
+from qlab.formats.gguf.file import BLOCK, MLP, placed
 from qlab.formats.gguf.header import Header, Setting, read_header
 from qlab.formats.plain import Plain
 from qlab.support.errors import UserError
@@ -137,7 +137,7 @@ def plain_gguf(files: GGUFFiles) -> dict[str, Plain]:
         quantized = files.dtypes[name] not in FLOATS
         found[names[name]] = Plain(shape, {"": name}, decoder, by_rows=heads is None and len(shape) > 1, quantized=quantized)
     needed = ["token_embd.weight", "output_norm.weight"]
-    needed += [f"blk.{layer}.{part}.weight" for layer in range(config["num_hidden_layers"]) for part in BLOCK]
+    needed += [f"blk.{layer}.{part}.weight" for layer in range(config["num_hidden_layers"]) for part in (*BLOCK, *MLP)]
     if missing := [name for name in needed if name not in files.shapes]:
         raise UserError(f"{files.files[0].name} is not complete: it lacks {len(missing)} tensors, {missing[0]} among them; fetch it again")
     return found
