@@ -87,6 +87,13 @@ class OpenedModel:
         return deepcopy(self._configuration)
 
     @cached_property
+    def text_config(self) -> dict[str, Any]:
+        """config.json of the part that reads text, with what the class takes where it says nothing."""
+        stated = self.config.get("text_config") or self.config
+        tied = {"tie_word_embeddings": self.layout.embedding == self.layout.head}
+        return self._configuration.get_text_config().to_dict() | stated | tied
+
+    @cached_property
     def layout(self) -> Layout:
         """What its decoder consists of.
 

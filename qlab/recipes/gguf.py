@@ -65,13 +65,18 @@ class GGUF(Walked):
         return partial(gguf.encode_rows, hessian=seen.trusted if seen and self.settles else None)
 
     def check(self, source: OpenedModel) -> None:
-        gguf.check_model(source.folder, source.config, source.layout.shapes)
+        gguf.check_model(source.folder, source.text_config, [name for name in source.layout.shapes if not beside(source, name)])
 
     def remarks(self, source: OpenedModel) -> dict[str, str]:
-        found = gguf.remarks(source.folder, source.config)
+        found = gguf.remarks(source.folder, source.text_config)
+        if source.layout.towers:
+            found["images"] = (
+                "the file holds the language model alone; llama.cpp reads images with a second file, which qlab does not write"
+            )
         for name, shape in source.layout.shapes.items():  # blocks have theirs from the walk
-            target = None if source.layout.inside(name) else gguf.gguf_name(name, source.config)
-            if target and (note := fallback_note(target, shape, self.mix, source.config)):
+            elsewhere = source.layout.inside(name) or beside(source, name)
+            target = None if elsewhere else gguf.gguf_name(name, source.text_config)
+            if target and (note := fallback_note(target, shape, self.mix, source.text_config)):
                 found[name.removesuffix(".weight")] = note
         return found
 
@@ -99,24 +104,26 @@ class GGUF(Walked):
         together = {part.prefix + name: tensors[name] for name in names}
         weights = seen.mean_square if seen else None
         with stage("encode"):
-            stored = gguf.encode_tensors(together, self.mix, source.config, weights, self.encoder(seen))
+            stored = gguf.encode_tensors(together, self.mix, source.text_config, weights, self.encoder(seen))
         for name, (key, coded) in zip(names, stored.items(), strict=True):
             gathered.setdefault(key, []).append(coded)
             layer, rows = name.removesuffix(".weight"), judged_rows(len(tensors[name]))
-            found.notes[within + layer] = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.config)
+            found.notes[within + layer] = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.text_config)
             if seen:
-                original = gguf.rotary_order(part.prefix + name, tensors[name], source.config)[rows].clone()
+                original = gguf.in_its_form(part.prefix + name, tensors[name], source.text_config)[rows].clone()
                 yield within + layer, decoders.submit(decode, {key: coded[rows].cpu()}), original, seen.hessian
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        return gguf.encode_tensor(name, tensor, self.mix, source.config, encoder=self.encoder(None))
+        if beside(source, name):
+            return {}
+        return gguf.encode_tensor(name, tensor, self.mix, source.text_config, encoder=self.encoder(None))
 
     def dtype_note(self, source: OpenedModel, largest: float) -> str:
         """None: llama.cpp computes in FP32 whatever the file holds."""
         return ""
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
-        gguf.assemble(parts, source.folder, source.config, self.mix, out / f"model-{self.mix}.gguf")
+        gguf.assemble(parts, source.folder, source.text_config, self.mix, out / f"model-{self.mix}.gguf")
         finish_folder(source.folder, source.config, [], out, None)  # Python tools read the original's tokenizer
 
 
@@ -128,3 +135,8 @@ def tensors_of(part: Block, block: Block) -> list[list[str]]:
     return grouped + [
         [name] for name in part.module.state_dict() if name.removesuffix(".weight") not in others and not name.startswith(lists)
     ]
+
+
+def beside(source: OpenedModel, name: str) -> bool:
+    """Whether a tensor lies in a tower beside the language model."""
+    return name.startswith(tuple(f"{tower}." for tower in source.layout.towers)) if source.layout.towers else False

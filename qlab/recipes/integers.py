@@ -25,7 +25,7 @@ from qlab.recipes.recipe import Fitted, Walked
 from qlab.support.errors import UserError
 from qlab.support.stages import stage
 from qlab.walk.block import Block
-from qlab.walk.folding import fold_scales
+from qlab.walk.folding import divided, fold_before_experts, fold_scales
 from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
 
@@ -145,18 +145,40 @@ class Integers(Walked):
 
     def _rounded(self, block: Block, calibration: Calibration, kept: Container[str]) -> Iterator[RoundedPart]:
         """The layers of each part of the block, but for those `kept` in half precision, scaled where that is wanted and rounded."""
+        scales = self._scaled_experts(block, calibration, kept)
         for part in block.parts():
-            within, statistics = block.within(part), calibration.of(part)
+            within, scale = block.within(part), scales.get(part.place[0]) if part.place else None
+            statistics = calibration.of(part, scale)
+            if part.place is None:
+                statistics = statistics | {
+                    name: divided(statistics[name], scales[path]) for path in scales for name in block.experts[path].layers
+                }
             rest = [replace(group, layers=[name for name in group.layers if within + name not in kept]) for group in part.groups]
-            if self.method in ("awq", "awq-gptq"):
-                scale = lambda weight, magnitude, mean_square: best_scale(  # noqa: E731
-                    weight, magnitude, mean_square, self.bits, self.group_size, self.symmetric
-                )
+            if self.scales_inputs:
                 some = [group for group, left in zip(part.groups, rest) if left.layers]
                 with stage("scale"):
-                    statistics = fold_scales(replace(part, groups=some), statistics, scale)
+                    statistics = fold_scales(replace(part, groups=some), statistics, self._best_scale)
             groups = [group.layers for group in rest if group.layers]
             yield part, statistics, (pair for names in groups for pair in self._round(part, names, statistics[names[0]]))
+
+    @property
+    def scales_inputs(self) -> bool:
+        """Whether AWQ's scales are searched and folded."""
+        return self.method in ("awq", "awq-gptq")
+
+    def _scaled_experts(self, block: Block, calibration: Calibration, kept: Container[str]) -> dict[str, Tensor]:
+        """Scales of what experts read, folded, by the name of their list."""
+        found: dict[str, Tensor] = {}
+        for path, mixture in block.experts.items():
+            if self.scales_inputs and f"{path}.0.{mixture.groups[0].layers[0]}" not in kept:
+                with stage("scale"):
+                    scale = fold_before_experts(block, path, calibration.routing[path], self._best_scale)
+                if scale is not None:
+                    found[path] = scale
+        return found
+
+    def _best_scale(self, weight: Tensor, magnitude: Tensor, mean_square: Tensor) -> Tensor:
+        return best_scale(weight, magnitude, mean_square, self.bits, self.group_size, self.symmetric)
 
     def _take(
         self, found: Quantized, block: Block, part: Block, name: str, layer: GroupedIntegers, original: Tensor, seen: Statistics

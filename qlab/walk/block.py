@@ -51,11 +51,24 @@ class InputGroup:
 
 
 @dataclass
+class Mixture:
+    """A list of experts: the `groups` within each of them, which all are alike.
+
+    Where a scale of what the experts read can be folded, `norm` wrote that, and nothing reads it but they, `layers` and `gates`.
+    """
+
+    groups: list[InputGroup]
+    norm: str | None = None
+    layers: list[str] = field(default_factory=list)
+    gates: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Block:
     """Decoder block `index` with its weights in float32; names of layers are relative to the block, whose name is `prefix`.
 
-    `linear`: the layers that are quantized, None for all linear ones. `experts`: the groups within each expert, which all are alike, by
-    the name of the list of experts. An expert is a block of its own, too (`parts`): `place` says which, its list's name and its number.
+    `linear`: the layers that are quantized, None for all linear ones. `gates`: modules that choose or weigh experts. `experts`: lists of
+    these by name. An expert is a block of its own, too (`parts`): `place` says which, its list's name and its number.
     """
 
     index: int
@@ -64,15 +77,16 @@ class Block:
     arguments: dict[str, Any]
     groups: list[InputGroup] = field(default_factory=list)
     linear: frozenset[str] | None = None
-    experts: dict[str, list[InputGroup]] = field(default_factory=dict)
+    gates: tuple[str, ...] = ()
+    experts: dict[str, Mixture] = field(default_factory=dict)
     place: tuple[str, int] | None = None
 
     def parts(self) -> Iterator[Block]:
         """The block without its experts, then every expert, as blocks of their own."""
         yield replace(self, experts={}) if self.experts else self
-        for path, groups in self.experts.items():
+        for path, mixture in self.experts.items():
             for number in range(len(self.expert_list(path))):
-                yield self.expert(path, number, groups)
+                yield self.expert(path, number, mixture.groups)
 
     def expert(self, path: str, number: int, groups: list[InputGroup]) -> Block:
         """An expert of the list `path`."""

@@ -23,11 +23,26 @@ ROWS = 1024  # tokens that go through an expert at a time
 
 @dataclass
 class Routing:
-    """What the experts of one list read, float32 [windows, length, width], and who was chosen for each token, int16 [tokens, k] a batch."""
+    """What the experts of one list read, float32 [windows, length, width], who was chosen for each token, int16 [tokens, k] a batch, and
+    sums of |x| and x² over all tokens, float32 [width]."""
 
     inputs: Activations
     experts: int
     chosen: list[Tensor] = field(default_factory=list)
+    absolute_sum: Tensor | None = None
+    square_sum: Tensor | None = None
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Mean |x| of each channel over all tokens: float32 [width]."""
+        assert self.absolute_sum is not None
+        return self.absolute_sum / sum(map(len, self.chosen))
+
+    @property
+    def mean_square(self) -> Tensor:
+        """Mean x² of each channel over all tokens: float32 [width]."""
+        assert self.square_sum is not None
+        return self.square_sum / sum(map(len, self.chosen))
 
     @property
     def enough(self) -> int:
@@ -63,15 +78,17 @@ class Routing:
 
 @dataclass(frozen=True)
 class Shown:
-    """Single tokens of `inputs`, by their `numbers`."""
+    """Single tokens of `inputs`, by their `numbers`, divided by the `scale` of their channels where there is one."""
 
     inputs: Activations
     numbers: Tensor
+    scale: Tensor | None = None
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All of them in turn, ROWS at a time whatever `size` windows would be: float32 [tokens, width]."""
         for numbers in self.numbers.split(ROWS):
-            yield self.inputs.tokens(numbers)
+            found = self.inputs.tokens(numbers)
+            yield found if self.scale is None else found / self.scale.to(found.device)
 
 
 @contextmanager
@@ -94,6 +111,9 @@ def routed(block: Block, place: Callable[[str, int], Activations]) -> Iterator[d
 
 def noted(routing: Routing, hidden: Tensor, chosen: Tensor, *_: Any) -> None:
     """Write down what a list of experts was called with."""
-    done = sum(len(batch) for batch in routing.chosen)
-    routing.inputs.put(done, hidden.reshape(-1, hidden.shape[-1]))
+    done, rows = sum(len(batch) for batch in routing.chosen), hidden.reshape(-1, hidden.shape[-1]).float()
+    routing.inputs.put(done, rows)
+    sums = rows.abs().sum(0), rows.square().sum(0)
+    routing.absolute_sum = sums[0] if routing.absolute_sum is None else routing.absolute_sum + sums[0]
+    routing.square_sum = sums[1] if routing.square_sum is None else routing.square_sum + sums[1]
     routing.chosen.append(chosen.reshape(-1, chosen.shape[-1]).to("cpu", torch.int16))

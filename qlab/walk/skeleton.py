@@ -95,7 +95,8 @@ class Skeleton:
             self._arguments[length] = self.arguments(length)
         prefix = self.layout.block(index)
         linear = frozenset(name.removeprefix(prefix).removesuffix(".weight") for name in self.layout.linear if name.startswith(prefix))
-        return Block(index, prefix, self.fill(index), self._arguments[length][index], linear=linear)
+        gates = tuple(name.removeprefix(prefix) for name in self.layout.gates if name.startswith(prefix))
+        return Block(index, prefix, self.fill(index), self._arguments[length][index], linear=linear, gates=gates)
 
     def release(self, index: int) -> None:
         """Give back the memory of block `index`."""

@@ -25,8 +25,8 @@ from qlab.support.process import steady_heap, trim_heap
 from qlab.support.progress import counter
 from qlab.support.stages import stage
 from qlab.walk.activations import Activations
-from qlab.walk.block import Block, InputGroup
-from qlab.walk.grouping import expert_groups, input_groups
+from qlab.walk.block import Block, InputGroup, Mixture
+from qlab.walk.grouping import input_groups, mixtures
 from qlab.walk.journal import Journal
 from qlab.walk.routing import Routing, routed
 from qlab.walk.sensitivity import prediction_metric
@@ -35,8 +35,8 @@ from qlab.walk.span import Largest, watched
 from qlab.walk.statistics import Statistics
 from qlab.walk.streams import Streams, held
 
-Groups = tuple[list[InputGroup], dict[str, list[InputGroup]]]
-"""Those of a block, and those within each expert of its lists."""
+Groups = tuple[list[InputGroup], dict[str, Mixture]]
+"""Those of a block, and its lists of experts."""
 
 ORIGINAL = "original"  # the stream of activations of the unquantized model
 TOKENS_ON_CPU, WINDOWS_ON_GPU = 512, 8  # computed at a time: on a CPU, more no longer lie in its cache and take longer
@@ -67,14 +67,14 @@ class Calibration:
     largest: Largest
     routing: dict[str, Routing] = field(default_factory=dict)
 
-    def of(self, part: Block) -> dict[str, Statistics]:
+    def of(self, part: Block, scale: Tensor | None = None) -> dict[str, Statistics]:
         """Statistics of the layers of a part of the block (Block.parts). Those of an expert are made now, with the weights that it has, and
-        are not kept: whoever changes these has asked before."""
+        are not kept: whoever changes these has asked before. `scale` [width]: what it reads is divided by this."""
         if part.place is None:
             return self.statistics
         path, number = part.place
         with quick_products(part.device), watched(part, largest=self.largest), stage("forward"):
-            return part.observe(self.routing[path].shown(number), 1)
+            return part.observe(replace(self.routing[path].shown(number), scale=scale), 1)
 
     def notes(self) -> dict[str, str]:
         """What is to be said of experts, by the name of their list."""
@@ -178,8 +178,8 @@ class Walk:
             length, lists = self.windows.shape[1], [name for name, part in block.module.named_modules() if isinstance(part, Experts)]
             own = frozenset(name for name in names if not name.startswith(tuple(f"{path}." for path in lists)))
             hidden = torch.randn(1, length, self._hidden(), generator=torch.Generator().manual_seed(0))
-            groups = input_groups(replace(block, linear=own), hidden.to(self.device))
-            known[names] = groups, expert_groups(block, lists, length)
+            hidden = hidden.to(self.device)
+            known[names] = input_groups(replace(block, linear=own), hidden), mixtures(replace(block, linear=own), lists, hidden)
         return known[names]
 
     def _hidden(self) -> int:

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qlab.formats.gguf.block_bytes import byte_tensor
-from qlab.formats.gguf.metadata import add_configuration, architecture, rope_factors, sliding_window
-from qlab.formats.gguf.mix import check_mix, more_bits, tensor_type
+from qlab.formats.gguf.metadata import add_configuration, architecture, described, rope_factors, sliding_window
+from qlab.formats.gguf.mix import check_mix, expert_count, more_bits, tensor_type
 from qlab.formats.gguf.tokenizer import add_tokenizer, pre_tokenizer_name, read_vocabulary
 from qlab.formats.gguf.tokenizer_rules import tokenizer_remarks
 from qlab.methods.kquants.blocks import encode
@@ -45,6 +45,7 @@ AT_ONCE, ON_DEVICE = 1 << 22, 1 << 26  # see weights_at_once: on a CPU and elsew
 SETTLED_BITS = 5  # with more, another rounding of the codes changes next to nothing
 TYPES = {"F32": torch.float32, "F16": torch.float16}
 EXPERT = re.compile(r"\.experts\.\d+\.")
+USUAL = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.QWEN2, gguf.MODEL_ARCH.QWEN3, gguf.MODEL_ARCH.QWEN2MOE, gguf.MODEL_ARCH.QWEN3MOE)
 MLP = ("ffn_gate", "ffn_up", "ffn_down")
 BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm")
 
@@ -85,7 +86,7 @@ def encode_tensors(
     }
     stored: dict[str, Tensor] = {}
     for keys in batches({key: tensor for key, (_, tensor) in sources.items()}):
-        named = {sources[key][0]: rotary_order(*sources[key], config) for key in keys}
+        named = {sources[key][0]: in_its_form(*sources[key], config) for key in keys}
         stored |= zip(keys, encode_together(named, keys[0].partition(":")[0], importance, encoder or encode_rows), strict=True)
     return {key: stored[key] for key in sources}
 
@@ -148,8 +149,12 @@ def gguf_name(name: str, config: dict[str, Any]) -> str | None:
 
 def placed(name: str, config: dict[str, Any]) -> str | None:
     """GGUF's name for the tensor `name`, if the architecture has a place for it; raises UserError for an unknown architecture."""
-    whole = EXPERT.sub(".experts.", name)  # experts' matrices are one tensor
-    return gguf_names(architecture(config), config["num_hidden_layers"]).get_name(whole, try_suffixes=(".weight", ".bias"))
+    names = gguf_names(architecture(config), config["num_hidden_layers"])
+    whole = EXPERT.sub(".experts.", name.replace("model.language_model.", "model."))  # experts' matrices are one tensor
+    for alias in (whole, whole.replace(".block_sparse_moe.", ".mlp.").replace(".router.", ".gate.")):
+        if (found := names.get_name(alias, try_suffixes=(".weight", ".bias"))) is not None:
+            return found
+    return None
 
 
 def check_model(folder: Path, config: dict[str, Any], names: Iterable[str]) -> None:
@@ -280,9 +285,8 @@ def check_complete(found: Collection[str], config: dict[str, Any]) -> None:
     parts_of_block = {name.split(".", 2)[2] for name in found if name.startswith("blk.")}
     if any("_exps." in part for part in parts_of_block):
         parts_of_block = {part for part in parts_of_block if part.startswith("attn_")}
-    else:
-        parts_of_block |= {f"{part}.weight" for part in MLP}
-    parts_of_block |= {f"{part}.weight" for part in BLOCK}
+    if architecture(config) in USUAL:
+        parts_of_block |= {f"{part}.weight" for part in (*BLOCK, *(() if expert_count(config) else MLP))}
     blocks = [f"blk.{layer}.{part}" for layer in range(config["num_hidden_layers"]) for part in sorted(parts_of_block)]
     missing = [name for name in ends + blocks if name not in found]
     if missing == ["output.weight"]:
@@ -307,10 +311,13 @@ def gguf_names(arch: gguf.MODEL_ARCH, layers: int) -> gguf.TensorNameMap:
     return gguf.get_tensor_name_map(arch, layers)
 
 
-def rotary_order(name: str, tensor: Tensor, config: dict[str, Any]) -> Tensor:
-    """Rows of a query or key projection in the order of llama.cpp's interleaved rotary embedding (its "llama" models)."""
+def in_its_form(name: str, tensor: Tensor, config: dict[str, Any]) -> Tensor:
+    """The tensor as llama.cpp's architecture has it: norms with what their family adds to the weights, rows of queries and keys in the
+    order of an interleaved rotary embedding where it has such a one (its "llama" models)."""
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config.get("num_key_value_heads") or config["num_attention_heads"]}
-    part = name.split(".")[-2]
-    if architecture(config) != gguf.MODEL_ARCH.LLAMA or part not in heads:
+    part, form = name.split(".")[-2], described(config)
+    if form.offset and part.endswith("norm"):
+        return tensor + form.offset
+    if not form.turned or part not in heads:
         return tensor
     return tensor.view(heads[part], 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
