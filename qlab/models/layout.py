@@ -70,6 +70,11 @@ class Layout:
         """A name without its block's: model.layers.3.mlp.up_proj → mlp.up_proj."""
         return name.removeprefix(f"{self.blocks}.").partition(".")[2]
 
+    def beside(self, name: str) -> bool:
+        """Whether a tensor belongs to what lies beside the language model, such as an image encoder and what joins it on."""
+        ends = {self.embedding.rpartition(".")[0], self.head.rpartition(".")[0]}
+        return not name.startswith(f"{self.backbone}.".lstrip(".")) and name.rpartition(".")[0] not in ends
+
     @property
     def rest(self) -> list[str]:
         """Tensors outside the blocks."""
@@ -140,7 +145,9 @@ def layout_of(model: PreTrainedModel, name: str) -> Layout:
     output: Any = model.get_output_embeddings()
     embedded = f"{names[id(embedding)]}.weight"
     own_head = f"{names[id(output)]}.weight" if output is not None else embedded
-    head = embedded if output is None or output.weight is embedding.weight or getattr(text, "tie_word_embeddings", False) else own_head
+    head = (
+        embedded if output is None or output.weight is embedding.weight or getattr(model.config, "tie_word_embeddings", False) else own_head
+    )
     backbone = blocks.rpartition(".")[0]
     children = [(child, type(module).__name__) for child, module in model.get_submodule(backbone).named_children()]
     place = [child for child, _ in children].index(blocks.rpartition(".")[2])

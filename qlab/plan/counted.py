@@ -34,7 +34,7 @@ def counted_shape(config: dict[str, Any], name: str) -> Shape:
     head_size = first(text, ("head_dim",)) or layout.hidden // heads
     linear = {weight.removesuffix(".weight"): shape for weight, shape in layout.linear.items()}
     ends = sum(prod(layout.shapes[end]) for end in {layout.embedding, layout.head})
-    towers = sum(prod(shape) for key, shape in layout.shapes.items() if key.startswith(tuple(f"{tower}." for tower in layout.towers)))
+    towers = sum(prod(shape) for key, shape in layout.shapes.items() if layout.beside(key))
     counted = Counted(
         tuple((layer, (shape[0], shape[1])) for layer, shape in linear.items()),
         read_by_a_token(layout, first(text, CHOSEN) or 1),

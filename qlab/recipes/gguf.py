@@ -65,7 +65,7 @@ class GGUF(Walked):
         return partial(gguf.encode_rows, hessian=seen.trusted if seen and self.settles else None)
 
     def check(self, source: OpenedModel) -> None:
-        gguf.check_model(source.folder, source.text_config, [name for name in source.layout.shapes if not beside(source, name)])
+        gguf.check_model(source.folder, source.text_config, [name for name in source.layout.shapes if not source.layout.beside(name)])
 
     def remarks(self, source: OpenedModel) -> dict[str, str]:
         found = gguf.remarks(source.folder, source.text_config)
@@ -74,7 +74,7 @@ class GGUF(Walked):
                 "the file holds the language model alone; llama.cpp reads images with a second file, which qlab does not write"
             )
         for name, shape in source.layout.shapes.items():  # blocks have theirs from the walk
-            elsewhere = source.layout.inside(name) or beside(source, name)
+            elsewhere = source.layout.inside(name) or source.layout.beside(name)
             target = None if elsewhere else gguf.gguf_name(name, source.text_config)
             if target and (note := fallback_note(target, shape, self.mix, source.text_config)):
                 found[name.removesuffix(".weight")] = note
@@ -114,7 +114,7 @@ class GGUF(Walked):
                 yield within + layer, decoders.submit(decode, {key: coded[rows].cpu()}), original, seen.hessian
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        if beside(source, name):
+        if source.layout.beside(name):
             return {}
         return gguf.encode_tensor(name, tensor, self.mix, source.text_config, encoder=self.encoder(None))
 
@@ -135,8 +135,3 @@ def tensors_of(part: Block, block: Block) -> list[list[str]]:
     return grouped + [
         [name] for name in part.module.state_dict() if name.removesuffix(".weight") not in others and not name.startswith(lists)
     ]
-
-
-def beside(source: OpenedModel, name: str) -> bool:
-    """Whether a tensor lies in a tower beside the language model."""
-    return name.startswith(tuple(f"{tower}." for tower in source.layout.towers)) if source.layout.towers else False

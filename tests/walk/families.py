@@ -22,7 +22,7 @@ SIZES = {
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 DEEP = {  # DeepSeek and what came after: the first block dense, experts chosen in groups, some shared by all tokens
-    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_shared_experts": 1, "first_k_dense_replace": 1,
+    "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_shared_experts": 1, "first_k_dense_replace": 1,
     "n_group": 2, "topk_group": 1, "num_key_value_heads": 4,
 }  # fmt: skip
 LATENT = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
@@ -65,7 +65,7 @@ FAMILIES = {
     "mixtral": mixture("mixtral", LOCAL),
     "qwen2_moe": mixture("qwen2_moe", EXPERTS, shared_expert_intermediate_size=64),
     "qwen3_moe": mixture("qwen3_moe", EXPERTS, norm_topk_prob=True, head_dim=16),
-    "olmoe": mixture("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe": mixture("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}, num_key_value_heads=4),
     "deepseek_v2": mixture("deepseek_v2", DEEP, LATENT, topk_method="greedy", n_group=1),
     "deepseek_v3": mixture("deepseek_v3", DEEP, LATENT),
     "glm4_moe": mixture("glm4_moe", DEEP, num_key_value_heads=2, head_dim=16),
@@ -99,7 +99,12 @@ FAMILIES = {
         mamba_n_groups=1,
     ),
     # models that read images too
-    "gemma3": wrapped("gemma3", {"head_dim": 16, "sliding_window": 16}, {"model_type": "siglip_vision_model"}, mm_tokens_per_image=4),
+    "gemma3": wrapped(
+        "gemma3",
+        {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16},
+        {"model_type": "siglip_vision_model"},
+        mm_tokens_per_image=4,
+    ),
     "mistral3": wrapped("mistral3", {"model_type": "mistral", "head_dim": 16}, {"model_type": "pixtral", "head_dim": 16}),
     "qwen2_vl": wrapped(
         "qwen2_vl",
@@ -124,7 +129,10 @@ FAMILIES = {
     "cohere2": Family("cohere2", {"sliding_window": 16}),
     "olmo2": Family("olmo2"),
     "olmo3": Family("olmo3", {"sliding_window": 16}),
-    "smollm3": Family("smollm3", {"no_rope_layers": [1, 0]}),
+    "smollm3": Family("smollm3", {"num_hidden_layers": 4}),
+    "gemma": Family("gemma", {"head_dim": 16}),
+    "gemma2": Family("gemma2", {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16}),
+    "cohere": Family("cohere"),
     "glm": Family("glm", {"head_dim": 16}),
     "glm4": Family("glm4", {"head_dim": 16}),
     "granite": Family("granite", {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22}),

@@ -96,7 +96,9 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Tensor]]:
 
     def record_normal(self: Any, source: OpenedModel, block: Any, calibration: Any) -> Any:
         state = {
-            name: nf4(tensor.half()).dequantize() if name.removesuffix(".weight") in block.layers else tensor
+            name: nf4(tensor.half(), kind=self.kind, double=self.double).dequantize()
+            if name.removesuffix(".weight") in block.layers
+            else tensor
             for name, tensor in block.module.state_dict().items()
         }
         keep(self, block, state)

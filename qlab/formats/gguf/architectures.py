@@ -60,6 +60,12 @@ def pattern(every: int) -> Callable[[Config], str]:
     return differs
 
 
+def olmoe(config: Config) -> str:
+    if config.get("num_key_value_heads") not in (None, config["num_attention_heads"]):
+        return "every head has keys and values of its own there"
+    return normalized(False)(config)
+
+
 def smollm3(config: Config) -> str:
     kinds = [int((index + 1) % 4 != 0) for index in range(config["num_hidden_layers"])]
     return "" if config.get("no_rope_layers", kinds) == kinds else "every fourth block has no rotary embedding there"
@@ -84,9 +90,9 @@ ARCHITECTURES = {
     "mixtral": Architecture(ARCH.LLAMA, turned=True),
     "qwen2_moe": Architecture(ARCH.QWEN2MOE, differs=normalized(False)),
     "qwen3_moe": Architecture(ARCH.QWEN3MOE, differs=normalized(True)),
-    "olmoe": Architecture(ARCH.OLMOE, differs=normalized(False)),
+    "olmoe": Architecture(ARCH.OLMOE, differs=olmoe),
     "granitemoe": Architecture(ARCH.GRANITE_MOE, turned=True, keys=GRANITE),
-    "gpt_oss": Architecture(ARCH.GPT_OSS, keys=WINDOW, differs=pattern(2)),
+    "gpt_oss": Architecture(ARCH.GPT_OSS, keys=WINDOW + (("intermediate_size", "add_expert_feed_forward_length"),), differs=pattern(2)),
     "gemma": Architecture(ARCH.GEMMA, TANH, offset=1.0),
     "gemma2": Architecture(ARCH.GEMMA2, TANH, offset=1.0, keys=GEMMA + WINDOW, differs=pattern(2)),
     "gemma3_text": Architecture(ARCH.GEMMA3, TANH, offset=1.0, keys=GEMMA + WINDOW, differs=pattern(6)),

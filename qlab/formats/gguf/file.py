@@ -153,7 +153,7 @@ def placed(name: str, config: dict[str, Any]) -> str | None:
     whole = EXPERT.sub(".experts.", name.replace("model.language_model.", "model."))  # experts' matrices are one tensor
     for alias in (whole, whole.replace(".block_sparse_moe.", ".mlp.").replace(".router.", ".gate.")):
         if (found := names.get_name(alias, try_suffixes=(".weight", ".bias"))) is not None:
-            return found
+            return found if found.endswith((".weight", ".bias")) else f"{found}.weight"  # attention sinks are no layer's
     return None
 
 
