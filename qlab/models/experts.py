@@ -50,6 +50,9 @@ class Piece:
 class Expert(nn.Module):
     """One expert of a fused module, on the meta device."""
 
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+
     def __init__(self, fused: Any) -> None:
         super().__init__()
         down = fused.down_proj.transpose(-1, -2) if fused.is_transposed else fused.down_proj

@@ -139,7 +139,7 @@ def layout_of(model: PreTrainedModel, name: str) -> Layout:
     """
     text = model.config.get_text_config()
     blocks = blocks_of(model, name)
-    stack = model.get_submodule(blocks)
+    stack: Any = model.get_submodule(blocks)
     names = {id(module): path for path, module in model.named_modules()}
     embedding: Any = model.get_input_embeddings()
     output: Any = model.get_output_embeddings()

@@ -99,7 +99,7 @@ def expert_sizes(known: Known, family: str, experts: int) -> dict[str, Any]:
     Raises:
         UserError: a size is missing.
     """
-    chosen = {"num_experts_per_tok": known.whole("expert_used_count", most=experts)}
+    chosen: dict[str, Any] = {"num_experts_per_tok": known.whole("expert_used_count", most=experts)}
     if family == "mixtral":
         return chosen | {"num_local_experts": experts}
     sizes = chosen | {"num_experts": experts, "moe_intermediate_size": known.whole("expert_feed_forward_length")}
