@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qlab.artifacts.budget import disk_needed
+from qlab.artifacts.devices import walk_on
 from qlab.artifacts.going_on import LOCK, clear_away, walk_to_go_on, work_folder
 from qlab.artifacts.manifest import COST, MANIFEST, Cost, Manifest, read_note
 from qlab.artifacts.placing import check_place, put
@@ -27,11 +28,11 @@ from qlab.support.disk.scratch import Scratch, discard
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.precision import multiplies_bfloat16
-from qlab.support.process import peak_bytes, run_isolated
+from qlab.support.process import keep_heap, peak_bytes, run_isolated
 from qlab.support.stages import stage
 from qlab.support.versions import version_of
-from qlab.walk.journal import Journal
-from qlab.walk.walk import Walk
+from qlab.walk.state.journal import Journal
+from qlab.walk.walk import encoded_parts
 
 LIBRARIES = ("qlab", "torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp")
 
@@ -105,6 +106,7 @@ def quantize_on(device: str, recipe: Recipe, source: OpenedModel, windows: Tenso
     """`recipe.quantize` in a process of its own, which sees no GPU where the CPU is asked for: the libraries take any that they see."""
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    keep_heap()  # for the libraries; a walk sets it as it needs it
     return recipe.quantize(source, windows, out, device)
 
 
@@ -173,11 +175,11 @@ def fit(source: OpenedModel, recipes: Sequence[WalkedRecipe], strict: bool = Fal
 
 def quantize_model(
     source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu",
-    read: Sequence[dict[str, Any]] = (),
+    read: Sequence[dict[str, Any]] = (), beside: Sequence[str] = (),
 ) -> list[Artifact]:  # fmt: skip
     """Quantize by all `recipes`, fitted to the model, in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
 
-    `read` says for the manifest what the windows were cut from.
+    `read` says for the manifest what the windows were cut from; `beside`: further devices, of `device`'s kind, that share it.
 
     Raises:
         UserError: a model or layer that a recipe cannot take, something at `out`/<recipe> that qlab did not make, or another process
@@ -195,7 +197,7 @@ def quantize_model(
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / LOCK, str(out)), room_for(out, disk_needed(source, recipes, tuple(windows.shape))):
             if missing := unfinished(recipes, wanted, out):
-                _walk(source, recipes, missing, wanted, about, windows, out, batch, device)
+                _walk(source, recipes, missing, wanted, about, windows, out, batch, [device, *beside])
     clear_away(recipes, wanted, out)
     return [artifact for name in wanted if (artifact := Artifact.open(out / name))]
 
@@ -215,17 +217,16 @@ def _walk(
     windows: Tensor,
     out: Path,
     batch: int | None,
-    device: str,
+    devices: Sequence[str],
 ) -> None:
     walked = walk_to_go_on(recipes, missing, wanted, out)
     work = work_folder(walked, wanted, out)
     work.mkdir(exist_ok=True)
-    walk = Walk(source, walked, windows, work, batch, device)
     try:
         with stage("rest"):
-            journal = walk.run()
+            found = walk_on(devices, source, walked, windows, work, batch)
     except Exception:
-        if not Journal.open(work / "journal.json").blocks:  # nothing that the same call could go on from
+        if not any(Journal.open(path).blocks for path in work.rglob("journal.json")):  # nothing that the same call could go on from
             shutil.rmtree(work)
         raise
     for recipe in missing:
@@ -233,9 +234,9 @@ def _walk(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         with stage("assemble"):
-            recipe.assemble(source, walk.parts(recipe), folder, journal.largest[recipe.name])
-        seconds = journal.seconds[recipe.name] + time.perf_counter() - started
-        cost = {"seconds": seconds, "peak_bytes": peak_bytes()}
-        finish(folder, out / recipe.name, wanted[recipe.name], about[recipe.name] | details(recipe, source, journal), cost)
+            recipe.assemble(source, encoded_parts(work, recipe.name), folder, found.journal.largest[recipe.name])
+        seconds = found.journal.seconds[recipe.name] + time.perf_counter() - started
+        cost = {"seconds": seconds, "peak_bytes": max(found.peak_bytes, peak_bytes())}
+        finish(folder, out / recipe.name, wanted[recipe.name], about[recipe.name] | details(recipe, source, found.journal), cost)
     with stage("clean up"):
         discard(work)

@@ -56,6 +56,7 @@ class Budget:
     seconds: float
     batch: int
     blocks: int
+    devices: int = 1
 
     @property
     def total_of_a_block(self) -> float:
@@ -64,8 +65,8 @@ class Budget:
 
     @property
     def total(self) -> float:
-        """Peak memory of the process."""
-        return self.start + max(self.rest, self.total_of_a_block)
+        """Peak memory of the process, or of one for each device."""
+        return self.devices * (self.start + max(self.rest, self.total_of_a_block))
 
     def text(self) -> str:
         """The prediction, for people."""
@@ -74,7 +75,7 @@ class Budget:
             f"memory: {gigabytes(self.start)} for the process, and the larger of {gigabytes(self.rest)} (embedding or head) and "
             f"{gigabytes(self.total_of_a_block)} (one of {self.blocks} blocks: its weights {gigabytes(self.block)}, statistics "
             f"{gigabytes(self.statistics)}, and the larger of {gigabytes(self.recipe)} to quantize and {gigabytes(self.activations)} to "
-            f"run {counted(self.batch, 'window')} at a time)"
+            f"run {counted(self.batch, 'window')} at a time)" + (f"; {self.devices} such processes" if self.devices > 1 else "")
         )
 
     def check(self, out: Path, device: str) -> None:
@@ -93,9 +94,10 @@ class Budget:
 
 
 def predict(
-    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], limit: float | None = None, device: str = "cpu"
-) -> Budget:
-    """The budget of a walk over `windows` (their number and length) that stays below `limit` bytes of memory.
+    source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], limit: float | None = None, device: str = "cpu",
+    devices: int = 1,
+) -> Budget:  # fmt: skip
+    """The budget of a walk over `windows` (their number and length) that stays below `limit` bytes of memory, on so many `devices`.
 
     Raises:
         UserError: even one window at a time needs more than `limit`.
@@ -113,11 +115,11 @@ def predict(
     disk = disk_needed(source, recipes, windows)
     start = float(psutil.Process().memory_info().rss)
     work = max(working(recipe, groups, windows[1], device, block.weights) for recipe in recipes) + LIBRARIES
-    seconds = duration(block.groups, recipes, windows, blocks, sum(outside) / 2, device, block, source.experts_per_token)
+    seconds = duration(block.groups, recipes, windows, blocks, sum(outside) / 2, device, devices, block, source.experts_per_token)
     usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
         activations = batch * windows[1] * token * data + LIBRARIES
-        found = Budget(start, 4.0 * block.weights, statistics, work, activations, rest, disk, seconds, batch, blocks)
+        found = Budget(start, 4.0 * block.weights, statistics, work, activations, rest, disk, seconds, batch, blocks, devices)
         if limit is None or found.total <= limit:
             return found
     raise UserError(
@@ -166,23 +168,27 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
 
 def duration(
     groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, outside: float, device: str,
-    block: BlockShape | None = None, chosen: int = 0,
+    devices: int = 1, block: BlockShape | None = None, chosen: int = 0,
 ) -> float:  # fmt: skip
     """Seconds: floating-point operations, passes over the weights, and operations on single columns, each at this machine's speed.
 
-    `outside`: how many weights lie outside the blocks, which are read, encoded where the format has blocks for them, and written. Of the
-    experts of `block`, every token is given `chosen`.
+    `outside`: how many weights lie outside the blocks, which are read, encoded where the format has blocks for them, and written.
+    Each of several `devices` runs all blocks, and quantizes its share of them. Of the experts of `block`, every token is given `chosen`.
     """
     product, one_pass, call = speeds(device)
     total, passes, calls = operations(groups, recipes, windows, 1.0)
+    forward = 2.0 * windows[0] * windows[1] * sum(width * out for width, out in groups)
     if block and block.experts:
         share = min(1.0, (chosen or 1) / block.experts)
+        forward += 2.0 * windows[0] * windows[1] * (chosen or 1) * sum(width * out for width, out in block.expert)
         total, passes, calls = (
             own + block.experts * more for own, more in zip((total, passes, calls), operations(block.expert, recipes, windows, share))
         )
     ends = sum(ENDS_GGUF if isinstance(recipe, GGUF) else 0.0 for recipe in recipes) * outside * one_pass
     written = len(recipes) * 2 * outside / WRITING
-    return SET_UP + ends + written + blocks * (1.35 * total * product + passes * one_pass + calls * call)
+    a_block = 1.35 * total * product + passes * one_pass + calls * call
+    passed_on = 1.35 * forward * product if observes_original(recipes) else 0.0
+    return SET_UP + ends + written + blocks * (a_block + (devices - 1) * passed_on) / devices
 
 
 def operations(

@@ -25,6 +25,7 @@ def quantize(
     length: Annotated[int, whole("Tokens a window.", 2, TOKENS)] = 512,
     max_memory: Annotated[str | None, typer.Option(help="Stay below this, such as 8GiB, by computing fewer windows at a time.")] = None,
     device: DeviceOption = "auto",
+    devices: Annotated[str | None, typer.Option(help="GPUs that share the blocks: cuda:0,cuda:1 or all. Bytes stay the same.")] = None,
     strict: StrictOption = False,
     profile: Annotated[bool, typer.Option(help="Print at the end where the time went, by stage; it takes somewhat longer then.")] = False,
     dry_run: Annotated[
@@ -35,17 +36,20 @@ def quantize(
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
     from qlab.models.loading import load_tokenizer
-    from qlab.models.opening import already_rounded, check_length, found_device, locate
+    from qlab.models.opening import already_rounded, check_length, found_device, found_devices, locate
     from qlab.models.texts.mixture import check_texts
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
     from qlab.recipes import parse
     from qlab.recipes.fitting import first_and_number
+    from qlab.support.errors import UserError
     from qlab.support.stages import profiled
     from qlab.workbook.lesson import quiet
 
     quiet()
-    device = found_device(device)
+    if profile and devices:
+        raise UserError("--profile tells where the time goes on one device: leave out --devices")
+    device, *beside = [found_device(device)] if devices is None else found_devices(devices)
     recipes = [parse(name) for name in dict.fromkeys(recipe)]
     check_texts(calibration)
     source = locate(model, weights=not dry_run)
@@ -61,15 +65,16 @@ def quantize(
     for subject, remark in remarks.items():
         print(f"{subject}: {remark}")
     limit = budget.parse_bytes(max_memory) if max_memory is not None else None
-    plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device)
+    plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device, 1 + len(beside))
     print(plan.text())
     if dry_run:
         return
-    plan.check(out, device)
+    for each in (device, *beside):
+        plan.check(out, each)
     reading = read_windows(calibration, load_tokenizer(source), length, windows, embedding_rows(source.config))
     print("\n".join(reading.lines("calibration")))
     with profiled() if profile else nullcontext() as stages:
-        made = quantize_model(source, recipes, reading.windows, out, plan.batch, device, reading.as_dicts())
+        made = quantize_model(source, recipes, reading.windows, out, plan.batch, device, reading.as_dicts(), beside)
     for artifact in made:
         worst = max(artifact.errors, key=lambda name: artifact.errors[name], default="")
         found = f", worst layer {worst} {artifact.errors[worst]:.2%}" if worst else ""

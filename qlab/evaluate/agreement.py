@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qlab.evaluate.quality import kept_logits, next_token_logits, reference_logits
+from qlab.evaluate.kept import kept_logits, next_token_logits, reference_logits
 from qlab.models.texts.conversations import Tokenizer
 from qlab.models.texts.tokens import beginning
 from qlab.support.errors import UserError
@@ -90,7 +90,7 @@ def answer_prompts(
 def part(model: nn.Module, original: nn.Module | Sequence[Tensor], answered: Sequence[Answered]) -> list[Parting]:
     """Read each prompt with its answer by both models and compare the distributions of every next token.
 
-    Where several models are held against one, its logits can be given: qlab.evaluate.quality.kept_logits of the answers' `ids`.
+    Where several models are held against one, its logits can be given: qlab.evaluate.kept.kept_logits of the answers' `ids`.
     """
     found = []
     for index, entry in enumerate(progress(answered, "agreement", leave=False)):

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
+from qlab.evaluate.kept import next_token_logits, reference_logits
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
 
+POSITIONS = 64  # whose logits are compared at a time
 LARGEST_LOSS = 700.0  # nats a token; e^709 is the largest float, and a model that guesses loses 12
-KEPT_BYTES = 512 << 20  # of a reference's logits
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,15 @@ def measure_quality(
         raise UserError("a window needs at least two tokens: one to predict from and one to predict")
     rows = []
     for index, window in enumerate(progress(windows.split(1), label, leave=False)):
-        logits = next_token_logits(model, window)
-        target = window[0, 1:].to(logits.device)
-        row = {"loss": float(nn.functional.cross_entropy(logits, target))}
+        logits, expected = next_token_logits(model, window), None
         if reference is not None:
             expected = reference_logits(reference, index, window).to(logits.device)
             if expected.shape != logits.shape:
                 raise UserError(
                     f"the reference predicts {expected.shape[1]} tokens, the model {logits.shape[1]}: they are not of one family"
                 )
-            log_p, log_q = expected.log_softmax(-1), logits.log_softmax(-1)
-            row["reference"] = float(nn.functional.nll_loss(log_p, target))
-            row["kl"] = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-            row["top1"] = float((expected.argmax(-1) == logits.argmax(-1)).float().mean())
-        rows.append(row)
+        found = by_position(logits, window[0, 1:].to(logits.device), expected)
+        rows.append({name: float(values.mean()) for name, values in found.items()})
     if not all(math.isfinite(value) for row in rows for value in row.values()) or max(row["loss"] for row in rows) > LARGEST_LOSS:
         raise UserError(
             "the model's predictions are no numbers, or beyond counting, on this text: its weights or its configuration are damaged, or it "
@@ -101,23 +96,21 @@ def measure_quality(
     return Quality(**result)
 
 
-def next_token_logits(model: nn.Module, window: Tensor) -> Tensor:
-    """Logits for positions 1 … of one window, int64 [1, length] → float32 [length − 1, vocabulary]."""
-    device = next(model.parameters()).device
-    return model(input_ids=window.to(device), use_cache=False).logits[0, :-1].float()
-
-
-@torch.inference_mode()
-def kept_logits(model: PreTrainedModel, windows: Sequence[Tensor]) -> PreTrainedModel | list[Tensor]:
-    """The model's next_token_logits for every window, that others be held against; the model itself where they take over half a GB."""
-    if 4 * sum(window.numel() for window in windows) * model.config.vocab_size > KEPT_BYTES:
-        return model
-    return [next_token_logits(model, window) for window in windows]
-
-
-def reference_logits(reference: nn.Module | Sequence[Tensor], index: int, window: Tensor) -> Tensor:
-    """What kept_logits kept of the window at `index`, or what the reference computes for it."""
-    return next_token_logits(reference, window) if isinstance(reference, nn.Module) else reference[index]
+def by_position(logits: Tensor, target: Tensor, expected: Tensor | None) -> dict[str, Tensor]:
+    """Figures of each position, float32 [positions], of logits [positions, vocabulary] and the tokens [positions] that follow: `loss`, and
+    with a reference's `expected` logits its loss, KL, and whether both choose one token. A few positions at a time lie in the cache."""
+    parts = []
+    for index in range(0, len(target), POSITIONS):
+        some = slice(index, index + POSITIONS)
+        log_q = logits[some].log_softmax(-1)
+        part = {"loss": nn.functional.nll_loss(log_q, target[some], reduction="none")}
+        if expected is not None:
+            log_p = expected[some].log_softmax(-1)
+            part["reference"] = nn.functional.nll_loss(log_p, target[some], reduction="none")
+            part["kl"] = (log_p.exp() * (log_p - log_q)).sum(-1)
+            part["top1"] = (expected[some].argmax(-1) == logits[some].argmax(-1)).float()
+        parts.append(part)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

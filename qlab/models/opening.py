@@ -217,6 +217,20 @@ def found_device(name: str) -> str:
     return name
 
 
+def found_devices(names: str) -> list[str]:
+    """The devices of a list such as cuda:0,cuda:1, each as `found_device` finds it; "all": every GPU.
+
+    Raises:
+        UserError: one is not there, or they are of two kinds, which round differently.
+    """
+    if names == "all" and torch.cuda.is_available():
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    found = [found_device(name.strip()) for name in names.split(",")]
+    if len({torch.device(name).type for name in found}) > 1:
+        raise UserError(f"devices {names[:80]!r}: expected all of one kind, such as cuda:0,cuda:1, since CPU and GPU round differently")
+    return found
+
+
 def check_length(source: OpenedModel, length: int, option: str) -> None:
     """See that the model was made for texts of so many tokens, which `option` asks for.
 

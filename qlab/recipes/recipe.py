@@ -13,9 +13,9 @@ from torch import Tensor
 from qlab.formats.folder import finish_folder
 from qlab.models.opening import OpenedModel
 from qlab.support.disk.scratch import Scratch
-from qlab.walk.journal import Journal
 from qlab.walk.span import FP16_LARGEST, overflows
-from qlab.walk.walk import Method, Walk
+from qlab.walk.state.journal import Journal
+from qlab.walk.walk import Method, Walk, encoded_parts
 
 Details = dict[str, Any]
 """What quantizing found out, for the manifest: errors by layer, remarks."""
@@ -109,9 +109,8 @@ class Walked:
     def quantize(self: WalkedRecipe, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
         """Walk for this recipe alone."""
         with Scratch(out.parent) as work:
-            walk = Walk(source, [self], windows, work, device=device)
-            journal = walk.run()
-            self.assemble(source, walk.parts(self), out, journal.largest[self.name])
+            journal = Walk(source, [self], windows, work, device=device).run()
+            self.assemble(source, encoded_parts(work, self.name), out, journal.largest[self.name])
         return details(self, source, journal)
 
 

@@ -2,7 +2,8 @@
 
 Its greedy tokens and their log-probabilities are held against the same artifact run in this process, where its weights are
 dequantized. Two runtimes round differently, so texts may part at a near tie; a wrong model is told by how far its
-log-probabilities are off, token by token, on the very tokens that it chose.
+log-probabilities are off, token by token, on the very tokens that it chose. What is allowed is a little more than what the runtime's own
+rounding does to this model, which is measured on the same tokens (qlab.serve.rounding).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import locate
 from qlab.models.texts.tokens import beginning
 from qlab.serve.deployment import FRENCH_TEST_PROMPT, Deployment
+from qlab.serve.rounding import Rounding
 from qlab.serve.runtimes.runtime import Runtime
 from qlab.serve.server import Server
 from qlab.support.errors import UserError
@@ -32,6 +34,8 @@ PROMPTS = (
     "A function that takes", "This is the same as", "He was born in", "For more information, see",
 )  # fmt: skip
 BROKEN = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)  # what comes of an answer of another form
+# A served model may be off by so many times what its runtime's rounding does, in the mean and at the largest, and by LEAST nats.
+MEAN_TIMES, LARGEST_TIMES, LEAST = 1.4, 3.0, 0.001
 WRONG_KEY = "not-the-key-of-this-server"
 
 
@@ -51,16 +55,30 @@ class Agreement:
     `identical`: share equal where each goes its own way. `in_context`: share that the reference chooses too after the same tokens.
     `margin`: the most by which the reference prefers its own choice to the runtime's after the same tokens, in nats; a near tie is
     near 0. `error`: mean difference of the two log-probabilities of the runtime's tokens, in nats, over those that it tells.
+    `rounding` and `largest_rounding`: the mean and the largest difference that the runtime's rounding makes to the reference's own.
     """
 
     identical: float
     in_context: float
     margin: float
     error: float
+    rounding: float
+    largest_rounding: float
 
-    def within(self, runtime: Runtime) -> bool:
+    @property
+    def allowed_error(self) -> float:
+        """The largest `error` that the runtime's own rounding explains."""
+        return MEAN_TIMES * self.rounding + LEAST
+
+    @property
+    def allowed_margin(self) -> float:
+        """The largest `margin` that it explains."""
+        return LARGEST_TIMES * self.largest_rounding + LEAST
+
+    @property
+    def holds(self) -> bool:
         """Whether the runtime's own rounding explains what differs."""
-        return self.margin <= runtime.margin and self.error <= runtime.error
+        return self.margin <= self.allowed_margin and self.error <= self.allowed_error
 
 
 @dataclass(frozen=True)
@@ -89,24 +107,34 @@ class Proof:
 
 
 def compare(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float | None]]
-) -> Agreement:
-    """Hold a runtime's greedy continuations of `prompts`, token ids and the log-probabilities that it tells, against `model`."""
-    equal, same, margins, errors = [], [], [], []
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float | None]],
+    rounding: Rounding,
+) -> Agreement:  # fmt: skip
+    """Hold a runtime's greedy continuations of `prompts`, token ids and the log-probabilities that it tells, against `model`; the runtime
+    rounds as `rounding` does."""
+    equal, same, margins, errors, moved = [], [], [], [], []
     for prompt, chosen_ids, reported in zip(prompts, tokens, logprobs):
         chosen = torch.tensor(chosen_ids)
         own = greedy(model, prompt, len(chosen_ids))
         equal.append(own == chosen)
-        with torch.inference_mode():
-            inputs = torch.tensor([[*prompt, *chosen_ids]], device=model.device)
-            expected = model(inputs).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1).cpu()
+        expected = log_probabilities(model, prompt, chosen_ids)
+        with rounding(model):
+            rounded = log_probabilities(model, prompt, chosen_ids)
         of_chosen = expected.gather(1, chosen[:, None])[:, 0]
+        moved.append((rounded.gather(1, chosen[:, None])[:, 0] - of_chosen).abs())
         same.append(expected.argmax(1) == chosen)
         margins.append(expected.amax(1) - of_chosen)
         told = torch.tensor([float("nan") if value is None else value for value in reported])
         errors.append((of_chosen - told).abs()[~told.isnan()])
-    means = [float(torch.cat(found).float().mean()) for found in (equal, same, errors)]
-    return Agreement(means[0], means[1], float(torch.cat(margins).max()), means[2])
+    means = [float(torch.cat(found).float().mean()) for found in (equal, same, errors, moved)]
+    return Agreement(means[0], means[1], float(torch.cat(margins).max()), means[2], means[3], float(torch.cat(moved).max()))
+
+
+@torch.inference_mode()
+def log_probabilities(model: PreTrainedModel, prompt: Sequence[int], chosen: Sequence[int]) -> torch.Tensor:
+    """Of every token, at each position of `chosen`: float32 [len(chosen), vocabulary]."""
+    inputs = torch.tensor([[*prompt, *chosen]], device=model.device)
+    return model(inputs).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1).cpu()
 
 
 def greedy(model: PreTrainedModel, prompt: Sequence[int], count: int) -> torch.Tensor:
@@ -144,7 +172,7 @@ def prove(runtime: Runtime, deployment: Deployment, server: Server, tokens: int 
         listed = [str(found.id) for found in client.models.list().data]
         checks = [
             Check("the model is listed", deployment.name in listed, ", ".join(listed)),
-            Check("greedy tokens are the artifact's", agreement.within(runtime), in_words(agreement, runtime)),
+            Check("greedy tokens are the artifact's", agreement.holds, in_words(agreement)),
             *conversations(client, deployment, bool(tokenizer.chat_template)),
             *refusals(client, server, deployment, runtime),
         ]
@@ -183,13 +211,15 @@ def agreement_with(
         ]
         if (largest := max(max(answer.ids) for answer in found)) >= rows:
             raise ValueError(f"token {largest} of a model that has {rows}")
-    return compare(model, prompts, [answer.ids for answer in found], [answer.logprobs for answer in found])
+    rounding = runtime.rounding(deployment)
+    return compare(model, prompts, [answer.ids for answer in found], [answer.logprobs for answer in found], rounding)
 
 
-def in_words(agreement: Agreement, runtime: Runtime) -> str:
+def in_words(agreement: Agreement) -> str:
     return (
-        f"{agreement.identical:.0%} identical, {agreement.in_context:.0%} after the same tokens; largest margin {agreement.margin:.4f} "
-        f"(at most {runtime.margin:g}), log-probabilities off by {agreement.error:.4f} nats (at most {runtime.error:g})"
+        f"{agreement.identical:.0%} identical, {agreement.in_context:.0%} after the same tokens; "
+        f"largest margin {agreement.margin:.4f} (at most {agreement.allowed_margin:.4f}), "
+        f"log-probabilities off by {agreement.error:.4f} nats (at most {agreement.allowed_error:.4f})"
     )
 
 

@@ -32,7 +32,7 @@ CLOSING = 30.0  # seconds that a generator has to end in order; a server that it
 LEAVING = 2.0  # and its process then, to give back the semaphores that it shares with this process's keeper of them
 STRAYING = 12.0  # and what a killed one has started; a server's keeper gives the server 8
 MARK = "QLAB_ISOLATED"  # of the environment: what a child starts carries the child's mark, also when the child is gone
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,10 @@ class Isolated(Generic[T]):
         failure = Overdue if kind == "overdue" else RuntimeError
         raise failure(f"{self.name} failed: {payload}\n{tail}".rstrip())
 
+    def ready(self, seconds: float) -> bool:
+        """Whether what `next` returns first is there, or the process has ended; waits for it for so many seconds."""
+        return self._pipe.poll(seconds)
+
     @property
     def alive(self) -> bool:
         """Whether the process is there still."""
@@ -184,8 +188,20 @@ def steady_heap() -> None:
     a walk over 32 blocks then held a third more than one over 8. With a bound of 1 MiB it took twice the time.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none, and needs none
+        libc.mallopt(M_MMAP_MAX, 65536)  # glibc's own; keep_heap may have changed it
         libc.mallopt(M_MMAP_THRESHOLD, 4 << 20)
         libc.mallopt(M_TRIM_THRESHOLD, 32 << 20)
+
+
+def keep_heap() -> None:
+    """Have glibc keep what is freed, of any size, for what is asked for next.
+
+    By itself it maps a large tensor anew each time, and the system fills it with zeros page by page: half the time of AutoAWQ's search for
+    clipping bounds, whose every step makes tensors of 75 MB and more. The process then holds what it needed at its peak until it ends.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def trim_heap() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qlab.support.errors import UserError
-from qlab.walk.activations import Activations, Batches
+from qlab.walk.state.activations import Activations, Batches
 from qlab.walk.statistics import Statistics, observed
 
 

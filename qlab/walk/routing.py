@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qlab.walk.activations import Activations
 from qlab.walk.block import Block
+from qlab.walk.state.activations import Activations
 
 RARE = 256  # tokens: an expert that was given fewer is shown others beside them, since so few tell too little of its inputs
 ROWS = 1024  # tokens that go through an expert at a time

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from qlab.models.experts import separate_experts
 from qlab.models.layout import compute_buffers, empty_model
 from qlab.models.opening import OpenedModel
-from qlab.walk.activations import Activations
 from qlab.walk.block import Block
+from qlab.walk.state.activations import Activations
 
 
 class Skeleton:

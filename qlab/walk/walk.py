@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,16 +25,17 @@ from qlab.support.precision import quick_products
 from qlab.support.process import steady_heap, trim_heap
 from qlab.support.progress import counter
 from qlab.support.stages import stage
-from qlab.walk.activations import Activations
 from qlab.walk.block import Block, InputGroup, Mixture
 from qlab.walk.grouping import input_groups, mixtures
-from qlab.walk.journal import Journal
 from qlab.walk.routing import Routing, routed
 from qlab.walk.sensitivity import prediction_metric
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.span import Largest, watched
+from qlab.walk.state.activations import Activations
+from qlab.walk.state.journal import Journal
+from qlab.walk.state.share import ALONE, Share
+from qlab.walk.state.streams import Streams, held
 from qlab.walk.statistics import Statistics
-from qlab.walk.streams import Streams, held
 
 Groups = tuple[list[InputGroup], dict[str, Mixture]]
 """Those of a block, and its lists of experts."""
@@ -113,6 +115,11 @@ class Method(Protocol):
         as the walk saw them, tells whether it runs in FP16."""
 
 
+def encoded_parts(work: Path, recipe: str) -> list[Path]:
+    """What a walk with its state in `work` made by a recipe, in the model's order."""
+    return sorted((work / recipe).glob("part-*.safetensors"))
+
+
 def usual_batch(length: int, device: str) -> int:
     """Calibration windows of `length` tokens to compute at a time."""
     return max(1, TOKENS_ON_CPU // length) if torch.device(device).type == "cpu" else WINDOWS_ON_GPU
@@ -127,7 +134,7 @@ def observes_original(methods: Iterable[Method]) -> bool:
 class Walk:
     """A walk over `source` with its recipes; `work` holds its state, and `batch` calibration windows are computed at a time.
 
-    None: as many as are fast on the device (`usual_batch`).
+    None: as many as are fast on the device (`usual_batch`). `share`: what this device does of it, where there are several.
     """
 
     source: OpenedModel
@@ -136,6 +143,12 @@ class Walk:
     work: Path
     batch: int | None = None
     device: str = "cpu"
+    share: Share = ALONE
+
+    @property
+    def state(self) -> Path:
+        """The folder of this device's activations and journal."""
+        return self.work if self.share.of == 1 else self.work / self.share.name
 
     @property
     def at_once(self) -> int:
@@ -148,28 +161,33 @@ class Walk:
         skeleton = Skeleton(self.source, self.device)
         for method in self.methods:
             (self.work / method.name).mkdir(parents=True, exist_ok=True)
-        journal = Journal.open(self.work / "journal.json")
+        self.state.mkdir(exist_ok=True)
+        journal = Journal.open(self.state / "journal.json")
         journal.batch = journal.batch or self.at_once
         with closing(skeleton), closing(self._streams()) as streams:
             if not journal.kept:
                 self._keep_rest(skeleton, journal, streams)
             groups, metric = dict[frozenset[str], Groups](), cache(lambda: prediction_metric(skeleton, self.windows))
-            with counter(len(skeleton) * len(self.methods), journal.blocks * len(self.methods), "quantizing") as count:
-                for index in range(journal.blocks, len(skeleton)):
+            steps = [len(self.share.of_block(self.methods, index)) for index in range(len(skeleton))]
+            wanted = [index for index in range(len(skeleton)) if steps[index] or self._goes_on(index)]
+            left = [index for index in wanted if index >= journal.blocks]
+            with counter(sum(steps), sum(steps[: journal.blocks]), "quantizing") as count:
+                for index, following in zip_longest(left, left[1:]):
                     with stage("read"):
                         skeleton.read_ahead(index)
                         block = skeleton.block(index, self.windows.shape[1])
-                        skeleton.read_ahead(index + 1)
+                        if following is not None:
+                            skeleton.read_ahead(following)
                         block.groups, block.experts = self._groups(block, groups)
                     self._quantize(skeleton, block, metric, journal, streams, count)
                     skeleton.release(index)
                     journal.blocks = index + 1
-                    streams.finish(index, partial(journal.save, journal.text()), last=index + 1 == len(skeleton))
+                    streams.finish(index, partial(journal.save, journal.text()), last=following is None)
         return journal
 
-    def parts(self, method: Method) -> list[Path]:
-        """The encoded parts of a recipe, in the model's order."""
-        return sorted((self.work / method.name).glob("part-*.safetensors"))
+    def _goes_on(self, index: int) -> bool:
+        """Whether this device quantizes a block after `index` by the original model's activations."""
+        return self.share.reads_original(self.methods, index + 1, self.source.layout.count)
 
     def _groups(self, block: Block, known: dict[frozenset[str], Groups]) -> Groups:
         """The block's groups and those in its experts; blocks with layers of the same names are alike."""
@@ -187,11 +205,12 @@ class Walk:
 
     def _streams(self) -> Streams:
         shape = (self.windows.shape[0], self.windows.shape[1], self._hidden())
-        return Streams(self.work, shape, held(shape, 1 + sum(method.sequential for method in self.methods), self.device))
+        streams = 1 + sum(method.sequential for method in self.methods)
+        return Streams(self.state, shape, held(shape, streams * self.share.of, self.device))
 
     def _keep_rest(self, skeleton: Skeleton, journal: Journal, streams: Streams) -> None:
         """Embedding, final norm and head, and the activations that the first block reads."""
-        for number, name in enumerate(skeleton.rest()):
+        for number, name in enumerate(skeleton.rest() if self.share.rank == 0 else []):
             largest = Largest()
             for method in self.methods:  # each in a part of its own: on a CPU embedding and head are never both in memory
                 tensor = skeleton.checkpoint.read(name)
@@ -208,21 +227,22 @@ class Walk:
         self, skeleton: Skeleton, block: Block, metric: Callable[[], Tensor], journal: Journal, streams: Streams, count: Any
     ) -> None:
         index, last = block.index, block.index + 1 == len(skeleton)
-        source = streams.of(ORIGINAL, index)
-        shared, started, observes = None, time.perf_counter(), observes_original(self.methods)
-        outputs = streams.new(ORIGINAL, index + 1) if any(method.targets for method in self.methods) or (observes and not last) else None
+        source, methods = streams.of(ORIGINAL, index), self.share.of_block(self.methods, index)
+        shared, started = None, time.perf_counter()
+        onward = self._goes_on(index) or any(method.targets for method in methods)
+        outputs = streams.new(ORIGINAL, index + 1) if onward else None
         with quick_products(block.device):
-            if observes or (index == 0 and any(method.data for method in self.methods)):
+            if observes_original(methods) or (index == 0 and any(method.data for method in methods)):
                 shared = self._calibrate(block, source, outputs, metric, journal.batch, streams, ORIGINAL, outputs)
             elif outputs:
                 with stage("forward"):
                     outputs.write(block.outputs(source, journal.batch))
         weights = Largest(block.device)
-        for parameter in block.module.parameters():
+        for parameter in block.module.parameters() if methods else ():
             weights.see(parameter)
         spent = time.perf_counter() - started
         whole = True  # the block still holds the original weights
-        for method in sorted(self.methods, key=lambda method: method.sequential):
+        for method in sorted(methods, key=lambda method: method.sequential):
             started = time.perf_counter()
             if not whole:
                 with stage("read"):

@@ -20,10 +20,10 @@ from qlab.methods.rtn import rtn
 from qlab.models.opening import OpenedModel, decoder_layers
 from qlab.support.disk.scratch import Scratch
 from qlab.support.progress import progress
-from qlab.walk.activations import Activations
 from qlab.walk.folding import fold_scales
 from qlab.walk.grouping import input_groups
 from qlab.walk.skeleton import Skeleton
+from qlab.walk.state.activations import Activations
 from qlab.walk.statistics import Statistics, collect
 from qlab.workbook.lesson import Lesson
 

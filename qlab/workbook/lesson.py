@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.artifacts.artifact import Artifact, artifact_folder, make_artifact, quantize_model
-from qlab.evaluate.quality import Quality, kept_logits, measure_quality
+from qlab.evaluate.kept import kept_logits
+from qlab.evaluate.quality import Quality, measure_quality
 from qlab.formats import awq
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, already_rounded, check_length, decoder_layers, found_device, locate
@@ -27,6 +28,7 @@ from qlab.recipes.fitting import fitted_size, layers_of
 from qlab.support.memory import disk_bytes
 from qlab.support.process import run_isolated
 from qlab.walk.statistics import Statistics, collect
+from qlab.workbook.judged import judged
 from qlab.workbook.record import record
 
 GROUP_SIZE = 128  # the guide's
@@ -81,16 +83,24 @@ class Lesson:
         run_isolated(quantize_model, *arguments)
 
     def evaluate(self, name: str, model: PreTrainedModel | Artifact) -> Quality:
-        """Quality of a model or artifact against the original; recorded as `quality/name`."""
-        candidate = load(model.source, self.dtype, self.device) if isinstance(model, Artifact) else model
-        quality = measure_quality(candidate, self.evaluation, self.expected, label=name)
+        """Quality of a model or artifact against the original; recorded as `quality/name`. An artifact's is kept for other lessons."""
+
+        def judge() -> Quality:
+            candidate = load(model.source, self.dtype, self.device) if isinstance(model, Artifact) else model
+            return measure_quality(candidate, self.evaluation, self.expected, label=name)
+
+        if isinstance(model, Artifact):
+            quality = judged(model, self.source.fingerprint, self.evaluation, self.dtype, self.device, judge)
+        else:
+            quality = judge()
         record(f"quality/{name}", quality.as_dict())
         return quality
 
     @cached_property
-    def expected(self) -> PreTrainedModel | list[Tensor]:
+    def expected(self) -> nn.Module | Sequence[Tensor]:
         """The original's logits for every evaluation window, which dozens of models are held against; or the original."""
-        return kept_logits(self.reference, self.evaluation.split(1))
+        Path(self.work).mkdir(parents=True, exist_ok=True)
+        return kept_logits(self.reference, self.evaluation.split(1), Path(self.work))
 
     def statistics(self) -> dict[str, Statistics]:
         """Statistics of the inputs of `layers` over the calibration windows, by layer name."""

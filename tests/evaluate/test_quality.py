@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from qlab.artifacts.artifact import make_artifact
-from qlab.evaluate.quality import measure_quality, next_token_logits
+from qlab.evaluate.kept import next_token_logits
+from qlab.evaluate.quality import measure_quality
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse

@@ -26,6 +26,7 @@ from qlab.models.texts.prompts import load_prompts
 from qlab.recipes import parse
 from qlab.serve.load import Answer, parting, percentiles, run_load, saturation, summary
 from qlab.serve.proof import compare, prove
+from qlab.serve.rounding import eight_bit_inputs
 from qlab.serve.runtimes.greedy import Greedy
 from qlab.serve.runtimes.llamacpp import LlamaCpp, post
 from qlab.serve.server import on_free_port, serving
@@ -83,13 +84,13 @@ def test_agreement_is_perfect_with_itself_and_sees_one_wrong_token(tiny: OpenedM
         chosen = model.generate(torch.tensor([prompt]), max_new_tokens=4, do_sample=False, pad_token_id=0)[0, 3:]
         logits = model(torch.tensor([[*prompt, *chosen.tolist()]])).logits[0, 2:-1].log_softmax(-1)
     reported = logits.gather(1, chosen[:, None])[:, 0].tolist()
-    own = compare(model, [prompt], [chosen.tolist()], [reported])
+    own = compare(model, [prompt], [chosen.tolist()], [reported], eight_bit_inputs)
     assert (own.identical, own.in_context) == (1, 1)
     assert own.margin == pytest.approx(0, abs=1e-5)
     assert own.error == pytest.approx(0, abs=1e-5)
     chosen = chosen.clone()
     chosen[1] = logits[1].argmin()
-    assert compare(model, [prompt], [chosen.tolist()], [reported]).margin > 0.1
+    assert compare(model, [prompt], [chosen.tolist()], [reported], eight_bit_inputs).margin > 0.1
 
 
 def test_every_prompt_is_answered_at_every_concurrency(artifacts: dict[str, Path]) -> None:

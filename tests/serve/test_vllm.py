@@ -27,6 +27,7 @@ from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
+from qlab.serve.deployment import Deployment
 from qlab.serve.proof import PROMPTS, Agreement, compare
 from qlab.serve.runtimes.vllm import VLLM, has_kernels
 
@@ -125,7 +126,9 @@ class Run:
     def agreement(self, answer: str, recipe: str) -> Agreement:
         """What vLLM answered, against the weights of `recipe`'s artifact."""
         given = self.answers[answer]
-        return compare(load(self.artifacts[recipe]), self.prompts, given["tokens"], given["logprobs"])
+        deployment = Deployment(self.artifacts[recipe].folder, "model")
+        rounding = VLLM().rounding(deployment)
+        return compare(load(self.artifacts[recipe]), self.prompts, given["tokens"], given["logprobs"], rounding)
 
 
 def run(source: OpenedModel, recipes: list[str], changes: dict[Change, str], work: Path) -> Run:
@@ -152,31 +155,31 @@ def second(second_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.parametrize("recipe", SERVED)
 def test_vllm_says_what_the_dequantized_weights_say(embedded: Run, recipe: str) -> None:
     found = embedded.agreement(recipe, recipe)
-    assert found.within(VLLM()), found
+    assert found.holds, found
     assert embedded.device != "cpu" or embedded.answers[recipe]["kernels"] == ["CPUWNA16LinearKernel"]
 
 
 @pytest.mark.parametrize("recipe", SECOND)
 def test_with_biases_and_another_architecture_too(second: Run, recipe: str) -> None:
     found = second.agreement(recipe, recipe)
-    assert found.within(VLLM()), found
+    assert found.holds, found
 
 
 @pytest.mark.parametrize(("served", "other"), [("awq-w4g128", "gptq-w4g128"), ("gptq-w4g128", "gptq-w4g32"), ("awq-w4g128", "awq-w4g32")])
 def test_another_artifact_is_told_apart(embedded: Run, served: str, other: str) -> None:
     found = embedded.agreement(served, other)
-    assert not found.within(VLLM()), found
+    assert not found.holds, found
 
 
 @pytest.mark.parametrize("change", BROKEN, ids=lambda change: change.__name__)
 def test_a_broken_artifact_is_told_apart(embedded: Run, change: Change) -> None:
     found = embedded.agreement(change.__name__, BROKEN[change])
-    assert not found.within(VLLM()), found
+    assert not found.holds, found
 
 
 @pytest.mark.parametrize("recipe", REFUSED)
 def test_what_vllm_refuses_it_refuses_by_name(embedded: Run, recipe: str) -> None:
     if recipe == "gptq-w8g128" and embedded.device != "cpu":
-        assert embedded.agreement(recipe, recipe).within(VLLM())
+        assert embedded.agreement(recipe, recipe).holds
     else:
         assert REFUSED[recipe] in embedded.answers[recipe]["error"]

@@ -17,8 +17,8 @@ from qlab.models.layout import class_of, compute_buffers, empty_model
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
 from qlab.recipes import NF4, Integers, parse
-from qlab.walk.activations import Activations
 from qlab.walk.skeleton import Skeleton
+from qlab.walk.state.activations import Activations
 from tests.walk.families import FAMILIES, make
 
 RECIPES = ["rtn-w4g32", "awq-w4g32", "gptq-w4g32", "tuned-w4g32-steps2", "nf4"]

@@ -17,10 +17,10 @@ from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, decoder_layers, locate
 from qlab.recipes import parse
 from qlab.support.errors import UserError
-from qlab.walk.activations import Activations
 from qlab.walk.folding import fold_scales
 from qlab.walk.grouping import input_groups
 from qlab.walk.skeleton import Skeleton
+from qlab.walk.state.activations import Activations
 
 SHAPE = (8, 64, 256)  # windows, their length, hidden
 QKV = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]

@@ -30,10 +30,10 @@ from qlab.models.opening import OpenedModel, decoder_layers
 from qlab.recipes import Integers, parse
 from qlab.support.errors import UserError
 from qlab.support.precision import quick_products
-from qlab.walk.activations import Activations
 from qlab.walk.folding import fold_scales
 from qlab.walk.grouping import input_groups
 from qlab.walk.skeleton import Skeleton
+from qlab.walk.state.activations import Activations
 from qlab.walk.statistics import Statistics, collect
 
 RECIPES = [

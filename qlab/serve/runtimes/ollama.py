@@ -14,6 +14,7 @@ from openai import OpenAI
 
 from qlab.plan.footprint import Footprint
 from qlab.serve.deployment import Deployment
+from qlab.serve.rounding import Rounding, eight_bit_inputs
 from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 from qlab.support.disk.scratch import Scratch
@@ -36,7 +37,6 @@ class Ollama:
     kinds = ("gguf",)
     install = "conda install -c conda-forge ollama"
     health = "/api/version"
-    margin, error = 0.4, 0.05  # llama.cpp's, which runs inside
     unknown_model = 404
 
     def present(self) -> bool:
@@ -46,6 +46,10 @@ class Ollama:
         if deployment.key or not deployment.loopback:
             raise UserError("Ollama knows no keys: serve it on 127.0.0.1, and put a proxy with authentication before it")
         return ["ollama", "serve"]
+
+    def rounding(self, deployment: Deployment) -> Rounding:
+        """Inputs of linear layers to 8 bits."""
+        return eight_bit_inputs
 
     def environment(self, deployment: Deployment) -> dict[str, str]:
         return {"OLLAMA_HOST": f"{deployment.host}:{deployment.port}", "OLLAMA_NUM_PARALLEL": str(deployment.sequences)}

@@ -10,6 +10,7 @@ from openai import OpenAI
 
 from qlab.plan.footprint import Footprint, footprint
 from qlab.serve.deployment import Deployment
+from qlab.serve.rounding import Rounding
 from qlab.serve.runtimes.greedy import Greedy
 from qlab.support.errors import UserError
 
@@ -34,9 +35,8 @@ class Runtime(Protocol):
     """A server program with an OpenAI-compatible interface.
 
     `name` as users type it, `label` as its makers write it; `kinds` are the formats that it serves; `install` is the command that
-    brings it; `health` the path that answers 200 once the model is loaded. `margin` and `error` bound what a served model may
-    differ by from the artifact in PyTorch, FP32, and be the same one (qlab.serve.proof); `unknown_model` is the HTTP status of
-    a model name that it does not serve.
+    brings it; `health` the path that answers 200 once the model is loaded; `unknown_model` the HTTP status of a model name that it
+    does not serve.
     """
 
     @property
@@ -50,10 +50,6 @@ class Runtime(Protocol):
     @property
     def health(self) -> str: ...
     @property
-    def margin(self) -> float: ...
-    @property
-    def error(self) -> float: ...
-    @property
     def unknown_model(self) -> int: ...
 
     def present(self) -> bool:
@@ -61,6 +57,9 @@ class Runtime(Protocol):
 
     def command(self, deployment: Deployment) -> list[str]:
         """The program and its arguments, one word each; no shell reads them. The key is never among them."""
+
+    def rounding(self, deployment: Deployment) -> Rounding:
+        """How it rounds activations, done to the model in PyTorch."""
 
     def environment(self, deployment: Deployment) -> dict[str, str]:
         """What it reads from its environment: the key, and that nothing is reported to anybody."""

@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from openai import OpenAI
 
 from qlab.plan.footprint import Footprint
 from qlab.serve.deployment import Deployment
+from qlab.serve.rounding import Rounding, half_outputs
 from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 
@@ -26,7 +28,6 @@ class TGI:
     kinds = ("awq", "gptq", "bitsandbytes", "dense")
     install = f"docker pull {IMAGE}"
     health = "/health"
-    margin, error = 0.03, 0.005
     unknown_model = 200
 
     def present(self) -> bool:
@@ -35,6 +36,10 @@ class TGI:
     def command(self, deployment: Deployment) -> list[str]:
         where = ["--hostname", deployment.host, "--port", str(deployment.port)]
         return ["text-generation-launcher", "--model-id", str(deployment.folder), *where, *flags(deployment)]
+
+    def rounding(self, deployment: Deployment) -> Rounding:
+        """All activations to FP16."""
+        return half_outputs(torch.float16)
 
     def environment(self, deployment: Deployment) -> dict[str, str]:
         key = {"API_KEY": deployment.key} if deployment.key else {}

@@ -15,6 +15,7 @@ from qlab.plan.footprint import Footprint
 from qlab.plan.plan import cache_bytes
 from qlab.plan.shapes import config_shape
 from qlab.serve.deployment import Deployment
+from qlab.serve.rounding import Rounding, half_outputs
 from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 from qlab.support.errors import UserError
@@ -38,7 +39,6 @@ class VLLM:
     kinds = ("awq", "gptq", "dense")
     install = "make vllm"
     health = "/health"
-    margin, error = 0.03, 0.005  # FP16; measured: right 0.007 and 0.0012, one layer's zero points off by one 0.13 and 0.03
     unknown_model = 404
 
     def present(self) -> bool:
@@ -47,6 +47,10 @@ class VLLM:
     def command(self, deployment: Deployment) -> list[str]:
         where = ["--host", deployment.host, "--port", str(deployment.port)]
         return [*(program() or ["vllm", "serve"]), str(deployment.folder), *where, *flags(deployment)]
+
+    def rounding(self, deployment: Deployment) -> Rounding:
+        """All activations to FP16, or to BF16 where the artifact is marked so."""
+        return half_outputs(getattr(torch, dtype(deployment)))
 
     def environment(self, deployment: Deployment) -> dict[str, str]:
         key = {"VLLM_API_KEY": deployment.key} if deployment.key else {}

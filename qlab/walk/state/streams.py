@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qlab.support.stages import stage
-from qlab.walk.activations import Activations, Held, Shape, Writer
+from qlab.walk.state.activations import Activations, Held, Shape, Writer
 
 SHARE = 0.5  # of the machine's free memory that activations may take
 PARTS = 4  # encoded parts that wait in memory until they are written

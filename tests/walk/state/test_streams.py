@@ -16,8 +16,8 @@ from qlab.artifacts.artifact import quantize_model
 from qlab.models.opening import OpenedModel
 from qlab.recipes import Integers, parse
 from qlab.walk import walk as module
-from qlab.walk.activations import Activations, Writer
-from qlab.walk.streams import Streams, held
+from qlab.walk.state.activations import Activations, Writer
+from qlab.walk.state.streams import Streams, held
 
 SHAPE = (3, 4, 5)
 RECIPES = ["awq-w4g32", "gptq-w4g32-sequential"]

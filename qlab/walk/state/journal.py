@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+V = TypeVar("V")
 
 
 @dataclass
@@ -25,6 +28,28 @@ class Journal:
     def open(cls, path: Path) -> Journal:
         """The journal at `path`, or a new one."""
         return cls(path, **json.loads(path.read_text())) if path.exists() else cls(path)
+
+    @classmethod
+    def merged(cls, journals: Sequence[Journal], prefixes: Sequence[str]) -> Journal:
+        """What several devices found, in the order of the blocks, whose names begin with `prefixes`; it lies in no file.
+
+        `seconds` are those of the device that took longest.
+        """
+
+        def place(name: str) -> int:
+            return next((index for index, prefix in enumerate(prefixes) if name.startswith(prefix)), -1)
+
+        def together(parts: Iterable[dict[str, V]]) -> dict[str, V]:
+            whole = {name: value for part in parts for name, value in part.items()}
+            return {name: whole[name] for name in sorted(whole, key=place)}
+
+        found = cls(Path())
+        for recipe in sorted({name for journal in journals for name in journal.largest}):
+            found.seconds[recipe] = max(journal.seconds.get(recipe, 0.0) for journal in journals)
+            found.largest[recipe] = max(journal.largest.get(recipe, 0.0) for journal in journals)
+            found.errors[recipe] = together(journal.errors.get(recipe, {}) for journal in journals)
+            found.notes[recipe] = together(journal.notes.get(recipe, {}) for journal in journals)
+        return found
 
     def text(self) -> str:
         """All that it holds, as `save` writes it."""

@@ -1,0 +1,73 @@
+"""The reference's logits, computed once and kept: in memory while they are few, else in a file.
+
+A lesson holds dozens of models against one reference on the same windows. Without this each of them costs a forward pass of the reference.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qlab.support.disk.scratch import Scratch
+
+IN_MEMORY = 512 << 20  # bytes of logits
+SPARE = 2  # times the file's size must be free on the disk
+
+
+class Filed(Sequence[Tensor]):
+    """Tensors float32 [rows, columns] in a file of a temporary folder, read one at a time onto the CPU; it goes with this object."""
+
+    def __init__(self, tensors: Iterator[Tensor], place: Path | None = None) -> None:
+        """Write them below `place`.
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
+        self._scratch, self._shapes = Scratch(place), list[tuple[int, ...]]()
+        with self._file.open("wb") as stream:
+            for tensor in tensors:
+                tensor.float().cpu().numpy().tofile(stream)
+                self._shapes.append(tuple(tensor.shape))
+
+    @property
+    def _file(self) -> Path:
+        return self._scratch.path / "logits.bin"
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        rows, columns = self._shapes[index]
+        first = sum(above * across for above, across in self._shapes[:index])
+        values = np.fromfile(self._file, np.float32, rows * columns, offset=4 * first)
+        return torch.from_numpy(values).view(rows, columns)
+
+
+def next_token_logits(model: nn.Module, window: Tensor) -> Tensor:
+    """Logits for positions 1 … of one window, int64 [1, length] → float32 [length − 1, vocabulary]."""
+    device = next(model.parameters()).device
+    return model(input_ids=window.to(device), use_cache=False).logits[0, :-1].float()
+
+
+@torch.inference_mode()
+def kept_logits(model: nn.Module, windows: Sequence[Tensor], place: Path | None = None) -> Sequence[Tensor] | nn.Module:
+    """The model's next_token_logits for every window, that others be held against: many of them in a file below `place`, or among the
+    system's temporary files. Where the disk has no room for that, the model itself."""
+    size = 4 * sum(window.numel() for window in windows) * model.config.vocab_size  # type: ignore[operator, union-attr]
+    logits = (next_token_logits(model, window) for window in windows)
+    if size <= IN_MEMORY:
+        return list(logits)
+    if shutil.disk_usage(place or tempfile.gettempdir()).free < SPARE * size:
+        return model
+    return Filed(logits, place)
+
+
+def reference_logits(reference: nn.Module | Sequence[Tensor], index: int, window: Tensor) -> Tensor:
+    """What kept_logits kept of the window at `index`, or what the reference computes for it."""
+    return next_token_logits(reference, window) if isinstance(reference, nn.Module) else reference[index]

@@ -1,0 +1,56 @@
+"""The reference's logits are kept, in memory or in a file, and are what the reference computes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from qlab.evaluate import kept
+from qlab.evaluate.kept import Filed, kept_logits, next_token_logits, reference_logits
+from qlab.models.loading import load
+from qlab.models.opening import locate
+
+
+@pytest.fixture(scope="module")
+def original() -> PreTrainedModel:
+    return load(locate("embedded"))
+
+
+WINDOWS = [torch.randint(1, 4096, (1, length), generator=torch.Generator().manual_seed(length)) for length in (16, 9, 30)]
+
+
+def check(found: Sequence[torch.Tensor] | nn.Module, model: PreTrainedModel) -> None:
+    with torch.inference_mode():
+        for index, window in enumerate(WINDOWS):
+            assert torch.equal(reference_logits(found, index, window), next_token_logits(model, window))
+
+
+def test_few_are_held_in_memory(original: PreTrainedModel) -> None:
+    found = kept_logits(original, WINDOWS)
+    assert isinstance(found, list)
+    check(found, original)
+
+
+def test_many_lie_in_a_file(original: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "IN_MEMORY", 1000)
+    found = kept_logits(original, WINDOWS, tmp_path)
+    assert isinstance(found, Filed)
+    assert len(found) == len(WINDOWS)
+    check(found, original)
+    assert len(list(tmp_path.iterdir())) == 1
+    del found
+    assert not list(tmp_path.iterdir()), "the file goes with the object"
+
+
+def test_a_small_disk_keeps_none(original: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "IN_MEMORY", 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10_000))
+    assert kept_logits(original, WINDOWS, tmp_path) is original
+    assert not list(tmp_path.iterdir())
