@@ -92,7 +92,7 @@ ARCHITECTURES = {
     "qwen3_moe": Architecture(ARCH.QWEN3MOE, differs=normalized(True)),
     "olmoe": Architecture(ARCH.OLMOE, differs=olmoe),
     "granitemoe": Architecture(ARCH.GRANITE_MOE, turned=True, keys=GRANITE),
-    "gpt_oss": Architecture(ARCH.GPT_OSS, keys=WINDOW + (("intermediate_size", "add_expert_feed_forward_length"),), differs=pattern(2)),
+    "gpt_oss": Architecture(ARCH.GPT_OSS, keys=(*WINDOW, ("intermediate_size", "add_expert_feed_forward_length")), differs=pattern(2)),
     "gemma": Architecture(ARCH.GEMMA, TANH, offset=1.0),
     "gemma2": Architecture(ARCH.GEMMA2, TANH, offset=1.0, keys=GEMMA + WINDOW, differs=pattern(2)),
     "gemma3_text": Architecture(ARCH.GEMMA3, TANH, offset=1.0, keys=GEMMA + WINDOW, differs=pattern(6)),
