@@ -14,8 +14,8 @@ from torch import Tensor
 
 from qlab.formats.folder import finish_folder
 from qlab.formats.gguf import file as gguf
-from qlab.formats.gguf.decode import decode
 from qlab.formats.gguf.mix import fallback_note
+from qlab.formats.gguf.reading import decode_encoded
 from qlab.methods.awq import judged_rows, output_error
 from qlab.models.opening import OpenedModel
 from qlab.recipes.recipe import Walked
@@ -111,7 +111,7 @@ class GGUF(Walked):
             found.notes[within + layer] = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.text_config)
             if seen:
                 original = gguf.in_its_form(part.prefix + name, tensors[name], source.text_config)[rows].clone()
-                yield within + layer, decoders.submit(decode, {key: coded[rows].cpu()}), original, seen.hessian
+                yield within + layer, decoders.submit(decode_encoded, {key: coded[rows].cpu()}), original, seen.hessian
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         if source.layout.beside(name):

@@ -211,3 +211,10 @@ def describe(files: GGUFFiles) -> str:
     kinds = sorted(weights, key=lambda kind: -weights[kind])
     *others, last = [kind for kind in kinds if kind not in FLOATS] or kinds[:1]
     return f"GGUF {', '.join(others)} and {last}" if others else f"GGUF {last}"
+
+
+def decode_encoded(stored: dict[str, Tensor]) -> Tensor:
+    """The weights, float32, of one tensor that encode_tensors returned, by gguf-py, whose decoder is not ours and so judges our encoder;
+    query and key rows stay in llama.cpp's order."""
+    ((key, tensor),) = stored.items()
+    return decode({"": tensor.cpu()}, key.partition(":")[0], None).float()
