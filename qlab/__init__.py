@@ -24,6 +24,12 @@ for _variable, _value in {
 }.items():
     os.environ.setdefault(_variable, _value)
 
+# Servers on this machine are asked directly: a proxy of the environment would be sent their keys, and cannot reach them.
+_direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+if _direct.strip() != "*":
+    for _variable in ("no_proxy", "NO_PROXY"):
+        os.environ[_variable] = ",".join(dict.fromkeys([*filter(None, _direct.split(",")), "127.0.0.1", "localhost", "::1"]))
+
 # PyTorch's threads (libgomp's) wait for each other in a loop that keeps their core busy: by default for some 15 ms, which is longer than
 # the system lets a program run at a time. If another program has the core that the last thread needs, all this time is lost, at each
 # operation. With this count they give up their core after half a millisecond. It is read when PyTorch is loaded: who imports torch before

@@ -31,6 +31,12 @@ def test_no_source_of_ours_opens_pickle_or_runs_others_code() -> None:
     assert [file.name for file, text in sources.items() if re.search(r"torch\.load\(|pickle\.load|trust_remote_code=True", text)] == []
 
 
+def test_chat_templates_are_rendered_in_one_place_alone() -> None:
+    sources = {file: file.read_text() for file in (ROOT / "qlab").rglob("*.py")}
+    found = [file.name for file, text in sources.items() if re.search(r"apply_chat_template\(|render_jinja_template\(|import jinja2", text)]
+    assert found == ["templates.py"]
+
+
 @pytest.mark.parametrize("start", ["from qlab.support.process import run_isolated; run_isolated(len, ())", "-m qlab.serve.supervisor true"])
 def test_code_in_the_current_folder_is_not_imported_by_processes_that_are_started(start: str, tmp_path: Path) -> None:
     """As the console script does, whose own path is not the current folder but that of the program."""
@@ -47,6 +53,20 @@ def test_code_in_the_current_folder_is_not_imported_by_processes_that_are_starte
     done = subprocess.run([sys.executable, program], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, timeout=60)
     assert done.returncode == 0
     assert not (tmp_path / "RAN").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [({}, []), ({"NO_PROXY": "a.example"}, ["a.example"]), ({"no_proxy": "b", "NO_PROXY": "c"}, ["b"]), ({"no_proxy": "*"}, ["*"])],
+)
+def test_servers_on_this_machine_are_reached_without_a_proxy(given: dict[str, str], kept: list[str]) -> None:
+    code = "import qlab, os, urllib.request; print(os.environ['no_proxy'], urllib.request.proxy_bypass('127.0.0.1:8000'))"
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    environment |= {"PYTHONPATH": str(ROOT), "HTTP_PROXY": "http://proxy.example:3128", **given}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    found, bypassed = done.stdout.split()
+    assert bypassed in ("True", "1"), done.stderr
+    assert found.split(",")[: len(kept)] == kept
 
 
 def test_readme_links_it() -> None:

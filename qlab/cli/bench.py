@@ -13,6 +13,7 @@ import typer
 from qlab.cli.app import app, console
 from qlab.cli.numbers import TOKENS, real, whole
 from qlab.cli.words import readable, show, table
+from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 
 WIDE = 180  # characters, where nobody watches
@@ -37,8 +38,8 @@ def bench(
 ) -> None:
     """Prompt and generation speed, the ceiling that memory bandwidth sets, and memory predicted and measured; each in its own process."""
     from qlab.evaluate.engines import DTYPES
-    from qlab.evaluate.results import runtime_figures
     from qlab.evaluate.rounds import Protocol, measure_in_turns
+    from qlab.evaluate.store.results import runtime_figures
     from qlab.models.opening import locate
     from qlab.workbook.lesson import quiet
 
@@ -79,7 +80,7 @@ def subject_of(source: Any) -> Any:
         UserError: an artifact's manifest is damaged.
     """
     from qlab.artifacts.artifact import Artifact
-    from qlab.evaluate.results import Subject
+    from qlab.evaluate.store.results import Subject
 
     if Artifact.open(source.path):
         return Subject(source.path.parent.name, source.path.name, source.fingerprint)
@@ -88,8 +89,8 @@ def subject_of(source: Any) -> Any:
 
 def keep(store: str, model: str, found: list[Any]) -> None:
     """Add figures to the table, if one is wanted; a table that cannot be written is said, and costs nobody the figures."""
-    from qlab.evaluate.results import add
-    from qlab.workbook.runner import provenance
+    from qlab.evaluate.store.provenance import provenance
+    from qlab.evaluate.store.results import add
 
     if store:
         try:
@@ -129,33 +130,36 @@ def results(
     model: Annotated[str, typer.Option(help="Only models whose name holds this.")] = "",
     every: Annotated[bool, typer.Option("--every", help="Also figures that were measured again later.")] = False,
     store: Annotated[Path, typer.Option(help="The SQLite file.")] = Path("build/results.sqlite"),
-    csv: Annotated[Path | None, typer.Option(help="Write the tidy table, one row a figure with its provenance, to this file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the tidy table, one row a figure with its provenance, to this new file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file of --csv where there is one.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The tidy table as one JSON list.")] = False,
 ) -> None:
     """Everything measured so far, over models, runtimes and machines: `qlab bench`, `qlab evaluate` and lesson 7 add to it."""
-    from qlab.evaluate.results import read, wide
+    from qlab.evaluate.store.results import read
+    from qlab.evaluate.store.wide import wide
 
     if csv:
-        check_csv(csv, store)
+        check_csv(csv, store, force)
     figures = read(store, every)
     figures = figures[figures["model"].str.contains(model, regex=False, case=False)]
     if unknown := [name for name in metric or [] if name not in set(figures["metric"])]:
         raise UserError(f"no figures of {unknown[0]!r} here: expected {', '.join(sorted(figures['metric'].unique()))}")
     if csv:
-        figures.to_csv(csv, index=False)
+        write_whole(csv.resolve(), figures.to_csv(index=False))
         console.print(f"{len(figures)} figures in {csv}", markup=False, highlight=False)
     if as_json:
         print(figures.to_json(orient="records"))
     elif not csv:
-        shown = wide(figures, metric or [name for name in SHOWN if name in set(figures["metric"])])
+        shown, under = wide(figures, metric or [name for name in SHOWN if name in set(figures["metric"])])
         show(table(map(str, shown.columns), shown.itertuples(index=False)), WIDE)
+        print("\n".join(map(readable, under)))
 
 
-def check_csv(file: Path, store: Path) -> None:
-    """See that a table can be written to `file`.
+def check_csv(file: Path, store: Path, force: bool) -> None:
+    """See that a table can be written to `file`, and that no file is replaced but by `force`.
 
     Raises:
-        UserError: its folder is missing, it is no regular file, or it is the store itself.
+        UserError: its folder is missing, it is no regular file, it is the store itself, or it is there already.
     """
     if not file.parent.is_dir():
         raise UserError(f"no folder {file.parent} for --csv {file.name}: make it first ('mkdir -p {file.parent}')")
@@ -163,3 +167,5 @@ def check_csv(file: Path, store: Path) -> None:
         raise UserError(f"--csv {file} is the store of the figures itself: give another file")
     if os.path.lexists(file) and not file.is_file():
         raise UserError(f"--csv {file} is not a regular file: give another, or take --json for standard output")
+    if os.path.lexists(file) and not force:
+        raise UserError(f"--csv {file} is there already: give another file, or --force to replace it")

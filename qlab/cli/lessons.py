@@ -31,13 +31,14 @@ def run(
 ) -> None:
     """Execute lessons by papermill and write the report. Finished lessons are not done again."""
     from qlab.artifacts.going_on import LOCK
-    from qlab.evaluate.results import STORE, Figure, Subject
+    from qlab.evaluate.store.provenance import provenance
+    from qlab.evaluate.store.results import STORE, Figure, Subject
     from qlab.models.opening import locate
     from qlab.show.progress import LessonProgress
     from qlab.support.disk.lock import locked
     from qlab.support.disk.room import room_for
     from qlab.workbook.report import check_report, write_report
-    from qlab.workbook.runner import DONE, Outcome, prepare, provenance, run_lessons
+    from qlab.workbook.runner import DONE, Outcome, prepare, run_lessons
 
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
     check_report(out, values, locate(model).path)

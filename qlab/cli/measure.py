@@ -38,10 +38,11 @@ def evaluate(
 
     from qlab.evaluate.agreement import agreement_table, answer_prompts, part
     from qlab.evaluate.quality import measure_quality
-    from qlab.evaluate.results import Figure, quality_figures, score_figures
+    from qlab.evaluate.store.results import Figure, quality_figures, score_figures
     from qlab.evaluate.tasks import check_tasks, run_tasks
-    from qlab.models.loading import load, load_tokenizer
-    from qlab.models.opening import check_length, found_device, locate
+    from qlab.models.loading import load_and_rest, load_tokenizer
+    from qlab.models.opening import check_length, found_device, left_out, locate
+    from qlab.models.texts.builtin import fingerprint
     from qlab.models.texts.mixture import load_text
     from qlab.models.texts.prompts import load_prompts
     from qlab.models.texts.tokens import embedding_rows
@@ -62,13 +63,18 @@ def evaluate(
     asked = load_prompts(prompts) if agreement else []
     wanted = [name.strip() for name in tasks.split(",")] if tasks else []
     check_tasks(wanted, limit, task_data, task_text := load_text(text) if wanted else "")
-    model, judge = load(source, torch.float32, device), load(original, torch.float32, device) if original else None
+    model, rest = load_and_rest(source, torch.float32, device)
+    judge, rest_of_judge = load_and_rest(original, torch.float32, device) if original else (None, [])
     quality = measure_quality(model, reading.windows, judge)
-    figures = quality_figures(quality, reading.label, original.name if original else "", reading.start)
+    under = {"dtype": "float32", "device": torch.device(device).type}
+    measured_from = f"{original.name} {original.fingerprint[:8]}" if original else ""
+    figures = quality_figures(quality, reading.conditions | under, measured_from)
     found: dict[str, Any] = {name: value for name, value in quality.as_dict().items() if isinstance(value, (int, float))}
     found |= {"text": reading.as_dicts(), "protocol": reading.protocol}
+    found |= {"left_out": rest} if rest else {}
     if not as_json:
-        print("\n".join(reading.lines("text")))
+        beside = [left_out(one, names) for one, names in ((source, rest), (original, rest_of_judge)) if one and names]
+        print("\n".join([*beside, *reading.lines("text")]))
         print(f"perplexity {quality.perplexity:.3f} ± {quality.stderr:.3f}  ({quality.tokens:,} tokens, windows of {quality.window})")
         if quality.kl is not None:
             print(f"KL to {reference} {quality.kl:.5f} ± {quality.kl_stderr:.5f} nats/token; same top token {quality.top1:.1%}")
@@ -76,8 +82,9 @@ def evaluate(
         answered = answer_prompts(judge, tokenizer, asked)
         table = agreement_table(part(model, judge, answered))
         found["agreement"] = table.to_dict("records")
-        whole, under = table.iloc[0], {"prompts": len(answered), "reference": original.name if original else ""}
-        figures += [Figure(f"agreement {of}", whole[of], whole[f"{of}_stderr"], "share", under) for of in ("top1", "identical")]
+        whole = table.iloc[0]
+        over = {"prompts": len(answered), "sha256": fingerprint(json.dumps(asked))[:8], "reference": measured_from} | under
+        figures += [Figure(f"agreement {of}", whole[of], whole[f"{of}_stderr"], "share", over) for of in ("top1", "identical")]
         if not as_json:
             print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
     problem = None
@@ -86,7 +93,7 @@ def evaluate(
     except UserError as error:  # the hub's data, of which nothing is known before: what is measured is kept
         scores, problem = [], error
     found |= {"tasks": [asdict(score) for score in scores]} if wanted else {}
-    figures += score_figures(scores)
+    figures += score_figures(scores, under, reading.conditions)
     for score in scores if not as_json else []:
         print(f"{score.task} {score.metric} {score.value:.4f} ± {score.stderr:.4f}  ({score.documents} documents)")
     keep(results, path, [(subject, figures)])

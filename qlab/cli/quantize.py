@@ -36,14 +36,14 @@ def quantize(
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
     from qlab.models.loading import load_tokenizer
-    from qlab.models.opening import already_rounded, check_length, found_device, found_devices, locate
+    from qlab.models.opening import already_rounded, check_length, found_device, found_devices, left_out, locate
     from qlab.models.texts.mixture import check_texts
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
     from qlab.recipes import parse
-    from qlab.recipes.fitting import first_and_number
     from qlab.support.errors import UserError
     from qlab.support.stages import profiled
+    from qlab.support.wording import first_and_number
     from qlab.workbook.lesson import quiet
 
     quiet()
@@ -60,7 +60,7 @@ def quantize(
     for remark in (remark for each in fitted for remark in each.remarks):
         print(remark)
     if beside := source.check_complete():
-        print(f"left out, since models of this type do not have them: {first_and_number(beside)}")
+        print(left_out(source, beside))
     remarks = {subject: remark for each in fitted for subject, remark in each.recipe.remarks(source).items()}
     for subject, remark in remarks.items():
         print(f"{subject}: {remark}")
@@ -73,7 +73,7 @@ def quantize(
         plan.check(out, each)
     reading = read_windows(calibration, load_tokenizer(source), length, windows, embedding_rows(source.config))
     print("\n".join(reading.lines("calibration")))
-    with profiled() if profile else nullcontext() as stages:
+    with profiled(device) if profile else nullcontext() as stages:
         made = quantize_model(source, recipes, reading.windows, out, plan.batch, device, reading.as_dicts(), beside)
     for artifact in made:
         worst = max(artifact.errors, key=lambda name: artifact.errors[name], default="")
@@ -84,4 +84,4 @@ def quantize(
             print(f"  {first_and_number([name for name in notes if notes[name] == note])}: {note}")
     if stages:
         print("\n".join(["where the time went:", *stages.lines()]))
-    print(f"peak memory {budget.gigabytes(budget.peak_bytes())} (predicted {budget.gigabytes(plan.total)})")
+    print(f"peak memory {budget.size_text(budget.peak_bytes())} (predicted {budget.size_text(plan.total)})")

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,11 +26,13 @@ from qlab.formats.bitsandbytes import leave_unpacked
 from qlab.models.checkpoint import finite
 from qlab.models.configuration import quantization_of
 from qlab.models.layout import cannot_open, class_of, compute_buffers, empty_model
-from qlab.models.opening import OpenedModel
+from qlab.models.opening import COMPUTED, OpenedModel
+from qlab.models.texts.tokenizer_trial import check_bounded
 from qlab.support.errors import UserError
 from qlab.support.reading import read_json
 
 GENERATION = "generation_config.json"
+MARKS = ("bos_token_id", "eos_token_id", "pad_token_id")
 SPARE = 2  # times as many weights as are stored that a model may have: families share some in ways of their own
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -46,39 +47,55 @@ def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = 
     Raises:
         UserError: a format qlab does not read, an architecture transformers does not know, or weights that are not all there.
     """
-    quantization = quantization_of(source.config)
-    if native and quantization.get("quant_method") == "bitsandbytes":
-        model = opened_by_transformers(source, dtype, device)
-        leave_unpacked(model)
-    elif source.checkpoint.quantized or all(name in source.checkpoint.shapes for name in source.layout.shapes):
-        model = filled(source, dtype, device)
-    else:  # stored under other names than the architecture's, which transformers translates for the families that it knows
-        model = opened_by_transformers(source, dtype, device)
-    if (file := source.folder / GENERATION).is_file():
-        model.generation_config = generation_config(file)
-    return model.eval().to(device)
+    return load_and_rest(source, dtype, device, native)[0]
 
 
-def generation_config(file: Path) -> GenerationConfig:
-    """How the model is meant to write.
+def load_and_rest(
+    source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model as `load` has it, and the names of tensors in its checkpoint that it does not have and that are left out.
 
     Raises:
-        UserError: the file is damaged, or holds what transformers does not take.
+        UserError: as `load`.
     """
-    settings = read_json(file)
-    try:
-        return GenerationConfig.from_dict(settings)
-    except Exception as error:  # it raises what it likes of what it does not foresee
-        raise UserError(cannot_open(f"{file.parent.name}/{file.name}", error)) from error
+    quantization = quantization_of(source.config)
+    if native and quantization.get("quant_method") == "bitsandbytes":
+        model, rest = opened_by_transformers(source, dtype, device)
+        leave_unpacked(model)
+    elif source.checkpoint.quantized or all(name in source.checkpoint.shapes for name in source.layout.shapes):
+        model, rest = filled(source, dtype, device)
+    else:  # stored under other names than the architecture's, which transformers translates for the families that it knows
+        model, rest = opened_by_transformers(source, dtype, device)
+    file = source.folder / GENERATION
+    said = read_json(file) if file.is_file() else model.generation_config.to_dict()
+    model.generation_config = marks_alone(said, source.name)
+    return model.eval().to(device), rest
 
 
-def filled(source: OpenedModel, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """The model with every tensor read from the checkpoint, one at a time.
+def marks_alone(settings: Mapping[str, Any], name: str) -> GenerationConfig:
+    """Of how a model is meant to write the tokens that begin and end a text alone: all answers here are the likeliest tokens, and other
+    settings (penalties, beams by the million, ways of writing whose code lies on the hub) would make something else of them.
+
+    Raises:
+        UserError: such a token is no number, or no list of numbers.
+    """
+    marks = {}
+    for key in MARKS:
+        value = settings.get(key)
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise UserError(f"{key} of {name} is {str(value)[:60]!r}: expected the number of a token, or a list; mend {GENERATION}")
+        marks[key] = value
+    return GenerationConfig(**marks)
+
+
+def filled(source: OpenedModel, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:
+    """The model with every tensor read from the checkpoint, one at a time; and the names of those that are left out.
 
     Raises:
         UserError: the checkpoint is not complete, or does not fit its configuration.
     """
-    source.check_complete()
+    rest = source.check_complete()
     model: Any = empty_model(source.configuration, source.name)
     model = model.to(dtype).to_empty(device=device)
     compute_buffers(model, model.modules(), device)
@@ -88,11 +105,12 @@ def filled(source: OpenedModel, dtype: torch.dtype, device: str) -> PreTrainedMo
         for name in source.layout.shapes:
             place = pieces[name].of(state[pieces[name].fused]) if name in pieces else state[name]
             place.copy_(source.checkpoint.read(name))
-    return model
+    return model, rest
 
 
-def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """The model as transformers loads it, from safetensors alone and without code of the folder, every weight there.
+def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:
+    """The model as transformers loads it, from safetensors alone and without code of the folder, every weight there; and the names of
+    tensors that it found no place for.
 
     Raises:
         UserError: transformers cannot open it, or found weights missing or of another shape, which it would fill with random numbers,
@@ -116,7 +134,7 @@ def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             finite(name, tensor)
-    return model
+    return model, sorted(name for name in map(str, report["unexpected_keys"]) if not COMPUTED.fullmatch(name))
 
 
 def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
@@ -131,8 +149,11 @@ def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
             for name in TOKENIZER_FILES:
                 if (folder / name).exists():
                     read_json(folder / name)
+            if (folder / TOKENIZER_FILES[0]).exists():
+                check_bounded(folder / TOKENIZER_FILES[0])
             family: Any = PreTrainedTokenizerFast if (folder / TOKENIZER_FILES[0]).exists() else AutoTokenizer
             found: PreTrainedTokenizerBase = family.from_pretrained(folder, trust_remote_code=False)
+            found.name_or_path = source.name  # the folder may be a temporary one
             tried(found)
             return found
     except UserError:
@@ -146,7 +167,13 @@ def load_tokenizer(source: OpenedModel) -> PreTrainedTokenizerBase:
 
 
 def tried(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Cut a text of many kinds of characters and put it together again: a damaged tokenizer fails here, not within the work."""
+    """Cut a text of many kinds of characters and put it together again: a damaged tokenizer fails here, not within the work; so does one
+    that cuts a text by chance, whose figures would be other ones each time."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if chance := getattr(getattr(backend, "model", None), "dropout", None):
+        raise ValueError(
+            f"it drops merges by chance, {chance:g} of them, which is for training: set model.dropout to null in tokenizer.json"
+        )
     for special in (False, True):
         tokens = tokenizer.encode(TRIAL, add_special_tokens=special)
         if not isinstance(tokenizer.decode(tokens), str):

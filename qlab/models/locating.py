@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from qlab.formats.folder import COMPANIONS as COPIED
 from qlab.formats.gguf.reading import gguf_files
 from qlab.models.configuration import quantization_of, read_config
 from qlab.models.named import NAMES, named_folder
@@ -22,6 +23,11 @@ from qlab.support.reading import check_regular, path_of, read_json
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 HUB_FILES = ("*.safetensors", *COMPANIONS)  # no pickles, no Python
+TEMPLATES = "additional_chat_templates"  # a folder of them, beside the one of every conversation
+FUNCTION = (  # what a model computes and is given depends on these, beside its weights
+    "config.json", "quantize_config.json", "*.safetensors.index.json", *COPIED,
+    "*.model", "*.spm", "*.tiktoken", "tekken.json", f"{TEMPLATES}/*.jinja",
+)  # fmt: skip
 WHOLE = 256 << 20  # a weight file up to this many bytes is in the fingerprint whole; of a larger one, so many samples
 SAMPLES, SAMPLE_BYTES = 1024, 65536
 
@@ -78,6 +84,8 @@ def check_folder(folder: Path) -> None:
             check_regular(folder / name)
         elif name.endswith((".safetensors", ".gguf")):
             check_regular(folder / name, most=None)
+    for file in sorted((folder / TEMPLATES).glob("*.jinja")):
+        check_regular(file)
 
 
 def checked_files(place: Path) -> list[Path]:
@@ -154,17 +162,16 @@ def kind_of(place: Path) -> str:
 
 
 def fingerprint(folder: Path | None, weights: list[Path]) -> str:
-    """A hash of configuration and tokenizer in a folder, if there is one, and of weights.
+    """A hash of what a model is: configuration, tokenizer, chat templates and generation settings in a folder, if there is one, each with
+    its name, and of weights.
 
     Of files over 256 MiB only samples are read, so that a 70B takes seconds, not minutes.
     """
     digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
-        if folder and (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
-    for file in weights:
+    beside = {file for pattern in FUNCTION for file in folder.glob(pattern) if file.is_file()} if folder else set()
+    for file in [*sorted(beside - set(weights)), *weights]:
         size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
+        digest.update(f"{file.relative_to(folder) if file in beside and folder else file.name}:{size}:".encode())
         with file.open("rb") as stream:
             if size <= WHOLE:
                 digest.update(stream.read())

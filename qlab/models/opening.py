@@ -7,7 +7,7 @@ a way to store weights is known below this point and nowhere else.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,7 @@ from qlab.models.layout import Layout, configuration_from, configuration_of, emp
 from qlab.models.locating import check_folder, checked_files, find_folder, fingerprint, weight_files
 from qlab.models.naming import sources
 from qlab.support.errors import UserError
+from qlab.support.wording import first_and_number
 
 # Tensors that old checkpoints hold and the model computes itself.
 COMPUTED = re.compile(r".*(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias|\.attention\.bias)")
@@ -197,6 +198,11 @@ def already_rounded(source: OpenedModel) -> str:
         f"{source.name} is stored as {source.checkpoint.description}: "
         "every figure is a distance to these weights, which were rounded before"
     )
+
+
+def left_out(source: OpenedModel, names: Sequence[str]) -> str:
+    """What to say of tensors in its checkpoint that lie beside the model: one sentence."""
+    return f"left out of {source.name}, since models of its type do not have them: {first_and_number(names)}"
 
 
 def found_device(name: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from qlab.formats.gguf.file import Encoder
+from qlab.formats.gguf.encoding import Encoder
 from qlab.models.opening import OpenedModel
 from qlab.peers import llamacpp
 from qlab.recipes import GGUF, Details

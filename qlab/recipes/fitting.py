@@ -13,6 +13,7 @@ from safetensors import safe_open
 from qlab.models.layout import Layout
 from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
+from qlab.support.wording import first_and_number
 
 STANDARD_SIZES = (128, 64, 32)  # group sizes that runtimes have kernels for
 # Layers that vLLM joins to one matrix. All of them are quantized, or none is.
@@ -85,11 +86,6 @@ def summary(kept: Mapping[str, str]) -> list[str]:
     for name, reason in kept.items():
         by_reason.setdefault(reason, []).append(name)
     return [f"{first_and_number(names)}: in half precision, since {reason}" for reason, names in by_reason.items()]
-
-
-def first_and_number(names: Sequence[str]) -> str:
-    """The first name, and how many others there are."""
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def stored_layers(layout: Layout, parts: Sequence[Path]) -> tuple[list[str], list[str]]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from qlab.formats.folder import finish_folder
+from qlab.formats.gguf import encoding
 from qlab.formats.gguf import file as gguf
 from qlab.formats.gguf.mix import fallback_note
-from qlab.formats.gguf.reading import decode_encoded
 from qlab.methods.awq import judged_rows, output_error
 from qlab.models.opening import OpenedModel
 from qlab.recipes.recipe import Walked
@@ -60,9 +60,9 @@ class GGUF(Walked):
         """Whether codes are gone over again (qlab.methods.settle)."""
         return self.search == "settled" and self.data_matters
 
-    def encoder(self, seen: Statistics | None) -> gguf.Encoder:
+    def encoder(self, seen: Statistics | None) -> encoding.Encoder:
         """What makes the blocks of a layer whose inputs were `seen`: qlab's own methods."""
-        return partial(gguf.encode_rows, hessian=seen.trusted if seen and self.settles else None)
+        return partial(encoding.encode_rows, hessian=seen.trusted if seen and self.settles else None)
 
     def check(self, source: OpenedModel) -> None:
         gguf.check_model(source.folder, source.text_config, [name for name in source.layout.shapes if not source.layout.beside(name)])
@@ -75,7 +75,7 @@ class GGUF(Walked):
             )
         for name, shape in source.layout.shapes.items():  # blocks have theirs from the walk
             elsewhere = source.layout.inside(name) or source.layout.beside(name)
-            target = None if elsewhere else gguf.gguf_name(name, source.text_config)
+            target = None if elsewhere else encoding.gguf_name(name, source.text_config)
             if target and (note := fallback_note(target, shape, self.mix, source.text_config)):
                 found[name.removesuffix(".weight")] = note
         return found
@@ -104,19 +104,19 @@ class GGUF(Walked):
         together = {part.prefix + name: tensors[name] for name in names}
         weights = seen.mean_square if seen else None
         with stage("encode"):
-            stored = gguf.encode_tensors(together, self.mix, source.text_config, weights, self.encoder(seen))
+            stored = encoding.encode_tensors(together, self.mix, source.text_config, weights, self.encoder(seen))
         for name, (key, coded) in zip(names, stored.items(), strict=True):
             gathered.setdefault(key, []).append(coded)
             layer, rows = name.removesuffix(".weight"), judged_rows(len(tensors[name]))
             found.notes[within + layer] = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.text_config)
             if seen:
-                original = gguf.in_its_form(part.prefix + name, tensors[name], source.text_config)[rows].clone()
-                yield within + layer, decoders.submit(decode_encoded, {key: coded[rows].cpu()}), original, seen.hessian
+                original = encoding.in_its_form(part.prefix + name, tensors[name], source.text_config)[rows].clone()
+                yield within + layer, decoders.submit(encoding.decode, {key: coded[rows].cpu()}), original, seen.hessian
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         if source.layout.beside(name):
             return {}
-        return gguf.encode_tensor(name, tensor, self.mix, source.text_config, encoder=self.encoder(None))
+        return encoding.encode_tensor(name, tensor, self.mix, source.text_config, encoder=self.encoder(None))
 
     def dtype_note(self, source: OpenedModel, largest: float) -> str:
         """None: llama.cpp computes in FP32 whatever the file holds."""

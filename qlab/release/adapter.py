@@ -57,7 +57,8 @@ def fingerprint(folder: Path) -> str:
     """A hash of the adapter's two files, and of the tokenizer and chat template that lie with them."""
     digest = hashlib.sha256()
     for file in [folder / CONFIG, folder / WEIGHTS, *own_tokenizer(folder)]:
-        digest.update(file.name.encode() + file.read_bytes())
+        content = file.read_bytes()
+        digest.update(f"{file.name}:{len(content)}:".encode() + content)
     return digest.hexdigest()[:16]
 
 

@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 from anyio.from_thread import start_blocking_portal
-from openai import APIConnectionError, APIError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient
 
 from qlab.serve.answers import BYTES_PER_TOKEN, SPARE, Measured, Part, Refused
 from qlab.support.errors import UserError
 from qlab.support.progress import counter
 
-LATE, WRONG = "not whole in time", "no answer of a known form"
+LATE, WRONG, ELSEWHERE = "not whole in time", "no answer of a known form", "sent elsewhere, where nobody was asked"
 GONE = (APIConnectionError.__name__, LATE)
 PERCENTILES = (50, 95, 99)
 NEAR_TIE = 0.3  # nats; in 500 answers of llama.cpp at 1 and at 16 at a time the largest parting was 0.16
@@ -131,7 +131,8 @@ async def _level(
     pool = httpx2.Limits(max_connections=users)
     transport = Measured(SPARE + BYTES_PER_TOKEN * tokens, limits=pool)
     async with (
-        DefaultAsyncHttpxClient(transport=transport, timeout=timeout) as http,
+        # The server itself: no proxy of the environment, no other one that it names.
+        DefaultAsyncHttpxClient(transport=transport, timeout=timeout, trust_env=False, follow_redirects=False) as http,
         AsyncOpenAI(base_url=f"{url}/v1", api_key=key or "none", max_retries=0, timeout=timeout, http_client=http) as client,
     ):
 
@@ -157,6 +158,8 @@ async def _ask(client: AsyncOpenAI, model: str, prompt: str, tokens: int, salt: 
         return Answer(error=LATE)
     except Refused as error:
         return Answer(error=str(error))
+    except APIStatusError as error:
+        return Answer(error=ELSEWHERE if error.response.is_redirect else type(error).__name__)
     except APIError as error:
         return Answer(error=WRONG if type(error) is APIError else type(error).__name__)
     except httpx2.HTTPError:  # in the middle of a stream

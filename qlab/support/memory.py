@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 WEIGHTS = (".safetensors", ".gguf")
 PAUSE = 0.002  # seconds between two looks at a process's memory
@@ -48,13 +49,20 @@ def free_on_gpu() -> float:
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else math.inf
 
 
+def pinned(shape: Sequence[int], dtype: torch.dtype, device: str | torch.device) -> Tensor:
+    """An empty tensor in the machine's memory that the GPU `device` copies to and from by itself; no other GPU learns of it."""
+    with torch.cuda.device(device):
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
 def no_memory(error: Exception) -> str:
     """What to say of an error that means too little memory, on a GPU or in the machine; empty of another error."""
     allocator = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w*)", str(error))
     wanted = f"{allocator[1]} more were wanted" if allocator else "more was wanted"
     remedy = "give fewer or shorter windows (--windows, --length) or a --max-memory"
     if isinstance(error, torch.OutOfMemoryError):
-        free, whole = torch.cuda.mem_get_info()
+        number = re.search(r"GPU (\d+) has", str(error))
+        free, whole = torch.cuda.mem_get_info(int(number[1]) if number else None)
         found = f"{wanted}, {free / 1e9:.2f} of {whole / 1e9:.2f} GB are free"
         return f"the GPU has too little memory: {found}. See with nvidia-smi who uses it; {remedy}, or --device cpu"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):

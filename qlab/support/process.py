@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
 import psutil
@@ -48,6 +49,14 @@ class Overdue(RuntimeError):
     """It was not done within its limit."""
 
 
+class Died(RuntimeError):
+    """Its process ended before it was done, with the exit `code`: -N where signal N ended it."""
+
+    def __init__(self, message: str, code: int | None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def run_isolated(function: Callable[..., T], *arguments: Any, limit: float | None = None) -> Outcome[T]:
     """Call `function(*arguments)` in a new Python process and wait for it, for `limit` seconds where one is given.
 
@@ -71,8 +80,9 @@ def called_once(function: Callable[..., T], arguments: tuple[Any, ...]) -> Gener
 class Isolated(Generic[T]):
     """A generator in a fresh process, which lives from one value to the next, with whatever the generator holds."""
 
-    def __init__(self, generator: Callable[..., Generator[T, None, None]], *arguments: Any, name: str = "") -> None:
-        """Start the process, and the generator towards its first value; `name` is what a failure calls it.
+    def __init__(self, generator: Callable[..., Generator[T, Any, None]], *arguments: Any, name: str = "", bare: bool = False) -> None:
+        """Start the process, and the generator towards its first value; `name` is what a failure calls it. A `bare` process does not import
+        this program's main module, which nothing that is passed to it may be of then.
 
         Raises:
             OSError: no process or no temporary folder can be made.
@@ -83,7 +93,8 @@ class Isolated(Generic[T]):
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._child = context.Process(target=_child, args=(theirs, str(self._log), generator, arguments), daemon=True)
-        self._child.start()
+        with without_main() if bare else nullcontext():
+            self._child.start()
         theirs.close()
         self._waiting = False  # whether a value was taken, and the child waits to be asked for the next
 
@@ -91,15 +102,24 @@ class Isolated(Generic[T]):
         """The generator's next value.
 
         Raises:
+            As `ask`.
+        """
+        return self.ask(None, limit)
+
+    def ask(self, question: Any, limit: float | None = None) -> T:
+        """The generator's next value; the `yield` that it waits at gives it the `question`.
+
+        Raises:
             UserError: as the generator raised it.
             OSError: the disk is full.
             Overdue: it was not done within `limit` seconds.
+            Died: its process ended.
             RuntimeError: any other failure, with what the child last printed. After any of them nothing more comes: close it.
         """
         asks, self._waiting = self._waiting, False  # whatever interrupts us now, it computes
         try:
             if asks:
-                self._pipe.send(True)
+                self._pipe.send((True, question))
             message: tuple[str, Any] = self._pipe.recv() if self._pipe.poll(limit) else ("overdue", f"not done within {limit:g} s")
         except (EOFError, OSError):
             self._child.join()
@@ -114,8 +134,10 @@ class Isolated(Generic[T]):
             raise OSError(payload, os.strerror(payload))
         printed = self._log.read_text(errors="replace") if self._log.exists() else ""
         tail = "\n".join(printed.splitlines()[-15:])
-        failure = Overdue if kind == "overdue" else RuntimeError
-        raise failure(f"{self.name} failed: {payload}\n{tail}".rstrip())
+        said = f"{self.name} failed: {payload}\n{tail}".rstrip()
+        if kind == "died":
+            raise Died(said, self._child.exitcode)
+        raise Overdue(said) if kind == "overdue" else RuntimeError(said)
 
     def ready(self, seconds: float) -> bool:
         """Whether what `next` returns first is there, or the process has ended; waits for it for so many seconds."""
@@ -135,7 +157,7 @@ class Isolated(Generic[T]):
                 started = psutil.Process(self._child.pid).children(recursive=True)
             if self._waiting:
                 with suppress(OSError):  # it is gone already
-                    self._pipe.send(False)
+                    self._pipe.send((False, None))
                     self._pipe.poll(CLOSING)
             self._child.join(LEAVING)
         finally:
@@ -155,6 +177,17 @@ class Isolated(Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Processes that are started here do not import the main module: a script that has no guard would run once more in them."""
+    kept = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = kept
 
 
 def full_name(function: Callable[..., Any]) -> str:
@@ -214,7 +247,7 @@ def trim_heap() -> None:
         libc.malloc_trim(0)
 
 
-def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, None, None]], arguments: tuple[Any, ...]) -> None:
+def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, Any, None]], arguments: tuple[Any, ...]) -> None:
     atexit.register(os._exit, 0)  # first, so it runs last: a Python that has loaded PyTorch takes a second to tear itself down
     os.environ[MARK] = os.path.dirname(log)
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -222,11 +255,12 @@ def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, N
     os.dup2(stream, 2)
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     try:
-        with closing(generator(*arguments)) as values:
-            for value in values:
+        with closing(generator(*arguments)) as values, suppress(StopIteration):
+            wanted, value = True, next(values)
+            while wanted:
                 pipe.send(("value", value))
-                if not pipe.recv():  # wanted no more
-                    break
+                wanted, question = pipe.recv()
+                value = values.send(question) if wanted else None
         message: tuple[str, Any] = ("ended", "it has come to its end")
     except UserError as error:
         message = ("user error", str(error))

@@ -38,7 +38,7 @@ def check_regular(file: Path, most: int | None = LARGEST) -> None:
     if not regular:
         kind = "a link that leads nowhere" if file.is_symlink() and not file.exists() else "not a regular file"
         raise UserError(f"{shown} is {kind if file.is_symlink() or file.exists() else 'not there'}; expected a file")
-    if size <= POINTER and file.read_bytes().startswith(LFS):
+    if 0 < size <= POINTER and file.read_bytes().startswith(LFS):  # the system's own files say 0, and may not be readable
         raise UserError(f"{shown} is a pointer of git-lfs, not the file: run 'git lfs pull' there")
     if most is not None and size > most:
         raise UserError(f"{shown} has {size / 1e6:,.0f} MB, and files of its kind at most {most / 1e6:.0f}: download or copy it again")

@@ -18,14 +18,15 @@ class Stages:
     """Seconds by stage, in the order of their first start. A stage inside another one counts for itself alone, so that the sum is
     the whole time within stages."""
 
+    device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
     _inside: list[str] = field(default_factory=list)
     _since: float = 0.0
 
     def switch(self) -> None:
-        """Count the time since the last switch for the innermost stage, when the GPU has done what it was given."""
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        """Count the time since the last switch for the innermost stage, when a GPU has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         now = time.perf_counter()
         if self._inside:
             self.seconds[self._inside[-1]] += now - self._since
@@ -50,10 +51,10 @@ class Stages:
 
 
 @contextmanager
-def profiled() -> Iterator[Stages]:
-    """Within the context the stages of this thread are timed. A GPU is waited for at each change of stage, so that the whole takes
-    longer than without."""
-    stages = Stages()
+def profiled(device: str) -> Iterator[Stages]:
+    """Within the context the stages of this thread are timed. A `device` that is a GPU is waited for at each change of stage, so that the
+    whole takes longer than without."""
+    stages = Stages(torch.device(device))
     token = _asked.set(stages)
     try:
         yield stages

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def signed(value: float, digits: int) -> str:
     """`value` with its sign and so many decimals; what rounds to nothing has no sign."""
@@ -22,3 +24,8 @@ def counted(number: int, thing: str) -> str:
 def listed(names: list[str]) -> str:
     """A, B and C."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def first_and_number(names: Sequence[str]) -> str:
+    """The first name, and how many others there are."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from qlab.models.experts import separate_experts
 from qlab.models.layout import compute_buffers, empty_model
 from qlab.models.opening import OpenedModel
+from qlab.support.memory import pinned
 from qlab.walk.block import Block
 from qlab.walk.state.activations import Activations
 
@@ -80,11 +81,15 @@ class Skeleton:
         """Begin to read block `index`, where it is computed on a GPU; `fill` then finds its weights in memory, as stored."""
         if torch.device(self.device).type == "cuda" and index < len(self) and index not in self._ahead:
             names = list(self.blocks[index].state_dict())
-            self._ahead[index] = self._reader.submit(lambda: {name: self._read(index, name).pin_memory() for name in names})
+            self._ahead[index] = self._reader.submit(lambda: {name: self._read_pinned(index, name) for name in names})
 
     def close(self) -> None:
         """Read nothing further ahead."""
         self._reader.shutdown(wait=False, cancel_futures=True)
+
+    def _read_pinned(self, index: int, name: str) -> Tensor:
+        tensor = self._read(index, name)
+        return pinned(tensor.shape, tensor.dtype, self.device).copy_(tensor)
 
     def _read(self, index: int, name: str) -> Tensor:
         return self.checkpoint.read(self.layout.block(index) + name)

@@ -206,7 +206,7 @@ class Walk:
     def _streams(self) -> Streams:
         shape = (self.windows.shape[0], self.windows.shape[1], self._hidden())
         streams = 1 + sum(method.sequential for method in self.methods)
-        return Streams(self.state, shape, held(shape, streams * self.share.of, self.device))
+        return Streams(self.state, shape, held(shape, streams * self.share.of, self.device), self.device)
 
     def _keep_rest(self, skeleton: Skeleton, journal: Journal, streams: Streams) -> None:
         """Embedding, final norm and head, and the activations that the first block reads."""

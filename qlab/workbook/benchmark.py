@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qlab.evaluate.quality import Quality, paired_difference
-from qlab.evaluate.results import Figure, Subject, quality_figures, runtime_figures, score_figures
 from qlab.evaluate.rounds import ABSENT, Protocol, measure_in_turns
 from qlab.evaluate.runtime import RuntimeFigures
+from qlab.evaluate.store.results import Figure, Subject, quality_figures, runtime_figures, score_figures
 from qlab.evaluate.tasks import Score, run_tasks
 from qlab.models.loading import load
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
@@ -98,9 +100,11 @@ def benchmark(
 def tidy(measured: Sequence[Row], lesson: Lesson) -> list[dict[str, Any]]:
     """All figures, one a row, for `qlab results`."""
     model = f"{lesson.source.path.name}-{lesson.source.fingerprint[:8]}"
-    text, found = lesson.evaluation_reading, list[tuple[Subject, list[Figure]]]()
+    under = {"dtype": str(lesson.dtype).removeprefix("torch."), "device": torch.device(lesson.device).type}
+    text, reference = lesson.evaluation_reading.conditions, f"{lesson.source.name} {lesson.source.fingerprint[:8]}"
+    found = list[tuple[Subject, list[Figure]]]()
     for row in of_formats(measured):
-        figures = quality_figures(row.quality, text.label, lesson.source.name, text.start) + score_figures(row.scores)
+        figures = quality_figures(row.quality, text | under, reference) + score_figures(row.scores, under, text)
         found.append((Subject(model, row.artifact, row.fingerprint), figures))
     for row in measured:
         found.append((Subject(model, row.artifact, row.fingerprint, row.runtime), runtime_figures(row.figures, row.problem)))

@@ -23,10 +23,11 @@ from traitlets.config import Config
 
 from qlab.artifacts.placing import check_apart
 from qlab.claims import judge
+from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.workbook.answers import side_by_side
 from qlab.workbook.record import MIME
-from qlab.workbook.runner import DONE, Outcome, write_whole
+from qlab.workbook.runner import DONE, Outcome
 
 # nbconvert's template imports mermaid from another server, for diagrams that no lesson has.
 MERMAID = re.compile(r"<script type=\"module\">(?:(?!</script>).)*mermaid.*?</script>", re.S)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -25,14 +22,15 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from qlab import ROOT
+from qlab.evaluate.store.provenance import machine
 from qlab.models.named import named_folder
 from qlab.models.opening import locate
 from qlab.models.texts.mixture import absolute, files_of
 from qlab.support.disk.room import full_by, no_room
 from qlab.support.disk.scratch import Scratch
+from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.support.reading import path_of, read_json
-from qlab.support.versions import version_of
 from qlab.workbook.parameters import check_values, parameters_of, resolve
 from qlab.workbook.record import records_of
 
@@ -209,16 +207,6 @@ def without_paths(notebook: Path) -> None:
     nbformat.write(content, notebook)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text(text)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def lesson_key(lesson: str, parameters: Mapping[str, Any]) -> str:
     """A hash of what a lesson's results depend on: notebook, parameters, model, texts, qlab's code and data, libraries, machine."""
     digest = hashlib.sha256()
@@ -233,39 +221,3 @@ def lesson_key(lesson: str, parameters: Mapping[str, Any]) -> str:
     digest.update(json.dumps(machine()).encode())
     digest.update(json.dumps(sorted(f"{found.name}=={found.version}" for found in distributions())).encode())
     return digest.hexdigest()[:16]
-
-
-def provenance(model: str) -> dict[str, Any]:
-    """What figures depend on beside the parameters: model, versions, machine. No path and no name of the machine."""
-    source = locate(model)
-    names = ("torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp", "qlab")
-    versions = {name: version_of(name) for name in names}
-    return {
-        "model": {"name": source.name, "fingerprint": source.fingerprint},
-        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "commit": commit(),
-        "versions": versions,
-        "machine": machine(),
-    }
-
-
-def commit() -> str:
-    """The commit that qlab stands at, marked where files differ from it; "no commit" outside a repository."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "no commit"
-
-
-def machine() -> dict[str, Any]:
-    """What speeds depend on; nothing that names the machine or its owner."""
-    import torch
-
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "python": platform.python_version(),
-    }

@@ -1,13 +1,16 @@
 """The arithmetic of predictions; what walks measure beside them is printed by `make bench-quantize`."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from qlab import EMBEDDED
-from qlab.artifacts import budget
+from qlab.artifacts import budget, duration
 from qlab.models.opening import locate
 from qlab.recipes import parse
+from qlab.support.errors import UserError
 from tests.bench.made_up import make_checkpoint
 
 GROUPS = [(64, 192), (64, 64), (64, 256), (128, 64)]
@@ -36,20 +39,44 @@ def test_factoring_and_fitting_scales_do_not_come_at_one_time() -> None:
 
 @pytest.mark.parametrize("name", ["rtn-w4g64", "awq-w4g64", "gptq-w4g64", "nf4", "q4_k_m"])
 def test_time_grows_with_the_blocks_and_every_recipe_takes_some(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "speeds", lambda _: STANDARD)
-    one, three = (budget.duration(GROUPS, [parse(name)], (8, 64), n, 0.0, "cpu") for n in (1, 3))
-    assert three - budget.SET_UP == pytest.approx(3 * (one - budget.SET_UP))
-    assert one > budget.SET_UP
+    monkeypatch.setattr(duration, "speeds", lambda _: STANDARD)
+    one, three = (duration.duration(GROUPS, [parse(name)], (8, 64), n, 0.0, "cpu") for n in (1, 3))
+    assert three - duration.SET_UP == pytest.approx(3 * (one - duration.SET_UP))
+    assert one > duration.SET_UP
 
 
 def test_columns_take_time_beside_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "speeds", lambda _: (0.0, 0.0, 1e-6))
+    monkeypatch.setattr(duration, "speeds", lambda _: (0.0, 0.0, 1e-6))
     columns = sum(width for width, _ in GROUPS)
-    found = budget.duration(GROUPS, [parse("gptq-w4g64")], (8, 64), 1, 0.0, "cpu")
-    assert found == pytest.approx(budget.SET_UP + 1e-6 * 3 * budget.CALLS * columns)
-    assert budget.duration(GROUPS, [parse("rtn-w4g64")], (8, 64), 1, 0.0, "cpu") == budget.SET_UP
+    found = duration.duration(GROUPS, [parse("gptq-w4g64")], (8, 64), 1, 0.0, "cpu")
+    assert found == pytest.approx(duration.SET_UP + 1e-6 * 3 * duration.CALLS * columns)
+    assert duration.duration(GROUPS, [parse("rtn-w4g64")], (8, 64), 1, 0.0, "cpu") == duration.SET_UP
 
 
 def test_this_machine_has_a_speed() -> None:
-    assert all(0 < seconds < 1e-2 for seconds in budget.speeds("cpu"))
+    assert all(0 < seconds < 1e-2 for seconds in duration.speeds("cpu"))
     assert budget.predict(locate(str(EMBEDDED)), [parse("gptq-w4g128")], (8, 64)).seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("free", "said"),
+    [
+        (12_340_000, r"12\.35 MB of disk are needed and 12\.34 MB free in .*, 5\.0 KB too little; choose another folder"),
+        (4_345_000, r"12\.35 MB of disk are needed and 4\.34 MB free in .*, 8\.00 MB too little"),
+        (0, r"12\.35 MB of disk are needed and 0\.0 KB free in"),
+    ],
+)
+def test_a_disk_that_is_too_small_is_said_in_figures_that_differ(
+    free: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = budget.Budget(0, 0, 0, 0, 0, 0, disk=12_345_000, seconds=1, batch=1, blocks=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(UserError, match=said):
+        plan.check(tmp_path / "out", "cpu")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=12_345_000))
+    plan.check(tmp_path / "out", "cpu")
+
+
+@pytest.mark.parametrize(("size", "text"), [(2.4e9, "2.40 GB"), (1e8, "0.10 GB"), (85.3e6, "85.30 MB"), (12_000, "12.0 KB"), (0, "0.0 KB")])
+def test_sizes_are_said_in_a_unit_that_shows_them(size: float, text: str) -> None:
+    assert budget.size_text(size) == text

@@ -197,7 +197,7 @@ def blocks_of(models: dict[int, Path], names: list[str], options: argparse.Names
     seconds(few)
     one, more = seconds(few), seconds(many)
     peak = peak_bytes() if options.device == "cpu" else torch.cuda.max_memory_allocated()
-    with profiled() if options.profile else nullcontext() as stages:
+    with profiled(options.device) if options.profile else nullcontext() as stages:
         if stages:
             seconds(many)
     return one, (more - one) / (many - few), peak, stages.lines() if stages else []

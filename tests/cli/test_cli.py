@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -179,17 +180,43 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_to_trust(tiny: OpenedMode
     assert not list((tmp_path / "work").rglob("*.gguf"))
 
 
+def in_a_cell(notebook: Path) -> bool:
+    """Whether the notebook that papermill keeps up to date has an executed cell and one that runs."""
+    try:
+        states = {cell["metadata"].get("papermill", {}).get("status") for cell in json.loads(notebook.read_text())["cells"]}
+    except (OSError, ValueError):  # it is being written
+        return False
+    return {"completed", "running"} <= states
+
+
 def test_ctrl_c_in_the_middle(tiny: OpenedModel, tmp_path: Path) -> None:
     out = tmp_path / "report"
     command = [sys.executable, "-m", "qlab", "run", "01", "--model", str(tiny.path), "--out", str(out), "-p", "evaluation_windows", "2000"]
     process = subprocess.Popen([*command, "-p", "evaluation_length", "32"], start_new_session=True, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    while not list(out.glob(f"{PREFIX}*")) and time.monotonic() < end:
-        time.sleep(0.2)
-    time.sleep(8)
+    end = time.monotonic() + 240
+    while not any(in_a_cell(file) for file in out.glob(f"{PREFIX}*/*.ipynb")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on from there" in " ".join(printed.split())
     assert str(ROOT / "qlab") not in printed  # no traceback of ours; an interrupted kernel sometimes prints one of its own
     assert [path for path in out.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_told_to_end_does_so_in_order(number: int) -> None:
+    """As by Ctrl-C: what a context manager holds is given back. The command waits for a server that never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(120)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "qlab", "load", url, "--model", "m"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        connection, _ = silent.accept()
+        with connection:
+            process.send_signal(number)
+            _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; nothing is left running" in " ".join(printed.split())

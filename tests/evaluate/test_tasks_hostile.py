@@ -21,10 +21,12 @@ import qlab.evaluate.tasks
 import qlab.models.loading
 from qlab.cli import call
 from qlab.evaluate.local_tasks import hellaswag, lambada, questions
-from qlab.evaluate.results import read
+from qlab.evaluate.store.results import read
 from qlab.evaluate.tasks import check_tasks
 from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
+from qlab.support.process import peak_bytes
+from qlab.support.reading import LARGEST
 
 HEADER = "question,choice0,choice1,choice2,choice3,answer\n"
 GOOD = HEADER + "why,a,b,c,d,0\n"
@@ -84,9 +86,11 @@ def test_damaged_data_is_one_short_message_that_names_the_file(name: str, number
 
 
 def test_what_grows_a_millionfold_is_not_unpacked(tmp_path: Path) -> None:
-    packed = bz2.compress(bytes(10**7)) * 20  # two hundred megabytes out of a few kilobytes
+    packed = bz2.compress(bytes(10**7)) * 100  # a gigabyte out of a few kilobytes
+    folder, before = put(tmp_path, {"hellaswag/val.txt.bz2": packed}), peak_bytes()
     with pytest.raises(UserError, match=r"val.txt.bz2 is damaged \(more than"):
-        check_tasks(["hellaswag"], folder=put(tmp_path, {"hellaswag/val.txt.bz2": packed}))
+        check_tasks(["hellaswag"], folder=folder)
+    assert peak_bytes() - before < 4 * LARGEST
 
 
 @settings(max_examples=100, deadline=None)
@@ -120,7 +124,7 @@ def test_tasks_are_checked_before_a_model_is_loaded(
     def load(*_: Any) -> None:
         raise AssertionError("a model is loaded")
 
-    monkeypatch.setattr(qlab.models.loading, "load", load)
+    monkeypatch.setattr(qlab.models.loading, "load_and_rest", load)
     (tmp_path / "short.txt").write_text("some words " * 40)
     put(tmp_path / "data", {"lambada/test.jsonl": "{"})
     named = {"{short}": tmp_path / "short.txt", "{none}": tmp_path / "none", "{data}": tmp_path / "data"}

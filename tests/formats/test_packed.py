@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlab.formats import awq, gptq
+from qlab.formats import awq, compressed_tensors, gptq
 from qlab.formats.packing import WIDTHS, pack_words, period, unpack_words
 from qlab.formats.stored import plain_tensors
 from qlab.methods.grid import GroupedIntegers
@@ -62,6 +63,72 @@ def test_what_does_not_fit_into_words_is_refused() -> None:
         pack_words(codes(2, 40, 0), 5)
     with pytest.raises(UserError, match="0 to 15 do not fit into 3 bits"):
         pack_words(torch.arange(32)[None] % 16, 3)
+
+
+@dataclass
+class Told:
+    """The names, shapes and dtypes of stored tensors; but for its shape nothing of a tensor is read."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+    def read(self, name: str, first: int = 0, count: int | None = None) -> torch.Tensor:
+        assert name == "a.weight_shape", "read before it was checked"
+        return torch.tensor([64, 256])
+
+
+def told(**tensors: tuple[str, tuple[int, ...]]) -> Told:
+    return Told({f"a.{name}": shape for name, (_, shape) in tensors.items()}, {f"a.{name}": dtype for name, (dtype, _) in tensors.items()})
+
+
+GPTQ = {"qweight": ("I32", (32, 64)), "qzeros": ("I32", (8, 8)), "scales": ("F16", (8, 64)), "g_idx": ("I32", (256,))}
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("g_idx", ("F16", (256,))),
+        ("g_idx", ("I32", (255,))),
+        ("g_idx", ("I32", (1, 256))),
+        ("g_idx", ("BOOL", (256,))),
+        ("scales", ("I32", (8, 64))),
+        ("qzeros", ("I64", (8, 8))),
+        ("qweight", ("F32", (32, 64))),
+    ],
+)
+def test_gptq_of_another_form_is_refused_before_it_is_read(name: str, found: tuple[str, tuple[int, ...]]) -> None:
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq"}
+    assert set(gptq.plain(quantization, told(**GPTQ))) == {"a.weight"}
+    with pytest.raises(UserError, match=rf"a\.{name} is {found[0]} .*the rest of its layer asks for"):
+        gptq.plain(quantization, told(**GPTQ | {name: found}))
+
+
+PACKED = {"weight_packed": ("I32", (64, 32)), "weight_scale": ("BF16", (64, 8)), "weight_shape": ("I64", (2,))}
+ZEROS = {"weight_zero_point": ("I32", (8, 8))}
+
+
+@pytest.mark.parametrize(
+    ("symmetric", "changed", "said"),
+    [
+        (True, {"weight_scale": ("BF16", (32, 8))}, "a.weight_scale is BF16 [32, 8]"),
+        (True, {"weight_scale": ("BF16", (64, 8, 1))}, "a.weight_packed has rows of 32 words"),
+        (True, {"weight_scale": ("I32", (64, 8))}, "a.weight_scale is I32"),
+        (True, {"weight_packed": ("F32", (64, 32))}, "a.weight_packed is F32"),
+        (True, {"weight_g_idx": ("F32", (256,))}, "weight_g_idx"),
+        (False, {}, "has no zero points beside it"),
+        (False, {"weight_zero_point": ("I32", (64, 8))}, "a.weight_zero_point is I32 [64, 8]"),
+        (False, {"weight_zero_point": ("F32", (64, 8))}, "a.weight_zero_point is F32"),
+    ],
+)
+def test_compressed_tensors_of_another_form_are_refused_before_they_are_read(
+    symmetric: bool, changed: dict[str, tuple[str, tuple[int, ...]]], said: str
+) -> None:
+    weights = {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": 32}
+    quantization = {"config_groups": {"g": {"targets": ["Linear"], "weights": weights}}, "format": "pack-quantized"}
+    assert set(compressed_tensors.plain(quantization, told(**PACKED | ({} if symmetric else ZEROS)))) == {"a.weight"}
+    with pytest.raises(UserError) as refused:
+        compressed_tensors.plain(quantization, told(**PACKED | changed))
+    assert said in str(refused.value)
 
 
 # AWQ

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from qlab.models.locating import TEMPLATES as OTHER_TEMPLATES
 from tests.fuzz.configs import DAMAGED, foreign, shown
 from tests.fuzz.damage import (
     EITHER,
@@ -13,6 +14,7 @@ from tests.fuzz.damage import (
     REFUSED,
     WORKS,
     Case,
+    Change,
     a_folder,
     a_loop,
     a_pipe,
@@ -25,6 +27,14 @@ from tests.fuzz.damage import (
     values,
     within,
 )
+
+
+def framed_by(many: int) -> dict[str, Any]:
+    """A post-processor that puts many times many tokens before a text."""
+    frame = {"id": "<s>", "ids": [0] * many, "tokens": ["<s>"] * many}
+    pieces = [{"SpecialToken": {"id": "<s>", "type_id": 0}}] * many + [{"Sequence": {"id": "A", "type_id": 0}}]
+    return {"type": "TemplateProcessing", "single": pieces, "pair": [], "special_tokens": {"<s>": frame}}
+
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 RUN, GGUF = ("evaluate", "quantize"), ("evaluate", "gguf")
@@ -50,6 +60,10 @@ PARTS: dict[str, list[Any]] = {
         {"type": "Replace", "pattern": {"Regex": "("}, "content": ""},
         {"type": "Replace", "pattern": {"String": ""}, "content": "x"},
         {"type": "Prepend", "prepend": "x" * 10},
+        {"type": "Replace", "pattern": {"String": "e"}, "content": "x" * 10**6},
+        {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}] * 40},
+        {"type": "Replace", "pattern": {"Regex": ""}, "content": "x" * 1000},
+        {"type": "Replace", "pattern": {"Regex": r"(\w+\s?)+$"}, "content": "x"},
         GONE,
     ],
     "pre_tokenizer": [
@@ -60,6 +74,8 @@ PARTS: dict[str, list[Any]] = {
         {"type": "NoSuch"},
         {"type": "ByteLevel"},
         {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
+        {"type": "Split", "pattern": {"Regex": r"(\w+\s?)*:$"}, "behavior": "Isolated", "invert": False},
+        {"type": "Split", "pattern": {"Regex": r"(?=(.*e){20,}x)"}, "behavior": "Isolated", "invert": False},
         {"type": "Sequence", "pretokenizers": 5},
         {"type": "Sequence", "pretokenizers": []},
         GONE,
@@ -69,6 +85,7 @@ PARTS: dict[str, list[Any]] = {
         {},
         {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "no", "type_id": 0}}], "pair": [], "special_tokens": {}},
         {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}},
+        framed_by(30_000),
         GONE,
     ],
     "decoder": [None, 5, {"type": "NoSuch"}, GONE],
@@ -195,8 +212,29 @@ TEMPLATES: dict[str, str] = {
     "nested 500 deep": "{% if 1 %}" * 500 + "{% endif %}" * 500,
     "that wants what is not there": "{{ messages[5].content.x.y }}",
     "that raises": "{{ raise_exception('no') }}",
+    "of gigabytes, made when it is read": "{{ 'a' * 3000000000 }}",
+    "of gigabytes, made when it is rendered": "{{ messages[0].content * 300000000 }}",
+    "of an endless number, in one step": "{{ 9 ** 100000000 }}",
+    "that fails in gigabytes of words": "{{ raise_exception('a' * 900000000) }}",
+    "of half a character": "{{ '\\ud800' }}",
     "that says nothing": "",
 }
+
+
+def in_folder(name: str, change: Change) -> Change:
+    """What a change makes of a new folder within the model's."""
+
+    def made(folder: Path) -> None:
+        (folder / name).mkdir()
+        change(folder / name)
+
+    return made
+
+
+def with_code(folder: Path) -> None:
+    """A tokenizer that wants Python code of the folder, which writes a file where it is run."""
+    (folder / "code_of.py").write_text(f"open({str(folder.parent / 'RAN')!r}, 'w')\nclass T: pass\n")
+    values(SETTINGS, auto_map={"AutoTokenizer": ["code_of.T", "code_of.T"]}, tokenizer_class="T")(folder)
 
 
 def slow_only(data: bytes) -> Any:
@@ -276,11 +314,14 @@ CASES = [
         for value in (5, [5], {}, ["a"], [{"name": "default", "template": "x"}], [{"name": "other", "template": 5}], {"default": 5})
     ),
     Case("chat_template.jinja is a pipe", a_pipe("chat_template.jinja"), RUN, says="chat_template.jinja"),
+    Case("another chat template is a pipe", in_folder(OTHER_TEMPLATES, a_pipe("tool_use.jinja")), RUN, says="tool_use.jinja"),
     Case("merges.txt is a folder", a_folder("merges.txt"), RUN, says="merges.txt"),
     *(
         Case(f"special_tokens_map.json {key} {shown(value)}", values("special_tokens_map.json", **{key: value}), GGUF, outcome=EITHER)
         for key in ("bos_token", "eos_token", "additional_special_tokens")
         for value in (5, [], {}, "x", {"content": 5}, ["x", 5])
     ),
+    Case("code for a tokenizer, beside a whole one", with_code, RUN, outcome=EITHER),
+    Case("code for a tokenizer, and nothing else", both(with_code, gone(FILE)), RUN, says="tokenizer"),
     Case("a GGUF file, and code for its tokenizer", with_gguf, (*RUN, "plan"), outcome=EITHER),
 ]

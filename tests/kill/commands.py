@@ -13,7 +13,7 @@ import nbformat
 
 from qlab.artifacts.manifest import COST
 from qlab.cli import call
-from qlab.evaluate.results import read
+from qlab.evaluate.store.results import read
 from qlab.release.history import history
 
 TINY = ["--windows", "2", "--length", "64"]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlab.artifacts.artifact import quantize_model
+from qlab.cli import call
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
@@ -72,6 +73,66 @@ def both_refuse(folder: Path, calibration: torch.Tensor, out: Path, message: str
 def test_a_missing_tensor_is_named(copy: Path, calibration: torch.Tensor, tmp_path: Path) -> None:
     change_weights(copy, lambda state: state.pop("model.layers.1.mlp.up_proj.weight"))
     both_refuse(copy, calibration, tmp_path / "out", r"lacks model\.layers\.1\.mlp\.up_proj\.weight and 0 more")
+
+
+def test_what_is_left_out_is_told(copy: Path, calibration: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value head beside the model; a buffer that old checkpoints hold is nobody's concern."""
+    change_weights(copy, lambda state: state.update({"v_head.weight": torch.ones(1, 256), "v_head.bias": torch.ones(1)}))
+    change_weights(copy, lambda state: state.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(32)}))
+    words = ["evaluate", str(copy), "--window", "16", "--tokens", "32", "--results", ""]
+    told = "left out of copy, since models of its type do not have them: v_head"
+    assert call([*words, "--reference", str(copy)]) == 0
+    assert capsys.readouterr().out.count(told) == 2
+    assert call([*words, "--json"]) == 0
+    assert sorted(json.loads(capsys.readouterr().out.splitlines()[-1])["left_out"]) == ["v_head.bias", "v_head.weight"]
+    assert call(["quantize", "--model", str(copy), "--recipe", "rtn-w4g32", "--out", str(tmp_path), "--dry-run", "--length", "16"]) == 0
+    assert told in capsys.readouterr().out
+
+
+HOSTILE = [
+    {"num_beams": 10**6},
+    {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+    {"penalty_alpha": 0.6, "top_k": 4},
+    {"dola_layers": "high"},
+    {"repetition_penalty": 1e9},
+    {"min_length": 10**6, "max_length": 10**9},
+    {"stop_strings": ["a"]},
+    {"assistant_early_exit": 1},
+    {"use_cache": False, "cache_implementation": "static"},
+    {"num_return_sequences": 5},
+    {"suppress_tokens": list(range(4000))},
+    {"forced_eos_token_id": 7},
+    {"guidance_scale": 3.0},
+    {"custom_generate": "someone/else", "trust_remote_code": True},
+    {"prompt_lookup_num_tokens": 5},
+]
+
+
+@pytest.mark.parametrize("settings", HOSTILE, ids=lambda settings: next(iter(settings)))
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_answers_are_the_likeliest_tokens_whatever_a_model_says_of_writing(
+    file: str, settings: dict[str, Any], copy: Path, tiny: OpenedModel
+) -> None:
+    if file == "config.json":
+        change_config(copy, **settings)
+    else:
+        (copy / file).write_text(json.dumps({"eos_token_id": [0, 5], **settings}))
+    model, start = load(locate(str(copy))), torch.tensor([[5, 6, 7]])
+    found = model.generate(
+        start, attention_mask=torch.ones_like(start), max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0
+    )
+    tokens, plain = start, load(tiny)
+    for _ in range(4):
+        following = plain(tokens).logits[0, -1].index_fill(0, torch.tensor([0, 5] if file != "config.json" else [0]), -torch.inf)
+        tokens = torch.cat([tokens, following.argmax()[None, None]], 1)
+    assert torch.equal(found, tokens)
+
+
+@pytest.mark.parametrize("value", ["0", [0, "1"], {"a": 0}, 0.5, -1, True, [[0]]])
+def test_ends_of_text_that_are_no_tokens_are_refused(value: Any, copy: Path) -> None:
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(UserError, match=r"eos_token_id of copy is .*expected the number of a token|generation_config"):
+        load(locate(str(copy)))
 
 
 def test_a_missing_head_says_what_to_set(copy: Path, calibration: torch.Tensor, tmp_path: Path) -> None:

@@ -34,6 +34,50 @@ def test_a_folder_opens_and_its_fingerprint_follows_its_content(tiny: OpenedMode
     assert load_tokenizer(tiny).encode("return the array")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template.jinja",
+        "chat_template.json",
+        "additional_chat_templates/tool_use.jinja",
+        "generation_config.json",
+        "merges.txt",
+        "vocab.json",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "spiece.model",
+        "config.json",
+        "model.safetensors.index.json",
+    ],
+)
+def test_the_fingerprint_follows_every_file_that_a_model_is_read_from(name: str, copy: Path) -> None:
+    file, found = copy / name, list[str]()
+    file.parent.mkdir(exist_ok=True)
+    before = file.read_bytes() if file.exists() else b'{"weight_map": {"lm_head.weight": "model.safetensors"}}'
+    for content in (before, before + b" ", before + b"\n"):
+        file.write_bytes(content)
+        found.append(locate(str(copy)).fingerprint)
+    file.unlink()
+    if name != "config.json":
+        found.append(locate(str(copy)).fingerprint)
+    assert len(set(found)) == len(found)
+
+
+def test_the_fingerprint_tells_whose_content_is_whose_and_passes_over_notes(copy: Path) -> None:
+    for name, content in (("merges.txt", "ab"), ("special_tokens_map.json", "c")):
+        (copy / name).write_text(content)
+    before = locate(str(copy)).fingerprint
+    for name in ("README.md", "LICENSE.txt", "qlab-cost.json"):
+        (copy / name).write_text("notes")
+    assert locate(str(copy)).fingerprint == before
+    for name, content in (("merges.txt", "a"), ("special_tokens_map.json", "bc")):
+        (copy / name).write_text(content)
+    assert locate(str(copy)).fingerprint != before
+
+
 def test_the_embedded_model_is_what_its_issue_asks_for() -> None:
     source = locate("embedded")
     config = source.config

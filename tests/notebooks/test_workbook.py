@@ -19,7 +19,7 @@ import pytest
 
 from qlab import ROOT
 from qlab.claims import FAILS, HOLDS, OPEN, load_claims
-from qlab.evaluate.results import read
+from qlab.evaluate.store.results import read
 from qlab.recipes import parse
 from qlab.workbook.comparison import METHODS
 from qlab.workbook.runner import lesson_names

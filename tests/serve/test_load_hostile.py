@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlab.cli import call
-from qlab.serve.load import Level, check_url, run_load
+from qlab.serve.load import ELSEWHERE, Level, check_url, run_load
 from qlab.support.errors import UserError
 
 Behaviour = Callable[[socket.socket], Any]
@@ -120,8 +120,8 @@ SERVERS: dict[str, tuple[Behaviour, str]] = {
     "closes": (lambda connection: None, GONE),
     "noise": (lambda connection: connection.sendall(os.urandom(1000)), GONE),
     "compressed": (whole(gzip.compress(bytes(10**8)), HEAD + b"Content-Encoding: gzip\r\n"), "compressed, though plain text was asked for"),
-    "redirected for ever": (whole(b"", b"HTTP/1.1 307 No\r\nLocation: /v1/completions\r\nContent-Length: 0\r\n"), GONE),
-    "redirected to a file": (whole(b"", b"HTTP/1.1 307 No\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n"), GONE),
+    "redirected for ever": (whole(b"", b"HTTP/1.1 307 No\r\nLocation: /v1/completions\r\nContent-Length: 0\r\n"), ELSEWHERE),
+    "redirected to a file": (whole(b"", b"HTTP/1.1 307 No\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n"), ELSEWHERE),
     "not found": (whole(b"", b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n"), "NotFoundError"),
 }  # fmt: skip
 
@@ -154,6 +154,22 @@ def test_a_broken_answer_costs_no_other_its_figures(name: str) -> None:
         levels = ask(url, 10 * SHORT, PROMPTS[:2]) if SERVERS[name][1] == LATE else ask(url)
     assert [level.errors for level in levels] == [{SERVERS[name][1]: level.requests // 2} for level in levels]
     assert all(level.output_throughput > 0 and level.ttft for level in levels)
+
+
+@pytest.mark.parametrize("way", ["redirect", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"])
+def test_nobody_but_the_server_is_asked(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that the server names nor a proxy of the environment, which would be sent the key."""
+    asked = list[int]()
+    with server(lambda connection: asked.append(1)) as other:
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setenv("NO_PROXY", "")
+        if way != "redirect":
+            monkeypatch.setenv(way, other)
+        head = f"HTTP/1.1 308 No\r\nLocation: {other}/v1/completions\r\nContent-Length: 0\r\n".encode()
+        with server(whole(b"", head) if way == "redirect" else whole(GOOD)) as url:
+            (level, *_) = run_load(url, "m", PROMPTS, [2], 4, key="secret", timeout=LONG_ENOUGH)
+    assert level.errors == ({ELSEWHERE: 6} if way == "redirect" else {})
+    assert asked == []
 
 
 def test_answers_that_part_are_counted_with_what_little_is_known_of_them() -> None:

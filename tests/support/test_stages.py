@@ -17,7 +17,7 @@ def test_a_stage_inside_another_counts_for_itself(monkeypatch: pytest.MonkeyPatc
     # outer from 0 to 2 and from 5 to 6, inner from 2 to 5 and from 7 to 10
     clock = iter([0.0, 2.0, 5.0, 6.0, 7.0, 10.0])
     monkeypatch.setattr("qlab.support.stages.time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    with profiled() as stages:
+    with profiled("cpu") as stages:
         with stage("outer"), stage("inner"):
             pass
         with stage("inner"):
@@ -27,8 +27,19 @@ def test_a_stage_inside_another_counts_for_itself(monkeypatch: pytest.MonkeyPatc
     assert stages.lines()[0].startswith("inner")
 
 
+def test_the_gpu_that_is_asked_for_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = list[object]()
+    monkeypatch.setattr("torch.cuda.synchronize", waited.append)
+    with profiled("cuda:1"), stage("a"):
+        pass
+    assert list(map(str, waited)) == ["cuda:1"] * 2
+    with profiled("cpu"), stage("a"):
+        pass
+    assert len(waited) == 2
+
+
 def test_a_stage_that_fails_is_left() -> None:
-    with profiled() as stages:
+    with profiled("cpu") as stages:
         with pytest.raises(ValueError, match="x"), stage("a"):
             raise ValueError("x")
         with stage("b"):
@@ -39,7 +50,7 @@ def test_a_stage_that_fails_is_left() -> None:
 def test_nobody_asks() -> None:
     with stage("a"):
         pass
-    with profiled() as stages:
+    with profiled("cpu") as stages:
         pass
     assert stages.seconds == {}
 

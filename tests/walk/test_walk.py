@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from qlab.artifacts import budget
 from qlab.artifacts.artifact import Artifact, quantize_model
 from qlab.evaluate.quality import measure_quality
-from qlab.formats.gguf.file import encode_rows
+from qlab.formats.gguf.encoding import encode_rows
 from qlab.methods.awq import best_scale, output_error
 from qlab.methods.gptq import gptq
 from qlab.methods.hessian import damp

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from qlab.evaluate.store.provenance import provenance
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel
 from qlab.show.tables import texts
 from qlab.support.errors import UserError
 from qlab.workbook.answers import BEGINNINGS, ENDED, QUESTIONS, answers, side_by_side
 from qlab.workbook.report import write_report
-from qlab.workbook.runner import SKIPPED, Outcome, provenance
+from qlab.workbook.runner import SKIPPED, Outcome
 
 CHAT = [
     {"bits": None, "prompt": "A & B?", "answer": "Paris.\nYes."},

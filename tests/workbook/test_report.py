@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from qlab.evaluate.store.provenance import provenance
 from qlab.workbook.report import write_report
-from qlab.workbook.runner import SKIPPED, Outcome, provenance
+from qlab.workbook.runner import SKIPPED, Outcome
 
 COLUMNS = [
     "format", "run by", "MB on disk", "MB predicted", "MB in memory", "MB predicted at the peak", "MB at the peak", "perplexity",

@@ -15,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from qlab import EMBEDDED
 from qlab.artifacts.going_on import LOCK
 from qlab.cli import call
+from qlab.evaluate.store.provenance import machine
 from qlab.support.disk.lock import locked
 from qlab.support.errors import UserError
 from qlab.workbook import runner
@@ -43,7 +44,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 def test_a_report_of_qlabs_is_written_anew(tmp_path: Path) -> None:
     executed(tmp_path / "notebooks" / f"{LESSON}.ipynb")
-    facts = {"model": {"name": "m", "fingerprint": "f"}, "date": "", "commit": "", "versions": {}, "machine": runner.machine()}
+    facts = {"model": {"name": "m", "fingerprint": "f"}, "date": "", "commit": "", "versions": {}, "machine": machine()}
     write_report([Outcome(LESSON, DONE, {})], facts, tmp_path)
     assert {"index.html", "results.json", f"{LESSON}.html"} <= set(files_in(tmp_path))
     check_report(tmp_path, [LESSON], EMBEDDED)

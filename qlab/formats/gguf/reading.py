@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from qlab.formats.gguf.configuration import model_config
-from qlab.formats.gguf.file import BLOCK, MLP, placed
+from qlab.formats.gguf.encoding import placed
+from qlab.formats.gguf.file import BLOCK, MLP
 from qlab.formats.gguf.header import Header, Setting, read_header
 from qlab.formats.gguf.mix import expert_count
 from qlab.formats.plain import Plain
@@ -211,10 +212,3 @@ def describe(files: GGUFFiles) -> str:
     kinds = sorted(weights, key=lambda kind: -weights[kind])
     *others, last = [kind for kind in kinds if kind not in FLOATS] or kinds[:1]
     return f"GGUF {', '.join(others)} and {last}" if others else f"GGUF {last}"
-
-
-def decode_encoded(stored: dict[str, Tensor]) -> Tensor:
-    """The weights, float32, of one tensor that encode_tensors returned, by gguf-py, whose decoder is not ours and so judges our encoder;
-    query and key rows stay in llama.cpp's order."""
-    ((key, tensor),) = stored.items()
-    return decode({"": tensor.cpu()}, key.partition(":")[0], None).float()

@@ -10,21 +10,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qlab.models.texts.jsonl import string_of
-from qlab.models.texts.patience import Endless, within
+from qlab.models.texts.templates import TemplateFailure, render
 from qlab.support.errors import UserError
 
 KEYS = ("messages", "text", "prompt")  # what a record is known by
-PATIENCE = 5  # seconds for a chat template and a conversation, which take a thousandth
 ANSWERS = ("completion", "response")  # what may stand beside a prompt
 
 
 class Tokenizer(Protocol):
     """The calls that are made of a Hugging Face tokenizer here."""
 
+    @property
+    def special_tokens_map(self) -> dict[str, str]: ...
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
-    def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool = ..., add_generation_prompt: bool = ...
-    ) -> Any: ...
+    def get_chat_template(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -79,19 +78,31 @@ def rendered(document: Document, tokenizer: Tokenizer) -> str:
     Where the user speaks last, the beginning of the assistant's turn follows, as it does when the model is asked to answer.
 
     Raises:
-        UserError: the template refuses the conversation, or comes to no end.
+        UserError: the template refuses the conversation, or takes too much memory or time for it.
     """
     if not document.messages or not has_template(tokenizer):
         return document.text
     messages = [{"role": role, "content": content} for role, content in document.messages]
     try:
-        with within(PATIENCE):
-            text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user")
-            return text
-    except Endless as error:
+        return render(template_of(tokenizer), messages, messages[-1]["role"] == "user", tokenizer.special_tokens_map)
+    except TemplateFailure as error:
+        whose = getattr(tokenizer, "name_or_path", "") or "the model"
         raise UserError(
-            f"{document.where}: the model's chat template was not done with it in {PATIENCE} seconds; mend the template"
+            f"{document.where}: the chat template of {whose} {error}; expected the conversation as text: mend the template "
+            "(chat_template.jinja, or chat_template in tokenizer_config.json) or the conversation"
         ) from error
-    except Exception as error:  # templates raise what they like of roles and orders that they do not know
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{document.where}: the model's chat template does not take this conversation ({said})") from error
+
+
+def template_of(tokenizer: Tokenizer) -> str:
+    """The tokenizer's chat template, of several the one for conversations without tools.
+
+    Raises:
+        TemplateFailure: there is none for these, or it is no text.
+    """
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise TemplateFailure(f"cannot be told from others ({str(error)[:120]})") from error
+    if not isinstance(template, str):
+        raise TemplateFailure(f"is no text, but of type {type(template).__name__}")
+    return template

@@ -66,6 +66,12 @@ class Reading:
     start: str
 
     @property
+    def conditions(self) -> dict[str, str]:
+        """What was read, for figures measured on it: two texts of one name differ in their hashes."""
+        hashes = ",".join(one.sha256[:8] for one in self.read)
+        return {"text": self.label, "sha256": hashes} | ({"start": self.start} if self.start else {})
+
+    @property
     def protocol(self) -> str:
         """How the windows were cut, in a sentence."""
         begins = f"each begins with {self.start}, as the tokenizer begins a text" if self.start else "no BOS, as the tokenizer adds none"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qlab.support.memory import pinned
 from qlab.support.stages import stage
 
 Shape = tuple[int, int, int]
@@ -71,12 +72,13 @@ class Activations:
 
 
 class Held(Activations):
-    """Activations in memory, from where they are read; where there is a `writer`, it writes the file meanwhile."""
+    """Activations in memory, from where a GPU or the CPU reads them; where there is a `writer`, it writes the file meanwhile."""
 
-    def __init__(self, path: Path, shape: Shape, writer: Writer | None) -> None:
+    def __init__(self, path: Path, shape: Shape, writer: Writer | None, device: str) -> None:
         super().__init__(path, shape)
         self.writer = writer
-        self.values = torch.empty(shape, pin_memory=torch.cuda.is_initialized())  # pinned: a GPU copies it by itself
+        on_gpu = torch.device(device).type == "cuda"
+        self.values = pinned(shape, torch.float32, device) if on_gpu else torch.empty(shape)
 
     def some(self, first: int, count: int) -> Tensor:
         """The windows from `first` on, a view: float32 [count, length, hidden]."""

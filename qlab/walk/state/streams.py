@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qlab.support.memory import pinned
 from qlab.support.stages import stage
 from qlab.walk.state.activations import Activations, Held, Shape, Writer
 
@@ -35,14 +36,14 @@ def on_host(tensor: Tensor) -> Tensor:
     """The tensor in the machine's memory; of one on a GPU a copy that is there when the GPU has come so far."""
     if not tensor.is_cuda:
         return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+    return pinned(tensor.shape, tensor.dtype, tensor.device).copy_(tensor, non_blocking=True)
 
 
 class Streams:
-    """Activations by stream and block, in the folder `work`; `hold`: in memory too."""
+    """Activations by stream and block, in the folder `work`; `hold`: in memory too, for the `device`."""
 
-    def __init__(self, work: Path, shape: Shape, hold: bool) -> None:
-        self.work, self.shape = work, shape
+    def __init__(self, work: Path, shape: Shape, hold: bool, device: str = "cpu") -> None:
+        self.work, self.shape, self.device = work, shape, device
         self.writer = Writer() if hold else None
         self._held: dict[tuple[str, int], Held] = {}
         self._filed: dict[int, bool] = {}
@@ -61,7 +62,7 @@ class Streams:
         if not self.writer:
             return Activations(self._path(name, index), self.shape)
         filed = self._filed.setdefault(index, not self.writer.busy())
-        found = self._held[name, index] = Held(self._path(name, index), self.shape, self.writer if filed else None)
+        found = self._held[name, index] = Held(self._path(name, index), self.shape, self.writer if filed else None, self.device)
         return found
 
     def passing(self, name: str, index: int, width: int) -> Activations:

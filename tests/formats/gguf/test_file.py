@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qlab.evaluate.quality import measure_quality
-from qlab.formats.gguf.file import assemble, check_model, encode_rows, encode_tensor, encode_tensors, remarks
+from qlab.formats.gguf.encoding import encode_rows, encode_tensor, encode_tensors
+from qlab.formats.gguf.file import assemble, check_model, remarks
 from qlab.formats.gguf.metadata import rope_factors, sliding_window
 from qlab.formats.gguf.mix import DEFAULT, tensor_type
 from qlab.methods.hessian import damp
@@ -255,7 +256,7 @@ def test_tensors_of_one_input_become_together_what_each_becomes_alone(
     names = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"] + ["model.layers.1.input_layernorm.weight"]
     for encoder, like in ((None, 1.0), (partial(encode_rows, hessian=lambda: damp(x.T @ x)), 0.99)):
         alone = [encode_tensor(name, weights[name], mix, tiny.config, seen, encoder) for name in names]
-        monkeypatch.setattr("qlab.formats.gguf.file.AT_ONCE", at_once)
+        monkeypatch.setattr("qlab.formats.gguf.encoding.AT_ONCE", at_once)
         together = encode_tensors({name: weights[name] for name in names}, mix, tiny.config, seen, encoder)
         monkeypatch.undo()
         assert list(together) == [key for tensors in alone for key in tensors]

@@ -13,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from qlab import EMBEDDED
+from qlab.formats.gguf.reading import GGUFFiles
 from qlab.formats.gguf.tokenizer import pre_tokenizer_name, read_vocabulary
+from qlab.formats.gguf.tokenizer_file import read_description
 from qlab.formats.gguf.tokenizer_rules import tokenizer_remarks
+from qlab.formats.gguf.vocabulary import checked_arrays
 from qlab.models.opening import OpenedModel
 from qlab.serve.runtimes.llamacpp import LlamaCpp, post
 from qlab.serve.server import on_free_port, serving
@@ -240,3 +243,63 @@ def test_a_damaged_tokenizer_is_one_sentence(content: str, tmp_path: Path) -> No
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match=r"tokenizer\.json (is not JSON|holds no JSON object|is nested too deeply).*copy it again"):
         read_vocabulary(tmp_path, 10)
+
+
+BPE = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}
+ADDED = {"id": 3, "content": "<s>", "special": True}
+
+
+@pytest.mark.parametrize(
+    ("changed", "where"),
+    [
+        ({"model": None}, "model"),
+        ({"model": []}, "model"),
+        ({"model": BPE | {"vocab": ["a"]}}, "model"),
+        ({"model": BPE | {"vocab": {"a": "0"}}}, "model"),
+        ({"model": BPE | {"vocab": {"a": -1}}}, "model"),
+        ({"model": BPE | {"merges": ["ab"]}}, "model"),
+        ({"model": BPE | {"merges": [["a", "b", "c"]]}}, "model"),
+        ({"added_tokens": [{"content": "<s>"}]}, r"added_tokens\.0\.id"),
+        ({"added_tokens": [ADDED | {"content": 5}]}, r"added_tokens\.0\.content"),
+        ({"added_tokens": [ADDED | {"special": 1}]}, r"added_tokens\.0\.special"),
+        ({"normalizer": {"type": "Replace"}}, "normalizer"),
+        ({"normalizer": {"type": "Sequence"}}, "normalizer"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [5]}}, "normalizer"),
+        ({"pre_tokenizer": {"type": "Split", "pattern": "x"}}, r"pre_tokenizer\.pattern"),
+        ({"post_processor": []}, "post_processor"),
+    ],
+)
+def test_a_tokenizer_json_is_as_the_library_writes_it_or_refused(changed: dict[str, object], where: str, tmp_path: Path) -> None:
+    whole = {"model": BPE, "added_tokens": [ADDED], "normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(whole))
+    assert read_description(file) == whole
+    file.write_text(json.dumps(whole | changed))
+    with pytest.raises(UserError, match=rf"/tokenizer\.json is damaged \({where}.*copy the original's again"):
+        read_description(file)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"token_type": [1]}, "token_type and scores are not as many as tokens"),
+        ({"scores": [0.0] * 4}, "token_type and scores are not as many as tokens"),
+        ({"token_type": []}, "not as many"),
+        ({"token_type": [1, 1, 99]}, "token_type.2"),
+        ({"scores": [0.0, float("nan"), 0.0]}, "scores.1"),
+        ({"tokens": ["a", "b", 5]}, "tokens.2"),
+        ({"merges": [5]}, "merges.0"),
+    ],
+)
+def test_a_vocabulary_whose_parts_do_not_fit_is_refused(changed: dict[str, list[object]], said: str) -> None:
+    def files(**arrays: list[object]) -> GGUFFiles:
+        made = GGUFFiles.__new__(GGUFFiles)
+        made.files, made.arrays = [Path("m.gguf")], {f"tokenizer.ggml.{name}": value for name, value in arrays.items()}
+        return made
+
+    whole: dict[str, list[object]] = {"tokens": ["a", "b", "ab"], "token_type": [1, 1, 1], "scores": [0.0, 0.0, -1.0], "merges": ["a b"]}
+    assert checked_arrays(files(**whole)).tokens == ["a", "b", "ab"]
+    with pytest.raises(UserError) as refused:
+        checked_arrays(files(**whole | changed))
+    assert "m.gguf has a damaged vocabulary" in str(refused.value)
+    assert said in str(refused.value)

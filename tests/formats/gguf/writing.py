@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qlab.formats.gguf.file import assemble, encode_tensor
+from qlab.formats.gguf.encoding import encode_tensor
+from qlab.formats.gguf.file import assemble
 from qlab.models.locating import weight_files
 
 

@@ -14,7 +14,7 @@ from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.builtin import python_reference
 from qlab.models.texts.windows import read_windows
 from qlab.support.errors import UserError
-from tests.models.texts.tokenizers import BOS, EOS, Bytes
+from tests.models.texts.tokenizers import BOS, EOS, TURNS, Bytes
 
 
 def write(file: Path, *records: Any) -> str:
@@ -117,7 +117,7 @@ def test_conversations_go_through_the_chat_template(tmp_path: Path) -> None:
     talk = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]
     chat, question = write(tmp_path / "chat.jsonl", {"messages": talk}), write(tmp_path / "ask.jsonl", {"prompt": "Q"})
     answered = [write(tmp_path / f"{key}.jsonl", {"prompt": "Q", key: "R"}) for key in ("completion", "response")]
-    speaks = Bytes(begins=True, eos_token_id=EOS, chat_template="yes")
+    speaks = Bytes(begins=True, eos_token_id=EOS, chat_template=TURNS)
     for file, expected in (
         (chat, "<system>S</><user>U</><assistant>A</>"),
         (question, "<user>Q</><assistant>"),
@@ -142,7 +142,7 @@ def test_a_real_template_gives_what_transformers_gives(tmp_path: Path, tiny: Ope
     expected = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False)
     found = read_windows(write(tmp_path / "a.jsonl", {"messages": talk}), tokenizer, len(expected), 1)
     assert found.windows[0].tolist() == expected
-    with pytest.raises(UserError, match=r"b\.jsonl, line 1: the model's chat template does not take this conversation .no such role"):
+    with pytest.raises(UserError, match=r"b\.jsonl, line 1: the chat template of tiny does not take this conversation .no such role"):
         read_windows(write(tmp_path / "b.jsonl", {"messages": [{"role": "tool", "content": "x"}]}), tokenizer, 4, 1)
 
 
@@ -170,3 +170,14 @@ def test_tokens_beyond_the_embedding_are_named(tmp_path: Path) -> None:
         read_windows(file, Bytes(), 4, 2, rows=104)
     with pytest.raises(UserError, match="its eos token is '<eos>', number 257"):  # though the text has none
         read_windows(file, Bytes(eos_token_id=EOS), 4, 2, rows=257)
+
+
+def test_conditions_tell_two_texts_of_one_name_apart(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    files = [plain(tmp_path / name / "wiki.txt", text) for name, text in (("first", "abcdef"), ("second", "abcdeg"))]
+    found = [read_windows(file, Bytes(begins=True), 3, 1).conditions for file in files]
+    assert [one["text"] for one in found] == ["wiki.txt", "wiki.txt"]
+    assert [one["start"] for one in found] == ["<bos>", "<bos>"]
+    assert found[0] != found[1]
+    assert "start" not in read_windows(files[0], Bytes(), 3, 1).conditions

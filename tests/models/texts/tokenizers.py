@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 BOS, EOS = 256, 257
+TURNS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # a template
+)
 
 
 class Bytes:
@@ -16,10 +17,13 @@ class Bytes:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * (self.begins and add_special_tokens) + list(text.encode())
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool = True, add_generation_prompt: bool = False) -> Any:
-        assert not tokenize
-        text = "".join(f"<{message['role']}>{message['content']}</>" for message in conversation)
-        return text + "<assistant>" * add_generation_prompt
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        return {}
+
+    def get_chat_template(self) -> str:
+        assert self.chat_template
+        return self.chat_template
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         return [{BOS: "<bos>", EOS: "<eos>"}.get(token, str(token)) for token in ids]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +133,17 @@ def test_a_task_after_a_failed_one_is_not_done() -> None:
     with pytest.raises(OSError, match="No space"):
         writer.close()
     assert done == []
+
+
+@pytest.mark.gpu
+def test_the_second_gpu_alone_is_used_where_it_is_asked_for(tiny: OpenedModel, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there are no two GPUs here")
+    words = f"--windows 4 --length 32 --device cuda:1 --profile --recipe gptq-w4g32 --recipe q4_k_m --out {tmp_path} --model {tiny.path}"
+    code = f"import sys, torch; from qlab.cli import call; code = call('quantize {words}'.split()); "
+    code += "print('first used:', torch._C._cuda_hasPrimaryContext(0), code)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1:] == ["first used: False 0"], done.stderr
 
 
 def test_a_cpu_reads_files() -> None:

@@ -14,11 +14,13 @@ from typing import Any
 
 import pandas as pd
 
+from qlab.evaluate.local_tasks import CLOZE
 from qlab.evaluate.quality import Quality
 from qlab.evaluate.runtime import RuntimeFigures
 from qlab.evaluate.tasks import Score
 from qlab.support.disk.room import full, no_room
 from qlab.support.errors import UserError
+from qlab.support.reading import too_deep
 
 STORE = Path("build/results.sqlite")
 COLUMNS = (
@@ -37,7 +39,7 @@ COLUMNS = (
     "provenance",
 )
 MAGIC, WRITE_AHEAD = b"SQLite format 3\0", b"\2\2"  # how a database begins; its versions for writing and reading where it has such a log
-KEY = ["model", "artifact", "fingerprint", "runtime", "metric"]  # what a newer figure takes the place of
+KEY = ["model", "artifact", "fingerprint", "runtime", "metric", "conditions"]  # of the same ones a newer figure takes the place
 
 
 @dataclass(frozen=True)
@@ -65,23 +67,28 @@ class Subject:
     runtime: str = ""
 
 
-def quality_figures(quality: Quality, text: str, reference: str = "", start: str = "") -> list[Figure]:
-    """Perplexity and the distances from the original, on windows that begin with the token `start`, if with any (BOS)."""
-    under = {"text": text, "tokens": quality.tokens, "window": quality.window} | ({"start": start} if start else {})
-    found = [Figure("perplexity", quality.perplexity, quality.stderr, "", under)]
+def quality_figures(quality: Quality, under: Mapping[str, str], reference: str = "") -> list[Figure]:
+    """Perplexity and the distances from the model `reference`, measured `under`: text (qlab.models.texts.windows.Reading.conditions),
+    dtype and device."""
+    measured = {**under, "tokens": quality.tokens, "window": quality.window}
+    found = [Figure("perplexity", quality.perplexity, quality.stderr, "", measured)]
     if quality.kl is not None:
-        under = under | {"reference": reference}
+        measured = measured | {"reference": reference}
         found += [
-            Figure("kl", quality.kl, quality.kl_stderr, "nats/token", under),
-            Figure("top1", quality.top1, None, "share", under),
-            Figure("loss increase", quality.loss_increase, quality.loss_increase_stderr, "nats/token", under),
+            Figure("kl", quality.kl, quality.kl_stderr, "nats/token", measured),
+            Figure("top1", quality.top1, None, "share", measured),
+            Figure("loss increase", quality.loss_increase, quality.loss_increase_stderr, "nats/token", measured),
         ]
     return found
 
 
-def score_figures(scores: Sequence[Score]) -> list[Figure]:
-    """lm-eval's scores."""
-    return [Figure(f"{s.task} {s.metric}", s.value, s.stderr, "", {"documents": s.documents}) for s in scores]
+def score_figures(scores: Sequence[Score], under: Mapping[str, str], text: Mapping[str, str]) -> list[Figure]:
+    """lm-eval's scores, measured `under` dtype and device; `text` is what the task CLOZE is made of."""
+    made_of = {CLOZE: text}
+    return [
+        Figure(f"{s.task} {s.metric}", s.value, s.stderr, "", {**under, **made_of.get(s.task, {}), "documents": s.documents})
+        for s in scores
+    ]
 
 
 def runtime_figures(figures: RuntimeFigures | None, problem: str = "") -> list[Figure]:
@@ -126,7 +133,8 @@ def add(store: Path, provenance: Mapping[str, Any], measured: Sequence[tuple[Sub
 
 
 def read(store: Path, every: bool = False) -> pd.DataFrame:
-    """The table, one row a figure, oldest first; of the same figure measured again only the newest, unless `every` is wanted.
+    """The table, one row a figure, oldest first. Of one that was measured again under the same conditions, and on the same machine where
+    it is of a runtime, only the newest, unless `every` is wanted.
 
     Raises:
         UserError: no such file, it is no such table, or a row has a value of another type.
@@ -136,49 +144,41 @@ def read(store: Path, every: bool = False) -> pd.DataFrame:
     for number, row in enumerate(rows, 1):
         check_row(store, number, dict(zip(COLUMNS, row)))
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float, "error": float})
-    return table if every else table.drop_duplicates(KEY, keep="last").reset_index(drop=True)
+    machines = [machine_of(facts) if runtime else "" for runtime, facts in zip(table["runtime"], table["provenance"])]
+    return table if every else table[~table.assign(machine=machines).duplicated([*KEY, "machine"], keep="last")].reset_index(drop=True)
+
+
+def machine_of(provenance: str) -> str:
+    """What speeds depend on of the machine in a row's provenance, in words; empty where it does not say."""
+    facts = json.loads(provenance).get("machine")
+    if not isinstance(facts, dict):
+        return ""
+    cores = f"{facts['cores']} cores" if "cores" in facts else None
+    return " ".join(str(fact) for fact in (facts.get("system"), facts.get("processor"), cores, facts.get("device")) if fact)
 
 
 def check_row(store: Path, number: int, row: Mapping[str, Any]) -> None:
-    """Raise the UserError of a row that qlab did not write: numbers or none in `value` and `error`, text everywhere else."""
+    """Raise the UserError of a row that qlab did not write: numbers or none in `value` and `error`, text everywhere else, and in
+    `conditions` and `provenance` that of a JSON object."""
     for column, value in row.items():
         expected = (int, float, type(None)) if column in ("value", "error") else (str,)
-        if not isinstance(value, expected):
-            kind = "a number or nothing" if column in ("value", "error") else "text"
+        kind = "a number or nothing" if column in ("value", "error") else "text"
+        right = isinstance(value, expected)
+        if right and column in ("conditions", "provenance"):
+            kind, right = "a JSON object", is_object(value)
+        if not right:
             raise UserError(
                 f"{store}, row {number}: {column} is {str(value)[:60]!r}, expected {kind}; give a file that qlab wrote (--store)"
             )
 
 
-def wide(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """A row for each model, artifact and runtime, a column for each of `metrics`, as text with its error, or the reason that there is none.
-
-    What is true of an artifact in every runtime (its quality) stands in each of its rows.
-    """
-    rows = []
-    for (model, artifact, fingerprint), group in table.groupby(["model", "artifact", "fingerprint"], sort=False):
-        runtimes = [name for name in group["runtime"].unique() if name] or [""]
-        for runtime in runtimes:
-            cells = {metric: cells_of(group[group["metric"] == metric], runtime) for metric in metrics}
-            rows.append({"model": model, "artifact": artifact, "files": fingerprint[:8], "runtime": runtime or "—"} | cells)
-    return pd.DataFrame(rows)
-
-
-def cells_of(measured: pd.DataFrame, runtime: str) -> str:
-    """The figures of one metric in `runtime`, the oldest first; those of no runtime where it has none of its own."""
-    own = measured[measured["runtime"] == runtime]
-    chosen = own if len(own) else measured[measured["runtime"] == ""]
-    return ", ".join(cell(figure) for _, figure in chosen.iterrows()) or "not measured"
-
-
-def cell(figure: pd.Series) -> str:
-    """A figure as text: bytes in MB, the error behind ±."""
-    if pd.isna(figure["value"]):
-        return f"no: {(figure['reason'].splitlines() or ['nobody said why'])[0]}"
-    scale = 1e6 if figure["unit"] == "B" else 1e9 if figure["unit"] == "B/s" else 1
-    unit = {"B": " MB", "B/s": " GB/s"}.get(figure["unit"], "")
-    error = "" if pd.isna(figure["error"]) else f" ± {figure['error'] / scale:.2g}"
-    return f"{figure['value'] / scale:.4g}{error}{unit}"
+def is_object(text: str) -> bool:
+    """Whether it is JSON of an object, not nested too deeply to be handled."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and not too_deep(found)
 
 
 @contextmanager

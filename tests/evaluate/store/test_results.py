@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,17 +21,19 @@ from hypothesis import strategies as st
 
 from qlab.cli import call
 from qlab.evaluate.quality import Quality
-from qlab.evaluate.results import COLUMNS, Figure, Subject, add, quality_figures, read, runtime_figures, wide
+from qlab.evaluate.store.results import COLUMNS, Figure, Subject, add, quality_figures, read, runtime_figures, score_figures
+from qlab.evaluate.store.wide import wide
+from qlab.evaluate.tasks import Score
 from qlab.support.errors import UserError
 
-FACTS = {"date": "2026-11-24 09:00 UTC", "commit": "abc", "machine": {"cores": 2}}
+FACTS = {"date": "2026-11-24 09:00 UTC", "commit": "abc", "machine": {}}
 Q4 = Subject("embedded-1234", "q4_k_m", "f" * 16)
 
 
 def test_what_is_written_is_read_with_its_provenance(tmp_path: Path) -> None:
     store = tmp_path / "new" / "results.sqlite"
     quality = Quality(20.0, 0.5, 100, 50, 0.01, 0.001, 0.9, 0.002, 0.001, [0.01, 0.01])
-    add(store, FACTS, [(Q4, quality_figures(quality, "held-out", "embedded"))])
+    add(store, FACTS, [(Q4, quality_figures(quality, {"text": "held-out"}, "embedded"))])
     table = read(store).set_index("metric")
     assert table.loc["perplexity", "value"] == 20.0
     assert table.loc["kl", "error"] == 0.001
@@ -53,12 +56,90 @@ def test_a_row_for_each_runtime_and_a_reason_for_each_gap(tmp_path: Path) -> Non
     missing = Subject(Q4.model, Q4.artifact, Q4.fingerprint, "vLLM")
     speed = [Figure("generation", 100.0, 3.0, "tok/s", {}), Figure("memory loaded", 31e6, None, "B", {})]
     add(store, FACTS, [(Q4, [Figure("kl", 0.5, 0.1, "nats/token", {})]), (served, speed), (missing, runtime_figures(None, "no vLLM here"))])
-    table = wide(read(store), ["kl", "generation", "memory loaded", "prompt"]).set_index("runtime")
+    shown, under = wide(read(store), ["kl", "generation", "memory loaded", "prompt"])
+    table = shown.set_index("runtime")
+    assert under == []
     assert list(table["kl"]) == ["0.5 ± 0.1"] * 2
     assert table.loc["llama.cpp", "generation"] == "100 ± 3"
     assert table.loc["llama.cpp", "memory loaded"] == "31 MB"
     assert table.loc["vLLM", "generation"] == "no: no vLLM here"
     assert table.loc["llama.cpp", "prompt"] == "not measured"
+
+
+def quality_of(perplexity: float, tokens: int = 100, window: int = 50) -> Quality:
+    return Quality(perplexity, 0.5, tokens, window, perplexity / 100, 0.001, 0.9, 0.002, 0.001, [0.01, 0.01])
+
+
+TEXT = {"text": "held-out", "sha256": "aa", "dtype": "float32", "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        (quality_figures(quality_of(2.0), TEXT | {"text": "wiki"}, "embedded"), "text wiki"),
+        (quality_figures(quality_of(2.0), TEXT | {"sha256": "bb"}, "embedded"), "sha256 bb"),
+        (quality_figures(quality_of(2.0, tokens=99), TEXT, "embedded"), "tokens 99"),
+        (quality_figures(quality_of(2.0, window=25), TEXT, "embedded"), "window 25"),
+        (quality_figures(quality_of(2.0), TEXT | {"device": "cuda"}, "embedded"), "device cuda"),
+    ],
+)
+def test_figures_of_other_conditions_have_columns_of_their_own(other: list[Figure], differs: str, tmp_path: Path) -> None:
+    store, awq = tmp_path / "r.sqlite", Subject(Q4.model, "awq", "a" * 16)
+    first = quality_figures(quality_of(1.0), TEXT, "embedded")
+    add(store, FACTS, [(Q4, quality_figures(quality_of(7.0), TEXT, "embedded")), (awq, first)])
+    add(store, FACTS, [(Q4, first), (awq, other)])
+    table, under = wide(read(store), ["perplexity", "kl"])
+    assert list(table.columns[5:]) == ["perplexity [1]", "perplexity [2]", "kl [3]", "kl [4]"]
+    assert differs in under[1]
+    assert differs not in under[0]
+    assert [list(row) for row in table.set_index("artifact").loc[["q4_k_m", "awq"]].iloc[:, 4:].to_numpy()] == [
+        ["1 ± 0.5", "not measured", "0.01 ± 0.001", "not measured"],  # the newest of the same conditions
+        ["1 ± 0.5", "2 ± 0.5", "0.01 ± 0.001", "0.02 ± 0.001"],
+    ]
+
+
+def test_distances_from_other_models_and_scores_on_other_documents_are_told_apart(tmp_path: Path) -> None:
+    store, score = tmp_path / "r.sqlite", Score("heldout-cloze", "acc", 0.5, 0.1, 10)
+    for reference in ("embedded 12345678", "embedded 87654321"):
+        add(store, FACTS, [(Q4, quality_figures(quality_of(1.0), TEXT, reference))])
+    for text in (TEXT, TEXT | {"sha256": "bb"}):
+        add(store, FACTS, [(Q4, score_figures([score, Score("mmlu", "acc", 0.5, 0.1, 10)], {}, text))])
+    table, under = wide(read(store), ["kl", "heldout-cloze acc", "mmlu acc"])
+    assert [name for name in table if "[" in name] == ["kl [1]", "kl [2]", "heldout-cloze acc [3]", "heldout-cloze acc [4]", "mmlu acc [5]"]
+    assert ["embedded 12345678" in under[0], "embedded 87654321" in under[1]] == [True, True]
+
+
+def test_speeds_of_other_machines_prompts_and_kernels_are_told_apart(tmp_path: Path) -> None:
+    """What the prompt was and the machine is are a column's; the numbers that a format is computed in are its row's."""
+    store, served = tmp_path / "r.sqlite", Subject(Q4.model, Q4.artifact, Q4.fingerprint, "transformers")
+    alone = {"device": "cpu", "dtype": "float32", "kernel": "Linear", "threads": "2", "pp": 512}
+    machine = {"system": "Linux", "processor": "x86_64", "device": "CPU"}
+    here, there = FACTS | {"machine": machine | {"cores": 2}}, FACTS | {"machine": machine | {"cores": 64}}
+    for value, facts, under in (
+        (1.0, here, alone),
+        (2.0, here, alone),
+        (3.0, here, alone | {"pp": 32}),
+        (4.0, there, alone),
+        (5.0, here, alone | {"dtype": "bfloat16"}),
+        (6.0, here, alone | {"threads": "1"}),
+    ):
+        add(store, facts, [(served, [Figure("prompt", value, None, "tok/s", under)])])
+    add(store, here, [(served, runtime_figures(None, "killed"))])
+    table, lines = wide(read(store), ["prompt"])
+    assert ["2 cores" in lines[0], "64 cores" in lines[2]] == [True, True]
+    assert table["computed with"].tolist() == ["float32, Linear", "bfloat16, Linear"]
+    assert table.iloc[:, 5:].to_numpy().tolist() == [["2", "3", "4", "6"], ["5", *["not measured"] * 3]]
+    table, _ = wide(read(store), ["prompt", "generation"])
+    assert table["generation"].tolist() == ["no: killed"] * 2
+
+
+def test_a_table_on_the_terminal_names_its_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "r.sqlite"
+    add(store, FACTS, [(Q4, quality_figures(quality_of(1.0), TEXT | {"text": "[/red]\x1b[2J"}, "embedded"))])
+    assert call(["results", "--store", str(store), "--metric", "kl"]) == 0
+    shown = capsys.readouterr().out
+    assert "[1] device cpu, dtype float32, reference embedded, sha256 aa, text [/red]\\x1b[2J, tokens 100" in shown
+    assert "window 50" in shown
 
 
 def test_a_file_that_is_no_table_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -82,7 +163,15 @@ def test_a_run_is_added_whole_or_not_at_all(tmp_path: Path) -> None:
         assert database.execute("SELECT count(*) FROM measurements").fetchone() == (1,)
 
 
-ROW = dict.fromkeys(COLUMNS, "") | {"model": "m", "artifact": "q4_k_m", "metric": "kl", "value": 1.0, "error": None, "conditions": "{}"}
+ROW = dict.fromkeys(COLUMNS, "") | {
+    "model": "m",
+    "artifact": "q4_k_m",
+    "metric": "kl",
+    "value": 1.0,
+    "error": None,
+    "conditions": "{}",
+    "provenance": "{}",
+}
 
 
 def store_of(file: Path, *rows: dict[str, Any]) -> Path:
@@ -103,6 +192,10 @@ def store_of(file: Path, *rows: dict[str, Any]) -> Path:
         ({"model": b"\xff"}, "expected text"),
         ({"value": None, "reason": None}, "row 1: reason is 'None', expected text"),
         ({"unit": "x" * 5000, "value": "y" * 5000}, "expected a number"),
+        ({"conditions": "[]"}, "row 1: conditions is '[]', expected a JSON object"),
+        ({"conditions": "[" * 5000}, "expected a JSON object"),
+        ({"conditions": '{"a":' * 80 + "1" + "}" * 80}, "expected a JSON object"),
+        ({"provenance": "today"}, "row 1: provenance is 'today', expected a JSON object"),
     ],
 )
 def test_a_row_of_wrong_types_is_one_message(row: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +232,7 @@ def test_a_figure_measured_twice_is_shown_twice_where_every_one_is_wanted(tmp_pa
     file = store_of(
         tmp_path / "r.sqlite", {"value": 1.0}, {"value": 2.0}, {"value": 3.0, "runtime": "vLLM"}, {"value": 4.0, "metric": "top1"}
     )
-    table = wide(read(file, every=True), ["kl", "top1"]).set_index("runtime")
+    table = wide(read(file, every=True), ["kl", "top1"])[0].set_index("runtime")
     assert list(table.loc["vLLM"][["kl", "top1"]]) == ["3", "4"]  # its own before that of no runtime
     assert call(["results", "--store", str(store_of(tmp_path / "s.sqlite", {"value": 1.0}, {"value": 2.0})), "--every"]) == 0
     assert "1, 2" in capsys.readouterr().out
@@ -191,6 +284,32 @@ def test_another_programs_file_is_refused_and_not_changed(kind: str, tmp_path: P
         with pytest.raises(UserError, match="expected"):
             use()
         assert content() == before
+
+
+def test_a_csv_replaces_no_file_unless_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, mine, link = store_of(tmp_path / "r.sqlite", {}), tmp_path / "thesis.csv", tmp_path / "link.csv"
+    mine.write_text("my figures")
+    link.symlink_to(mine)
+    for target in (mine, link):
+        assert call(["results", "--store", str(file), "--csv", str(target)]) == 2
+        assert "is there already: give another file, or --force" in " ".join(capsys.readouterr().err.split())
+        assert mine.read_text() == "my figures"
+    assert call(["results", "--store", str(file), "--csv", str(link), "--force"]) == 0
+    assert mine.read_text().startswith("run,date,model")
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.csv", "r.sqlite", "thesis.csv"]
+
+
+def test_a_csv_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, csv = store_of(tmp_path / "r.sqlite", {}), tmp_path / "a.csv"
+    csv.write_text("old")
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert call(["results", "--store", str(file), "--csv", str(csv), "--force"]) == 2
+    assert csv.read_bytes() == b"old"
 
 
 def test_a_csv_goes_into_a_regular_file_of_a_folder_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""Results on disk: what is kept of a measurement, under which conditions, and how it is shown."""
