@@ -18,8 +18,8 @@ from safetensors import safe_open
 from qlab.formats.gguf.encoding import gguf_name
 from qlab.formats.gguf.metadata import add_configuration, architecture, rope_factors, sliding_window
 from qlab.formats.gguf.mix import check_mix, expert_count
-from qlab.formats.gguf.tokenizer import add_tokenizer, read_vocabulary
-from qlab.formats.gguf.tokenizer_rules import tokenizer_remarks
+from qlab.formats.gguf.tokens.tokenizer import add_tokenizer, read_vocabulary
+from qlab.formats.gguf.tokens.tokenizer_rules import tokenizer_remarks
 from qlab.support.errors import UserError
 
 USUAL = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.QWEN2, gguf.MODEL_ARCH.QWEN3, gguf.MODEL_ARCH.QWEN2MOE, gguf.MODEL_ARCH.QWEN3MOE)
