@@ -95,6 +95,19 @@ def train(source: OpenedModel, windows: Tensor, training: Training, device: str 
     return model.eval(), losses
 
 
+@torch.no_grad()
+def effect_on(model: Any, windows: Tensor) -> dict[str, list[float]]:
+    """The loss (nats a token) on each of `windows`, int64 [windows, length], without the adapters and with them: {before, after}."""
+
+    def losses() -> list[float]:
+        some = (window.to(model.device) for window in windows.split(1))
+        return [float(model(input_ids=window, labels=window, use_cache=False).loss) for window in some]
+
+    with model.disable_adapter():
+        before = losses()
+    return {"before": before, "after": losses()}
+
+
 def trained_bytes(model: nn.Module) -> int:
     """Bytes of the adapters."""
     return sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)

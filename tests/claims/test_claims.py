@@ -117,13 +117,33 @@ def test_one_result_changed_turns_the_verdict(claim: str, good: dict, bad: dict)
 
 
 def test_a_fine_tuning_on_four_bits_must_learn_and_save_memory() -> None:
-    def results(fall: float, held: int) -> dict:
-        control = {"losses": [3.0, 2.0], "frozen_bytes": 100}
-        return {"nf4/training": {"NF4 (QLoRA)": {"losses": [3.0, 3.0 - fall], "frozen_bytes": held}, "unquantized (control)": control}}
+    def results(fall: float, held: int, spread: float = 0.01) -> dict:
+        control = {"before": [3.0, 3.1], "after": [2.0, 2.1], "frozen_bytes": 400}
+        four = {"before": [3.0, 3.1], "after": [3.0 - fall, 3.1 - fall - spread], "frozen_bytes": held}
+        return {"model": {"parameters": 100}, "nf4/training": {"NF4 (QLoRA)": four, "unquantized (control)": control}}
 
-    assert verdict("nf4-for-finetuning", results(0.95, 30)) == HOLDS
-    assert verdict("nf4-for-finetuning", results(0.5, 30)) == FAILS
-    assert verdict("nf4-for-finetuning", results(0.95, 80)) == FAILS
+    assert verdict("nf4-for-finetuning", results(0.95, 60)) == HOLDS
+    assert verdict("nf4-for-finetuning", results(0.5, 60)) == FAILS
+    assert verdict("nf4-for-finetuning", results(0.95, 210)) == FAILS, "more bytes than FP16"
+    assert verdict("nf4-for-finetuning", results(0.95, 60, spread=2.0)) == NOISE
+
+
+def test_options_of_gptq_are_judged_one_at_a_time_on_unseen_text() -> None:
+    def results(**windows: list[float]) -> dict:
+        return {f"quality/autogptq-w4g128{name}": {"kl": sum(w) / len(w), "kl_windows": w} for name, w in windows.items()}
+
+    plain, asymmetric, ordered = "", "-asym", "-asym-actorder"
+    found = results(**{plain: [0.30, 0.31], asymmetric: [0.20, 0.21], ordered: [0.25, 0.26]})
+    assert verdict("gptq-asymmetric-better", found) == HOLDS
+    assert verdict("gptq-act-order-better", found) == FAILS
+    found = results(**{plain: [0.20, 0.21], asymmetric: [0.30, 0.31], ordered: [0.25, 0.26]})
+    assert verdict("gptq-asymmetric-better", found) == FAILS
+    assert verdict("gptq-act-order-better", found) == HOLDS
+
+
+def test_bits_and_gigabytes_of_one_sentence_are_judged_apart() -> None:
+    assert verdict("bits-70b-q4-k-m", {}) == HOLDS
+    assert verdict("memory-70b-q4-k-m", {}) == FAILS
 
 
 def test_speeds_beyond_bandwidth_are_refuted_by_arithmetic() -> None:
