@@ -14,6 +14,7 @@ from qlab.walk.grouping import mixtures
 from qlab.walk.routing import Routing, routed
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations
+from qlab.walk.state.streams import Streams
 from tests.walk.families import FAMILIES, make
 
 
@@ -65,3 +66,17 @@ def test_a_scale_before_experts_leaves_the_block_as_it_was(family: str, tmp_path
     assert scale is not None
     torch.testing.assert_close(block.layer("mlp.experts.1.up_proj").weight, was * scale)
     torch.testing.assert_close(block.forward(inputs), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_what_passes_through_a_block_is_found_again(hold: bool, tmp_path: Path) -> None:
+    streams = Streams(tmp_path, (2, 4, 8), hold)
+    passing = streams.passing("original.mlp.experts", 3, 5)
+    rows = torch.randn(8, 5)
+    passing.put(0, rows[:4])
+    passing.put(4, rows[4:])
+    assert torch.equal(passing.tokens(torch.tensor([6, 1, 1])), rows[[6, 1, 1]])
+    assert passing.path.exists() != hold
+    streams.finish(3, lambda: None)
+    streams.close()
+    assert not list(tmp_path.iterdir())
