@@ -6,10 +6,8 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 # A Python that the user names is taken or refused; where none is named and there is no python3.11, uv may bring one.
 FIND_PYTHON := tools/find-python.sh '$(PYTHON)' $(if $(filter file,$(origin PYTHON)),--bring)
-# No two colons and none at the end, not the user's own either: an empty entry is the current folder, whose configuration would be run.
-export JUPYTER_CONFIG_PATH := $(subst :qlab-end,,$(subst ::,:,$(subst ::,:,$(subst ::,:,$(CURDIR)/.jupyter:$(JUPYTER_CONFIG_PATH):qlab-end))))
 
-.PHONY: run test lab lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels soak kill fuzz vllm environment lock embedded-model doctor clean help
+.PHONY: run test lab afresh browser lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels soak kill fuzz vllm environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -23,8 +21,14 @@ test: $(READY) ## all tests
 fuzz: $(READY) ## many more damaged and hostile input files than `make test` tries (long)
 	QLAB_FUZZ=20 $(BIN)/python -m pytest tests/fuzz
 
-lab: $(READY) ## read the lessons in JupyterLab
-	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks  # root is the usual user of a container
+lab: $(READY) ## read the lessons in JupyterLab, on copies in workspace/
+	$(BIN)/qlab lab
+
+afresh: $(READY) ## bring the lessons in workspace/ back as they came; your copies are set aside
+	$(BIN)/qlab afresh
+
+browser: $(READY) ## what the tests in a real browser need (150 MB); Chromium itself comes from your system
+	$(BIN)/pip install --quiet --no-deps $$(sed -n 's/^browser = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff format --check qlab tests data docs

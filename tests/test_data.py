@@ -7,7 +7,7 @@ from collections import Counter
 
 from qlab import DATA
 from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
-from qlab.workbook.runner import lesson_names
+from qlab.workbook.reader.about import lesson_names
 
 VERDICTS = {HOLDS, FAILS, NOISE, OPEN, UNTESTABLE, ADVICE}
 

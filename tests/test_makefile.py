@@ -1,4 +1,4 @@
-"""Where the Makefile takes Python 3.11 from, on machines that this one is made to look like; and what it tells Jupyter."""
+"""Where the Makefile takes Python 3.11 from, on machines that this one is made to look like."""
 
 from __future__ import annotations
 
@@ -99,43 +99,3 @@ def test_a_python_that_the_user_names_is_taken_or_refused(machine: Path) -> None
         line = next(line for line in printed.splitlines() if "find-python" in line)
         assert ("--bring" in line) == brings
         assert (named or ["PYTHON=python3.11"])[0].partition("=")[2] in line
-
-
-OWN = str(ROOT / ".jupyter")
-SHOW = 'shown: ; @printf %s "$$JUPYTER_CONFIG_PATH"'
-
-
-def told(given: str | None) -> str:
-    """JUPYTER_CONFIG_PATH as make hands it on where the user's is `given`."""
-    rest = {name: value for name, value in os.environ.items() if name != "JUPYTER_CONFIG_PATH"}
-    environment = rest | ({} if given is None else {"JUPYTER_CONFIG_PATH": given})
-    command = ["make", "--silent", "--no-print-directory", f"--eval={SHOW}", "shown"]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
-
-
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        (None, []),
-        ("", []),
-        (":", []),
-        (":::::", []),
-        ("/a", ["/a"]),
-        ("/a:", ["/a"]),
-        (":/a", ["/a"]),
-        ("/a::/b c", ["/a", "/b c"]),
-        ("::/a:::/b::", ["/a", "/b"]),
-    ],
-)
-def test_jupyter_is_given_no_empty_entry(given: str | None, kept: list[str]) -> None:
-    assert told(given).split(":") == [OWN, *kept]
-
-
-@pytest.mark.parametrize("empty", [False, True])
-def test_an_empty_entry_would_run_the_current_folders_configuration(empty: bool, tmp_path: Path) -> None:
-    (tmp_path / "jupyter_server_config.py").write_text("open('was-run', 'w').close()")
-    path = f"{OWN}:" if empty else told(":")
-    environment = os.environ | {"JUPYTER_CONFIG_PATH": path, "JUPYTER_CONFIG_DIR": str(tmp_path / "none"), "HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "jupyter", "server", "--show-config"]
-    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True, timeout=120)
-    assert (tmp_path / "was-run").exists() == empty

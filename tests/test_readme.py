@@ -11,7 +11,7 @@ from qlab import ROOT
 from qlab.cli.lessons import chosen_lessons
 from qlab.recipes import parse
 from qlab.workbook.parameters import parameters_of
-from qlab.workbook.runner import NOTEBOOKS, lesson_names
+from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
 
 README = (ROOT / "README.md").read_text()
 PAGES = README + (ROOT / "docs" / "using.md").read_text()

@@ -33,10 +33,15 @@ def test_one_action_is_one_commit_everywhere() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_jobs_may_read_the_repository_and_nothing_else(file: Path) -> None:
+def test_jobs_may_read_the_repository_and_one_may_publish_the_report(file: Path) -> None:
     workflow = parsed(file)
     assert workflow["permissions"] == {"contents": "read"}
-    assert [name for name, job in workflow["jobs"].items() if "permissions" in job] == []
+    more = {name: job for name, job in workflow["jobs"].items() if "permissions" in job}
+    assert set(more) <= {"pages"}
+    for job in more.values():  # it may publish, and runs no code of the repository
+        assert job["permissions"] == {"pages": "write", "id-token": "write"}
+        assert [step.get("uses", "").partition("@")[0] for step in job["steps"]] == ["actions/deploy-pages"]
+        assert job["if"] == "github.event_name == 'push'"
     checkouts = [step for job in workflow["jobs"].values() for step in job["steps"] if "actions/checkout" in step.get("uses", "")]
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
 

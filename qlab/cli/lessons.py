@@ -1,7 +1,8 @@
-"""`qlab run` and `qlab lessons`: the workbook in batch."""
+"""The lessons: `qlab run` and `qlab lessons` in batch; `qlab lab`, `qlab afresh` and `qlab progress` for who reads and works on them."""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,9 +36,9 @@ def run(
     from qlab.evaluate.store.results import STORE, Figure, Subject
     from qlab.models.opening import locate
     from qlab.show.progress import LessonProgress
+    from qlab.show.site.report import check_report, write_report
     from qlab.support.disk.lock import locked
     from qlab.support.disk.room import room_for
-    from qlab.workbook.report import check_report, write_report
     from qlab.workbook.runner import DONE, Outcome, prepare, run_lessons
 
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
@@ -68,12 +69,54 @@ def run(
 def lessons() -> None:
     """List the lessons and their parameters."""
     from qlab.workbook.parameters import parameters_of
-    from qlab.workbook.runner import NOTEBOOKS, lesson_names
+    from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
 
     for lesson in lesson_names():
         print(lesson)
         for parameter in parameters_of(NOTEBOOKS / f"{lesson}.ipynb").values():
             print(f"  -p {parameter.name} {parameter.default!r:<26} {parameter.help}")
+
+
+@app.command()
+def lab(
+    port: Annotated[int, typer.Option(help="Port of this machine; the next free one if it is taken.", min=1024, max=65535)] = 8888,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+) -> None:
+    """Read the lessons in JupyterLab, on copies in workspace/, until Ctrl-C."""
+    from jupyterlab.labapp import LabApp
+
+    from qlab.show.site.front import options
+    from qlab.workbook.reader.workspace import open_workspace
+
+    open_workspace()
+    LabApp.launch_instance(argv=options(port, browser))
+
+
+@app.command()
+def afresh(
+    lessons: Annotated[list[str] | None, typer.Argument(help="Lessons, such as 03_gptq or 03; all of them if none is named.")] = None,
+) -> None:
+    """Bring lessons in workspace/ back as they came; your copies are set aside."""
+    from qlab.workbook.reader.workspace import start_afresh
+
+    for file in start_afresh(chosen_lessons(lessons or [])):
+        console.print(f"Your copy is now {os.path.relpath(file)}", highlight=False)
+
+
+@app.command()
+def progress(erase: Annotated[bool, typer.Option("--erase", help="Forget all progress.")] = False) -> None:
+    """Show which exercises you have solved, or forget it."""
+    from qlab.workbook.reader.about import every_lesson
+    from qlab.workbook.reader.progress import erase_progress, read_progress
+
+    if erase:
+        erase_progress()
+        return
+    kept = read_progress()
+    for lesson in every_lesson():
+        entry = kept.get(lesson.lesson, {"right": [], "finished": False})
+        right = sum(name in entry["right"] for name in lesson.exercises)
+        print(f"{lesson.lesson:<16} {right} of {len(lesson.exercises)} exercises right{', run to its end' if entry['finished'] else ''}")
 
 
 def chosen_lessons(names: list[str]) -> list[str]:
@@ -82,7 +125,7 @@ def chosen_lessons(names: list[str]) -> list[str]:
     Raises:
         UserError: a name that fits no lesson.
     """
-    from qlab.workbook.runner import lesson_names
+    from qlab.workbook.reader.about import lesson_names
 
     known = lesson_names()
     for name in names:

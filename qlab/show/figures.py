@@ -1,35 +1,24 @@
-"""Figures, drawn with seaborn from plain results. Each returns a matplotlib figure and displays nothing itself."""
+"""Figures, drawn with seaborn from plain results. Each returns a drawing and displays nothing itself."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 
-ACCENT, MUTED = "#1f6f8b", "#b0b7bd"
+from qlab.show.drawing import ACCENT, INK, MUTED, PALETTE, Drawing, new_axes, panels, shown
 
-
-def new_axes(title: str, x: str, y: str, size: tuple[float, float] = (8, 4)) -> tuple[Figure, Axes]:
-    """A figure that pyplot does not keep, so that it is shown only where a cell shows it."""
-    sns.set_theme(style="whitegrid", context="notebook")
-    figure, axes = plt.subplots(figsize=size, layout="constrained", dpi=110)
-    plt.close(figure)
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    return figure, axes
+MOST = 8  # numbers of a line that its table says
 
 
 def bars(
     values: Mapping[str, float], title: str, label: str, errors: Mapping[str, float] | None = None, highlight: str = "", log: bool = False,
     marks: Mapping[str, float] | None = None,
-) -> Figure:  # fmt: skip
+) -> Drawing:  # fmt: skip
     """Horizontal bars, one a name, the value written at its end; a stroke at each of `marks`, such as a ceiling."""
     figure, axes = new_axes(title, label, "", (8, 0.9 + 0.42 * len(values)))
     names = list(values)
@@ -41,18 +30,19 @@ def bars(
         axes.set_xscale("log")
     for position, name in enumerate(names):
         if marks and name in marks:
-            axes.plot([marks[name]] * 2, [position - 0.4, position + 0.4], color="black", linewidth=2)
-        text = f" {values[name]:.3g}" if abs(values[name]) < 1000 else f" {values[name]:,.0f}"
-        axes.annotate(text, (values[name] + (spread[position] if spread else 0), position), va="center", fontsize=9)
+            axes.plot([marks[name]] * 2, [position - 0.4, position + 0.4], color=INK, linewidth=2)
+        end = (values[name] + (spread[position] if spread else 0), position)
+        axes.annotate(shown(values[name]), end, textcoords="offset points", xytext=(4, 0), va="center", fontsize=9)
     axes.margins(x=0.14)
     axes.grid(visible=False, axis="y")
+    figure.values = dict(values)
     return figure
 
 
-def grouped_bars(table: pd.DataFrame, x: str, y: str, hue: str, title: str, label: str, log: bool = False) -> Figure:
+def grouped_bars(table: pd.DataFrame, x: str, y: str, hue: str, title: str, label: str, log: bool = False) -> Drawing:
     """Vertical bars of a tidy table, coloured by `hue`."""
     figure, axes = new_axes(title, "", label, (9.5, 4.2))
-    sns.barplot(table, x=x, y=y, hue=hue, ax=axes, palette="viridis", errorbar=None)
+    sns.barplot(table, x=x, y=y, hue=hue, ax=axes, palette=colours(table[hue].nunique()), errorbar=None)
     if log:
         axes.set_yscale("log")
     axes.tick_params(axis="x", rotation=60 if table[x].nunique() > 8 else 0, labelsize=8)
@@ -62,39 +52,56 @@ def grouped_bars(table: pd.DataFrame, x: str, y: str, hue: str, title: str, labe
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, fontsize=9, loc="outside lower left", ncols=3, frameon=False)
     axes.set_xlabel("")
+    figure.values = {f"{row[x]}, {row[hue]}": row[y] for _, row in table.iterrows()}
     return figure
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str, log_x: bool = False) -> Figure:
+def colours(count: int) -> list[str] | str:
+    """Colours for `count` series; more than the palette has come from a scale of one hue after another."""
+    return PALETTE[:count] if count <= len(PALETTE) else "husl"
+
+
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str, log_x: bool = False) -> Drawing:
     """One line a name through its (x, y) points."""
     figure, axes = new_axes(title, x, y)
-    for (name, points), colour in zip(series.items(), sns.color_palette("viridis", len(series)), strict=True):
+    for (name, points), colour in zip(series.items(), sns.color_palette(colours(len(series)), len(series)), strict=True):
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=colour)
     if log_x:
         axes.set_xscale("log")
     if len(series) > 1:
         axes.legend(fontsize=9)
+    figure.values = {
+        f"{name} at {x} {px:g}" if len(series) > 1 else f"{x} {px:g}": py for name, points in series.items() for px, py in few(points)
+    }
     return figure
 
 
-def points(table: pd.DataFrame, x: str, y: str, hue: str, columns: str, title: str, labels: tuple[str, str]) -> Figure:
+def few(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `MOST` of the points: the first, the last, and of those between them every so many."""
+    return [points[round(place * (len(points) - 1) / (MOST - 1))] for place in range(MOST)] if len(points) > MOST else list(points)
+
+
+def points(table: pd.DataFrame, x: str, y: str, hue: str, columns: str, title: str, labels: tuple[str, str]) -> Drawing:
     """A tidy table as points, coloured by `hue`, one panel for each value of `columns`; x is logarithmic, y = 0 is drawn."""
-    sns.set_theme(style="whitegrid", context="notebook")
-    grid = sns.relplot(table, x=x, y=y, hue=hue, style=hue, col=columns, s=70, height=4.2, aspect=1.0, palette="viridis")
-    plt.close(grid.figure)
-    grid.set(xscale="log")
-    for axes in grid.axes.flat:
+    groups = list(table.groupby(columns, sort=False))
+    figure, every = panels(len(groups), (4.4 * len(groups) + 1, 4.4))
+    for axes, (name, group) in zip(every, groups, strict=True):
+        sns.scatterplot(
+            group, x=x, y=y, hue=hue, style=hue, s=70, ax=axes, palette=colours(table[hue].nunique()), legend=axes is every[-1], linewidth=0
+        )
+        axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
-    grid.refline(y=0, color="black", linestyle="-").set_axis_labels(*labels).set_titles("{col_name}")
-    grid.figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    grid.figure.subplots_adjust(top=0.85)
-    grid.figure.set_dpi(110)
-    return grid.figure
+        axes.axhline(0, color=INK)
+        axes.set(title=name, xlabel=labels[0], ylabel=labels[1])
+    sns.move_legend(every[-1], "upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    figure.values = {f"mean of {way}, {name}": found for (way, name), found in table.groupby([hue, columns], sort=False)[y].mean().items()}
+    return figure
 
 
-def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: str, log_y: bool = False, log_x: bool = False) -> Figure:
+def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: str, log_y: bool = False, log_x: bool = False) -> Drawing:
     """Named points, each written beside its mark; the Pareto front (less of both is better) drawn through."""
     figure, axes = new_axes(title, x, y, (9, 4.6))
     front, best = [], float("inf")
@@ -126,6 +133,7 @@ def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: st
         while any(label.get_window_extent().overlaps(other) for other in written):
             label.xyann = (label.xyann[0], label.xyann[1] - 1)  # names come from top to bottom, so there is room below
         written.append(label.get_window_extent())
+    figure.values = {f"{name} ({x}, {y})": f"{px:.3g}, {py:.3g}" for name, (px, py) in points.items()}
     return figure
 
 
@@ -142,22 +150,26 @@ def neighbours(places: Mapping[str, Sequence[float]], apart: float = 8) -> list[
     return groups
 
 
-def histogram(values: Sequence[float], levels: Mapping[str, Sequence[float]], title: str, x: str) -> Figure:
+def histogram(values: Sequence[float], levels: Mapping[str, Sequence[float]], title: str, x: str) -> Drawing:
     """How `values` are distributed, with each named set of levels as a row of marks below."""
     figure, axes = new_axes(title, x, "density")
     sns.histplot(x=list(values), stat="density", bins=80, color=MUTED, ax=axes, edgecolor=None)
-    for row, ((name, marks), colour) in enumerate(zip(levels.items(), sns.color_palette("viridis", len(levels)), strict=True)):
+    for row, ((name, marks), colour) in enumerate(zip(levels.items(), PALETTE, strict=False)):
         height = -0.06 * (row + 1) * axes.get_ylim()[1]
         axes.plot(marks, [height] * len(marks), "|", color=colour, markersize=14, markeredgewidth=2, label=name)
     axes.legend(fontsize=9)
     axes.set_ylabel("density")
+    tenths = statistics.quantiles(values, n=10)
+    figure.values = {f"{share} % are below": tenths[place] for share, place in ((10, 0), (50, 4), (90, 8))}
     return figure
 
 
-def heatmap(table: pd.DataFrame, title: str, label: str) -> Figure:
+def heatmap(table: pd.DataFrame, title: str, label: str) -> Drawing:
     """A matrix of numbers as colours, each written in its field."""
     figure, axes = new_axes(title, "", "", (8.5, 0.8 + 0.36 * len(table)))
     sns.heatmap(table, ax=axes, cmap="viridis", annot=True, fmt=".2g", cbar_kws={"label": label}, annot_kws={"fontsize": 8})
     axes.tick_params(axis="both", labelsize=8, rotation=0)
     axes.set(xlabel=table.columns.name, ylabel=table.index.name)
+    figure.axes[-1].collections[-1].set_rasterized(True)  # the scale of colours: else a path for each of 256
+    figure.values = {f"mean of {table.columns.name or 'column'} {name}": found for name, found in table.mean().items()}
     return figure

@@ -7,11 +7,13 @@ from pandas.io.formats.style import Styler
 
 from qlab.claims import judge
 from qlab.show.tables import styled
+from qlab.workbook.reader.progress import keep_finished
 from qlab.workbook.record import recorded
 
 
 def recap(lesson: str) -> Styler:
-    """The claims of `lesson` judged by what has been recorded in this notebook."""
+    """The claims of `lesson` judged by what has been recorded in this notebook. It is the last cell: the lesson has been run to its end."""
+    keep_finished()
     rows = [
         {
             "claim": v.claim["statement"],

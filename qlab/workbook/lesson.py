@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from qlab import ROOT
 from qlab.artifacts.artifact import Artifact, artifact_folder, make_artifact, quantize_model
 from qlab.evaluate.kept import kept_logits
 from qlab.evaluate.quality import Quality, measure_quality
@@ -135,6 +136,7 @@ def open_lesson(
     """
     quiet()
     torch.manual_seed(0)
+    work = str(ROOT / work)  # the runner's and JupyterLab's kernels stand in different folders, and find the same artifacts
     source = locate(model)
     if source.checkpoint.quantized:
         print(already_rounded(source))

@@ -32,9 +32,9 @@ from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.support.reading import path_of, read_json
 from qlab.workbook.parameters import check_values, parameters_of, resolve
+from qlab.workbook.reader.about import NOTEBOOKS
 from qlab.workbook.record import records_of
 
-NOTEBOOKS = ROOT / "notebooks"
 NEEDS = {"06_deployment": ("04_gguf",), "07_benchmarks": ("02_awq", "03_gptq", "04_gguf", "05_nf4")}
 LONGEST = 70  # characters of a folder for kernels' sockets; they are named by 33 more, and 107 are allowed
 DONE, FAILED, SKIPPED = "done", "failed", "not run"
@@ -96,11 +96,6 @@ def private_folder() -> Scratch:
 
 
 papermill_engines.register("qlab", WatchedEngine)
-
-
-def lesson_names() -> list[str]:
-    """All lessons, in order."""
-    return sorted(path.stem for path in NOTEBOOKS.glob("0*.ipynb"))
 
 
 def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[str, dict[str, Any]]:

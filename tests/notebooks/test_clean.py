@@ -5,7 +5,7 @@ from __future__ import annotations
 import nbformat
 import pytest
 
-from qlab.workbook.runner import NOTEBOOKS, lesson_names
+from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
 
 
 @pytest.mark.parametrize("lesson", lesson_names())

@@ -22,7 +22,8 @@ from qlab.claims import FAILS, HOLDS, OPEN, load_claims
 from qlab.evaluate.store.results import read
 from qlab.recipes import parse
 from qlab.workbook.comparison import METHODS
-from qlab.workbook.runner import lesson_names
+from qlab.workbook.reader.about import lesson_names
+from tests.browsing import WIDTHS, Visit, move_every_control, overflow, violations
 
 SMALLER = {
     "evaluation_windows": 6, "evaluation_length": 256, "calibration_windows": 8, "calibration_length": 128,
@@ -189,7 +190,8 @@ def test_every_claim_is_in_the_ledger(run: Run) -> None:
 
 def test_the_report_is_whole_and_clean(run: Run) -> None:
     index = (run.out / "index.html").read_text()
-    assert index.count('src="data:image/png') >= 12
+    assert "<svg" in index
+    assert "is nearest to the original" in index
     provenance = run.results["provenance"]
     assert provenance["model"]["fingerprint"] in index
     for lesson in lesson_names():
@@ -207,6 +209,20 @@ def test_the_report_is_whole_and_clean(run: Run) -> None:
         text = page.read_text()
         for private in (str(ROOT), str(run.out.parent), f"{home}/"):
             assert private not in text.replace("data:image", ""), (page.name, private)
+
+
+def test_every_page_of_the_report_in_a_browser(run: Run, browser: Any) -> None:
+    moved = 0
+    for width in WIDTHS:
+        visit = Visit(browser, run.out.as_uri(), width)
+        for page in sorted(run.out.glob("*.html")):
+            visit.page.goto(page.as_uri())
+            assert overflow(visit.page) <= 0, (page.name, width)
+            assert violations(visit.page) == [], (page.name, width)
+            moved += move_every_control(visit.page)
+        assert (visit.left, visit.errors) == ([], [])
+        visit.close()
+    assert moved >= 3 * len(lesson_names())
 
 
 def test_nothing_left_the_machine(run: Run) -> None:

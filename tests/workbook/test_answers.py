@@ -11,10 +11,10 @@ import torch
 from qlab.evaluate.store.provenance import provenance
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel
+from qlab.show.site.report import write_report
 from qlab.show.tables import texts
 from qlab.support.errors import UserError
 from qlab.workbook.answers import BEGINNINGS, ENDED, QUESTIONS, answers, side_by_side
-from qlab.workbook.report import write_report
 from qlab.workbook.runner import SKIPPED, Outcome
 
 CHAT = [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qlab.support.errors import UserError
 from qlab.workbook.parameters import Parameter, parameters_of, resolve
-from qlab.workbook.runner import NOTEBOOKS, lesson_names
+from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
 
 
 def test_every_lesson_has_explained_literals() -> None:

@@ -16,10 +16,10 @@ from qlab import EMBEDDED
 from qlab.artifacts.going_on import LOCK
 from qlab.cli import call
 from qlab.evaluate.store.provenance import machine
+from qlab.show.site.report import check_report, write_report
 from qlab.support.disk.lock import locked
 from qlab.support.errors import UserError
 from qlab.workbook import runner
-from qlab.workbook.report import check_report, write_report
 from qlab.workbook.runner import DONE, NOTEBOOKS, Outcome, done_before
 
 LESSON = "01_principles"
@@ -46,12 +46,14 @@ def test_a_report_of_qlabs_is_written_anew(tmp_path: Path) -> None:
     executed(tmp_path / "notebooks" / f"{LESSON}.ipynb")
     facts = {"model": {"name": "m", "fingerprint": "f"}, "date": "", "commit": "", "versions": {}, "machine": machine()}
     write_report([Outcome(LESSON, DONE, {})], facts, tmp_path)
-    assert {"index.html", "results.json", f"{LESSON}.html"} <= set(files_in(tmp_path))
+    assert {"index.html", "glossary.html", "results.json", f"{LESSON}.html"} <= set(files_in(tmp_path))
     check_report(tmp_path, [LESSON], EMBEDDED)
     check_report(tmp_path / "new" / "folder", [LESSON], EMBEDDED)
 
 
-@pytest.mark.parametrize("name", ["index.html", "results.json", f"{LESSON}.html", f"notebooks/{LESSON}.ipynb", "notebooks", "."])
+@pytest.mark.parametrize(
+    "name", ["index.html", "glossary.html", "results.json", f"{LESSON}.html", f"notebooks/{LESSON}.ipynb", "notebooks", "."]
+)
 def test_a_users_file_in_the_place_of_a_report_stays(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,100 @@
+"""A figure that shows itself as SVG in the page: sharp at every size, in the page's own colour of text, light or dark, with its alt text.
+
+An SVG that stands in the page takes the page's colour (`currentColor`); one in an `<img>`, or a PNG, cannot. Text stays text.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import seaborn as sns
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Each is at least 3:1 against white and against the dark page, the contrast that WCAG asks of what is no text (tests/show/test_drawing.py).
+PALETTE = ["#1f7a99", "#d1690e", "#3c8d40", "#b04f9a", "#7d6bd0", "#8a7a1c", "#cf4b4b", "#6f7a83"]
+ACCENT, MUTED = PALETTE[0], "#858d94"
+# Two colours that no figure has: where they stand in the SVG, it takes the colour of the page's text, and a fainter one.
+INK, FAINT = "#010203", "#040506"
+COLOURS = {
+    f"stroke: {FAINT}": "stroke: currentColor; stroke-opacity: 0.22",
+    f"fill: {FAINT}": "fill: currentColor; fill-opacity: 0.22",
+    INK: "currentColor",
+}
+STYLE = {
+    "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.edgecolor": FAINT, "grid.color": FAINT, "axes.facecolor": "none", "figure.facecolor": "none", "legend.frameon": False,
+    "patch.edgecolor": "none", "patch.force_edgecolor": False,
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # of one width: what is laid out in the first fits in the second
+}  # fmt: skip
+NAMES = re.compile(r' id="[A-Za-z0-9]+_\d+"')  # of parts, the same in every figure; what is referred to has another kind of name
+NAMED = 12  # values that the alt text says; more are in the table
+
+
+class Drawing(Figure):
+    """A matplotlib figure with what it shows in words: its title, what its axes are, and `values`, the numbers drawn, by name."""
+
+    values: Mapping[str, Any]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.values = {}
+
+    def words(self) -> str:
+        """The alt text."""
+        title = next((text for axes in self.axes if (text := axes.get_title(loc="left"))), "") or self.get_suptitle()
+        labels = {"across": self.axes[0].get_xlabel(), "upwards": self.axes[0].get_ylabel()} if self.axes else {}
+        named = [f"{way}: {label}" for way, label in labels.items() if label]
+        said = [f"{name} {shown(value)}" for name, value in self.values.items()]
+        values = ", ".join(said) if len(said) <= NAMED else f"{len(said)} values, from {said[0]} to {said[-1]}"
+        return ". ".join(part for part in (title, "; ".join(named), values) if part)
+
+    def svg(self) -> str:
+        """The figure as one `<svg>` element, with its alt text."""
+        file = io.StringIO()
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qlab"}):
+            self.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        drawn = file.getvalue()
+        drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.S)
+        for colour, own in COLOURS.items():
+            drawn = drawn.replace(colour, own)
+        named = f'<svg role="img" aria-label="{html.escape(self.words())}"'
+        return re.sub(r"\n\s*", "\n", NAMES.sub("", drawn)).replace("<svg", named, 1)
+
+    def html(self) -> str:
+        """The figure for a page."""
+        drawn = self.svg().replace("<svg ", '<svg style="max-width:100%;height:auto" ', 1)
+        return f'<figure class="qlab-figure" style="margin:0">{drawn}</figure>'
+
+    def _ipython_display_(self) -> None:
+        """Shown by this alone: IPython would else add a PNG of every figure."""
+        display({"text/html": self.html(), "text/plain": self.words()}, raw=True)
+
+
+def shown(value: Any) -> str:
+    """A number in three digits, or in whole ones from a thousand; anything else as it prints."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def new_axes(title: str, x: str, y: str, size: tuple[float, float] = (8, 4)) -> tuple[Drawing, Axes]:
+    """A drawing with one pair of axes, that is shown only where a cell shows it."""
+    figure, (axes,) = panels(1, size)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def panels(count: int, size: tuple[float, float]) -> tuple[Drawing, list[Axes]]:
+    """A drawing of `size` inches with `count` pairs of axes beside each other, whose scales are the same."""
+    sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, rc=STYLE)
+    figure = Drawing(figsize=size, layout="constrained", dpi=110)  # not pyplot's, which would show it once more
+    return figure, list(figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)[0])

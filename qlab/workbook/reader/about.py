@@ -1,0 +1,74 @@
+"""What a lesson is about, read from its notebook: title, aim, time, what it needs, its exercises."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from qlab import ROOT
+
+NOTEBOOKS = ROOT / "notebooks"
+CHECK = "check"  # the function of exercise.py that judges an answer; its first argument names the exercise
+AIM, TIME, NEED = r"\*\*What this lesson proves:\*\*", r"\*Time:\*", r"\*You need:\*"
+
+
+@dataclass(frozen=True)
+class About:
+    """`number` and `title` from the notebook's heading, `aim`, `time` and `need` from the lines below it, as Markdown.
+
+    `exercises` are the names by which progress is kept, in the lesson's order.
+    """
+
+    lesson: str
+    number: str
+    title: str
+    aim: str
+    time: str
+    need: str
+    exercises: tuple[str, ...]
+
+
+def lesson_names() -> list[str]:
+    """All lessons, in order."""
+    return sorted(path.stem for path in NOTEBOOKS.glob("0*.ipynb"))
+
+
+def about(notebook: Path) -> About:
+    """What the lesson in a notebook file is about; a part that its first cell does not say is empty."""
+    content = nbformat.read(notebook, as_version=4)
+    opening = "\n\n".join(cell.source for cell in content.cells[:2] if cell.cell_type == "markdown")
+    heading = re.search(r"^# (?:(\d+)\. )?(.+)$", opening, re.M)
+    number, title = heading.groups() if heading else (None, notebook.stem)
+    return About(
+        notebook.stem, number or "", title, said(AIM, opening), said(TIME, opening), said(NEED, opening), tuple(exercises_of(content))
+    )
+
+
+def every_lesson() -> list[About]:
+    """All lessons, in order."""
+    return [about(NOTEBOOKS / f"{lesson}.ipynb") for lesson in lesson_names()]
+
+
+def said(mark: str, text: str) -> str:
+    """What stands behind a mark such as `*Time:*`, to the next mark or the end of the paragraph."""
+    found = re.search(mark + r"\s*(.+?)(?=\s*\*{1,2}[A-Z][^*]*:\*|\n\n|\Z)", text, re.S)
+    text = " ".join(found[1].split()) if found else ""
+    return text[:1].upper() + text[1:]
+
+
+def exercises_of(content: NotebookNode) -> list[str]:
+    """The names of a lesson's exercises: the first argument of each call of `check`, where it is a text."""
+    found: dict[str, None] = {}
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == CHECK and node.args:
+                    name = node.args[0]
+                    if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                        found[name.value] = None
+    return list(found)

@@ -1,0 +1,67 @@
+"""A reader's progress, in `workspace/.progress.json`: exercises answered rightly, lessons run to their end. It stays on this machine.
+
+Only the copies in `workspace/` count: a lesson that `qlab run` or papermill executes leaves no progress.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from qlab.support.disk.lock import locked
+from qlab.support.disk.whole import write_whole
+from qlab.support.errors import UserError
+from qlab.support.reading import read_json
+from qlab.workbook.reader.workspace import WORKSPACE
+
+FILE, LOCK = ".progress.json", ".progress.lock"
+NOTEBOOK = "JPY_SESSION_NAME"  # where Jupyter tells a kernel the file of the notebook that it was started for
+
+
+def open_lesson_of_reader(workspace: Path = WORKSPACE) -> str:
+    """The lesson whose copy in `workspace` this kernel runs; empty in every other process."""
+    notebook = Path(os.environ.get(NOTEBOOK) or ".")
+    return notebook.stem if notebook.suffix == ".ipynb" and notebook.parent.resolve() == workspace.resolve() else ""
+
+
+def keep_right(exercise: str, workspace: Path = WORKSPACE) -> None:
+    """Note that an exercise of the lesson that is open has been answered rightly."""
+    _note(workspace, lambda entry: entry["right"].append(exercise) if exercise not in entry["right"] else None)
+
+
+def keep_finished(workspace: Path = WORKSPACE) -> None:
+    """Note that the lesson that is open has been run to its end."""
+    _note(workspace, lambda entry: entry.update(finished=True))
+
+
+def _note(workspace: Path, change: Any) -> None:
+    lesson = open_lesson_of_reader(workspace)
+    if not lesson:
+        return
+    with locked(workspace / LOCK, "the progress of the lessons", wait=True):
+        progress = read_progress(workspace)
+        change(progress.setdefault(lesson, {"right": [], "finished": False}))
+        write_whole(workspace / FILE, json.dumps(progress, indent=1) + "\n")
+
+
+def read_progress(workspace: Path = WORKSPACE) -> dict[str, dict[str, Any]]:
+    """{lesson: {right: names of exercises, finished: whether it was run to its end}}.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = workspace / FILE
+    if not file.exists():
+        return {}
+    try:
+        found = read_json(file)
+        return {lesson: {"right": [str(name) for name in e["right"]], "finished": bool(e["finished"])} for lesson, e in found.items()}
+    except (UserError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} is damaged, so the progress of the lessons is not known: 'qlab progress --erase' begins anew") from error
+
+
+def erase_progress(workspace: Path = WORKSPACE) -> None:
+    """Forget all progress; the copies of the lessons stay."""
+    (workspace / FILE).unlink(missing_ok=True)

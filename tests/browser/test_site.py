@@ -1,0 +1,159 @@
+"""The report in a real browser: nothing is asked of the network, everything is reachable, and every control moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browsing import WIDTHS, Visit, move_every_control, overflow, violations
+
+PAGES = ("index.html", "01_principles.html", "02_awq.html", "glossary.html")
+
+
+@pytest.fixture
+def visit(browser: Any, site: Path, request: pytest.FixtureRequest) -> Iterator[Visit]:
+    """A tab, on the page that a test names; it must ask for nothing and report no error."""
+    width, scheme = getattr(request, "param", ("desk", "light"))
+    tab = Visit(browser, site.as_uri(), width, scheme)
+    yield tab
+    assert tab.left == []
+    assert tab.errors == []
+    tab.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("visit", [(width, scheme) for width in WIDTHS for scheme in ("light", "dark")], indirect=True, ids="-".join)
+def test_a_page_is_accessible_and_no_wider_than_its_window(visit: Visit, site: Path, name: str) -> None:
+    visit.page.goto((site / name).as_uri())
+    assert overflow(visit.page) <= 0
+    assert violations(visit.page) == []
+
+
+@pytest.mark.parametrize("visit", [("desk", "light"), ("phone", "light")], indirect=True, ids="-".join)
+def test_every_control_moves_by_mouse_and_keyboard(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "01_principles.html").as_uri())
+    assert move_every_control(visit.page) == 4
+
+
+def test_a_slider_stands_in_order_and_says_its_value(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "01_principles.html").as_uri())
+    slider = visit.page.get_by_role("slider", name="bits")
+    assert slider.get_attribute("aria-valuetext") == "4"
+    slider.press("Home")
+    assert slider.get_attribute("aria-valuetext") == "2"
+    slider.press("End")
+    assert slider.get_attribute("aria-valuetext") == "8"
+    assert visit.page.get_by_role("img", name="q_proj at 8 bits").count() == 1
+
+
+def test_a_control_answers_within_100_ms(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "01_principles.html").as_uri())
+    slider = visit.page.get_by_role("slider", name="bits")
+    took = slider.evaluate(
+        """field => { const start = performance.now(); field.value = 0; field.dispatchEvent(new Event('input', {bubbles: true}));
+        field.closest('.qlab-explore').getBoundingClientRect(); return performance.now() - start; }"""
+    )
+    assert took < 100
+
+
+@pytest.mark.parametrize("visit", [("desk", "dark"), ("desk", "light")], indirect=True, ids="-".join)
+def test_figures_and_paper_follow_the_colour_scheme(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "01_principles.html").as_uri())
+    colour = "part => getComputedStyle(part).%s.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0)"
+    paper = visit.page.locator("body").evaluate(colour % "backgroundColor")
+    ink = visit.page.locator(".qlab-figure svg text").first.evaluate(colour % "fill")
+    assert (paper < ink) == visit.page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert abs(paper - ink) > 300
+
+
+def test_code_is_folded_until_the_switch_is_used(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "01_principles.html").as_uri())
+    code = visit.page.locator(".highlight").first
+    assert not code.is_visible()
+    switch = visit.page.get_by_role("button", name="Show all code")
+    switch.press("Enter")
+    assert code.is_visible()
+    assert violations(visit.page) == []  # the colours of the code too
+    switch.click()
+    assert not code.is_visible()
+
+
+def test_a_solution_opens_and_closes(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "01_principles.html").as_uri())
+    solution = visit.page.get_by_text("hidden at first")
+    assert not solution.is_visible()
+    visit.page.get_by_text("Solution", exact=True).click()
+    assert solution.is_visible()
+
+
+def test_a_figure_enlarges_and_gives_way(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "01_principles.html").as_uri())
+    small = visit.page.locator(".qlab-picture svg").first.bounding_box()
+    visit.page.get_by_role("button", name="Enlarge").first.click()
+    dialog = visit.page.get_by_role("dialog")
+    assert dialog.locator("svg").bounding_box()["width"] > small["width"]
+    visit.page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    assert visit.page.locator("dialog svg").count() == 0
+
+
+def test_tables_sort_by_number_and_by_word(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "index.html").as_uri())
+
+    def first_column() -> list[str]:
+        return visit.page.locator(".scroll table").first.locator("tbody tr td:first-child").all_inner_texts()
+
+    head = visit.page.get_by_role("region", name="Results", exact=True)
+    head.get_by_role("button", name="MB on disk").press("Enter")
+    assert first_column() == ["GGUF Q8_0", "NF4 by bitsandbytes", "FP16 original"]
+    head.get_by_role("button", name="MB on disk").click()
+    assert first_column() == ["FP16 original", "NF4 by bitsandbytes", "GGUF Q8_0"]
+    head.get_by_role("button", name="format").click()
+    assert first_column() == ["FP16 original", "GGUF Q8_0", "NF4 by bitsandbytes"]
+    assert visit.page.locator("th[aria-sort]").count() == 1
+
+
+def test_the_results_are_seen_whole_at_1280_pixels(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "index.html").as_uri())
+    frame = visit.page.get_by_role("region", name="Results", exact=True)
+    assert "KL to FP16" in frame.inner_text()
+    assert frame.evaluate("frame => frame.scrollWidth - frame.clientWidth") == 0
+
+
+def test_claims_are_chosen_by_verdict(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "index.html").as_uri())
+    rows = visit.page.locator("#claims tbody tr:visible")
+    every = rows.count()
+    visit.page.get_by_label("Show").select_option("not testable here")
+    assert 0 < rows.count() < every
+    assert set(visit.page.locator("#claims tbody tr:visible .tag").all_inner_texts()) == {"not testable here"}
+
+
+def test_the_way_through_the_lessons(visit: Visit, site: Path) -> None:
+    page = visit.page
+    page.goto((site / "index.html").as_uri())
+    page.get_by_role("link", name="1. Principles").click()
+    page.locator(".bar [rel=next]").click()
+    assert page.url.endswith("02_awq.html")
+    page.locator(".bar [rel=prev]").click()
+    page.locator(".outline a").nth(1).click()
+    assert page.url.endswith("01_principles.html#1.2-Tables-and-texts")
+    assert page.locator(".outline").bounding_box()["y"] >= 0  # it stays in view
+    page.locator("main a[href^='glossary.html#']").first.click()
+    assert page.locator("dt:target").inner_text().startswith("grid")
+
+
+def test_on_paper_the_first_picture_stands_with_the_numbers_of_all(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "01_principles.html").as_uri())
+    visit.page.emulate_media(media="print")
+    visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    control = visit.page.locator(".qlab-explore").first
+    assert control.locator("svg").is_visible()
+    assert not control.locator("form").is_visible()
+    assert control.locator("table tbody tr").count() == 12
+    assert control.locator("table").is_visible()
+    assert not visit.page.locator(".bar").is_visible()
+    assert visit.page.pdf(format="A4")[:4] == b"%PDF"

@@ -1,0 +1,56 @@
+"""The report's first sentences follow from the records, and a record that is not there leaves its sentence out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qlab.claims import judge
+from qlab.show.site.summary import figure, sentences
+
+LADDER = {f"quality/rtn-int{bits}": {"top1": 1 - 2.0**-bits, "kl": 2.0**-bits} for bits in (8, 4, 3, 2)}
+
+
+def row(name: str, megabytes: float, kl: float, speed: float | None) -> dict[str, Any]:
+    return {"name": name, "disk_bytes": megabytes * 1e6, "quality": {"kl": kl}, "figures": speed and {"speed": {"generation": speed}}}
+
+
+BENCHMARKS = [
+    row("FP16 original", 22, 0, 10),
+    row("AWQ by qlab", 8, 0.02, None),
+    row("GGUF Q4_K_M", 9, 0.01, 50),
+    row("GGUF Q4_K_M", 9, 0.01, 70),
+]
+BEST = {"nearest to the original": ["GGUF Q4_K_M", "AWQ by qlab"], "smallest": ["AWQ by qlab"], "fastest generation here": ["GGUF Q4_K_M"]}
+
+
+def test_the_best_formats_are_named_with_their_figures() -> None:
+    (said, claims) = sentences({"benchmarks": BENCHMARKS, "best": BEST}, judge({}))
+    assert "GGUF Q4_K_M is nearest to the original, KL 0.0100 nats a token (not told apart from it: AWQ by qlab)" in said
+    assert "AWQ by qlab is the smallest, 8.0 MB, 2.8 times smaller than FP16" in said
+    assert "GGUF Q4_K_M generates fastest here, 70 tokens a second" in said  # of two runtimes the faster
+    assert claims.startswith("Of the guide's 101 claims this run decides")
+
+
+def test_fewer_bits_in_words_and_in_the_figure() -> None:
+    said = sentences(LADDER, [])
+    assert said == [
+        "With its decoder layers rounded to the nearest level it still predicts the same next token in 99.6% at 8 bits, 93.8% at 4 bits, "
+        "87.5% at 3 bits and 75.0% at 2 bits of all cases."
+    ]
+    drawn = figure(LADDER)
+    assert drawn is not None
+    assert drawn.words().startswith("2 bits are 64 times farther from the original than 8.")
+
+
+def test_the_figure_of_the_formats_has_the_finding_as_its_title() -> None:
+    drawn = figure({"benchmarks": BENCHMARKS})
+    assert drawn is not None
+    assert drawn.words().startswith("GGUF Q4_K_M is nearest to the original, at 9.0 MB.")
+    assert "FP16" not in drawn.words()
+
+
+@pytest.mark.parametrize("results", [{}, {"quality/rtn-int4": {"top1": 1.0, "kl": 0.1}}])
+def test_what_was_not_measured_is_not_drawn(results: dict[str, Any]) -> None:
+    assert figure(results) is None
