@@ -15,11 +15,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from qlab.artifacts.duration import Group, duration, time_text
+from qlab.artifacts.block_shape import Group, largest_block
+from qlab.artifacts.duration import duration, time_text
 from qlab.formats.gguf.encoding import weights_at_once
 from qlab.methods.grid_search import REFIT_ROWS
 from qlab.methods.nf4 import CHUNK as NF4_BLOCKS
-from qlab.models.layout import Layout
 from qlab.models.opening import OpenedModel
 from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
 from qlab.recipes.integers import TUNED_WINDOWS
@@ -103,10 +103,10 @@ def predict(
         UserError: even one window at a time needs more than `limit`.
     """
     checkpoint, layout = source.checkpoint, source.layout
-    groups = input_shapes(layout)
-    weights = sum(width * out for width, out in groups)
+    block = largest_block(layout)
+    groups = block.groups + block.expert
     data = any(recipe.data for recipe in recipes)
-    statistics = sum(4.0 * width**2 for width, _ in groups) if data else 0.0
+    statistics = sum(4.0 * width**2 for width, _ in groups) if data else 0.0  # of experts, one at a time
     blocks = layout.count
     outside = [checkpoint.bytes_of(name) for name in layout.rest]
     # Outside the blocks, the largest is read from a file that is mapped into memory, and then written: twice its size at both times.
@@ -114,12 +114,12 @@ def predict(
     token = 4.0 * (3 * layout.hidden + max(out for _, out in groups) + max(width for width, _ in groups))
     disk = disk_needed(source, recipes, windows)
     start = float(psutil.Process().memory_info().rss)
-    work = max(working(recipe, groups, windows[1], device) for recipe in recipes) + LIBRARIES
-    seconds = duration(groups, recipes, windows, blocks, sum(outside) / 2, device, devices)
+    work = max(working(recipe, groups, windows[1], device, block.weights) for recipe in recipes) + LIBRARIES
+    seconds = duration(block.groups, recipes, windows, blocks, sum(outside) / 2, device, devices, block, source.experts_per_token)
     usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
         activations = batch * windows[1] * token * data + LIBRARIES
-        found = Budget(start, 4.0 * weights, statistics, work, activations, rest, disk, seconds, batch, blocks, devices)
+        found = Budget(start, 4.0 * block.weights, statistics, work, activations, rest, disk, seconds, batch, blocks, devices)
         if limit is None or found.total <= limit:
             return found
     raise UserError(
@@ -132,12 +132,13 @@ def disk_needed(source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: t
     """Bytes of disk that a walk over `windows` (their number and length) needs while it works: encoded tensors twice, and activations."""
     stored = 2 * sum(source.checkpoint.bytes_of(name) for name in source.layout.shapes) * 0.35 * len(recipes)
     streams = 2 * any(recipe.data for recipe in recipes) + 2 * sum(recipe.sequential for recipe in recipes)
+    streams += (streams // 2) * bool(source.layout.pieces)  # what experts read
     return stored + streams * 4 * windows[0] * windows[1] * source.layout.hidden
 
 
-def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: str) -> float:
-    """Bytes that a recipe needs beside a block and its statistics; tuning runs windows of `length` tokens through the block."""
-    weights = sum(width * out for width, out in groups)
+def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: str, weights: int) -> float:
+    """Bytes that a recipe needs beside a block of so many `weights` and its statistics; `groups` are worked on one after the other, and
+    tuning runs windows of `length` tokens through the whole block."""
     largest = 4.0 * max(width * out for width, out in groups)
     if isinstance(recipe, NF4):
         return 16.0 * min(largest / 4, 64 * NF4_BLOCKS) + 1.5 * largest  # temporaries of the blocks that are rounded at once
@@ -163,30 +164,6 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
         return rounding
     graph = 4.0 * TUNED_WINDOWS * length * (8 * max(width for width, _ in groups) + 12 * groups[0][0])
     return max(rounding, (TUNED + (HOLES if 4 * max(width for width, _ in groups) * groups[0][0] < OWN_PAGES else 0)) * 4 * weights + graph)
-
-
-def input_shapes(layout: Layout) -> list[Group]:
-    """The groups of the first decoder block by shape; which layers read one input is told by their names, before anything is run.
-
-    Where a block has a single norm of its inputs, attention and MLP both read it (Cohere, Phi).
-    """
-    attention, mlp = ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj", "fc1")
-    first = layout.block(0)
-    shapes = {
-        name.removeprefix(first).removesuffix(".weight"): shape
-        for name, shape in layout.shapes.items()
-        if name.startswith(first) and name.endswith(".weight")
-    }
-    norms = [name for name, shape in shapes.items() if len(shape) == 1 and "." not in name]
-    together = (attention + mlp,) if len(norms) == 1 else (attention, mlp)
-    found: dict[str, Group] = {}
-    for name, shape in shapes.items():
-        part = name.rpartition(".")[2]
-        if f"{first}{name}.weight" in layout.linear:
-            key = next((names[0] for names in together if part in names), name)
-            width, out = found.get(key, (shape[1], 0))
-            found[key] = (width, out + shape[0])
-    return list(found.values())
 
 
 def parse_bytes(text: str) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from qlab.artifacts.block_shape import BlockShape, Group
 from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
 from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.support.threads import half_the_threads
@@ -19,20 +20,39 @@ from qlab.walk.walk import observes_original
 CALLS = 25  # operations' worth of time that rounding one column takes in a walk over columns
 # Passes over weights outside the blocks that a GGUF file encodes (Q8_0 some 20, Q6_K 90); seconds before the first block; bytes a second.
 ENDS_GGUF, SET_UP, WRITING = 40.0, 0.3, 5e8
-Group = tuple[int, int]
-"""Layers that read one input: its width, and all their outputs together."""
 
 
 def duration(
     groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, outside: float, device: str,
-    devices: int = 1,
+    devices: int = 1, block: BlockShape | None = None, chosen: int = 0,
 ) -> float:  # fmt: skip
     """Seconds: floating-point operations, passes over the weights, and operations on single columns, each at this machine's speed.
 
     `outside`: how many weights lie outside the blocks, which are read, encoded where the format has blocks for them, and written.
-    Each of several `devices` runs all blocks, and quantizes its share of them.
+    Each of several `devices` runs all blocks, and quantizes its share of them. Of the experts of `block`, every token is given `chosen`.
     """
-    tokens = windows[0] * windows[1]
+    product, one_pass, call = speeds(device)
+    total, passes, calls = operations(groups, recipes, windows, 1.0)
+    forward = 2.0 * windows[0] * windows[1] * sum(width * out for width, out in groups)
+    if block and block.experts:
+        share = min(1.0, (chosen or 1) / block.experts)
+        forward += 2.0 * windows[0] * windows[1] * (chosen or 1) * sum(width * out for width, out in block.expert)
+        total, passes, calls = (
+            own + block.experts * more for own, more in zip((total, passes, calls), operations(block.expert, recipes, windows, share))
+        )
+    ends = sum(ENDS_GGUF if isinstance(recipe, GGUF) else 0.0 for recipe in recipes) * outside * one_pass
+    written = len(recipes) * 2 * outside / WRITING
+    a_block = 1.35 * total * product + passes * one_pass + calls * call
+    passed_on = 1.35 * forward * product if observes_original(recipes) else 0.0
+    return SET_UP + ends + written + blocks * (a_block + (devices - 1) * passed_on) / devices
+
+
+def operations(
+    groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], share: float
+) -> tuple[float, float, float]:
+    """Floating-point operations in products, elements gone over, and operations on single columns, of layers in `groups` that read so
+    large a `share` of the tokens."""
+    tokens = windows[0] * windows[1] * share
     weights, columns = sum(width * out for width, out in groups), sum(width for width, _ in groups)
     forward = 2.0 * tokens * weights
     observe = forward + 1.25 * tokens * sum(width**2 for width, _ in groups)  # XᵀX by its upper half, in stripes
@@ -40,6 +60,8 @@ def duration(
     passes = calls = 0.0
     for recipe in recipes:
         passes += weight_passes(recipe) * weights
+        if share < 1 and recipe.data:
+            total += observe  # experts' statistics are made again for each recipe
         if isinstance(recipe, GGUF) and recipe.settles:
             total += sum(6.0 * width**2 * out for width, out in groups)
             calls += CALLS * 2 * columns
@@ -52,12 +74,7 @@ def duration(
         if isinstance(recipe, Integers) and recipe.method == "tuned":
             total += forward
             total += recipe.steps * (3.0 * forward * TUNED_WINDOWS / windows[0] + sum(100.0 * width * out for width, out in groups))
-    product, one_pass, call = speeds(device)
-    ends = sum(ENDS_GGUF if isinstance(recipe, GGUF) else 0.0 for recipe in recipes) * outside * one_pass
-    written = len(recipes) * 2 * outside / WRITING
-    a_block = 1.35 * total * product + passes * one_pass + calls * call
-    passed_on = 1.35 * forward * product if observes_original(recipes) else 0.0
-    return SET_UP + ends + written + blocks * (a_block + (devices - 1) * passed_on) / devices
+    return total, passes, calls
 
 
 def weight_passes(recipe: WalkedRecipe) -> float:

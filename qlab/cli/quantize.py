@@ -59,8 +59,8 @@ def quantize(
     fitted = fit(source, recipes, strict)
     for remark in (remark for each in fitted for remark in each.remarks):
         print(remark)
-    if beside := source.check_complete():
-        print(left_out(source, beside))
+    if left := source.check_complete():
+        print(left_out(source, left))
     remarks = {subject: remark for each in fitted for subject, remark in each.recipe.remarks(source).items()}
     for subject, remark in remarks.items():
         print(f"{subject}: {remark}")

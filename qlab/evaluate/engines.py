@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from qlab.evaluate.bandwidth import synchronize
 from qlab.evaluate.speed import Engine
+from qlab.models.layout import class_of
 from qlab.models.loading import load
 from qlab.models.locating import kind_of
 from qlab.models.opening import locate
@@ -162,13 +163,14 @@ class Runner:
 def with_one_block(folder: Path, library: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
     """Run a random model of this architecture, of one block and few tokens, with a library's code loaded."""
     config = AutoConfig.from_pretrained(folder)
-    config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, 256, None
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:1]
+    text = config.get_text_config()
+    text.num_hidden_layers, text.vocab_size, text.pad_token_id = 1, 256, None
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with library():
-        engine = InProcess("", AutoModelForCausalLM.from_config(config).eval())
+        engine = InProcess("", class_of(config, folder.name).from_config(config).eval())
         engine.read([1, 2, 3])
         engine.generate(1, 2)
 

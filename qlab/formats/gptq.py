@@ -143,15 +143,19 @@ def quantization_config(
     version: int = 1,
     skipped: Sequence[str] = (),
     quantized: Sequence[str] = (),
+    apart: Sequence[str] = (),
 ) -> dict[str, Any]:
     """`quantization_config` of config.json. `act_order` (desc_act) must be true where groups are scattered: without it,
     kernels such as vLLM's Marlin take them for consecutive and never look at g_idx.
 
     `skipped` names linear layers of the blocks that are left unquantized, and `quantized` the others. gptqmodel reads the former
-    (`dynamic`, a pattern with "-:" in front excludes a layer), optimum the latter (`modules_in_block_to_quantize`), vLLM both.
+    (`dynamic`, a pattern with "-:" in front excludes a layer), optimum the latter (`modules_in_block_to_quantize`), vLLM both. `apart`
+    names modules that no layer of a block is: they are excluded with all that lies in them.
     """
     excluded = {f"-:(?:.*\\.)?{re.escape(name)}$": dict[str, Any]() for name in skipped}
-    choice = {"dynamic": excluded, "modules_in_block_to_quantize": [list(quantized)]} if skipped else {}
+    excluded |= {f"-:(?:.*\\.)?{re.escape(name)}(?:\\..*)?$": dict[str, Any]() for name in apart}
+    choice: dict[str, Any] = {"dynamic": excluded} if excluded else {}
+    choice |= {"modules_in_block_to_quantize": [list(quantized)]} if skipped else {}
     return choice | {
         "quant_method": "gptq",
         "checkpoint_format": VERSIONS[version],

@@ -35,7 +35,7 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
             raise UserError(f"{name} is MXFP4 of shape {list(shape)}: expected four dimensions, and {whole}{SCALES} of the first three")
         check_parts(stored, {whole + SCALES: (shape[:-1], ("U8",))})
         experts, rows, blocks, size = shape
-        entries[whole] = Plain((experts, 2 * blocks * size, rows), {"blocks": name, "scales": whole + SCALES}, decode)
+        entries[whole] = Plain((experts, 2 * blocks * size, rows), {"blocks": name, "scales": whole + SCALES}, decode, by_rows=True)
     return entries
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,7 +31,10 @@ DTYPES = ["U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16",
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its name, type and shape, and where its bytes lie; with `half`, those of another type that become it."""
+    """A tensor in a file: its name, type and shape, and where its bytes lie; with `half`, those of another type that become it.
+
+    `called`: its name in the checkpoint that is made, where that is another.
+    """
 
     name: str
     dtype: str
@@ -40,6 +43,12 @@ class Stored:
     start: int
     size: int
     half: torch.dtype | None = None
+    called: str = ""
+
+    @property
+    def out(self) -> str:
+        """Its name in the checkpoint that is made."""
+        return self.called or self.name
 
 
 @dataclass(frozen=True)
@@ -57,10 +66,13 @@ class Halves:
         return replace(tensor, dtype=name, size=2 * math.prod(tensor.shape), half=self.dtype)
 
 
-def assemble(parts: Sequence[Path], out: Path, shard_bytes: int = 4 << 30, halves: Halves | None = None) -> None:
+def assemble(
+    parts: Sequence[Path], out: Path, shard_bytes: int = 4 << 30, halves: Halves | None = None, called: Callable[[str], str] = str
+) -> None:
     """Write the tensors of the files `parts`, in their order, to the folder `out`, in shards of at most `shard_bytes` of data.
 
-    Those that `halves` names are brought to half precision on the way, one in memory at a time.
+    Those that `halves` names are brought to half precision on the way, one in memory at a time. `called` says under which name each is
+    written.
 
     One shard is model.safetensors; several are model-00001-of-0000N.safetensors, with model.safetensors.index.json. A tensor
     larger than a shard has one to itself.
@@ -68,14 +80,15 @@ def assemble(parts: Sequence[Path], out: Path, shard_bytes: int = 4 << 30, halve
     Raises:
         UserError: no tensors, a name that occurs twice, a damaged part, or a value beyond the range of half precision.
     """
-    tensors = [halves.of(tensor) if halves else tensor for part in parts for tensor in contents(part)]
+    found = [halves.of(tensor) if halves else tensor for part in parts for tensor in contents(part)]
+    tensors = [replace(tensor, called=called(tensor.name)) for tensor in found]
     if not tensors:
         raise UserError(f"there is nothing to assemble: {len(parts)} files hold no tensor")
     first: dict[str, Path] = {}
     for tensor in tensors:
-        if tensor.name in first:
-            raise UserError(f"{tensor.name} is in both {first[tensor.name].name} and {tensor.file.name}: each tensor may be stored once")
-        first[tensor.name] = tensor.file
+        if tensor.out in first:
+            raise UserError(f"{tensor.out} is in both {first[tensor.out].name} and {tensor.file.name}: each tensor may be stored once")
+        first[tensor.out] = tensor.file
     shards = divide(tensors, shard_bytes)
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
@@ -83,7 +96,7 @@ def assemble(parts: Sequence[Path], out: Path, shard_bytes: int = 4 << 30, halve
     for name, shard in zip(names, shards):
         write_shard(shard, out / name)
     if len(shards) > 1:
-        places = {tensor.name: name for name, shard in zip(names, shards) for tensor in shard}
+        places = {tensor.out: name for name, shard in zip(names, shards) for tensor in shard}
         index = {"metadata": {"total_size": sum(tensor.size for tensor in tensors)}, "weight_map": dict(sorted(places.items()))}
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
@@ -130,11 +143,11 @@ def divide(tensors: Sequence[Stored], shard_bytes: int) -> list[list[Stored]]:
 
 def write_shard(tensors: Sequence[Stored], file: Path) -> None:
     """Write one safetensors file of these tensors."""
-    ordered = sorted(tensors, key=lambda tensor: (DTYPES.index(tensor.dtype), tensor.name))
+    ordered = sorted(tensors, key=lambda tensor: (DTYPES.index(tensor.dtype), tensor.out))
     header: dict[str, Any] = {"__metadata__": METADATA}
     end = 0
     for tensor in ordered:
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [end, end + tensor.size]}
+        header[tensor.out] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [end, end + tensor.size]}
         end += tensor.size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)

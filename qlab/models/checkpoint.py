@@ -6,17 +6,20 @@ plain model: qlab.formats says what decodes to what, and this reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qlab.formats.gguf import reading
 from qlab.formats.plain import Plain, Stored, plainly_stored
 from qlab.formats.stored import describe, plain_tensors
+from qlab.models.experts import Piece
 from qlab.models.locating import opened, weight_files
+from qlab.models.naming import Source
 from qlab.support.errors import UserError
 from qlab.support.finite import all_finite
 
@@ -82,11 +85,39 @@ class Checkpoint:
         self.quantized = any(entry.quantized for entry in plain.values())
         self.description = description
         self._stored, self._plain = stored, plain
+        self._pieces: dict[str, Piece] = {}
+        self._renamed: dict[str, str] = {}
 
     @classmethod
     def on_paper(cls, shapes: dict[str, tuple[int, ...]]) -> Checkpoint:
         """Names and shapes without files, as of FP16 weights: enough to predict by, nothing to read."""
         return cls(OnPaper(shapes), {name: plainly_stored(name, shape) for name, shape in shapes.items()}, "FP16")
+
+    def called(self, sources: Mapping[str, Source], shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+        """The same tensors under other names: those that `sources` tells, of these `shapes`, each in its source's place."""
+        by_source: dict[str, list[str]] = {}
+        for name, source in sources.items():
+            by_source.setdefault(source.stored, []).append(name)
+        names = {own: name for name in self._plain for own in by_source.get(name, [name])}
+        found = Checkpoint(self._stored, {own: self._plain[name] for own, name in names.items()}, self.description)
+        for own, source in sources.items():
+            if source.piece:
+                found._pieces[own], found.shapes[own] = source.piece, shapes[own]
+            else:
+                found._renamed[own] = source.stored
+        return found
+
+    def stored_name(self, name: str) -> str:
+        """What the files of this model call a plain tensor, or anything that belongs to a layer, such as its `qweight`."""
+        if name in self._renamed:
+            return self._renamed[name]
+        layer, _, end = name.rpartition(".")
+        while self._renamed and layer:
+            if known := self._renamed.get(f"{layer}.weight"):
+                return f"{known.removesuffix('.weight')}.{end}"
+            layer, _, more = layer.rpartition(".")
+            end = f"{more}.{end}"
+        return name
 
     def read(self, name: str) -> Tensor:
         """One plain tensor in memory of its own: in its stored dtype, or float32 where it is stored quantized.
@@ -95,7 +126,18 @@ class Checkpoint:
             UserError: the file cannot be read, or weights are not finite.
         """
         entry = self._plain[name]
+        if piece := self._pieces.get(name):
+            return finite(name, self._piece(entry, piece))
         return finite(name, entry.decode({role: self._stored.read(part) for role, part in entry.parts.items()}))
+
+    def _piece(self, entry: Plain, piece: Piece) -> Tensor:
+        """A matrix of one expert, of which alone the file is read where its tensors can be read by rows."""
+        if not entry.by_rows:
+            found = piece.of(entry.decode({role: self._stored.read(part) for role, part in entry.parts.items()}))
+        else:
+            one = entry.decode({role: self._stored.read(part, piece.expert, 1) for role, part in entry.parts.items()})
+            found = piece.of_expert(one[0])
+        return found.clone(memory_format=torch.contiguous_format)
 
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """A matrix in pieces of ROWS rows, each with the number of its first row.
@@ -116,7 +158,7 @@ class Checkpoint:
         """Bytes of one plain tensor in memory, as `read` gives it."""
         entry = self._plain[name]
         dtypes = [self._stored.dtypes[part] for part in entry.parts.values()]
-        return prod(entry.shape) * (DECODED if entry.quantized else BYTES.get(dtypes[0], 1))
+        return prod(self.shapes[name]) * (DECODED if entry.quantized else BYTES.get(dtypes[0], 1))
 
 
 def finite(name: str, tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from qlab.formats.gguf.configuration import READ, check_sizes
 from qlab.formats.gguf.reading import GGUFFiles, configuration
-from qlab.formats.gguf.vocabulary import read_tokenizer
+from qlab.formats.gguf.tokens.vocabulary import read_tokenizer
 from qlab.models.configuration import checked
 from qlab.models.layout import cannot_open
 from qlab.support.disk.scratch import Scratch

@@ -6,14 +6,23 @@ The model is built by its transformers class without memory for weights (on the 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
+from qlab.models.experts import Piece, check_separated, gates_of, separate_experts
 from qlab.support.errors import UserError
 
 Shape = tuple[int, ...]
@@ -26,7 +35,10 @@ class Layout:
 
     `blocks`: the name of their list, "model.layers"; `backbone`: of the module around it, "model". `hidden`: the width of the hidden
     states. `embedding`, `head`: names of these weights, the same where they are tied. `norm`: the module behind the last block, if any.
-    `shapes`: every tensor that a checkpoint of it holds, a tied head but once. `linear`: the weights [out, in] of linear layers in blocks.
+    `shapes`: every tensor that a checkpoint of it holds, a tied head but once. `linear`: the weights [out, in] of linear layers in blocks
+    that are quantized; each expert of a mixture has its own. `gates`: modules that choose experts or weigh them, which are not.
+    `towers`: modules beside the decoder with linear layers, such as an image encoder. `pieces`: where an expert's tensors lie in those of
+    transformers' class, and `fused`, the shapes of these.
     """
 
     blocks: str
@@ -37,6 +49,10 @@ class Layout:
     norm: str | None
     shapes: dict[str, Shape]
     linear: dict[str, Shape]
+    gates: tuple[str, ...] = ()
+    towers: tuple[str, ...] = ()
+    pieces: dict[str, Piece] = field(default_factory=dict)
+    fused: dict[str, Shape] = field(default_factory=dict)
 
     @property
     def backbone(self) -> str:
@@ -54,26 +70,43 @@ class Layout:
         """A name without its block's: model.layers.3.mlp.up_proj → mlp.up_proj."""
         return name.removeprefix(f"{self.blocks}.").partition(".")[2]
 
+    def beside(self, name: str) -> bool:
+        """Whether a tensor belongs to what lies beside the language model, such as an image encoder and what joins it on."""
+        ends = {self.embedding.rpartition(".")[0], self.head.rpartition(".")[0]}
+        return not name.startswith(f"{self.backbone}.".lstrip(".")) and name.rpartition(".")[0] not in ends
+
     @property
     def rest(self) -> list[str]:
         """Tensors outside the blocks."""
         return [name for name in self.shapes if not self.inside(name)]
 
 
+def class_of(configuration: PreTrainedConfig, name: str) -> Any:
+    """The transformers class that opens a configuration: a language model, alone or with towers for images around it.
+
+    Raises:
+        UserError: neither.
+    """
+    if type(configuration) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    if type(configuration) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise UserError(
+        f"{name} is of type {configuration.model_type}, which transformers opens neither as a language model nor as one that reads images: "
+        "qlab quantizes only those"
+    )
+
+
 def empty_model(configuration: PreTrainedConfig, name: str) -> PreTrainedModel:
     """The model of a configuration, in evaluation mode, its weights float32 on the "meta" device: shapes without memory.
 
     Raises:
-        UserError: transformers does not know its kind, or not as a model of text alone.
+        UserError: transformers does not know its kind, or not as a language model.
     """
-    if type(configuration) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(
-            f"{name} is of type {configuration.model_type}, which transformers does not open as a language model of text alone: "
-            "qlab quantizes only those"
-        )
+    kind = class_of(configuration, name)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(configuration, dtype=torch.float32, trust_remote_code=False).eval()
+            return kind.from_config(configuration, dtype=torch.float32, trust_remote_code=False).eval()
     except Exception as error:  # it raises what it likes of what it does not foresee
         raise UserError(cannot_open(name, error)) from error
 
@@ -84,43 +117,86 @@ def cannot_open(name: str, error: Exception) -> str:
     return f"transformers cannot open {name}: {said[:REASON]}{'…' if len(said) > REASON else ''}"
 
 
+def opened_layout(configuration: PreTrainedConfig, name: str) -> Layout:
+    """The layout of a configuration's model, each of its experts taken for itself; `name` is what messages call it.
+
+    Raises:
+        UserError: as empty_model and layout_of, or experts that qlab does not take apart.
+    """
+    model = empty_model(configuration, name)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.named_parameters()}
+    pieces = separate_experts(model)
+    found = layout_of(model, name)
+    check_separated(model.get_submodule(found.blocks), f"{found.blocks}.")
+    return replace(found, pieces=pieces, fused={piece.fused: shapes[piece.fused] for piece in pieces.values()})
+
+
 def layout_of(model: PreTrainedModel, name: str) -> Layout:
-    """The layout of an empty model; `name` is what messages call it.
+    """The layout of an empty model, whose experts are layers if they were taken apart; `name` is what messages call it.
 
     Raises:
         UserError: it has no list of decoder blocks with linear layers.
     """
     text = model.config.get_text_config()
-    lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    blocks = blocks_of(model, name)
+    stack: Any = model.get_submodule(blocks)
+    names = {id(module): path for path, module in model.named_modules()}
+    embedding: Any = model.get_input_embeddings()
+    output: Any = model.get_output_embeddings()
+    embedded = f"{names[id(embedding)]}.weight"
+    own_head = f"{names[id(output)]}.weight" if output is not None else embedded
+    head = (
+        embedded if output is None or output.weight is embedding.weight or getattr(model.config, "tie_word_embeddings", False) else own_head
+    )
+    backbone = blocks.rpartition(".")[0]
+    children = [(child, type(module).__name__) for child, module in model.get_submodule(backbone).named_children()]
+    place = [child for child, _ in children].index(blocks.rpartition(".")[2])
+    # A norm of the embedding is declared before the blocks; OPT declares the final one there too.
+    norms = [f"{backbone}.{child}" for at, (child, kind) in enumerate(children) if "Norm" in kind and (at > place or "final" in child)]
+    linear, gates = linear_layers(stack), [f"{index}.{gate}" for index, block in enumerate(stack) for gate in gates_of(block)]
+    return Layout(
+        blocks,
+        len(stack),
+        getattr(text, "hidden_size", embedding.embedding_dim),
+        embedded,
+        head,
+        norms[-1] if norms else None,
+        {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key == head or key != own_head},
+        {f"{blocks}.{path}.weight": tuple(module.weight.shape) for path, module in linear.items() if path not in set(gates)},
+        tuple(f"{blocks}.{gate}" for gate in gates),
+        tuple(towers_of(model, blocks, {embedded, own_head})),
+    )
+
+
+def blocks_of(model: PreTrainedModel, name: str) -> str:
+    """The name of the list of decoder blocks: as many as the configuration of the text says, in the part that reads text.
+
+    Raises:
+        UserError: there is none with linear layers.
+    """
+    decoder = model.get_decoder()
+    prefix = next(f"{path}." if path else "" for path, module in model.named_modules() if module is decoder)
+    lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and path.startswith(prefix)}
     outermost = {path: module for path, module in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
-    count = getattr(text, "num_hidden_layers", None)
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     stacks = {path: linear_layers(module) for path, module in outermost.items() if len(module) == count}
     blocks = max(stacks, key=lambda path: len(stacks[path]), default="")
     if not blocks or not stacks[blocks]:
         raise UserError(
             f"{name} (model type {model.config.model_type}) has no list of decoder blocks with linear layers, which qlab quantizes"
         )
-    names = {id(module): path for path, module in model.named_modules()}
-    embedding: Any = model.get_input_embeddings()
-    output: Any = model.get_output_embeddings()
-    embedded = f"{names[id(embedding)]}.weight"
-    own_head = f"{names[id(output)]}.weight" if output is not None else embedded
-    head = embedded if output is None or output.weight is embedding.weight or getattr(text, "tie_word_embeddings", False) else own_head
-    backbone = blocks.rpartition(".")[0]
-    children = [(child, type(module).__name__) for child, module in model.get_submodule(backbone).named_children()]
-    place = [child for child, _ in children].index(blocks.rpartition(".")[2])
-    # A norm of the embedding is declared before the blocks; OPT declares the final one there too.
-    norms = [f"{backbone}.{child}" for at, (child, kind) in enumerate(children) if "Norm" in kind and (at > place or "final" in child)]
-    return Layout(
-        blocks,
-        len(outermost[blocks]),
-        getattr(text, "hidden_size", embedding.embedding_dim),
-        embedded,
-        head,
-        norms[-1] if norms else None,
-        {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key == head or key != own_head},
-        {f"{blocks}.{path}.weight": tuple(module.weight.shape) for path, module in stacks[blocks].items()},
-    )
+    return blocks
+
+
+def towers_of(model: PreTrainedModel, blocks: str, ends: set[str]) -> Iterable[str]:
+    """The outermost modules with linear layers that hold neither the decoder blocks nor one of the weights `ends`."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        apart = path and not f"{blocks}.".startswith(f"{path}.") and not any(f"{end}.".startswith(f"{path}.") for end in ends)
+        beneath = any(path.startswith(f"{other}.") for other in (*found, blocks))
+        if apart and not beneath and any(isinstance(part, nn.Linear) for part in module.modules()):
+            found.append(path)
+    return found
 
 
 def linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
@@ -138,7 +214,9 @@ def compute_buffers(model: PreTrainedModel, modules: Iterable[nn.Module], device
     for module in modules:
         for name in module._non_persistent_buffers_set:
             # NaN first: a buffer that transformers leaves as it was is then seen.
-            module._buffers[name] = torch.full_like(module.get_buffer(name), torch.nan, dtype=torch.float32, device=device)
+            buffer = module.get_buffer(name)
+            empty = torch.full_like(buffer, torch.nan, dtype=torch.float32, device=device)
+            module._buffers[name] = empty if buffer.is_floating_point() else torch.zeros_like(buffer, device=device)
         if module._non_persistent_buffers_set:
             model._init_weights(module)
         for name in module._non_persistent_buffers_set:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -26,7 +25,7 @@ from transformers import (
 from qlab.formats.bitsandbytes import leave_unpacked
 from qlab.models.checkpoint import finite
 from qlab.models.configuration import quantization_of
-from qlab.models.layout import cannot_open, compute_buffers, empty_model
+from qlab.models.layout import cannot_open, class_of, compute_buffers, empty_model
 from qlab.models.opening import COMPUTED, OpenedModel
 from qlab.models.texts.tokenizer_trial import check_bounded
 from qlab.support.errors import UserError
@@ -101,10 +100,11 @@ def filled(source: OpenedModel, dtype: torch.dtype, device: str) -> tuple[PreTra
     model = model.to(dtype).to_empty(device=device)
     compute_buffers(model, model.modules(), device)
     model.tie_weights()
-    state = model.state_dict()
+    state, pieces = model.state_dict(), source.layout.pieces
     with torch.no_grad():
         for name in source.layout.shapes:
-            state[name].copy_(source.checkpoint.read(name))
+            place = pieces[name].of(state[pieces[name].fused]) if name in pieces else state[name]
+            place.copy_(source.checkpoint.read(name))
     return model, rest
 
 
@@ -122,7 +122,7 @@ def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str)
             f"the configuration of {source.name} asks for {numbers:,} weights, its checkpoint holds {stored:,}: they are of two models"
         )
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        found: Any = class_of(source.configuration, source.name).from_pretrained(
             source.folder, dtype=dtype, device_map=device, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # it raises what it likes of what it does not foresee

@@ -21,8 +21,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from qlab.models.checkpoint import Checkpoint, open_checkpoint
 from qlab.models.configuration import quantization_of, read_config
 from qlab.models.gguf import gguf_config, unpacked_companions
-from qlab.models.layout import Layout, configuration_from, configuration_of, empty_model, layout_of
+from qlab.models.layout import Layout, configuration_from, configuration_of, empty_model, layout_of, opened_layout
 from qlab.models.locating import check_folder, checked_files, find_folder, fingerprint, weight_files
+from qlab.models.naming import sources
 from qlab.support.errors import UserError
 from qlab.support.wording import first_and_number
 
@@ -87,20 +88,31 @@ class OpenedModel:
         return deepcopy(self._configuration)
 
     @cached_property
+    def text_config(self) -> dict[str, Any]:
+        """config.json of the part that reads text, with what the class takes where it says nothing."""
+        stated = self.config.get("text_config") or self.config
+        tied = {"tie_word_embeddings": self.layout.embedding == self.layout.head}
+        return self._configuration.get_text_config().to_dict() | stated | tied
+
+    @cached_property
     def layout(self) -> Layout:
         """What its decoder consists of.
 
         Raises:
-            UserError: as empty_model and layout_of.
+            UserError: as opened_layout.
         """
-        return layout_of(empty_model(self.configuration, self.name), self.name)
+        return opened_layout(self.configuration, self.name)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """Its stored weights as plain ones; of a folder that holds a configuration alone, those that it describes, on paper."""
         if not self.files:
             return Checkpoint.on_paper(self.layout.shapes)
-        return open_checkpoint(self.path, None if self.gguf else quantization_of(self.config) or None)
+        found = open_checkpoint(self.path, None if self.gguf else quantization_of(self.config) or None)
+        if all(name in found.shapes for name in self.layout.shapes):
+            return found
+        elsewhere = sources(empty_model(self.configuration, self.name), self.layout, found.shapes)
+        return found.called(elsewhere, self.layout.shapes)
 
     @property
     def trained_in(self) -> torch.dtype:
@@ -114,6 +126,14 @@ class OpenedModel:
         """The longest context it was made for, where the configuration says."""
         found = getattr(self._configuration.get_text_config(), "max_position_embeddings", None)
         return found if isinstance(found, int) else None
+
+    @property
+    def experts_per_token(self) -> int:
+        """How many experts of a block a token is given; 0 where there are none, or where the configuration has another word for it."""
+        texts = self._configuration.get_text_config()
+        return next(
+            (int(getattr(texts, name)) for name in ("num_experts_per_tok", "moe_k", "top_k_experts") if getattr(texts, name, None)), 0
+        )
 
     def check_complete(self) -> list[str]:
         """See that the checkpoint holds every tensor of the architecture, in its shape, and nothing that would change its function.
@@ -141,11 +161,6 @@ class OpenedModel:
     def lacking(self, missing: Collection[str]) -> str:
         """What to say of tensors that the architecture wants and the checkpoint does not have."""
         names, layout = sorted(missing), self.layout
-        if any("expert" in name for name in names):
-            return (
-                f"{self.name} is a mixture of experts (model type {self._configuration.model_type}), whose experts are stored one by one; "
-                "qlab does not read these yet"
-            )
         if names == ["lm_head.weight"] or (layout.head in missing and len(missing) == 1):
             return (
                 f"the checkpoint of {self.name} has no {layout.head}, and tie_word_embeddings is false in its config.json: set it to true "

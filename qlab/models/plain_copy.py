@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from qlab.formats.folder import finish_folder
 from qlab.formats.half import half_precision
@@ -52,9 +54,22 @@ def plain_copy(source: OpenedModel, place: Path) -> OpenedModel:
 
 
 def write_weights(source: OpenedModel, parts: Path, out: Path) -> None:
-    """Every tensor of the architecture in half precision: first each into a file of its own in `parts`, then all into `out`."""
+    """Every tensor of the model's class in half precision: first each into a file of its own in `parts`, then all into `out`."""
+    fused: dict[str, list[str]] = {}
+    for name in source.layout.shapes:
+        piece = source.layout.pieces.get(name)
+        fused.setdefault(piece.fused if piece else name, []).append(name)
     files = []
-    for number, name in enumerate(progress(list(source.layout.shapes), "decoding", leave=False)):
+    for number, (name, held) in enumerate(progress(list(fused.items()), "decoding", leave=False)):
+        tensor = whole(source, name, held) if name in source.layout.fused else source.checkpoint.read(name)
         files.append(parts / f"{number:05}.safetensors")
-        save_file({name: half_precision(name, source.checkpoint.read(name), source.trained_in).contiguous()}, files[-1])
+        save_file({name: half_precision(name, tensor, source.trained_in).contiguous()}, files[-1])
     assemble(files, out)
+
+
+def whole(source: OpenedModel, name: str, held: list[str]) -> Tensor:
+    """The fused tensor `name` of the pieces `held` in it."""
+    found = torch.empty(source.layout.fused[name])
+    for own in held:
+        source.layout.pieces[own].of(found).copy_(source.checkpoint.read(own))
+    return found

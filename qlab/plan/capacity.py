@@ -66,9 +66,10 @@ def capacity(shape: Shape, format_name: str, context: int, sequences: int, devic
 
 
 def read_bytes(shape: Shape, format_name: str) -> float:
-    """Bytes of weights that one step reads: blocks and head; of the input embedding only a row a token, which is left out."""
+    """Bytes of weights that one step reads for one token: blocks, of experts those that it is given to, and head; of the input embedding
+    only a row, which is left out."""
     linear, embedding = BITS[format_name]
-    return (shape.linear_parameters * linear + shape.vocabulary * shape.hidden * embedding) / 8
+    return (shape.read_parameters * linear + shape.vocabulary * shape.hidden * embedding) / 8
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,13 @@ def sentences(
             f"It does not fit: {sized(found.needed - found.usable)} too many; "
             + (f"{found.longest:,} tokens a sequence would fit." if found.longest else "the weights alone are too large.")
         )
+    if shape.read_parameters < shape.linear_parameters:
+        read = shape.read_parameters * BITS[format_name][0] / 8 / GB
+        text.append(
+            f"Of the experts' weights, all in memory, one token reads few: {sized(read)} of the linear layers; several tokens, more."
+        )
+    if shape.counted and shape.counted.towers:
+        text.append(f"What reads images, {sized(2 * shape.counted.towers / GB)} in FP16, is counted with embedding and head.")
     if found.holds and found.splits:
         text.append(f"At most {found.ceiling:,.0f} tokens/s in all: the memory's bandwidth allows no more, and real kernels reach less.")
     beside = "they fit too" if found.fp16_holds else "they do not fit"

@@ -12,7 +12,8 @@ from qlab.formats.gguf.header import read_header
 from qlab.models.configuration import read_config
 from qlab.models.gguf import gguf_config
 from qlab.models.locating import kind_of, opened, weight_files
-from qlab.plan.plan import shape_of
+from qlab.plan.plan import cache_bytes
+from qlab.plan.shapes import config_shape
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 FLOATS = {"F32", "F16", "BF16"}
@@ -80,7 +81,7 @@ def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = F
                 tensors[name] = (part.get_dtype(), part.get_shape())
     quantized = tuple({name[: -len(end)] + "." for name in tensors for end in PARTS if name.endswith(end)})
     config = read_config(folder)
-    shape = shape_of(config)
+    shape = config_shape(config, folder.name)
 
     def held(name: str) -> int:
         dtype, sizes = tensors[name]
@@ -91,11 +92,14 @@ def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = F
     names = [name for name in tensors if not (tied and name == "lm_head.weight")]
     weights = sum(map(held, names))
     embedding = 0 if tied else sum(held(name) for name in names if name.endswith("embed_tokens.weight"))
-    cache = shape.kv_bytes_per_token * float_bytes / 2
+    # Of experts, which are all in memory, a token reads those that it is given to.
+    experts, spared = sum(held(name) for name in names if ".experts." in name), 1 - shape.read_parameters / shape.linear_parameters
+    unread = min(experts, spared * sum(held(name) for name in names if ".layers." in name))
+    cache = cache_bytes(shape, context) / context * float_bytes / 2
     fused = 2 if any("gate_up_proj" in name for name in names) else 1  # Phi's gate and up are one layer
     largest = fused * shape.hidden * shape.intermediate
     codes = sum(held(name) for name in names if name.startswith(quantized) and name.endswith(("weight", "qweight")))
-    return Footprint(weights, weights - embedding, cache, context, largest=largest, codes=codes)
+    return Footprint(weights, int(weights - embedding - unread), cache, context, largest=largest, codes=codes)
 
 
 def computing(model: Footprint, unpacked: float, capability: tuple[int, int] | None = None) -> Footprint:
@@ -125,8 +129,8 @@ def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
     ]  # fmt: skip
     embedding = tensors["token_embd.weight"].bytes if head == "output.weight" and "token_embd.weight" in tensors else 0
     rounded = -(-context // GGUF_CELLS) * GGUF_CELLS
-    shape = shape_of(config)
+    shape = config_shape(config, file.stem)
     work = 0 if on_gpu else 4 * 4 * shape.intermediate * min(LLAMACPP_BATCH, context)
     return Footprint(
-        stored + sum(again), stored - embedding, shape.kv_bytes_per_token, rounded, LLAMACPP + work, work=None if on_gpu else 0
+        stored + sum(again), stored - embedding, cache_bytes(shape, rounded) / rounded, rounded, LLAMACPP + work, work=None if on_gpu else 0
     )

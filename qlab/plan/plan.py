@@ -41,8 +41,36 @@ def of_groups(format_name: str, size: int) -> str:
 
 
 @dataclass(frozen=True)
+class Cached:
+    """What a block keeps of a sequence: numbers a token, of the last `window` tokens where there is one, and of all of it a `state`."""
+
+    numbers: int
+    window: int | None
+    state: int
+
+    def bytes(self, context: int) -> int:
+        """In FP16, of a sequence of `context` tokens."""
+        return 2 * (self.numbers * min(context, self.window or context) + self.state)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a model's class tells where its sizes alone do not (qlab.plan.counted).
+
+    `linear`: all linear layers of the blocks, outputs and inputs, by name; `read`: their weights that one token reads; `ends`: weights of
+    embedding and head; `towers`: of what reads images; `cached`: a block each.
+    """
+
+    linear: tuple[tuple[str, tuple[int, int]], ...]
+    read: int
+    ends: int
+    towers: int
+    cached: tuple[Cached, ...]
+
+
+@dataclass(frozen=True)
 class Shape:
-    """The sizes of a dense decoder that decide its memory."""
+    """The sizes of a decoder that decide its memory; where it is not a plain one, `counted` tells the rest."""
 
     layers: int
     hidden: int
@@ -52,10 +80,13 @@ class Shape:
     head_size: int
     vocabulary: int
     tied: bool = False
+    counted: Counted | None = None
 
     @property
     def block(self) -> dict[str, tuple[int, int]]:
-        """Outputs and inputs of the linear layers of one decoder block, by their names."""
+        """Outputs and inputs of the linear layers of one decoder block, by their names; where blocks may differ, of all."""
+        if self.counted:
+            return dict(self.counted.linear)
         queries, keys, hidden, wide = self.heads * self.head_size, self.kv_heads * self.head_size, self.hidden, self.intermediate
         return {
             "q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden), "o_proj": (hidden, queries),
@@ -65,10 +96,18 @@ class Shape:
     @property
     def linear_parameters(self) -> int:
         """Weights in the decoder blocks' linear layers."""
-        return self.layers * sum(outputs * inputs for outputs, inputs in self.block.values())
+        return (1 if self.counted else self.layers) * sum(outputs * inputs for outputs, inputs in self.block.values())
+
+    @property
+    def read_parameters(self) -> int:
+        """Those of them that one token reads: of experts, the ones it is given to."""
+        return self.counted.read if self.counted else self.linear_parameters
 
     @property
     def embedding_parameters(self) -> int:
+        """Weights of embedding and head, and of what lies beside the decoder."""
+        if self.counted:
+            return self.counted.ends + self.counted.towers
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
@@ -77,7 +116,9 @@ class Shape:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of every layer in FP16."""
+        """Keys and values in FP16 of every layer that keeps those of all tokens."""
+        if self.counted:
+            return sum(2 * block.numbers for block in self.counted.cached if not block.window)
         return 2 * 2 * self.layers * self.kv_heads * self.head_size
 
 
@@ -124,6 +165,8 @@ def weight_bytes(shape: Shape, format_name: str) -> float:
 
 def cache_bytes(shape: Shape, context: int, sequences: int = 1) -> float:
     """Bytes of the KV cache in FP16 for so many sequences of `context` tokens."""
+    if shape.counted:
+        return float(sequences * sum(block.bytes(context) for block in shape.counted.cached))
     return float(shape.kv_bytes_per_token * context * sequences)
 
 
@@ -152,8 +195,20 @@ def fit(shape: Shape, format_name: str, context: int, memory_gb: float, count: i
     """
     weights, room = weight_bytes(shape, format_name) / GB, usable * count * memory_gb
     repeated = max(1.0, count / shape.kv_heads)
-    longest = int((room - weights) * GB / (shape.kv_bytes_per_token * sequences * repeated)) if room > weights else 0
+    longest = longest_context(shape, (room - weights) * GB / (sequences * repeated))
     return Fit(weights, weights + repeated * cache_bytes(shape, context, sequences) / GB, room, longest)
+
+
+def longest_context(shape: Shape, room: float) -> int:
+    """Tokens of one sequence whose cache takes at most `room` bytes; MOST where it does not grow with them."""
+    grows = shape.kv_bytes_per_token
+    if not shape.counted:
+        return int(room / grows) if room > 0 else 0
+    low, high = 0, MOST if not grows else max(0, int(room / grows))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cache_bytes(shape, middle) <= room else (low, middle - 1)
+    return low
 
 
 def splits(shape: Shape, count: int) -> bool:

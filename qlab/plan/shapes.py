@@ -11,10 +11,10 @@ from qlab.models.configuration import checked
 from qlab.models.gguf import gguf_config
 from qlab.models.locating import HUB_ID, weight_files
 from qlab.models.named import NAMES, named_folder
+from qlab.plan.counted import counted_shape
 from qlab.plan.plan import BITS, SHAPES, WIDTHS, Shape, hardware, of_groups, shape_of
 from qlab.support.errors import UserError
 from qlab.support.reading import path_of, read_json
-from qlab.support.wording import listed
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "cohere", "gemma", "gemma2", "phi3")  # gated MLPs, one cache entry a layer and KV head
 TIED_UNLESS_SAID = ("cohere", "gemma", "gemma2")  # types whose default is one matrix for embedding and head
@@ -45,7 +45,7 @@ def find_shape(name: str) -> tuple[str, Shape]:
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         files = weight_files(path)  # of a folder with both, the safetensors files, as everywhere
         if files and files[0].suffix == ".gguf":
-            return name, dense_shape(gguf_config(files[0]), name)
+            return name, config_shape(gguf_config(files[0]), name)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file() and not path.exists() and HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
         file = fetched_config(name)
@@ -56,7 +56,7 @@ def find_shape(name: str) -> tuple[str, Shape]:
         )
     config = read_json(file)
     checked(config, name)
-    return name, dense_shape(config, name)
+    return name, config_shape(config, name)
 
 
 def nearest(billions: float) -> tuple[str, Shape]:
@@ -70,15 +70,15 @@ def nearest(billions: float) -> tuple[str, Shape]:
     return f"{known} ({found:.1f} B parameters, the published shape nearest to {billions:g}B)", shape
 
 
-def dense_shape(config: dict[str, Any], name: str) -> Shape:
-    """The shape in a config.json, if it is a dense decoder of a known type.
+def config_shape(config: dict[str, Any], name: str) -> Shape:
+    """The shape in a config.json: of a dense decoder of a known type by its sizes, of any other by its class.
 
     Raises:
-        UserError: another architecture, or sizes missing.
+        UserError: an architecture that qlab does not take, or sizes missing.
     """
     kind = config.get("model_type")
     if kind not in DENSE:
-        raise UserError(f"{name} is of type {kind!r}: the planner counts dense decoders of type {listed(list(DENSE))}")
+        return counted_shape(config, name)
     return shape_of({"tie_word_embeddings": kind in TIED_UNLESS_SAID, **config})
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from qlab.models.layout import Layout
+from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
 from qlab.support.wording import first_and_number
 
@@ -107,3 +108,14 @@ def stored_layers(layout: Layout, parts: Sequence[Path]) -> tuple[list[str], lis
         return list(dict.fromkeys(name if layout.within_block(name) in both else layout.within_block(name) for name in names))
 
     return shortened(kept), shortened(quantized)
+
+
+def left_alone(source: OpenedModel) -> list[str]:
+    """Modules with linear layers that are never quantized: towers beside the decoder, by the last part of their names, and what chooses
+    and weighs experts, by its name from the list of blocks on, as the model's class and as its files call it."""
+    layout = source.layout
+    stack, found = layout.blocks.rpartition(".")[2], [tower.rpartition(".")[2] for tower in layout.towers]
+    for gate in layout.gates:
+        for name in (gate, source.checkpoint.stored_name(f"{gate}.weight").removesuffix(".weight")):
+            found.append(f"{stack}.{name.partition(f'{stack}.')[2]}")
+    return list(dict.fromkeys(found))

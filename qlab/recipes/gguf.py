@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from qlab.formats.folder import finish_folder
@@ -64,46 +65,73 @@ class GGUF(Walked):
         return partial(encoding.encode_rows, hessian=seen.trusted if seen and self.settles else None)
 
     def check(self, source: OpenedModel) -> None:
-        gguf.check_model(source.folder, source.config, source.layout.shapes)
+        gguf.check_model(source.folder, source.text_config, [name for name in source.layout.shapes if not source.layout.beside(name)])
 
     def remarks(self, source: OpenedModel) -> dict[str, str]:
-        found = gguf.remarks(source.folder, source.config)
+        found = gguf.remarks(source.folder, source.text_config)
+        if source.layout.towers:
+            found["images"] = (
+                "the file holds the language model alone; llama.cpp reads images with a second file, which qlab does not write"
+            )
         for name, shape in source.layout.shapes.items():  # blocks have theirs from the walk
-            target = None if source.layout.inside(name) else encoding.gguf_name(name, source.config)
-            if target and (note := fallback_note(target, shape, self.mix, source.config)):
+            elsewhere = source.layout.inside(name) or source.layout.beside(name)
+            target = None if elsewhere else encoding.gguf_name(name, source.text_config)
+            if target and (note := fallback_note(target, shape, self.mix, source.text_config)):
                 found[name.removesuffix(".weight")] = note
         return found
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
-        found, tensors = Quantized({}), block.module.state_dict()
-        linear = [[f"{layer}.weight" for layer in group.layers] for group in block.groups]
-        decoded: list[tuple[str, Future[Tensor], Tensor, Tensor]] = []  # layer, what its bytes stand for, its weights, H
+        found, gathered = Quantized({}), dict[str, list[Tensor]]()  # the experts' matrices become one tensor
         with ThreadPoolExecutor(DECODERS) as decoders:  # gguf-py decodes on the CPU, while the next layers are encoded
-            for names in [*linear, *([name] for name in tensors if name.removesuffix(".weight") not in block.layers)]:
-                seen = calibration.statistics.get(names[0].removesuffix(".weight")) if calibration else None
-                together = {block.prefix + name: tensors[name] for name in names}
-                weights = seen.mean_square if seen else None
-                with stage("encode"):
-                    stored = encoding.encode_tensors(together, self.mix, source.config, weights, self.encoder(seen))
-                found.stored |= stored
-                for name, (key, coded) in zip(names, stored.items(), strict=True):
-                    layer, rows = name.removesuffix(".weight"), judged_rows(len(tensors[name]))
-                    found.notes[layer] = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.config)
-                    if seen:
-                        original = encoding.rotary_order(block.prefix + name, tensors[name], source.config)[rows].clone()
-                        decoded.append((layer, decoders.submit(encoding.decode, {key: coded[rows].cpu()}), original, seen.hessian))
-            with stage("error"):
-                for layer, approximation, original, hessian in decoded:
-                    found.errors[layer] = output_error(approximation.result().to(block.device), original, hessian)
+            for part in block.parts():
+                statistics = calibration.of(part) if calibration else {}
+                decoded = [
+                    pending for names in tensors_of(part, block)
+                    for pending in self._encode(source, part, block.within(part), names, statistics, found, gathered, decoders)
+                ]  # fmt: skip
+                with stage("error"):
+                    for layer, approximation, original, hessian in decoded:
+                        found.errors[layer] = output_error(approximation.result().to(block.device), original, hessian)
+        found.stored |= {key: coded[0] if len(coded) == 1 else torch.stack(coded) for key, coded in gathered.items()}
         return found
 
+    def _encode(
+        self, source: OpenedModel, part: Block, within: str, names: list[str], statistics: dict[str, Statistics], found: Quantized,
+        gathered: dict[str, list[Tensor]], decoders: ThreadPoolExecutor,
+    ) -> Iterator[tuple[str, Future[Tensor], Tensor, Tensor]]:  # fmt: skip
+        """Encode tensors of one input; a layer, what its bytes stand for, its weights and H, where the error is to be measured."""
+        tensors, seen = part.module.state_dict(), statistics.get(names[0].removesuffix(".weight"))
+        together = {part.prefix + name: tensors[name] for name in names}
+        weights = seen.mean_square if seen else None
+        with stage("encode"):
+            stored = encoding.encode_tensors(together, self.mix, source.text_config, weights, self.encoder(seen))
+        for name, (key, coded) in zip(names, stored.items(), strict=True):
+            gathered.setdefault(key, []).append(coded)
+            layer, rows = name.removesuffix(".weight"), judged_rows(len(tensors[name]))
+            found.notes[within + layer] = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.text_config)
+            if seen:
+                original = encoding.in_its_form(part.prefix + name, tensors[name], source.text_config)[rows].clone()
+                yield within + layer, decoders.submit(encoding.decode, {key: coded[rows].cpu()}), original, seen.hessian
+
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        return encoding.encode_tensor(name, tensor, self.mix, source.config, encoder=self.encoder(None))
+        if source.layout.beside(name):
+            return {}
+        return encoding.encode_tensor(name, tensor, self.mix, source.text_config, encoder=self.encoder(None))
 
     def dtype_note(self, source: OpenedModel, largest: float) -> str:
         """None: llama.cpp computes in FP32 whatever the file holds."""
         return ""
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
-        gguf.assemble(parts, source.folder, source.config, self.mix, out / f"model-{self.mix}.gguf")
+        gguf.assemble(parts, source.folder, source.text_config, self.mix, out / f"model-{self.mix}.gguf")
         finish_folder(source.folder, source.config, [], out, None)  # Python tools read the original's tokenizer
+
+
+def tensors_of(part: Block, block: Block) -> list[list[str]]:
+    """The tensors of a part, those of layers that read one input together; what lies in the experts of `block` is theirs."""
+    grouped = [[f"{layer}.weight" for layer in group.layers] for group in part.groups]
+    others = set(part.layers)
+    lists = () if part.place else tuple(f"{path}." for path in block.experts)
+    return grouped + [
+        [name] for name in part.module.state_dict() if name.removesuffix(".weight") not in others and not name.startswith(lists)
+    ]

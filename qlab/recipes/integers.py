@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -20,19 +20,19 @@ from qlab.methods.rtn import rtn
 from qlab.methods.tuned import SoftIntegers, tune
 from qlab.models.layout import linear_layers
 from qlab.models.opening import OpenedModel
-from qlab.recipes.fitting import Layers, check_layers, fitted_size, layers_of, stored_layers, summary, unquantized
+from qlab.recipes.fitting import Layers, check_layers, fitted_size, layers_of, left_alone, stored_layers, summary, unquantized
 from qlab.recipes.recipe import Fitted, Walked
 from qlab.support.errors import UserError
 from qlab.support.stages import stage
 from qlab.walk.block import Block
-from qlab.walk.folding import fold_scales
+from qlab.walk.folding import divided, fold_before_experts, fold_scales
 from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
 
 TUNED_WINDOWS = 4  # windows a step of tuning
 STEPS = 160  # of tuning a block; more still gain, where there is calibration text for them
-Rounded = dict[str, tuple[GroupedIntegers, Tensor]]
-"""Layers by name: quantized, and beside it the weights float32 [out, in] that were rounded."""
+RoundedPart = tuple[Block, dict[str, Statistics], Iterable[tuple[str, tuple[GroupedIntegers, Tensor]]]]
+"""A part of a block, the statistics of its layers, and these by name: quantized, and beside it the weights float32 [out, in] rounded."""
 DEFAULTS: dict[str, dict[str, Any]] = {
     "rtn": {"symmetric": False, "order": "given", "search": False, "sequential": False},
     "awq": {"symmetric": False, "order": "given", "search": True, "sequential": False},
@@ -128,37 +128,71 @@ class Integers(Walked):
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         assert calibration is not None
-        statistics = calibration.statistics
         kept = self.unquantized({name: block.layer(name).weight.shape for name in block.layers})
+        found = Quantized({}, notes={name: f"in half precision, since {reason}" for name, reason in kept.items()})
         with torch.no_grad():
-            if self.method in ("awq", "awq-gptq"):
-                scale = lambda weight, magnitude, mean_square: best_scale(  # noqa: E731
-                    weight, magnitude, mean_square, self.bits, self.group_size, self.symmetric
-                )
-                some = [group for group in block.groups if not kept.keys() >= set(group.layers)]
-                with stage("scale"):
-                    statistics = fold_scales(replace(block, groups=some), statistics, scale)
-            rest = [replace(group, layers=[name for name in group.layers if name not in kept]) for group in block.groups]
-            block = replace(block, groups=[group for group in rest if group.layers])
-            rounded: Iterable[tuple[str, tuple[GroupedIntegers, Tensor]]] = (
-                pair for group in block.groups for pair in self._round(block, group.layers, statistics[group.layers[0]])
-            )
+            rounded = self._rounded(block, calibration, kept)
             if self.method == "tuned":
-                rounded = self._tune(block, calibration, dict(rounded))
-            found = Quantized({}, notes={name: f"in half precision, since {reason}" for name, reason in kept.items()})
-            for name, (layer, original) in rounded:
-                with stage("error"):
-                    weight = layer.dequantize()
-                    found.errors[name] = output_error(weight, original, statistics[name].hessian)
-                found.notes[name] = layer.note
-                block.layer(name).weight.data.copy_(weight)
-                with stage("pack"):
-                    packed = self._pack(block.prefix + name, layer)
-                found.stored |= {f"{block.prefix}{name}.{kind}": part for kind, part in packed.items()}
+                rounded = self._tune(source, block, calibration, rounded)
+            for part, statistics, layers in rounded:
+                for name, (layer, original) in layers:
+                    self._take(found, block, part, name, layer, original, statistics[name])
+        quantized = set(block.layers) - set(kept)
         for name, tensor in block.module.state_dict().items():
-            if name.removesuffix(".weight") not in block.layers:
+            if name.removesuffix(".weight") not in quantized:
                 found.stored |= self.keep(source, block.prefix + name, tensor)
         return found
+
+    def _rounded(self, block: Block, calibration: Calibration, kept: Container[str]) -> Iterator[RoundedPart]:
+        """The layers of each part of the block, but for those `kept` in half precision, scaled where that is wanted and rounded."""
+        scales = self._scaled_experts(block, calibration, kept)
+        for part in block.parts():
+            within, scale = block.within(part), scales.get(part.place[0]) if part.place else None
+            statistics = calibration.of(part, scale)
+            if part.place is None:
+                statistics = statistics | {
+                    name: divided(statistics[name], scales[path]) for path in scales for name in block.experts[path].layers
+                }
+            rest = [replace(group, layers=[name for name in group.layers if within + name not in kept]) for group in part.groups]
+            if self.scales_inputs:
+                some = [group for group, left in zip(part.groups, rest) if left.layers]
+                with stage("scale"):
+                    statistics = fold_scales(replace(part, groups=some), statistics, self._best_scale)
+            groups = [group.layers for group in rest if group.layers]
+            yield part, statistics, (pair for names in groups for pair in self._round(part, names, statistics[names[0]]))
+
+    @property
+    def scales_inputs(self) -> bool:
+        """Whether AWQ's scales are searched and folded."""
+        return self.method in ("awq", "awq-gptq")
+
+    def _scaled_experts(self, block: Block, calibration: Calibration, kept: Container[str]) -> dict[str, Tensor]:
+        """Scales of what experts read, folded, by the name of their list."""
+        found: dict[str, Tensor] = {}
+        for path, mixture in block.experts.items():
+            if self.scales_inputs and f"{path}.0.{mixture.groups[0].layers[0]}" not in kept:
+                with stage("scale"):
+                    scale = fold_before_experts(block, path, calibration.routing[path], self._best_scale)
+                if scale is not None:
+                    found[path] = scale
+        return found
+
+    def _best_scale(self, weight: Tensor, magnitude: Tensor, mean_square: Tensor) -> Tensor:
+        return best_scale(weight, magnitude, mean_square, self.bits, self.group_size, self.symmetric)
+
+    def _take(
+        self, found: Quantized, block: Block, part: Block, name: str, layer: GroupedIntegers, original: Tensor, seen: Statistics
+    ) -> None:
+        """Note a layer's error, put its quantized weights into the block, and pack it."""
+        within = block.within(part)
+        with stage("error"):
+            weight = layer.dequantize()
+            found.errors[within + name] = output_error(weight, original, seen.hessian)
+        found.notes[within + name] = layer.note
+        part.layer(name).weight.data.copy_(weight)
+        with stage("pack"):
+            packed = self._pack(part.prefix + name, layer)
+        found.stored |= {f"{part.prefix}{name}.{kind}": tensor for kind, tensor in packed.items()}
 
     def _round(self, block: Block, names: list[str], seen: Statistics) -> Iterator[tuple[str, tuple[GroupedIntegers, Tensor]]]:
         """Layers of one input, quantized as one matrix, each with what its error is held against; for tuning, what GPTQ rounded."""
@@ -175,16 +209,26 @@ class Integers(Walked):
         yield from zip(names, zip(whole.rows([len(weight) for weight in weights]), weights))
 
     @torch.enable_grad()
-    def _tune(self, block: Block, calibration: Calibration, layers: Rounded) -> Iterator[tuple[str, tuple[GroupedIntegers, Tensor]]]:
-        soft = {name: SoftIntegers(*layers.pop(name)) for name in block.layers}
-        linear = {f"{name}.weight" for name in linear_layers(block.module)}
-        names = [name for name, _ in block.module.named_parameters() if name not in linear]
+    def _tune(self, source: OpenedModel, block: Block, calibration: Calibration, rounded: Iterable[RoundedPart]) -> Iterator[RoundedPart]:
+        """All layers of the block moved together, and with them what is not quantized, but for the gates: who computes a token, stays."""
+        soft: dict[str, SoftIntegers] = {}
+        with torch.no_grad():
+            pairs = {block.within(part) + name: pair for part, _, layers in rounded for name, pair in layers}
+        for name in list(pairs):
+            soft[name] = SoftIntegers(*pairs.pop(name))
+        still = {f"{name}.weight" for name in linear_layers(block.module)} | {
+            name for name, _ in block.module.named_parameters() if (block.prefix + name).rpartition(".")[0] in source.layout.gates
+        }
+        names = [name for name, _ in block.module.named_parameters() if name not in still]
         rest = {name: block.module.get_parameter(name).detach().clone() for name in names}
         tune(block.functional, soft, rest, calibration.random_batches(TUNED_WINDOWS, block.device), self.steps, calibration.metric())
         for name, tensor in rest.items():
             block.module.get_parameter(name).data.copy_(tensor)  # whether FP16 holds it, the end of the walk tells
-        for name, layer in soft.items():
-            yield name, (layer.finish(), block.layer(name).weight)
+        for part in block.parts():
+            within = block.within(part)
+            done = [name for name in part.layers if within + name in soft]
+            if done:
+                yield part, calibration.of(part), ((name, (soft.pop(within + name).finish(), part.layer(name).weight)) for name in done)
 
     def _pack(self, name: str, layer: GroupedIntegers) -> dict[str, Tensor]:
         try:
@@ -194,11 +238,12 @@ class Integers(Walked):
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
         kept, quantized = stored_layers(source.layout, parts)
+        apart = left_alone(source)
         if self.awq_layout:
-            entry = awq.quantization_config(self.group_size, ["lm_head", *kept])
+            entry = awq.quantization_config(self.group_size, ["lm_head", *kept, *apart])
         else:
             entry = gptq.quantization_config(
-                self.bits, self.group_size, self.symmetric, self.order == "scattered", skipped=kept, quantized=quantized
+                self.bits, self.group_size, self.symmetric, self.order == "scattered", skipped=kept, quantized=quantized, apart=apart
             )
         self.finish(source, parts, out, entry, largest)
 

@@ -12,6 +12,7 @@ from qlab.formats import bitsandbytes as bnb
 from qlab.formats.half import half_precision
 from qlab.methods.nf4 import nf4
 from qlab.models.opening import OpenedModel
+from qlab.recipes.fitting import left_alone
 from qlab.recipes.recipe import Walked
 from qlab.walk.block import Block
 from qlab.walk.walk import Calibration, Quantized
@@ -45,10 +46,10 @@ class NF4(Walked):
         return "stored as BF16, as the original is: without calibration nothing tells whether its activations fit FP16"
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
-        found = Quantized({})
+        found, layers = Quantized({}), set(block.layers)
         for name, tensor in block.module.state_dict().items():
             layer = name.removesuffix(".weight")
-            if layer not in block.layers:
+            if layer not in layers:
                 found.stored |= self.keep(source, block.prefix + name, tensor)
                 continue
             quantized = nf4(half_precision(block.prefix + name, tensor, source.trained_in), kind=self.kind, double=self.double)
@@ -57,4 +58,6 @@ class NF4(Walked):
         return found
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
-        self.finish(source, parts, out, bnb.quantization_config(self.kind, self.double), largest)
+        apart = left_alone(source)
+        skipped = ["lm_head", *apart] if apart else []
+        self.finish(source, parts, out, bnb.quantization_config(self.kind, self.double, skipped=skipped), largest)

@@ -103,7 +103,8 @@ class Walked:
     ) -> None:
         """A checkpoint of the safetensors family: what is not quantized in half precision, beside it config.json and tokenizer."""
         dtype = self.dtype(source, largest)
-        finish_folder(source.folder, source.config, parts, out, quantization, source.layout.shapes, dtype)
+        shapes, called = source.layout.shapes, source.checkpoint.stored_name
+        finish_folder(source.folder, source.config, parts, out, quantization, shapes, dtype, called)
 
     def quantize(self: WalkedRecipe, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
         """Walk for this recipe alone."""

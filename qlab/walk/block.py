@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qlab.support.errors import UserError
-from qlab.walk.state.activations import Activations
+from qlab.walk.state.activations import Activations, Batches
 from qlab.walk.statistics import Statistics, observed
 
 
@@ -51,14 +51,56 @@ class InputGroup:
 
 
 @dataclass
+class Mixture:
+    """A list of experts: the `groups` within each of them, which all are alike.
+
+    Where a scale of what the experts read can be folded, `norm` wrote that, and nothing reads it but they, `layers` and `gates`.
+    """
+
+    groups: list[InputGroup]
+    norm: str | None = None
+    layers: list[str] = field(default_factory=list)
+    gates: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Block:
-    """Decoder block `index` with its weights in float32; names of layers are relative to the block, whose name is `prefix`."""
+    """Decoder block `index` with its weights in float32; names of layers are relative to the block, whose name is `prefix`.
+
+    `linear`: the layers that are quantized, None for all linear ones. `gates`: modules that choose or weigh experts. `experts`: lists of
+    these by name. An expert is a block of its own, too (`parts`): `place` says which, its list's name and its number.
+    """
 
     index: int
     prefix: str
     module: nn.Module
     arguments: dict[str, Any]
     groups: list[InputGroup] = field(default_factory=list)
+    linear: frozenset[str] | None = None
+    gates: tuple[str, ...] = ()
+    experts: dict[str, Mixture] = field(default_factory=dict)
+    place: tuple[str, int] | None = None
+
+    def parts(self) -> Iterator[Block]:
+        """The block without its experts, then every expert, as blocks of their own."""
+        yield replace(self, experts={}) if self.experts else self
+        for path, mixture in self.experts.items():
+            for number in range(len(self.expert_list(path))):
+                yield self.expert(path, number, mixture.groups)
+
+    def expert(self, path: str, number: int, groups: list[InputGroup]) -> Block:
+        """An expert of the list `path`."""
+        module = self.expert_list(path)[number]
+        return Block(self.index, f"{self.prefix}{path}.{number}.", module, {}, groups, place=(path, number))
+
+    def expert_list(self, path: str) -> nn.ModuleList:
+        found = self.module.get_submodule(path)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    def within(self, part: Block) -> str:
+        """What the names of a part's layers begin with in this block."""
+        return part.prefix.removeprefix(self.prefix)
 
     def layer(self, name: str) -> nn.Linear:
         found = self.module.get_submodule(name)
@@ -72,7 +114,11 @@ class Block:
 
     @property
     def layers(self) -> list[str]:
-        return [name for group in self.groups for name in group.layers]
+        """The layers of all groups, those of experts included."""
+        own = [name for group in self.groups for name in group.layers]
+        if not self.experts:
+            return own
+        return own + [self.within(part) + name for part in self.parts() if part.place for name in part.layers]
 
     @property
     def device(self) -> torch.device:
@@ -88,30 +134,35 @@ class Block:
         return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()
-    def outputs(self, inputs: Activations, batch: int) -> Iterator[Tensor]:
+    def outputs(self, inputs: Batches, batch: int) -> Iterator[Tensor]:
         """Run all inputs through the block."""
         for hidden in inputs.batches(batch):
             yield self.forward(hidden.to(self.device, non_blocking=True))
 
-    def _run_to(self, layer: str, inputs: Activations, batch: int) -> None:
-        """Run all inputs through the block, but no further than to the input of `layer`."""
+    def _run_to(self, modules: list[nn.Module], inputs: Batches, batch: int) -> None:
+        """Run all inputs through the block, but no further than until each of `modules` was given its own."""
+        waiting: set[nn.Module] = set()
 
-        def stop(*_: Any) -> None:
-            raise _Seen
+        def stop(module: nn.Module, _: Any) -> None:
+            waiting.discard(module)
+            if not waiting:
+                raise _Seen
 
-        hook = self.layer(layer).register_forward_pre_hook(stop)  # after the hook that observes it
+        hooks = [module.register_forward_pre_hook(stop) for module in modules]  # after the hooks that observe them
         try:
             for hidden in inputs.batches(batch):
+                waiting.update(modules)
                 with suppress(_Seen):
                     self.forward(hidden.to(self.device, non_blocking=True))
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     @torch.no_grad()
-    def observe(self, inputs: Activations, batch: int, outputs: Activations | None = None, through: bool = False) -> dict[str, Statistics]:
-        """Statistics of every layer over `inputs`, layers of a group sharing theirs; the outputs go to `outputs` if given.
+    def observe(self, inputs: Batches, batch: int, outputs: Activations | None = None, through: bool = False) -> dict[str, Statistics]:
+        """Statistics of every layer outside experts over `inputs`, layers of a group sharing theirs; outputs go to `outputs` if given.
 
-        Without these the block is computed no further than to its last layer's input, unless `through` says so.
+        Without these the block is computed no further than to the inputs of its last layer and of its experts, unless `through` says so.
 
         Raises:
             UserError: the activations of a layer are not finite.
@@ -124,7 +175,8 @@ class Block:
                 for _ in self.outputs(inputs, batch):
                     pass
             else:
-                self._run_to(self.groups[-1].layers[0], inputs, batch)
+                last = [self.layer(group.layers[0]) for group in self.groups[-1:]]
+                self._run_to(last + [self.expert_list(path) for path in self.experts], inputs, batch)
         for group in self.groups:
             if not torch.isfinite(seen[group.layers[0]].absolute_sum).all():
                 raise UserError(f"the inputs of {self.prefix}{group.layers[0]} are NaN or infinite: the model overflows on this text")

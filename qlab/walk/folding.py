@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from qlab.walk.block import Block
+from qlab.walk.routing import Routing
 from qlab.walk.statistics import Statistics
+
+ROWS = 16384  # of all layers together that a scale before experts is searched on
 
 Search = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(weights of all readers one above another [out, in], mean |x| [in], mean x² [in]) → scale [in]."""
@@ -40,14 +43,39 @@ def fold_scales(block: Block, statistics: dict[str, Statistics], search: Search)
             continue
         for name in group.layers:
             block.layer(name).weight.mul_(scale)
-        seen = replace(
-            first,
-            hessian=first.hessian / scale / scale[:, None],
-            absolute_sum=first.absolute_sum / scale,
-            first=[rows / scale for rows in first.first],
-        )
-        scaled |= dict.fromkeys(group.layers, seen)
+        scaled |= dict.fromkeys(group.layers, divided(first, scale))
     return scaled
+
+
+def fold_before_experts(block: Block, path: str, routing: Routing, search: Search) -> Tensor | None:
+    """Search a scale of what the experts of the list `path` read and fold it into the norm that wrote it, the experts, and all others that
+    read it; the scale [width], None where there is no place for one. It is searched on evenly spaced rows of all these layers.
+
+    The router's weights take the scale like all others: who is chosen stays the same, but for rounding.
+    """
+    mixture = block.experts[path]
+    if mixture.norm is None:
+        return None
+    readers = [block.layer(name).weight for name in mixture.layers]
+    for expert in block.parts():
+        if expert.place and expert.place[0] == path:
+            readers += [expert.layer(name).weight for name in mixture.groups[0].layers]
+    step = max(1, sum(map(len, readers)) // ROWS)
+    scale = search(torch.cat([weight[::step] for weight in readers]), routing.magnitude, routing.mean_square)
+    divide_norm(block.module.get_submodule(mixture.norm), scale)
+    for weight in [*readers, *(block.module.get_submodule(gate).get_parameter("weight") for gate in mixture.gates)]:
+        weight.mul_(scale)
+    return scale
+
+
+def divided(seen: Statistics, scale: Tensor) -> Statistics:
+    """The statistics of inputs that are divided by `scale` [in]."""
+    return replace(
+        seen,
+        hessian=seen.hessian / scale / scale[:, None],
+        absolute_sum=seen.absolute_sum / scale,
+        first=[rows / scale for rows in seen.first],
+    )
 
 
 def divide_norm(norm: nn.Module, scale: Tensor) -> None:

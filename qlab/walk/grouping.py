@@ -5,13 +5,15 @@ A few runs of one window through one block, once a walk; so no architecture is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qlab.walk.block import Block, InputGroup, Rows
+from qlab.walk.block import Block, InputGroup, Mixture, Rows
 
 
 class NotFollowed(Exception):
@@ -40,7 +42,8 @@ def input_groups(block: Block, hidden: Tensor) -> list[InputGroup]:
 
     for name, module in block.module.named_modules():
         if isinstance(module, nn.Linear):
-            hooks.append(module.register_forward_pre_hook(reads(name)))
+            if block.linear is None or name in block.linear:
+                hooks.append(module.register_forward_pre_hook(reads(name)))
         elif not list(module.children()) and getattr(module, "weight", None) is not None:
             hooks.append(module.register_forward_hook(lambda _, __, output, name=name: written.append((output, name))))
     output = block.forward(hidden)
@@ -56,6 +59,61 @@ def input_groups(block: Block, hidden: Tensor) -> list[InputGroup]:
             group.rows = next((rows for rows in trials if follows(block, hidden, output, tensor, group.layers, rows)), None)
         group.mixes = mixes(block, hidden, output, group.layers)
     return [group for _, group in seen]
+
+
+@torch.no_grad()
+def mixtures(block: Block, lists: Iterable[str], hidden: Tensor) -> dict[str, Mixture]:
+    """The block's `lists` of experts: the groups within the first expert, as which all are made, and who else reads what it reads."""
+    found = {}
+    for path in lists:
+        expert = block.expert(path, 0, [])
+        width = next(module.in_features for module in expert.module.modules() if isinstance(module, nn.Linear))
+        rows = torch.randn(1, hidden.shape[1], width, generator=torch.Generator().manual_seed(0)).to(block.device)
+        found[path] = readers_beside(block, path, hidden, Mixture(input_groups(expert, rows)))
+    return found
+
+
+def readers_beside(block: Block, path: str, hidden: Tensor, mixture: Mixture) -> Mixture:
+    """The mixture with the norm that wrote what its experts read and all others that read it, where these are layers and gates alone.
+
+    Tried like `follows`: a positive factor on each channel, divided out again by all readers, must leave the block's output as it was.
+    """
+    written: list[tuple[str, Tensor]] = []
+    read: list[tuple[str, Tensor]] = []
+    modules = dict(block.module.named_modules())
+    hooks: list[RemovableHandle] = []
+    for name, module in modules.items():
+        if name == path or name in block.gates or (block.linear is not None and name in block.linear):
+            hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: read.append((name, inputs[0]))))
+        elif not list(module.children()) and getattr(module, "weight", None) is not None:
+            hooks.append(module.register_forward_hook(lambda _, __, output, name=name: written.append((name, output))))
+    output = block.forward(hidden)
+    for hook in hooks:
+        hook.remove()
+    given = next(tensor for name, tensor in read if name == path)
+    norm = next((name for name, tensor in written if same(tensor, given)), None)
+    if norm is None:
+        return mixture
+    names = [name for name, tensor in read if same(tensor, given)]
+    factors = torch.rand(given.shape[-1], generator=torch.Generator().manual_seed(0)).to(hidden.device) + 0.5
+    hooks = [modules[norm].register_forward_hook(lambda _, __, found: found * factors)]
+    hooks += [modules[name].register_forward_pre_hook(lambda _, inputs: (inputs[0] / factors, *inputs[1:])) for name in names]
+    found = block.forward(hidden)
+    for hook in hooks:
+        hook.remove()
+    if not alike(found, output, hidden):
+        return mixture
+    gates = [name for name in names if name in block.gates]
+    return replace(mixture, norm=norm, layers=[name for name in names if name not in (path, *gates)], gates=gates)
+
+
+def same(tensor: Any, other: Tensor) -> bool:
+    """Whether two tensors hold the same tokens, in whatever shape."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.shape[-1] == other.shape[-1]
+        and torch.equal(tensor.reshape(-1, other.shape[-1]), other.reshape(-1, other.shape[-1]))
+    )
 
 
 def mixes(block: Block, hidden: Tensor, output: Tensor, layers: list[str]) -> bool:

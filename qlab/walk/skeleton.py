@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qlab.models.experts import separate_experts
 from qlab.models.layout import compute_buffers, empty_model
 from qlab.models.opening import OpenedModel
 from qlab.support.memory import pinned
@@ -36,11 +37,13 @@ class Skeleton:
         self._reader, self._ahead = ThreadPoolExecutor(1, "qlab-reader"), dict[int, Future[dict[str, Tensor]]]()
         self._arguments: dict[int, list[dict[str, Any]]] = {}
         self.model = empty_model(source.configuration, source.name)
+        separate_experts(self.model)
         blocks = self.model.get_submodule(self.layout.blocks)
         assert isinstance(blocks, nn.ModuleList)
         self.blocks = blocks
         inside = set(self.blocks.modules())
-        compute_buffers(self.model, (module for module in self.model.modules() if module not in inside), device)
+        around = self.model.get_submodule(self.layout.backbone).modules()  # what lies beside, such as an image encoder, is not run
+        compute_buffers(self.model, (module for module in around if module not in inside), device)
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -95,7 +98,10 @@ class Skeleton:
         """Block `index` with its weights, called as for windows of `length` tokens."""
         if length not in self._arguments:
             self._arguments[length] = self.arguments(length)
-        return Block(index, self.layout.block(index), self.fill(index), self._arguments[length][index])
+        prefix = self.layout.block(index)
+        linear = frozenset(name.removeprefix(prefix).removesuffix(".weight") for name in self.layout.linear if name.startswith(prefix))
+        gates = tuple(name.removeprefix(prefix) for name in self.layout.gates if name.startswith(prefix))
+        return Block(index, prefix, self.fill(index), self._arguments[length][index], linear=linear, gates=gates)
 
     def release(self, index: int) -> None:
         """Give back the memory of block `index`."""

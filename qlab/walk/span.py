@@ -41,13 +41,13 @@ class Largest:
 
 
 @contextmanager
-def watched(block: Block, output: bool = False) -> Iterator[Largest]:
-    """Within the context, every forward pass through the block adds its activations to the largest value that is yielded.
+def watched(block: Block, output: bool = False, largest: Largest | None = None) -> Iterator[Largest]:
+    """Within the context, every forward pass through the block adds its activations to the largest value that is yielded, or to `largest`.
 
     These are what the block and its layers read, and what the layers write. The last layers' sum, the block's output, is the next
     block's input; it is added where `output` says so, which the last block needs.
     """
-    largest = Largest(block.device)
+    largest = largest or Largest(block.device)
 
     def reads(_: Any, inputs: tuple[Tensor, ...]) -> None:
         largest.see(inputs[0])

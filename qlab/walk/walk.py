@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
@@ -19,13 +19,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from qlab.models.experts import Experts
 from qlab.models.opening import OpenedModel
 from qlab.support.precision import quick_products
 from qlab.support.process import steady_heap, trim_heap
 from qlab.support.progress import counter
 from qlab.support.stages import stage
-from qlab.walk.block import Block, InputGroup
-from qlab.walk.grouping import input_groups
+from qlab.walk.block import Block, InputGroup, Mixture
+from qlab.walk.grouping import input_groups, mixtures
+from qlab.walk.routing import Routing, routed
 from qlab.walk.sensitivity import prediction_metric
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.span import Largest, watched
@@ -34,6 +36,9 @@ from qlab.walk.state.journal import Journal
 from qlab.walk.state.share import ALONE, Share
 from qlab.walk.state.streams import Streams, held
 from qlab.walk.statistics import Statistics
+
+Groups = tuple[list[InputGroup], dict[str, Mixture]]
+"""Those of a block, and its lists of experts."""
 
 ORIGINAL = "original"  # the stream of activations of the unquantized model
 TOKENS_ON_CPU, WINDOWS_ON_GPU = 512, 8  # computed at a time: on a CPU, more no longer lie in its cache and take longer
@@ -51,13 +56,31 @@ class Quantized:
 @dataclass(frozen=True)
 class Calibration:
     """What a recipe may know of a block's data: statistics by layer, its inputs, the original block's outputs, and how much
-    errors of these matter (qlab.walk.sensitivity; computed once, by the first who asks)."""
+    errors of these matter (qlab.walk.sensitivity; computed once, by the first who asks).
+
+    `statistics` are of the layers outside experts, `routing` says what experts were given; `of` has both. `largest`: the largest
+    absolute value of the block's activations (qlab.walk.span).
+    """
 
     statistics: dict[str, Statistics]
     inputs: Activations
     targets: Activations | None  # None: no recipe of the walk asked for them
     metric: Callable[[], Tensor]
-    largest: float  # the largest absolute value of the block's activations (qlab.walk.span)
+    largest: Largest
+    routing: dict[str, Routing] = field(default_factory=dict)
+
+    def of(self, part: Block, scale: Tensor | None = None) -> dict[str, Statistics]:
+        """Statistics of the layers of a part of the block (Block.parts). Those of an expert are made now, with the weights that it has, and
+        are not kept: whoever changes these has asked before. `scale` [width]: what it reads is divided by this."""
+        if part.place is None:
+            return self.statistics
+        path, number = part.place
+        with quick_products(part.device), watched(part, largest=self.largest), stage("forward"):
+            return part.observe(replace(self.routing[path].shown(number), scale=scale), 1)
+
+    def notes(self) -> dict[str, str]:
+        """What is to be said of experts, by the name of their list."""
+        return {path: note for path, routing in self.routing.items() if (note := routing.note())}
 
     def random_batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs, targets) of `size` windows at a time, without end: each pass over the windows in another order, the same every run."""
@@ -144,7 +167,7 @@ class Walk:
         with closing(skeleton), closing(self._streams()) as streams:
             if not journal.kept:
                 self._keep_rest(skeleton, journal, streams)
-            groups, metric = None, cache(lambda: prediction_metric(skeleton, self.windows))
+            groups, metric = dict[frozenset[str], Groups](), cache(lambda: prediction_metric(skeleton, self.windows))
             steps = [len(self.share.of_block(self.methods, index)) for index in range(len(skeleton))]
             wanted = [index for index in range(len(skeleton)) if steps[index] or self._goes_on(index)]
             left = [index for index in wanted if index >= journal.blocks]
@@ -155,7 +178,7 @@ class Walk:
                         block = skeleton.block(index, self.windows.shape[1])
                         if following is not None:
                             skeleton.read_ahead(following)
-                        block.groups = groups = self._groups(block, groups)
+                        block.groups, block.experts = self._groups(block, groups)
                     self._quantize(skeleton, block, metric, journal, streams, count)
                     skeleton.release(index)
                     journal.blocks = index + 1
@@ -166,11 +189,16 @@ class Walk:
         """Whether this device quantizes a block after `index` by the original model's activations."""
         return self.share.reads_original(self.methods, index + 1, self.source.layout.count)
 
-    def _groups(self, block: Block, known: list[InputGroup] | None) -> list[InputGroup]:
-        if known and all(name in dict(block.module.named_modules()) for group in known for name in group.layers):
-            return known
-        hidden = torch.randn(1, self.windows.shape[1], self._hidden(), generator=torch.Generator().manual_seed(0))
-        return input_groups(block, hidden.to(self.device))
+    def _groups(self, block: Block, known: dict[frozenset[str], Groups]) -> Groups:
+        """The block's groups and those in its experts; blocks with layers of the same names are alike."""
+        names = block.linear or frozenset()
+        if names not in known:
+            length, lists = self.windows.shape[1], [name for name, part in block.module.named_modules() if isinstance(part, Experts)]
+            own = frozenset(name for name in names if not name.startswith(tuple(f"{path}." for path in lists)))
+            hidden = torch.randn(1, length, self._hidden(), generator=torch.Generator().manual_seed(0))
+            hidden = hidden.to(self.device)
+            known[names] = input_groups(replace(block, linear=own), hidden), mixtures(replace(block, linear=own), lists, hidden)
+        return known[names]
 
     def _hidden(self) -> int:
         return self.source.layout.hidden
@@ -205,7 +233,7 @@ class Walk:
         outputs = streams.new(ORIGINAL, index + 1) if onward else None
         with quick_products(block.device):
             if observes_original(methods) or (index == 0 and any(method.data for method in methods)):
-                shared = self._calibrate(block, source, outputs, metric, journal.batch, outputs)
+                shared = self._calibrate(block, source, outputs, metric, journal.batch, streams, ORIGINAL, outputs)
             elif outputs:
                 with stage("forward"):
                     outputs.write(block.outputs(source, journal.batch))
@@ -224,18 +252,19 @@ class Walk:
             if method.sequential and streams.has(method.name, index):
                 shared = None
                 with quick_products(block.device):
-                    calibration = self._calibrate(block, own, outputs, metric, journal.batch)
+                    calibration = self._calibrate(block, own, outputs, metric, journal.batch, streams, method.name)
             else:
                 calibration, own = shared if method.data else None, source  # nothing is quantized before the first block
-            journal.saw(method.name, max(weights.value, calibration.largest if calibration else 0.0))
             with stage("quantize"):
                 found = method.quantize_block(self.source, block, calibration)
+            journal.saw(method.name, max(weights.value, calibration.largest.value if calibration else 0.0))
+            notes = found.notes | (calibration.notes() if calibration else {})
             if method.sequential and not last:
                 with quick_products(block.device), stage("forward"):
                     streams.new(method.name, index + 1).write(block.outputs(own, journal.batch))
             with stage("write"):
                 self._write(streams, method, f"{index + 1:04}", found.stored)
-            journal.add(method.name, block.prefix, found.errors, found.notes, time.perf_counter() - started + (spent if method.data else 0))
+            journal.add(method.name, block.prefix, found.errors, notes, time.perf_counter() - started + (spent if method.data else 0))
             whole = False
             count(f"{method.name}, block {index}", found.errors)
             del found
@@ -243,12 +272,16 @@ class Walk:
 
     def _calibrate(
         self, block: Block, inputs: Activations, targets: Activations | None, metric: Callable[[], Tensor], batch: int,
-        outputs: Activations | None = None,
+        streams: Streams, name: str, outputs: Activations | None = None,
     ) -> Calibration:  # fmt: skip
         last = block.index + 1 == self.source.layout.count
-        with watched(block, output=last) as largest, stage("forward"):
+
+        def place(path: str, width: int) -> Activations:
+            return streams.passing(f"{name}.{path}", block.index, width)
+
+        with watched(block, output=last) as largest, routed(block, place) as routing, stage("forward"):
             statistics = block.observe(inputs, batch, outputs, through=last)
-        return Calibration(statistics, inputs, targets, metric, largest.value)
+        return Calibration(statistics, inputs, targets, metric, largest, routing)
 
     def _write(self, streams: Streams, method: Method, number: str, tensors: dict[str, Tensor]) -> None:
         if tensors:

@@ -32,7 +32,7 @@ def test_memory_does_not_depend_on_the_number_of_blocks(tmp_path: Path) -> None:
 
 def test_factoring_and_fitting_scales_do_not_come_at_one_time() -> None:
     recipe = parse("gptq-w4g64")
-    narrow, wide = budget.working(recipe, [(64, 8)], 512, "cpu"), budget.working(recipe, [(4096, 8)], 512, "cpu")
+    narrow, wide = (budget.working(recipe, [(width, 8)], 512, "cpu", 8 * width) for width in (64, 4096))
     assert wide == 19.0 * 4096**2
     assert narrow == 19.0 * 64**2
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from qlab.models.layout import Layout, empty_model, layout_of
+from qlab.models.layout import Layout, empty_model, layout_of, opened_layout
 from qlab.support.errors import UserError
 
 SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -55,12 +55,13 @@ def test_layouts_take_no_memory_for_weights() -> None:
     ("kind", "options", "message"),
     [
         ("gpt2", {"n_embd": 64, "n_head": 4, "n_layer": 2}, "no list of decoder blocks with linear layers"),
-        ("t5", {}, "is of type t5, which transformers does not open as a language model of text alone"),
-        ("qwen2_5_vl", {}, "is of type qwen2_5_vl"),
+        ("t5", {}, "is of type t5, which transformers opens neither as a language model nor"),
+        ("clip", {}, "is of type clip"),
+        ("llama4_text", {"num_hidden_layers": 2}, "Llama4TextExperts computes in a way of its own"),
         ("llama", SIZES | {"hidden_act": "none of them"}, "cannot open llama"),
     ],
 )
 def test_what_is_no_decoder_of_linear_layers_is_refused_in_one_sentence(kind: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        layout_of(empty_model(AutoConfig.for_model(kind, **options), kind), kind)
+        opened_layout(AutoConfig.for_model(kind, **options), kind)
     assert len(str(caught.value)) < 260

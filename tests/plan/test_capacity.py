@@ -84,7 +84,7 @@ def test_names_are_found_or_explained(tmp_path: Path) -> None:
         lambda: find_format("gptq-w4g63"),
         lambda: find_device("A100"),
     ):
-        with pytest.raises(UserError, match=r"expected|config\.json|counts dense"):
+        with pytest.raises(UserError, match=r"expected|config\.json|lacks num_hidden_layers"):
             call_it()
 
 

@@ -15,8 +15,12 @@ from qlab.formats.gguf.header import Setting
 from qlab.support.errors import UserError
 from qlab.support.reading import LAYERS, MOST
 
-READ = ("llama", "qwen2", "qwen3")
-CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+READ = ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe")
+CLASSES = {
+    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
+}  # fmt: skip
+MIXTURES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
 LARGEST_FLOAT = 3e38  # of float32
 NEAR = 1e-5  # of Llama 3's factors, which writers compute in float32
 SPECIAL = ("bos", "eos", "padding")
@@ -38,11 +42,12 @@ def model_config(settings: Mapping[str, Setting], shapes: Mapping[str, tuple[int
         raise UserError(
             f"the GGUF file holds a {kind} model; qlab reads those of {', '.join(READ)}: give it the Hugging Face model instead"
         )
-    if expert_count(settings, kind) or "blk.0.ffn_gate_exps.weight" in shapes:
-        raise UserError(
-            "the GGUF file holds a mixture of experts, which qlab does not read from GGUF: give it the Hugging Face model instead"
-        )
     known = Known(settings, kind)
+    experts = known.whole("expert_count", 0, least=0)
+    if bool(experts) != ("blk.0.ffn_gate_exps.weight" in shapes) or (bool(experts) != (kind in MIXTURES) and kind != "llama"):
+        raise UserError(
+            "the GGUF file holds a mixture of experts of a kind that qlab does not read from GGUF: give it the Hugging Face model instead"
+        )
     embedding = shapes.get("token_embd.weight")
     if embedding is None or len(embedding) != 2:
         raise UserError("the GGUF file has no token_embd.weight: it is not a whole language model (a part, a projector or an adapter)")
@@ -51,7 +56,8 @@ def model_config(settings: Mapping[str, Setting], shapes: Mapping[str, tuple[int
     if known.whole("rope.dimension_count", width) != width:
         raise UserError("the GGUF file turns a part of each head only (rope.dimension_count), which qlab does not read")
     window = known.whole("attention.sliding_window", 0, least=0)
-    family = "mistral" if kind == "llama" and window else kind
+    dense = "mistral" if kind == "llama" and window else kind
+    family = MIXTURES.get(kind, "mixtral") if experts else dense
     config: dict[str, Any] = {
         "architectures": [CLASSES[family]],
         "model_type": family,
@@ -69,13 +75,15 @@ def model_config(settings: Mapping[str, Setting], shapes: Mapping[str, tuple[int
         "tie_word_embeddings": "output.weight" not in shapes,
         "dtype": "float16",
     }
-    if kind in ("llama", "qwen3"):
+    if kind in ("llama", "qwen3", "qwen3moe") and family != "mixtral":
         config["attention_bias"] = any(f"blk.0.attn_{part}.bias" in shapes for part in ("q", "k", "v", "output"))
     if family == "llama":
         config["mlp_bias"] = "blk.0.ffn_down.bias" in shapes
+    if experts:
+        config |= expert_sizes(known, family, experts)
     if window:
         config |= {"sliding_window": window} | ({"use_sliding_window": True, "max_window_layers": 0} if kind != "llama" else {})
-    elif family == "mistral":
+    elif family in ("mistral", "mixtral"):
         config["sliding_window"] = None
     for name in SPECIAL:
         if (token := settings.get(f"tokenizer.ggml.{name}_token_id")) is not None:
@@ -85,8 +93,20 @@ def model_config(settings: Mapping[str, Setting], shapes: Mapping[str, tuple[int
     return config
 
 
-def expert_count(settings: Mapping[str, Setting], kind: str) -> int:
-    return Known(settings, kind).whole("expert_count", 0, least=0)
+def expert_sizes(known: Known, family: str, experts: int) -> dict[str, Any]:
+    """How many experts there are, how many of them a token is given to, and how wide they are.
+
+    Raises:
+        UserError: a size is missing.
+    """
+    chosen: dict[str, Any] = {"num_experts_per_tok": known.whole("expert_used_count", most=experts)}
+    if family == "mixtral":
+        return chosen | {"num_local_experts": experts}
+    sizes = chosen | {"num_experts": experts, "moe_intermediate_size": known.whole("expert_feed_forward_length")}
+    sizes |= {"norm_topk_prob": family == "qwen3_moe", "decoder_sparse_step": 1, "mlp_only_layers": []}
+    if family == "qwen2_moe":
+        sizes["shared_expert_intermediate_size"] = known.whole("expert_shared_feed_forward_length")
+    return sizes
 
 
 def check_sizes(settings: Mapping[str, Setting], kind: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qlab.formats.gguf.block_bytes import byte_tensor
-from qlab.formats.gguf.metadata import architecture
+from qlab.formats.gguf.metadata import architecture, described
 from qlab.formats.gguf.mix import tensor_type
 from qlab.methods.kquants.blocks import encode
 from qlab.methods.kquants.kinds import KINDS
@@ -22,6 +23,8 @@ from qlab.support.stages import stage
 AT_ONCE, ON_DEVICE = 1 << 22, 1 << 26  # see weights_at_once: on a CPU and elsewhere
 SETTLED_BITS = 5  # with more, another rounding of the codes changes next to nothing
 TYPES = {"F32": torch.float32, "F16": torch.float16}
+
+EXPERT = re.compile(r"\.experts\.\d+\.")
 
 Encoder = Callable[[Tensor, str, Tensor | None], Tensor]
 """(matrix [out, in], kind, importance [in] or None) → its bytes, uint8 [out, bytes a row]."""
@@ -59,7 +62,7 @@ def encode_tensors(
     }
     stored: dict[str, Tensor] = {}
     for keys in batches({key: tensor for key, (_, tensor) in sources.items()}):
-        named = {sources[key][0]: rotary_order(*sources[key], config) for key in keys}
+        named = {sources[key][0]: in_its_form(*sources[key], config) for key in keys}
         stored |= zip(keys, encode_together(named, keys[0].partition(":")[0], importance, encoder or encode_rows), strict=True)
     return {key: stored[key] for key in sources}
 
@@ -122,7 +125,12 @@ def gguf_name(name: str, config: dict[str, Any]) -> str | None:
 
 def placed(name: str, config: dict[str, Any]) -> str | None:
     """GGUF's name for the tensor `name`, if the architecture has a place for it; raises UserError for an unknown architecture."""
-    return gguf_names(architecture(config), config["num_hidden_layers"]).get_name(name, try_suffixes=(".weight", ".bias"))
+    names = gguf_names(architecture(config), config["num_hidden_layers"])
+    whole = EXPERT.sub(".experts.", name.replace("model.language_model.", "model."))  # experts' matrices are one tensor
+    for alias in (whole, whole.replace(".block_sparse_moe.", ".mlp.").replace(".router.", ".gate.")):
+        if (found := names.get_name(alias, try_suffixes=(".weight", ".bias"))) is not None:
+            return found if found.endswith((".weight", ".bias")) else f"{found}.weight"  # attention sinks are no layer's
+    return None
 
 
 def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None, hessian: Callable[[], Tensor] | None = None) -> Tensor:
@@ -149,11 +157,14 @@ def gguf_names(arch: gguf.MODEL_ARCH, layers: int) -> gguf.TensorNameMap:
     return gguf.get_tensor_name_map(arch, layers)
 
 
-def rotary_order(name: str, tensor: Tensor, config: dict[str, Any]) -> Tensor:
-    """Rows of a query or key projection in the order of llama.cpp's interleaved rotary embedding (its "llama" models)."""
+def in_its_form(name: str, tensor: Tensor, config: dict[str, Any]) -> Tensor:
+    """The tensor as llama.cpp's architecture has it: norms with what their family adds to the weights, rows of queries and keys in the
+    order of an interleaved rotary embedding where it has such a one (its "llama" models)."""
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config.get("num_key_value_heads") or config["num_attention_heads"]}
-    part = name.split(".")[-2]
-    if architecture(config) != gguf.MODEL_ARCH.LLAMA or part not in heads:
+    part, form = name.split(".")[-2], described(config)
+    if form.offset and part.endswith("norm"):
+        return tensor + form.offset
+    if not form.turned or part not in heads:
         return tensor
     return tensor.view(heads[part], 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 

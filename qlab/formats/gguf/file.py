@@ -17,12 +17,14 @@ from safetensors import safe_open
 
 from qlab.formats.gguf.encoding import gguf_name
 from qlab.formats.gguf.metadata import add_configuration, architecture, rope_factors, sliding_window
-from qlab.formats.gguf.mix import check_mix
-from qlab.formats.gguf.tokenizer import add_tokenizer, read_vocabulary
-from qlab.formats.gguf.tokenizer_rules import tokenizer_remarks
+from qlab.formats.gguf.mix import check_mix, expert_count
+from qlab.formats.gguf.tokens.tokenizer import add_tokenizer, read_vocabulary
+from qlab.formats.gguf.tokens.tokenizer_rules import tokenizer_remarks
 from qlab.support.errors import UserError
 
-BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+USUAL = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.QWEN2, gguf.MODEL_ARCH.QWEN3, gguf.MODEL_ARCH.QWEN2MOE, gguf.MODEL_ARCH.QWEN3MOE)
+MLP = ("ffn_gate", "ffn_up", "ffn_down")
+BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm")
 
 
 def check_model(folder: Path, config: dict[str, Any], names: Iterable[str]) -> None:
@@ -131,8 +133,12 @@ def check_complete(found: Collection[str], config: dict[str, Any]) -> None:
         UserError: some are missing.
     """
     ends = ["token_embd.weight", "output_norm.weight"] + ([] if config.get("tie_word_embeddings", False) else ["output.weight"])
-    # What one block has, biases say, all must have.
-    parts_of_block = {f"{part}.weight" for part in BLOCK} | {name.split(".", 2)[2] for name in found if name.startswith("blk.")}
+    # What one block has, biases say, all must have; but in some mixtures not every block has experts.
+    parts_of_block = {name.split(".", 2)[2] for name in found if name.startswith("blk.")}
+    if any("_exps." in part for part in parts_of_block):
+        parts_of_block = {part for part in parts_of_block if part.startswith("attn_")}
+    if architecture(config) in USUAL:
+        parts_of_block |= {f"{part}.weight" for part in (*BLOCK, *(() if expert_count(config) else MLP))}
     blocks = [f"blk.{layer}.{part}" for layer in range(config["num_hidden_layers"]) for part in sorted(parts_of_block)]
     missing = [name for name in ends + blocks if name not in found]
     if missing == ["output.weight"]:

@@ -34,7 +34,7 @@ def tensor_type(name: str, shape: Sequence[int], mix: str, config: dict[str, Any
         UserError: an unknown mix.
     """
     check_mix(mix)
-    if len(shape) == 1 or name.endswith(("_norm.weight", "ffn_gate_inp.weight")):
+    if len(shape) == 1 or name.endswith(("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")):
         return "F32"
     if mix == "f16":
         return "F16"
@@ -121,8 +121,13 @@ def heads_sharing(config: dict[str, Any]) -> int:
     return heads // (config.get("num_key_value_heads") or heads)
 
 
+def expert_count(config: dict[str, Any]) -> int:
+    """Experts of a block, of which each token is given some; 0 where there are none."""
+    return int(config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts") or 0)
+
+
 def eight_experts(config: dict[str, Any]) -> bool:
-    return bool(config.get("num_local_experts") == 8)
+    return expert_count(config) == 8
 
 
 def is_70b(config: dict[str, Any]) -> bool:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from qlab.formats.gguf.configuration import model_config
 from qlab.formats.gguf.encoding import placed
-from qlab.formats.gguf.file import BLOCK
+from qlab.formats.gguf.file import BLOCK, MLP
 from qlab.formats.gguf.header import Header, Setting, read_header
+from qlab.formats.gguf.mix import expert_count
 from qlab.formats.plain import Plain
 from qlab.support.errors import UserError
 
@@ -29,6 +30,8 @@ ENDS = ("model.embed_tokens", "model.norm", "lm_head")
 LAYERS = (
     "input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "self_attn.q_norm", "self_attn.k_norm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+    "mlp.gate", "mlp.experts.gate_proj", "mlp.experts.up_proj", "mlp.experts.down_proj", "mlp.shared_expert_gate",
+    "mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", "mlp.shared_expert.down_proj",
 )  # fmt: skip
 DERIVED = ("rope_freqs.weight",)  # what the configuration tells
 
@@ -138,7 +141,11 @@ def plain_gguf(files: GGUFFiles) -> dict[str, Plain]:
         quantized = files.dtypes[name] not in FLOATS
         found[names[name]] = Plain(shape, {"": name}, decoder, by_rows=heads is None and len(shape) > 1, quantized=quantized)
     needed = ["token_embd.weight", "output_norm.weight"]
-    needed += [f"blk.{layer}.{part}.weight" for layer in range(config["num_hidden_layers"]) for part in BLOCK]
+    needed += [
+        f"blk.{layer}.{part}.weight"
+        for layer in range(config["num_hidden_layers"])
+        for part in (*BLOCK, *(f"{part}{'_exps' if expert_count(config) else ''}" for part in MLP))
+    ]
     if missing := [name for name in needed if name not in files.shapes]:
         raise UserError(f"{files.files[0].name} is not complete: it lacks {len(missing)} tensors, {missing[0]} among them; fetch it again")
     return found
@@ -167,7 +174,7 @@ def hugging_face_names(config: dict[str, Any]) -> dict[str, str]:
 
 def interleaved_heads(name: str, config: dict[str, Any]) -> int | None:
     """How many heads' rows of this tensor lie in llama.cpp's order; None where they lie in the model's."""
-    if config["model_type"] not in ("llama", "mistral"):
+    if config["model_type"] not in ("llama", "mistral", "mixtral"):
         return None
     part = name.split(".")[-2]
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}.get(part)

@@ -12,7 +12,8 @@ from openai import OpenAI
 
 from qlab import ROOT
 from qlab.plan.footprint import Footprint
-from qlab.plan.plan import cache_bytes, shape_of
+from qlab.plan.plan import cache_bytes
+from qlab.plan.shapes import config_shape
 from qlab.serve.deployment import Deployment
 from qlab.serve.rounding import Rounding, half_outputs
 from qlab.serve.runtimes.greedy import Greedy, from_openai
@@ -116,7 +117,7 @@ def cpu_settings(deployment: Deployment) -> dict[str, str]:
     at half the speed (`make bench-runtimes`), holds 0.4 GB more and starts a third later. What vLLM fears of one process is that it
     cannot set the threads there; they are set here.
     """
-    wanted = cache_bytes(shape_of(deployment.config), deployment.context, deployment.sequences)
+    wanted = cache_bytes(config_shape(deployment.config, deployment.name), deployment.context, deployment.sequences)
     return {
         "VLLM_CPU_KVCACHE_SPACE": str(pool(wanted) >> 30),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,13 @@ from qlab.support.memory import pinned
 from qlab.support.stages import stage
 
 Shape = tuple[int, int, int]
+
+
+class Batches(Protocol):
+    """Inputs of a block, some at a time: float32 [windows, length, hidden], or [tokens, hidden] where single tokens were chosen."""
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All of them in turn."""
 
 
 @dataclass
@@ -41,12 +49,21 @@ class Activations:
         values = np.fromfile(self.path, np.float32, count * window, offset=4 * first * window)
         return torch.from_numpy(values).view(count, *self.shape[1:])
 
+    def tokens(self, numbers: Tensor) -> Tensor:
+        """Single tokens by their numbers over all windows: float32 [len(numbers), hidden]. Only what is asked for is read."""
+        found = np.memmap(self.path, np.float32, "r", shape=(self.shape[0] * self.shape[1], self.shape[2]))
+        return torch.from_numpy(found[numbers.numpy()])
+
     def write(self, batches: Iterator[Tensor]) -> None:
         """Fill the file with the batches in turn."""
         self.path.unlink(missing_ok=True)
         for batch in batches:
             with stage("activations"):
                 self.append(batch.float().cpu())
+
+    def put(self, first: int, tokens: Tensor) -> None:
+        """Write the tokens from number `first` on, float32 [tokens, hidden]; they come in their order."""
+        self.append(tokens.float().cpu())
 
     def append(self, batch: Tensor) -> None:
         """Write a batch, float32 on the CPU, at the end of the file."""
@@ -67,6 +84,10 @@ class Held(Activations):
         """The windows from `first` on, a view: float32 [count, length, hidden]."""
         return self.values[first : first + count]
 
+    def tokens(self, numbers: Tensor) -> Tensor:
+        """Single tokens by their numbers over all windows: float32 [len(numbers), hidden]."""
+        return self.values.view(-1, self.shape[2])[numbers]
+
     def write(self, batches: Iterator[Tensor]) -> None:
         """Fill the memory with the batches in turn."""
         self.path.unlink(missing_ok=True)
@@ -81,6 +102,10 @@ class Held(Activations):
                 device = batch.device
         if device and device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
+
+    def put(self, first: int, tokens: Tensor) -> None:
+        """Write the tokens from number `first` on, float32 [tokens, hidden]."""
+        self.values.view(-1, self.shape[2])[first : first + len(tokens)].copy_(tokens)
 
     def _appending(self, part: Tensor, batch: Tensor) -> Callable[[], None]:
         copied = torch.cuda.current_stream(batch.device).record_event() if batch.is_cuda else None

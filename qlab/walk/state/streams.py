@@ -65,6 +65,11 @@ class Streams:
         found = self._held[name, index] = Held(self._path(name, index), self.shape, self.writer if filed else None, self.device)
         return found
 
+    def passing(self, name: str, index: int, width: int) -> Activations:
+        """Where activations `width` wide within block `index` are to be written, which no other run goes on from."""
+        shape = (self.shape[0], self.shape[1], width)
+        return Held(self._path(name, index), shape, None, self.device) if self.writer else Activations(self._path(name, index), shape)
+
     def save_part(self, tensors: dict[str, Tensor], path: Path) -> None:
         """Write encoded tensors to the safetensors file `path`, which is whole or not there.
 

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 
 from qlab import EMBEDDED
 from qlab.formats.gguf.reading import GGUFFiles
-from qlab.formats.gguf.tokenizer import pre_tokenizer_name, read_vocabulary
-from qlab.formats.gguf.tokenizer_file import read_description
-from qlab.formats.gguf.tokenizer_rules import tokenizer_remarks
-from qlab.formats.gguf.vocabulary import checked_arrays
+from qlab.formats.gguf.tokens.tokenizer import pre_tokenizer_name, read_vocabulary
+from qlab.formats.gguf.tokens.tokenizer_file import read_description
+from qlab.formats.gguf.tokens.tokenizer_rules import tokenizer_remarks
+from qlab.formats.gguf.tokens.vocabulary import checked_arrays
 from qlab.models.opening import OpenedModel
 from qlab.serve.runtimes.llamacpp import LlamaCpp, post
 from qlab.serve.server import on_free_port, serving
@@ -206,7 +206,7 @@ def test_what_llama_cpp_cuts_otherwise_in_rare_texts_is_told(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["llama-bpe", "dbrx", "qwen2", "tekken", "gpt-2", "smollm"])
 def test_byte_level_pre_tokenizers_have_names(name: str) -> None:
-    from qlab.formats.gguf.tokenizer import PRE_TOKENIZERS
+    from qlab.formats.gguf.tokens.tokenizer import PRE_TOKENIZERS
 
     pattern = next((pattern for pattern, known in PRE_TOKENIZERS.items() if known == {"dbrx": "llama-bpe"}.get(name, name)), "")
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}

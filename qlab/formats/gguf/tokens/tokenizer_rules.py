@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qlab.formats.gguf.tokenizer_file import read_description
+from qlab.formats.gguf.tokens.tokenizer_file import read_description
 from qlab.support.errors import UserError
 
 MARK = "▁"  # SentencePiece writes a space so

@@ -11,8 +11,8 @@ from typing import Any
 import gguf
 from gguf import TokenType
 
-from qlab.formats.gguf.tokenizer_file import read_description
-from qlab.formats.gguf.tokenizer_rules import check_byte_level, check_marked, check_sentencepiece
+from qlab.formats.gguf.tokens.tokenizer_file import read_description
+from qlab.formats.gguf.tokens.tokenizer_rules import check_byte_level, check_marked, check_sentencepiece
 from qlab.support.errors import UserError
 from qlab.support.reading import read_json
 

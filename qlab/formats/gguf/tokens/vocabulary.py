@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from qlab.formats.gguf.reading import GGUFFiles
-from qlab.formats.gguf.tokenizer import PRE_TOKENIZERS
+from qlab.formats.gguf.tokens.tokenizer import PRE_TOKENIZERS
 from qlab.support.errors import UserError
 
 PATTERNS = {name: pattern for pattern, name in PRE_TOKENIZERS.items()}

@@ -1,0 +1,79 @@
+"""Checkpoints that store a model under other names than its class has, or experts in another form: which stored tensor holds what.
+
+transformers itself knows how the families' files differ from its classes (transformers.conversion_mapping); its rules are asked here, for
+names. What a file already calls as the class does is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, apply_renamings
+
+from qlab.models.experts import Piece
+from qlab.models.layout import Layout, Shape
+
+ONE_BY_ONE = ({"MergeModulelist"}, {"MergeModulelist", "Concatenate"})  # transformers' names for putting stored experts together
+
+
+@dataclass(frozen=True)
+class Source:
+    """The stored tensor that holds a plain one, whole or, where there is a `piece`, among others."""
+
+    stored: str
+    piece: Piece | None = None
+
+
+def sources(model: PreTrainedModel, layout: Layout, stored: Mapping[str, Shape]) -> dict[str, Source]:
+    """By the names of plain tensors, where those are that `stored`, names and shapes, holds under other names."""
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    pieces: dict[str, dict[str, Piece]] = {}
+    for name, piece in layout.pieces.items():
+        pieces.setdefault(piece.fused, {})[name] = piece
+    stacked: dict[str, dict[str, Piece]] = {}  # as in GGUF: a tensor for all experts' gates, one for all their up projections
+    for name, piece in layout.pieces.items():
+        path = piece.fused.rpartition(".")[0]
+        whole = path + name.removeprefix(f"{path}.{piece.expert}")
+        stacked.setdefault(whole, {})[name] = Piece(whole, piece.expert, 0, 0, 1, piece.count, False)
+    numbered = {(piece.fused, piece.expert, piece.part): name for name, piece in layout.pieces.items()}
+    found: dict[str, Source] = {}
+    for name in sorted(set(stored) - set(layout.shapes)):
+        renamed = apply_renamings(name, renamings)
+        for candidate in (renamed, f"{model.base_model_prefix}.{renamed}"):
+            if candidate in layout.shapes:
+                found[candidate] = Source(name)
+            elif candidate in pieces:
+                swapped = stored[name] != layout.fused[candidate]
+                found |= {own: Source(name, turned(piece, swapped)) for own, piece in pieces[candidate].items()}
+            elif candidate in stacked:
+                found |= {own: Source(name, piece) for own, piece in stacked[candidate].items()}
+            elif (place := expert_of(candidate, converters)) in numbered:
+                found[numbered[place]] = Source(name)
+            else:
+                continue
+            break
+    return found
+
+
+def turned(piece: Piece, swapped: bool) -> Piece:
+    """The piece in a stored tensor whose last two dimensions are `swapped`."""
+    return replace(piece, transposed=not piece.transposed) if swapped else piece
+
+
+def expert_of(name: str, converters: list[WeightConverter]) -> tuple[str, int, int]:
+    """(fused tensor, expert, place among what it holds of one expert) of a tensor stored one an expert; ("", 0, 0) of others."""
+    for rule in converters:
+        target, pattern = rule.rename_source_key(name)
+        if pattern is None:
+            continue
+        number = re.search(pattern.replace("*.", r"(\d+)\."), name) if "*." in pattern else None
+        if number and {type(step).__name__ for step in rule.operations} in ONE_BY_ONE:
+            return target, int(number[1]), rule.source_patterns.index(pattern)
+        break
+    return "", 0, 0

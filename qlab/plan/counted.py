@@ -1,0 +1,105 @@
+"""Shapes of models that are no plain decoders: counted from the model's class, which is built without memory for weights.
+
+Mixtures of experts (all their weights in memory, few of them read for a token), sliding windows, attention that keeps a state instead of a
+cache, latent attention, layers that share a cache, towers for images.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from qlab.models.layout import Layout, configuration_from, opened_layout
+from qlab.plan.plan import Cached, Counted, Shape
+from qlab.support.errors import UserError
+
+WINDOWED = ("sliding_attention", "chunked_attention")
+STATES = ("linear_attention", "mamba", "conv")
+CHOSEN = ("num_experts_per_tok", "moe_k", "top_k_experts")
+
+
+def counted_shape(config: dict[str, Any], name: str) -> Shape:
+    """The shape of the model in a config.json, by its transformers class.
+
+    Raises:
+        UserError: transformers does not know it, or it is no language model that qlab takes.
+    """
+    if not {"num_hidden_layers", "n_layer", "n_layers", "num_layers"} & (config.get("text_config") or config).keys():
+        raise UserError(f"the configuration of {name} lacks num_hidden_layers: without sizes its memory cannot be counted")
+    configuration = configuration_from({key: value for key, value in config.items() if key != "quantization_config"}, name)
+    layout = opened_layout(configuration, name)
+    text = configuration.get_text_config()
+    heads = whole(text, "num_attention_heads", name)
+    kv_heads = first(text, ("num_key_value_heads", "num_kv_heads")) or heads
+    head_size = first(text, ("head_dim",)) or layout.hidden // heads
+    linear = {weight.removesuffix(".weight"): shape for weight, shape in layout.linear.items()}
+    ends = sum(prod(layout.shapes[end]) for end in {layout.embedding, layout.head})
+    towers = sum(prod(shape) for key, shape in layout.shapes.items() if layout.beside(key))
+    counted = Counted(
+        tuple((layer, (shape[0], shape[1])) for layer, shape in linear.items()),
+        read_by_a_token(layout, first(text, CHOSEN) or 1),
+        ends,
+        towers,
+        tuple(cached(text, index, 2 * kv_heads * head_size) for index in range(layout.count)),
+    )
+    wide = max(shape[0] for shape in layout.linear.values())
+    vocabulary = layout.shapes[layout.embedding][0]
+    return Shape(layout.count, layout.hidden, wide, heads, kv_heads, head_size, vocabulary, layout.embedding == layout.head, counted)
+
+
+def read_by_a_token(layout: Layout, chosen: int) -> int:
+    """Weights of linear layers that one token reads: of experts only those that it is given to."""
+    own = sum(prod(shape) for name, shape in layout.linear.items() if name not in layout.pieces)
+    stacks: dict[str, list[int]] = {}
+    for name, piece in layout.pieces.items():
+        if name in layout.linear:
+            stacks.setdefault(f"{piece.fused}.{piece.part}", []).append(prod(layout.linear[name]))
+    return own + sum(min(chosen, len(sizes)) * sizes[0] for sizes in stacks.values())
+
+
+def cached(text: PreTrainedConfig, index: int, usual: int) -> Cached:
+    """What block `index` keeps of a text: `usual` numbers a token, or what its kind of attention needs."""
+    shared = first(text, ("num_kv_shared_layers",)) or 0
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or []
+    kind = kinds[index] if index < len(kinds) else "full_attention"
+    window = first(text, ("sliding_window", "attention_chunk_size"))
+    if kind in STATES:
+        return Cached(0, None, state_of(text, kind))
+    if index >= whole(text, "num_hidden_layers", "the model") - shared:
+        return Cached(0, None, 0)
+    latent = first(text, ("kv_lora_rank",))
+    numbers = latent + (first(text, ("qk_rope_head_dim",)) or 0) if latent else usual
+    windowed = kind in WINDOWED or (not kinds and window and getattr(text, "use_sliding_window", True))
+    return Cached(numbers, window if windowed else None, 0)
+
+
+def state_of(text: PreTrainedConfig, kind: str) -> int:
+    """Numbers that a block of linear attention, Mamba or convolution keeps of a sequence, however long it is."""
+    if kind == "conv":
+        return (first(text, ("conv_L_cache",)) or 1) * int(text.hidden_size)
+    sizes = {
+        "linear_attention": ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),
+        "mamba": ("mamba_n_heads", "mamba_d_head", "mamba_d_state"),
+    }[kind]
+    found = [first(text, (name,)) for name in sizes]
+    heads = int(text.num_attention_heads)
+    return prod(size for size in found if size) if all(found) else int(text.hidden_size) ** 2 // heads
+
+
+def first(text: PreTrainedConfig, names: tuple[str, ...]) -> int | None:
+    """The first of these sizes that the configuration has."""
+    return next((value for name in names if isinstance(value := getattr(text, name, None), int) and value > 0), None)
+
+
+def whole(text: PreTrainedConfig, name: str, model: str) -> int:
+    """A size that there must be.
+
+    Raises:
+        UserError: it is not there.
+    """
+    value = getattr(text, name, None)
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"the configuration of {model} has no single {name}, without which its memory cannot be counted")
+    return value

@@ -1,0 +1,71 @@
+"""Shapes counted from a model's class, against what their makers publish."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlab.artifacts.budget import predict
+from qlab.models.opening import locate
+from qlab.plan.capacity import read_bytes
+from qlab.plan.plan import cache_bytes, longest_context
+from qlab.plan.shapes import config_shape
+from qlab.recipes import parse
+
+MIXTRAL = {
+    "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000, "tie_word_embeddings": False,
+}  # fmt: skip
+QWEN3_30B = {
+    "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768, "num_hidden_layers": 48,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
+    "vocab_size": 151936, "tie_word_embeddings": False, "norm_topk_prob": True,
+}  # fmt: skip
+GEMMA3_12B = {
+    "model_type": "gemma3_text", "hidden_size": 3840, "intermediate_size": 15360, "num_hidden_layers": 48, "num_attention_heads": 16,
+    "num_key_value_heads": 8, "head_dim": 256, "sliding_window": 1024, "vocab_size": 262208,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "billions", "active"), [(MIXTRAL, 46.7, 12.9), (QWEN3_30B, 30.5, 3.3), (GEMMA3_12B, 11.8, 11.8)])
+def test_weights_are_the_published_ones(config: dict[str, Any], billions: float, active: float) -> None:
+    shape = config_shape(config, "the model")
+    assert shape.parameters / 1e9 == pytest.approx(billions, rel=0.01)
+    assert (shape.read_parameters + shape.embedding_parameters) / 1e9 == pytest.approx(active, rel=0.02)
+    assert read_bytes(shape, "FP16") < 2 * shape.parameters + 1
+
+
+def test_windows_bound_the_cache() -> None:
+    shape = config_shape(GEMMA3_12B, "the model")
+    a_layer = 2 * 2 * 8 * 256  # bytes a token
+    assert cache_bytes(shape, 512) == 48 * a_layer * 512
+    assert cache_bytes(shape, 32768) == (8 * 32768 + 40 * 1024) * a_layer  # every sixth block sees all
+    room = cache_bytes(shape, 32768)
+    assert longest_context(shape, room) == 32768
+
+
+def test_a_state_does_not_grow_with_the_text() -> None:
+    config = {
+        "model_type": "qwen3_next", "hidden_size": 2048, "num_hidden_layers": 4, "num_experts": 8, "num_attention_heads": 16,
+        "num_key_value_heads": 2, "head_dim": 256, "vocab_size": 1000, "linear_num_value_heads": 32, "linear_num_key_heads": 16,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+    }  # fmt: skip
+    shape = config_shape(config, "the model")
+    assert cache_bytes(shape, 2000) - cache_bytes(shape, 1000) == 2 * 2 * 2 * 256 * 1000  # one block of four has a cache
+    assert shape.counted
+    assert [block.state for block in shape.counted.cached] == [32 * 128 * 128] * 3 + [0]
+
+
+@pytest.mark.parametrize(("config", "experts"), [(MIXTRAL, 8), (QWEN3_30B, 128)])
+def test_a_walk_holds_one_block_and_one_experts_statistics(config: dict[str, Any], experts: int, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = locate(str(tmp_path), weights=False)
+    found = predict(source, [parse("gptq-w4g128")], (128, 512))
+    width, inner = config["hidden_size"], config.get("moe_intermediate_size", config["intermediate_size"])
+    queries = config["num_attention_heads"] * config.get("head_dim", 128)
+    keys = config["num_key_value_heads"] * config.get("head_dim", 128)
+    assert found.block == 4 * (experts * 3 * width * inner + 2 * width * queries + 2 * width * keys)
+    assert found.statistics == 4 * (2 * width**2 + queries**2 + inner**2)  # attention's two inputs, and an expert's two

@@ -1,0 +1,129 @@
+"""Every family of the table: what qlab makes of its checkpoint, walks over and writes is the function that transformers' class computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qlab.artifacts.artifact import quantize_model
+from qlab.artifacts.budget import predict
+from qlab.methods.nf4 import nf4
+from qlab.models.experts import separate_experts
+from qlab.models.layout import class_of, compute_buffers, empty_model
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel
+from qlab.recipes import NF4, Integers, parse
+from qlab.walk.skeleton import Skeleton
+from qlab.walk.state.activations import Activations
+from tests.walk.families import FAMILIES, make
+
+RECIPES = ["rtn-w4g32", "awq-w4g32", "gptq-w4g32", "tuned-w4g32-steps2", "nf4"]
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def source(family: str, tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
+    return make(tmp_path_factory.mktemp("families") / family, FAMILIES[family])
+
+
+@torch.no_grad()
+def logits(model: Any, windows: Tensor) -> Tensor:
+    return model(input_ids=windows[:2, :32], use_cache=False).logits.float()
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / (expected - expected.mean(-1, keepdim=True)).norm())
+
+
+def test_a_checkpoint_is_read_as_transformers_reads_it_and_its_blocks_compute_the_same(
+    source: OpenedModel, calibration: Tensor, tmp_path: Path
+) -> None:
+    kind = class_of(source.configuration, source.name)
+    theirs = kind.from_pretrained(source.folder, dtype=torch.float32, experts_implementation="eager").eval()
+    windows = calibration[:2, :32]
+    assert apart(logits(load(source), windows), logits(theirs, windows)) < 1e-5
+    skeleton, shape = Skeleton(source, "cpu"), (2, 32, source.layout.hidden)
+    seen: list[Tensor] = []
+    for block in theirs.get_submodule(source.layout.blocks):
+        block.register_forward_hook(lambda _, __, output: seen.append(output[0] if isinstance(output, tuple) else output))
+    with torch.no_grad():
+        theirs(input_ids=windows, use_cache=False)
+    hidden = Activations(tmp_path / "0", shape)
+    skeleton.embed(windows, hidden)
+    for index, expected in enumerate(seen):
+        block = skeleton.block(index, 32)
+        found = torch.cat(list(block.outputs(hidden, 1)))
+        assert float((found - expected).norm() / expected.norm()) < 1e-5
+        hidden = Activations(tmp_path / f"{index + 1}", shape)
+        hidden.write(iter([found]))
+
+
+def rebuilt(source: OpenedModel, recorded: dict[str, Tensor]) -> Any:
+    """The model with the weights of its blocks as they were `recorded`, its experts one by one."""
+    model: Any = empty_model(source.configuration, source.name)
+    separate_experts(model)
+    model.to_empty(device="cpu")
+    compute_buffers(model, model.modules(), "cpu")
+    model.tie_weights()
+    state = model.state_dict()
+    with torch.no_grad():
+        for name in source.layout.shapes:
+            tensor = recorded[name] if name in recorded else source.checkpoint.read(name).float()
+            state[name].copy_(tensor if name in source.layout.linear else tensor.half())
+    return model.eval()
+
+
+def recording(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Tensor]]:
+    """What each recipe made of the blocks, taken from the walk itself: by the recipe's name, tensors by theirs."""
+    found: dict[str, dict[str, Tensor]] = {}
+    integers, normal = Integers.quantize_block, NF4.quantize_block
+
+    def keep(recipe: Any, block: Any, state: dict[str, Tensor]) -> None:
+        found.setdefault(recipe.name, {}).update({block.prefix + name: tensor.clone() for name, tensor in state.items()})
+
+    def record_integers(self: Any, source: OpenedModel, block: Any, calibration: Any) -> Any:
+        made = integers(self, source, block, calibration)
+        keep(self, block, block.module.state_dict())
+        return made
+
+    def record_normal(self: Any, source: OpenedModel, block: Any, calibration: Any) -> Any:
+        state = {
+            name: nf4(tensor.half(), kind=self.kind, double=self.double).dequantize()
+            if name.removesuffix(".weight") in block.layers
+            else tensor
+            for name, tensor in block.module.state_dict().items()
+        }
+        keep(self, block, state)
+        return normal(self, source, block, calibration)
+
+    monkeypatch.setattr(Integers, "quantize_block", record_integers)
+    monkeypatch.setattr(NF4, "quantize_block", record_normal)
+    return found
+
+
+def test_artifacts_are_what_the_methods_made(
+    family: str, source: OpenedModel, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = logits(load(source), calibration)
+    recorded = recording(monkeypatch)
+    made = {artifact.path.name: artifact for artifact in quantize_model(source, [parse(name) for name in RECIPES], calibration, tmp_path)}
+    assert list(made) == RECIPES
+    for name, artifact in made.items():
+        found = logits(load(artifact.source), calibration)
+        assert apart(found, logits(rebuilt(source, recorded[name]), calibration)) < 1e-3
+        assert 1e-3 < apart(found, original) < 0.7
+        kept = {layer for layer, note in artifact.manifest["notes"].items() if note.startswith("in half precision")}
+        layers = {layer.removesuffix(".weight") for layer in source.layout.linear}
+        assert set(artifact.errors) == layers - kept
+        assert len(kept) < len(layers) / 2
+    assert any("expert" in layer for layer in layers) == FAMILIES[family].mixture
+    assert any("experts" in note for note in made["rtn-w4g32"].manifest["notes"].values()) == FAMILIES[family].mixture
+    assert predict(source, [parse(name) for name in RECIPES], (8, 64)).blocks == source.layout.count
