@@ -248,6 +248,8 @@ def trim_heap() -> None:
 
 
 def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, Any, None]], arguments: tuple[Any, ...]) -> None:
+    # A daemon, so that the parent's end ends it; but it may have processes of its own, which a daemon of multiprocessing's may not.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     atexit.register(os._exit, 0)  # first, so it runs last: a Python that has loaded PyTorch takes a second to tear itself down
     os.environ[MARK] = os.path.dirname(log)
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -175,3 +175,12 @@ def wait_for(condition, seconds):  # type: ignore[no-untyped-def]
             return found
         time.sleep(0.1)
     raise AssertionError("did not happen in time")
+
+
+def a_process_within() -> int:
+    return run_isolated(os.getpid).value
+
+
+def test_an_isolated_process_may_have_one_of_its_own() -> None:
+    """As where a library, in a process of its own, loads a tokenizer, which is tried in another."""
+    assert run_isolated(a_process_within).value not in (0, os.getpid())
