@@ -11,6 +11,7 @@ import typer
 
 from qlab.cli.app import ModelOption, app, console
 from qlab.cli.bench import keep
+from qlab.cli.numbers import whole
 from qlab.cli.words import readable, show, table
 from qlab.support.errors import UserError
 
@@ -79,7 +80,7 @@ def lessons() -> None:
 
 @app.command()
 def lab(
-    port: Annotated[int, typer.Option(help="Port of this machine; the next free one if it is taken.", min=1024, max=65535)] = 8888,
+    port: Annotated[int, whole("Port of this machine; the next free one if it is taken.", 1024, 65535)] = 8888,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:
     """Read the lessons in JupyterLab, on copies in workspace/, until Ctrl-C."""

@@ -48,10 +48,9 @@ def sources(model: PreTrainedModel, layout: Layout, stored: Mapping[str, Shape])
         for candidate in (renamed, f"{model.base_model_prefix}.{renamed}"):
             if candidate in layout.shapes:
                 found[candidate] = Source(name)
-            elif candidate in pieces:
-                swapped = stored[name] != layout.fused[candidate]
-                found |= {own: Source(name, turned(piece, swapped)) for own, piece in pieces[candidate].items()}
-            elif candidate in stacked:
+            elif candidate in pieces and stored[name] in either_way(whole := layout.fused[candidate]):
+                found |= {own: Source(name, turned(piece, stored[name] != whole)) for own, piece in pieces[candidate].items()}
+            elif candidate in stacked and all(stored[name][1:] == layout.shapes[own] for own in stacked[candidate]):
                 found |= {own: Source(name, piece) for own, piece in stacked[candidate].items()}
             elif (place := expert_of(candidate, converters)) in numbered:
                 found[numbered[place]] = Source(name)
@@ -59,6 +58,11 @@ def sources(model: PreTrainedModel, layout: Layout, stored: Mapping[str, Shape])
                 continue
             break
     return found
+
+
+def either_way(fused: Shape) -> tuple[Shape, ...]:
+    """The shapes that a fused tensor is stored in: its own, or that of matrices [in, out] for [out, in]."""
+    return (fused, (fused[0], fused[2], fused[1])) if len(fused) == 3 else (fused,)
 
 
 def turned(piece: Piece, swapped: bool) -> Piece:

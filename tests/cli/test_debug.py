@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import qlab.workbook.runner
+import qlab.workbook.reader.about
 from qlab.cli import call
 from qlab.cli.app import DEBUG
 from qlab.cli.words import readable
@@ -41,7 +41,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
     def fail(**_: Any) -> None:
         raise request.param
 
-    monkeypatch.setattr(qlab.workbook.runner, "lesson_names", fail)
+    monkeypatch.setattr(qlab.workbook.reader.about, "lesson_names", fail)
 
 
 @pytest.mark.parametrize(("failing", "code", "said"), FAILURES.values(), ids=FAILURES, indirect=["failing"])

@@ -25,6 +25,7 @@ from qlab.evaluate.engines import RUNNERS, runners_of
 from qlab.evaluate.rounds import Protocol, measure_in_turns
 from qlab.evaluate.runtime import Memory, Reading, measuring, pooled
 from qlab.evaluate.speed import measure_speed, prompt_ids, rate
+from qlab.models.loading import load_tokenizer
 from qlab.models.opening import OpenedModel
 from qlab.peers.recipes import BitsAndBytes
 from qlab.plan.footprint import Footprint, computing, packed_by_bitsandbytes
@@ -284,6 +285,12 @@ def test_a_process_reads_anew_in_every_round(tiny: OpenedModel) -> None:
     assert found.ceiling == pytest.approx(1e9 / (first.memory.expected.step + 2 * first.memory.expected.cache))
 
 
+def children() -> list[int]:
+    """This process's living children that it started as Pythons."""
+    living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child.pid for child in living if "spawn_main" in " ".join(child.cmdline())]
+
+
 def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     really = rounds.Crew._start
 
@@ -294,6 +301,8 @@ def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: OpenedModel,
         return Isolated(abort if pair[0] == "crashes" else sleep_long)
 
     monkeypatch.setattr(rounds.Crew, "_start", start)
+    load_tokenizer(tiny)  # it is tried in a process that stays
+    before = set(children())
     good, crashed, hung = measure_in_turns(copies(tiny, tmp_path, "good", "crashes", "hangs"), ["transformers"], QUICK)
     assert good.figures
     assert not good.problem
@@ -302,8 +311,7 @@ def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: OpenedModel,
     assert "\n" not in crashed.problem
     assert hung.figures is None
     assert "not done within 5 s" in hung.problem
-    living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    assert not any("spawn_main" in " ".join(child.cmdline()) for child in living)
+    assert not set(children()) - before
 
 
 def abort() -> Iterator[Reading]:
