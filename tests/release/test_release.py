@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from qlab.release.finetune import Training, finetune
 from qlab.release.history import history
 from qlab.release.release import Gate, Release, release
 from qlab.serve.deployment import Deployment
+from qlab.serve.rounding import Rounding
 from qlab.serve.runtimes.llamacpp import LlamaCpp
 from qlab.serve.server import free_port, serving
 from qlab.support.errors import UserError
@@ -80,7 +82,9 @@ def test_from_adapter_to_served_model_and_no_further_with_a_damaged_one(
 
 def test_a_server_that_fails_its_proof_is_refused(text: Tensor, tmp_path: Path) -> None:
     class Strict(LlamaCpp):
-        error = 0.0  # no runtime rounds as PyTorch does, to the bit
+        def rounding(self, deployment: Deployment) -> Rounding:
+            """None: so it says, and its answers tell otherwise."""
+            return nullcontext
 
     found = release(locate("embedded"), None, parse("q8_0"), text[:2], text[100:], Strict(), tmp_path / "out", [Gate("kl", 1.0)])
     assert found.refused
