@@ -48,8 +48,8 @@ def sources(model: PreTrainedModel, layout: Layout, stored: Mapping[str, Shape])
         for candidate in (renamed, f"{model.base_model_prefix}.{renamed}"):
             if candidate in layout.shapes:
                 found[candidate] = Source(name)
-            elif candidate in pieces and stored[name] in either_way(whole := layout.fused[candidate]):
-                found |= {own: Source(name, turned(piece, stored[name] != whole)) for own, piece in pieces[candidate].items()}
+            elif candidate in pieces and stored[name] in either_way(shape := layout.fused[candidate]):
+                found |= {own: Source(name, turned(piece, stored[name] != shape)) for own, piece in pieces[candidate].items()}
             elif candidate in stacked and all(stored[name][1:] == layout.shapes[own] for own in stacked[candidate]):
                 found |= {own: Source(name, piece) for own, piece in stacked[candidate].items()}
             elif (place := expert_of(candidate, converters)) in numbered:
