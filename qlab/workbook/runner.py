@@ -27,7 +27,7 @@ from qlab.models.named import named_folder
 from qlab.models.opening import locate
 from qlab.models.texts.mixture import absolute, files_of
 from qlab.support.disk.room import full_by, no_room
-from qlab.support.disk.scratch import Scratch
+from qlab.support.disk.scratch import Scratch, sweep
 from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.support.reading import path_of, read_json
@@ -169,6 +169,7 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
             without_paths(written)
             written.replace(finished)  # a failed notebook is kept for reading; without its stamp no run trusts it
             outcome.records = records_of(nbformat.read(finished, as_version=4))
+    sweep(Path(tempfile.gettempdir()))  # a kernel is ended at once: what its processes had there stays
     outcome.seconds = time.monotonic() - started
     if outcome.state == DONE:
         keep(outcome)
