@@ -115,7 +115,7 @@ def predict(
     disk = disk_needed(source, recipes, windows)
     start = float(psutil.Process().memory_info().rss)
     work = max(working(recipe, groups, windows[1], device, block.weights) for recipe in recipes) + LIBRARIES
-    seconds = duration(block.groups, recipes, windows, blocks, sum(outside) / 2, device, devices, block, source.experts_per_token)
+    seconds = duration(block, recipes, windows, blocks, sum(outside) / 2, device, devices, source.experts_per_token)
     usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
         activations = batch * windows[1] * token * data + LIBRARIES

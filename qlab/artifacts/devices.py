@@ -17,7 +17,7 @@ from qlab.walk.state.journal import Journal
 from qlab.walk.state.share import Share
 from qlab.walk.walk import Method, Walk
 
-POLL = 0.1  # seconds to wait for each device's process, between two looks at how far they are
+POLL = 0.5  # seconds between two looks at how far the devices are, for which their journals are read
 
 
 @dataclass(frozen=True)

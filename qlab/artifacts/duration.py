@@ -23,18 +23,18 @@ ENDS_GGUF, SET_UP, WRITING = 40.0, 0.3, 5e8
 
 
 def duration(
-    groups: Sequence[Group], recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, outside: float, device: str,
-    devices: int = 1, block: BlockShape | None = None, chosen: int = 0,
+    block: BlockShape, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], blocks: int, outside: float, device: str,
+    devices: int = 1, chosen: int = 0,
 ) -> float:  # fmt: skip
     """Seconds: floating-point operations, passes over the weights, and operations on single columns, each at this machine's speed.
 
     `outside`: how many weights lie outside the blocks, which are read, encoded where the format has blocks for them, and written.
-    Each of several `devices` runs all blocks, and quantizes its share of them. Of the experts of `block`, every token is given `chosen`.
+    Each of several `devices` runs all blocks, and quantizes its share of them. Every token is given to `chosen` of the block's experts.
     """
     product, one_pass, call = speeds(device)
-    total, passes, calls = operations(groups, recipes, windows, 1.0)
-    forward = 2.0 * windows[0] * windows[1] * sum(width * out for width, out in groups)
-    if block and block.experts:
+    total, passes, calls = operations(block.groups, recipes, windows, 1.0)
+    forward = 2.0 * windows[0] * windows[1] * sum(width * out for width, out in block.groups)
+    if block.experts:
         share = min(1.0, (chosen or 1) / block.experts)
         forward += 2.0 * windows[0] * windows[1] * (chosen or 1) * sum(width * out for width, out in block.expert)
         total, passes, calls = (

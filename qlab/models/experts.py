@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from qlab.support.errors import UserError
 
@@ -132,6 +132,12 @@ def pieces_of(path: str, fused: Any) -> dict[str, Piece]:
                 first, step = (part * count, 1) if fused.is_concatenated else (part, len(parts))
                 found[f"{path}.{expert}.{own}.{kind}"] = Piece(f"{path}.{name}", expert, part, first, step, count, transposed)
     return found
+
+
+def experts_per_token(text: PreTrainedConfig) -> int:
+    """How many experts of a block a token is given, by the configuration; 0 where there are none, or where it has another word for it."""
+    sizes = (getattr(text, name, None) for name in ("num_experts_per_tok", "moe_k", "top_k_experts"))
+    return next((size for size in sizes if isinstance(size, int) and size > 0), 0)
 
 
 def check_separated(block: nn.Module, prefix: str) -> None:

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from qlab.models.checkpoint import Checkpoint, open_checkpoint
 from qlab.models.configuration import quantization_of, read_config
+from qlab.models.experts import experts_per_token
 from qlab.models.gguf import gguf_config, unpacked_companions
 from qlab.models.layout import Layout, configuration_from, configuration_of, empty_model, layout_of, opened_layout
 from qlab.models.locating import check_folder, checked_files, find_folder, fingerprint, weight_files
@@ -130,10 +131,7 @@ class OpenedModel:
     @property
     def experts_per_token(self) -> int:
         """How many experts of a block a token is given; 0 where there are none, or where the configuration has another word for it."""
-        texts = self._configuration.get_text_config()
-        return next(
-            (int(getattr(texts, name)) for name in ("num_experts_per_tok", "moe_k", "top_k_experts") if getattr(texts, name, None)), 0
-        )
+        return experts_per_token(self._configuration.get_text_config())
 
     def check_complete(self) -> list[str]:
         """See that the checkpoint holds every tensor of the architecture, in its shape, and nothing that would change its function.

@@ -11,13 +11,13 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from qlab.models.experts import experts_per_token
 from qlab.models.layout import Layout, configuration_from, opened_layout
 from qlab.plan.plan import Cached, Counted, Shape
 from qlab.support.errors import UserError
 
 WINDOWED = ("sliding_attention", "chunked_attention")
 STATES = ("linear_attention", "mamba", "conv")
-CHOSEN = ("num_experts_per_tok", "moe_k", "top_k_experts")
 
 
 def counted_shape(config: dict[str, Any], name: str) -> Shape:
@@ -39,7 +39,7 @@ def counted_shape(config: dict[str, Any], name: str) -> Shape:
     towers = sum(prod(shape) for key, shape in layout.shapes.items() if layout.beside(key))
     counted = Counted(
         tuple((layer, (shape[0], shape[1])) for layer, shape in linear.items()),
-        read_by_a_token(layout, first(text, CHOSEN) or 1),
+        read_by_a_token(layout, experts_per_token(text) or 1),
         ends,
         towers,
         tuple(cached(text, index, 2 * kv_heads * head_size) for index in range(layout.count)),

@@ -229,8 +229,8 @@ def steady_heap() -> None:
 def keep_heap() -> None:
     """Have glibc keep what is freed, of any size, for what is asked for next.
 
-    By itself it maps a large tensor anew each time, and the system fills it with zeros page by page: half the time of AutoAWQ's search for
-    clipping bounds, whose every step makes tensors of 75 MB and more. The process then holds what it needed at its peak until it ends.
+    By itself it maps a large tensor anew each time, and the system fills it with zeros page by page. AutoAWQ's search for clipping bounds
+    makes such tensors at every step. The process then holds what it needed at its peak until it ends.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)

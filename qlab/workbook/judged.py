@@ -9,14 +9,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from qlab.artifacts.artifact import Artifact
 from qlab.evaluate.quality import Quality
+from qlab.support.disk.whole import write_whole
 from qlab.support.versions import version_of
 
 
@@ -36,12 +35,5 @@ def judged(artifact: Artifact, reference: str, windows: Tensor, dtype: torch.dty
     with suppress(OSError, ValueError, TypeError):  # there is none, or it is damaged
         return Quality(**json.loads(path.read_text()))
     found = judge()
-    write_whole(path, found.as_dict())
+    write_whole(path, json.dumps(found.as_dict()) + "\n")
     return found
-
-
-def write_whole(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON that is whole at every moment."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(value))
-    new.replace(path)

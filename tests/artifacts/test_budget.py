@@ -8,12 +8,14 @@ import pytest
 
 from qlab import EMBEDDED
 from qlab.artifacts import budget, duration
+from qlab.artifacts.block_shape import BlockShape
 from qlab.models.opening import locate
 from qlab.recipes import parse
 from qlab.support.errors import UserError
 from tests.bench.made_up import make_checkpoint
 
 GROUPS = [(64, 192), (64, 64), (64, 256), (128, 64)]
+BLOCK = BlockShape(GROUPS, [], 0)
 STANDARD = (2e-12, 2e-10, 1e-6)
 
 
@@ -40,7 +42,7 @@ def test_factoring_and_fitting_scales_do_not_come_at_one_time() -> None:
 @pytest.mark.parametrize("name", ["rtn-w4g64", "awq-w4g64", "gptq-w4g64", "nf4", "q4_k_m"])
 def test_time_grows_with_the_blocks_and_every_recipe_takes_some(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duration, "speeds", lambda _: STANDARD)
-    one, three = (duration.duration(GROUPS, [parse(name)], (8, 64), n, 0.0, "cpu") for n in (1, 3))
+    one, three = (duration.duration(BLOCK, [parse(name)], (8, 64), n, 0.0, "cpu") for n in (1, 3))
     assert three - duration.SET_UP == pytest.approx(3 * (one - duration.SET_UP))
     assert one > duration.SET_UP
 
@@ -48,9 +50,9 @@ def test_time_grows_with_the_blocks_and_every_recipe_takes_some(name: str, monke
 def test_columns_take_time_beside_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duration, "speeds", lambda _: (0.0, 0.0, 1e-6))
     columns = sum(width for width, _ in GROUPS)
-    found = duration.duration(GROUPS, [parse("gptq-w4g64")], (8, 64), 1, 0.0, "cpu")
+    found = duration.duration(BLOCK, [parse("gptq-w4g64")], (8, 64), 1, 0.0, "cpu")
     assert found == pytest.approx(duration.SET_UP + 1e-6 * 3 * duration.CALLS * columns)
-    assert duration.duration(GROUPS, [parse("rtn-w4g64")], (8, 64), 1, 0.0, "cpu") == duration.SET_UP
+    assert duration.duration(BLOCK, [parse("rtn-w4g64")], (8, 64), 1, 0.0, "cpu") == duration.SET_UP
 
 
 def test_this_machine_has_a_speed() -> None:
