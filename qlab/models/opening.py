@@ -227,7 +227,9 @@ def found_devices(names: str) -> list[str]:
     Raises:
         UserError: one is not there, or they are of two kinds, which round differently.
     """
-    if names == "all" and torch.cuda.is_available():
+    if names == "all":
+        if not torch.cuda.is_available():
+            raise UserError("--devices all: PyTorch finds no GPU here (see qlab doctor); leave it out to compute on the CPU")
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     found = [found_device(name.strip()) for name in names.split(",")]
     if len({torch.device(name).type for name in found}) > 1:

@@ -54,6 +54,9 @@ def test_devices_are_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found_devices("cpu,cpu") == ["cpu", "cpu"]
     with pytest.raises(UserError, match="no device"):
         found_devices("cpu,tpu9")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="finds no GPU"):
+        found_devices("all")
     monkeypatch.setattr("qlab.models.opening.found_device", str)
     with pytest.raises(UserError, match="one kind"):
         found_devices("cpu,cuda:1")
