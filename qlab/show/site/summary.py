@@ -39,8 +39,8 @@ def ladder_sentence(results: Mapping[str, Any]) -> str:
     kept = {bits: results[f"quality/{name}"]["top1"] for bits, name in LADDER.items() if f"quality/{name}" in results}
     if not kept:
         return ""
-    shares = listed([f"{share:.1%} at {bits} bits" for bits, share in kept.items()])
-    return f"With its decoder layers rounded to the nearest level it still predicts the same next token in {shares} of all cases."
+    shares = listed([f"{share:.1%}{'' if place else ' of cases'} at {bits} bits" for place, (bits, share) in enumerate(kept.items())])
+    return f"With its decoder layers rounded to the nearest level, the likeliest next token stays the same in {shares}."
 
 
 def best_sentence(results: Mapping[str, Any]) -> str:

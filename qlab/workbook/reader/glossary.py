@@ -11,8 +11,10 @@ import yaml
 
 from qlab import DATA
 
-# What of a Markdown text is left alone: code, formulas, links and pictures, HTML tags, headings.
-LEFT_ALONE = re.compile(r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|!?\[[^\]]*\]\([^)]*\)|<[^>]+>|^#+ .*?$", re.S | re.M)
+# What of a Markdown text is left alone: code, formulas, links and pictures, HTML tags, headings, and words that announce ("*The code:*").
+LEFT_ALONE = re.compile(
+    r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]+\$|!?\[[^\]]*\]\([^)]*\)|<[^>]+>|^#+ .*?$|\*{1,2}[A-Z][^*\n]*:\*{1,2}", re.S | re.M
+)
 
 
 @dataclass(frozen=True)

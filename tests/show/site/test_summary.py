@@ -36,8 +36,8 @@ def test_the_best_formats_are_named_with_their_figures() -> None:
 def test_fewer_bits_in_words_and_in_the_figure() -> None:
     said = sentences(LADDER, [])
     assert said == [
-        "With its decoder layers rounded to the nearest level it still predicts the same next token in 99.6% at 8 bits, 93.8% at 4 bits, "
-        "87.5% at 3 bits and 75.0% at 2 bits of all cases."
+        "With its decoder layers rounded to the nearest level, the likeliest next token stays the same in 99.6% of cases at 8 bits, "
+        "93.8% at 4 bits, 87.5% at 3 bits and 75.0% at 2 bits."
     ]
     drawn = figure(LADDER)
     assert drawn is not None
