@@ -17,6 +17,7 @@ from torch import Tensor
 from qlab.formats.gguf import reading
 from qlab.formats.plain import Plain, Stored, plainly_stored
 from qlab.formats.stored import describe, plain_tensors
+from qlab.methods.grid import GroupedIntegers
 from qlab.models.experts import Piece
 from qlab.models.locating import opened, weight_files
 from qlab.models.naming import Source
@@ -129,6 +130,17 @@ class Checkpoint:
         if piece := self._pieces.get(name):
             return finite(name, self._piece(entry, piece))
         return finite(name, entry.decode({role: self._stored.read(part) for role, part in entry.parts.items()}))
+
+    def integers(self, name: str) -> GroupedIntegers | None:
+        """The codes, scales and zero points of a weight; None where it is not stored as grouped integers.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        entry = self._plain[name]
+        if entry.integers is None or name in self._pieces:
+            return None
+        return entry.integers({role: self._stored.read(part) for role, part in entry.parts.items()})
 
     def _piece(self, entry: Plain, piece: Piece) -> Tensor:
         """A matrix of one expert, of which alone the file is read where its tensors can be read by rows."""

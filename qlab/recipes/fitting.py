@@ -15,6 +15,7 @@ from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
 from qlab.support.wording import first_and_number
 
+CODES = (".qweight", ".weight_packed")  # what layouts call a layer's codes
 STANDARD_SIZES = (128, 64, 32)  # group sizes that runtimes have kernels for
 # Layers that vLLM joins to one matrix. All of them are quantized, or none is.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("in_proj_qkv", "in_proj_z"), ("in_proj_b", "in_proj_a"))
@@ -100,8 +101,8 @@ def stored_layers(layout: Layout, parts: Sequence[Path]) -> tuple[list[str], lis
             for name in opened.keys():  # noqa: SIM118 - not a dictionary
                 if name in layout.linear:
                     kept.append(name.removesuffix(".weight"))
-                elif name.endswith(".qweight"):
-                    quantized.append(name.removesuffix(".qweight"))
+                elif name.endswith(CODES):
+                    quantized.append(name.rpartition(".")[0])
     both = {layout.within_block(name) for name in kept} & {layout.within_block(name) for name in quantized}
 
     def shortened(names: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""vLLM: AWQ and symmetric GPTQ unchanged, in an environment of its own."""
+"""vLLM: AWQ, symmetric GPTQ and compressed-tensors unchanged, in an environment of its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class VLLM:
 
     name = "vllm"
     label = "vLLM"
-    kinds = ("awq", "gptq", "dense")
+    kinds = ("awq", "gptq", "compressed-tensors", "dense")
     install = "make vllm"
     health = "/health"
     unknown_model = 404

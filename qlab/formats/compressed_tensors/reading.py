@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qlab.formats.packing import WIDTHS, WORD, period, unpack_words
 from qlab.formats.plain import AGAIN, HALVES, Plain, Stored, check_parts
+from qlab.methods.grid import GroupedIntegers
 from qlab.support.errors import UserError
 
 PACKED, NAIVE = "pack-quantized", ("int-quantized", "float-quantized", "naive-quantized")
@@ -39,6 +40,7 @@ class Weights(BaseModel):
     symmetric: bool = True
     strategy: str | None = None
     group_size: Whole | None = None
+    actorder: str | bool | None = None
     block_structure: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = None
 
     @field_validator("group_size", mode="before")
@@ -90,7 +92,9 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
         step = tuple(scheme.block_structure or ())
         packed_zeros = stored.dtypes.get(parts.get("zero_point", "")) == "I32"
         decoder = partial(decode, shape=shape, bits=bits if part == "weight_packed" else None, block=step, zero_bits=bits * packed_zeros)
-        entries[f"{layer}.weight"] = Plain(shape, {"codes": name, **parts}, decoder)
+        grouped = part == "weight_packed" and len(shape) == 2
+        reader = partial(unpack, shape=shape, bits=bits, packed_zeros=packed_zeros) if grouped else None
+        entries[f"{layer}.weight"] = Plain(shape, {"codes": name, **parts}, decoder, integers=reader)
     return entries
 
 
@@ -233,6 +237,21 @@ def decode(parts: dict[str, Tensor], shape: tuple[int, ...], bits: int | None, b
     if zeros is not None:
         weight = weight - spread(zeros.to(scale.dtype), shape, block, parts.get("g_idx"))
     return (weight * scale).float()
+
+
+def unpack(parts: dict[str, Tensor], shape: tuple[int, ...], bits: int, packed_zeros: bool) -> GroupedIntegers:
+    """The codes, scales and zero points of one packed layer, codes and zero points from 0 on."""
+    rows, columns = shape
+    middle, scales = 2 ** (bits - 1), parts["scale"].float().reshape(-1, parts["scale"].shape[-1] if parts["scale"].dim() > 1 else 1)
+    scales = scales.expand(rows, -1).contiguous()  # one a tensor is one a row
+    zeros = parts.get("zero_point")
+    if zeros is None:
+        zeros = torch.zeros(scales.shape)
+    elif packed_zeros:
+        zeros = unpacked(zeros.T, bits, rows).T
+    group_of = parts["g_idx"].long() if "g_idx" in parts and bool((parts["g_idx"] >= 0).all()) else None
+    codes = (unpacked(parts["codes"], bits, columns).short() + middle).to(torch.uint8)
+    return GroupedIntegers(codes, scales, (zeros.short() + middle).expand(rows, -1).contiguous(), bits, group_of)
 
 
 def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
