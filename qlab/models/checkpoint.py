@@ -131,6 +131,10 @@ class Checkpoint:
             return finite(name, self._piece(entry, piece))
         return finite(name, entry.decode({role: self._stored.read(part) for role, part in entry.parts.items()}))
 
+    def quantized_names(self) -> list[str]:
+        """The plain tensors that are stored quantized."""
+        return [name for name, entry in self._plain.items() if entry.quantized]
+
     def integers(self, name: str) -> GroupedIntegers | None:
         """The codes, scales and zero points of a weight; None where it is not stored as grouped integers.
 

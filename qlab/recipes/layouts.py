@@ -64,4 +64,8 @@ COMPRESSED = Layout(
         scheme.bits, scheme.group_size, scheme.symmetric, scheme.scattered, left.kept, left.apart
     ),
 )  # fmt: skip
+W8A8 = Layout(
+    "compressed-tensors", "compressed-tensors INT8", (8,), lambda outputs, inputs: "", lambda layer, scheme: compressed.pack_int8(layer),
+    lambda scheme, left: compressed.quantization_config(8, -1, True, False, left.kept, left.apart, compressed.BY_TOKEN),
+)  # fmt: skip
 LAYOUTS = {layout.format: layout for layout in (AWQ, GPTQ, COMPRESSED)}

@@ -50,12 +50,24 @@ class Weights(BaseModel):
         return None if given == -1 else given
 
 
+class Activations(BaseModel):
+    """How the inputs of a group's layers are rounded."""
+
+    model_config = ConfigDict(strict=True)
+    num_bits: int
+    type: str = "int"
+    symmetric: bool = True
+    strategy: str | None = None
+    dynamic: bool | str = False
+
+
 class Group(BaseModel):
     """Layers by their names, patterns ("re:…") or classes, and how their weights are quantized."""
 
     model_config = ConfigDict(strict=True)
     targets: list[str] = []
     weights: Weights | None = None
+    input_activations: Activations | None = None
     format: str | None = None
 
 
@@ -142,8 +154,28 @@ def describe(quantization: dict[str, Any]) -> str:
     return ", ".join(["compressed-tensors", *kinds])
 
 
+def inputs_of(layer: str, quantization: dict[str, Any]) -> Activations | None:
+    """How the inputs of a layer that is stored quantized are rounded; None where they are not.
+
+    Raises:
+        UserError: as scheme_in and group_of.
+    """
+    return group_of(layer, scheme_in(quantization)).input_activations
+
+
 def scheme_of(layer: str, quantization: Quantization) -> Weights:
-    """How the weights of a layer are quantized: by the group that names it, by one whose pattern fits, or by the first for its class.
+    """How the weights of a layer that is stored quantized are quantized.
+
+    Raises:
+        UserError: as group_of.
+    """
+    weights = group_of(layer, quantization).weights
+    assert weights is not None
+    return weights
+
+
+def group_of(layer: str, quantization: Quantization) -> Group:
+    """The group with weights that a layer belongs to: the one that names it, one whose pattern fits, or the first for its class.
 
     Raises:
         UserError: no group has weights for it, or a pattern is none, or takes too long.
@@ -155,7 +187,7 @@ def scheme_of(layer: str, quantization: Quantization) -> Weights:
         return 1 if any(target.startswith("re:") and fits(target[3:], layer) for target in group.targets) else 2
 
     plausible = [
-        (rank(group), group.weights)
+        (rank(group), group)
         for group in quantization.config_groups.values()
         if group.weights and (rank(group) < 2 or any(not target.startswith("re:") for target in group.targets))
     ]

@@ -1,4 +1,4 @@
-"""Grouped integers as compressed-tensors stores them: pack-quantized, the weights alone, for activations of 16 bits."""
+"""Grouped integers as compressed-tensors stores them: packed, for activations of 16 bits; or as int8, for activations of 8 bits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from qlab.formats.compressed_tensors.reading import PACKED
 from qlab.formats.packing import WORD, pack_words, period
 from qlab.methods.grid import GroupedIntegers
 from qlab.support.errors import UserError
+
+INT8 = "int-quantized"
+BY_TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 
 
 def pack(tensor: GroupedIntegers, symmetric: bool) -> dict[str, Tensor]:
@@ -44,6 +47,17 @@ def pack(tensor: GroupedIntegers, symmetric: bool) -> dict[str, Tensor]:
     return found
 
 
+def pack_int8(tensor: GroupedIntegers) -> dict[str, Tensor]:
+    """One layer's stored tensors for 8 bits both ways: weight int8 [out, in] and weight_scale float16 [out, 1].
+
+    Raises:
+        UserError: not 8 bits, symmetric, and one group a row.
+    """
+    if tensor.bits != 8 or tensor.scales.shape[1] != 1 or bool((tensor.zeros != 128).any()):
+        raise UserError("weights for 8-bit activations are symmetric integers of 8 bits with a scale a row: quantize them so")
+    return {"weight": (tensor.codes.short() - 128).to(torch.int8), "weight_scale": tensor.scales.half().contiguous()}
+
+
 def unfit(outputs: int, inputs: int) -> str:
     """Why runtimes cannot read a layer of this shape; empty where they can. The format itself pads a last word, their kernels do not."""
     whole = outputs % WORD == 0 and inputs % WORD == 0
@@ -51,9 +65,16 @@ def unfit(outputs: int, inputs: int) -> str:
 
 
 def quantization_config(
-    bits: int, group_size: int, symmetric: bool, act_order: bool, skipped: Sequence[str] = (), apart: Sequence[str] = ()
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    act_order: bool,
+    skipped: Sequence[str] = (),
+    apart: Sequence[str] = (),
+    inputs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`quantization_config` of config.json. `act_order` says that groups are scattered (weight_g_idx).
+    """`quantization_config` of config.json. `act_order` says that groups are scattered (weight_g_idx), `inputs` how activations are
+    rounded, such as BY_TOKEN.
 
     `skipped` names the linear layers that are left unquantized and `apart` modules that no layer of a block is, with all that lies in
     them: both by the last parts of their names. "lm_head" is among neither; it is always left (`ignore`).
@@ -69,9 +90,9 @@ def quantization_config(
     }
     return {
         "quant_method": "compressed-tensors",
-        "format": PACKED,
+        "format": INT8 if inputs else PACKED,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}},
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}},
         "ignore": ["lm_head", *(ending(name) for name in skipped), *(ending(name, within=True) for name in apart)],
     }
 
