@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from qlab.formats.compressed_tensors import reading, writing
+from qlab.formats.compressed_tensors.rounding import round_inputs
 from qlab.formats.packing import WIDTHS
 from qlab.formats.stored import describe, plain_tensors
+from qlab.methods.activations import rounded_by_token
 from qlab.methods.grid import GroupedIntegers
 from qlab.support.errors import UserError
 from tests.formats.test_packed import random_tensor
@@ -75,3 +78,54 @@ def test_what_the_format_cannot_hold_is_refused() -> None:
         writing.pack(made(4, 6, False, False), True)
     with pytest.raises(UserError, match="not both multiples of 32"):
         writing.pack(random_tensor(48, 192, 6, 4), False)
+
+
+def test_int8_weights_for_8_bit_activations() -> None:
+    tensor = made(8, 1, True, False)
+    quantization = writing.quantization_config(8, -1, True, False, inputs=writing.BY_TOKEN)
+    stored = InMemory({f"a.{kind}": part for kind, part in writing.pack_int8(tensor).items()})
+    ((name, entry),) = plain_tensors(quantization, stored).items()
+    assert torch.equal(entry.decode({role: stored.read(part) for role, part in entry.parts.items()}), tensor.dequantize().half().float())
+    assert name == "a.weight"
+    assert stored.dtypes["a.weight"] == "I8"
+    with pytest.raises(UserError, match="quantize them so"):
+        writing.pack_int8(made(8, 3, True, False))
+
+
+def layer_in_a_model() -> torch.nn.Module:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 8))
+    return model.requires_grad_(False)
+
+
+def test_activations_are_rounded_before_the_layers_that_ask_for_it() -> None:
+    model, inputs = layer_in_a_model(), torch.randn(3, 64, generator=torch.Generator().manual_seed(2))
+    exact = model(inputs)
+    quantization = writing.quantization_config(8, -1, True, False, inputs=writing.BY_TOKEN)
+    round_inputs(model, quantization, ["1"], "a model")
+    hidden = model[0](inputs)  # type: ignore[operator]
+    assert torch.equal(model(inputs), model[1].forward(rounded_by_token(hidden)))  # type: ignore[operator]
+    assert not torch.equal(model(inputs), exact)
+    plain = layer_in_a_model()
+    round_inputs(plain, writing.quantization_config(4, 32, True, False), ["0", "1"], "a model")
+    assert not plain[0]._forward_pre_hooks  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dynamic": False}, "8-bit int by token, with stored scales"),
+        ({"num_bits": 4}, "4-bit int by token"),
+        ({"type": "float"}, "8-bit float by token"),
+        ({"strategy": "tensor"}, "8-bit int by tensor"),
+    ],
+)
+def test_activations_of_another_kind_are_not_measured_as_if_they_were_exact(changed: dict[str, Any], message: str) -> None:
+    quantization = writing.quantization_config(8, -1, True, False, inputs=writing.BY_TOKEN | changed)
+    with pytest.raises(UserError, match=message):
+        round_inputs(layer_in_a_model(), quantization, ["0"], "a model")
+
+
+def test_layers_that_are_computed_together_are_not_measured() -> None:
+    quantization = writing.quantization_config(8, -1, True, False, inputs=writing.BY_TOKEN)
+    with pytest.raises(UserError, match=r"before experts\.0\.up_proj, which transformers computes together"):
+        round_inputs(layer_in_a_model(), quantization, ["experts.0.up_proj"], "a model")
