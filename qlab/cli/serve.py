@@ -34,6 +34,7 @@ def serve(
     gpus: Annotated[int, whole("GPUs to spread the model over; 0 serves on the CPU.", 0, 1024)] = 0,
     gpu_layers: Annotated[int | None, whole("Layers of a GGUF file on the GPUs, the rest on the CPU; else all.", 0, 10_000)] = None,
     threads: Annotated[int, whole("CPU threads.", 1, 4096)] = 2,
+    cache: Annotated[str, typer.Option(help="What the KV cache is kept in: f16, q8_0 or q4_0 (llama.cpp, Ollama), fp8 (vLLM).")] = "f16",
     api_key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must give; wanted beyond loopback.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append the server's log to this file.")] = None,
     prove: Annotated[bool, typer.Option(help="First check that the server's answers are the artifact's.")] = True,
@@ -58,7 +59,7 @@ def serve(
     kind = kind_of(folder)
     chosen = runtime_named(runtime) if runtime else runtime_for(kind)
     key = read_key(api_key_file) if api_key_file else None
-    deployment = Deployment(folder, name or folder.name, context, sequences, host, port, gpus, threads, gpu_layers, key=key)
+    deployment = Deployment(folder, name or folder.name, context, sequences, host, port, gpus, threads, gpu_layers, cache, key=key)
     if (made := Artifact.open(folder)) and (remark := made.manifest["notes"].get("sliding window")):
         console.print(remark, markup=False, highlight=False)
     if dry_run:
