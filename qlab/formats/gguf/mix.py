@@ -15,7 +15,11 @@ from qlab.methods.kquants.kinds import KINDS
 from qlab.support.errors import UserError
 
 # Each mix's type for most tensors, and its number in the file's header.
-DEFAULT = {"f16": "F16", "q8_0": "Q8_0", "q5_k_m": "Q5_K", "q4_k_m": "Q4_K", "q4_k_s": "Q4_K", "q3_k_m": "Q3_K", "q2_k": "Q2_K"}
+DEFAULT = {
+    "f16": "F16", "q8_0": "Q8_0", "q6_k": "Q6_K", "q5_k_m": "Q5_K", "q5_k_s": "Q5_K", "q4_k_m": "Q4_K", "q4_k_s": "Q4_K", "q3_k_l": "Q3_K",
+    "q3_k_m": "Q3_K", "q2_k": "Q2_K",
+}  # fmt: skip
+MORE_BITS = ("q4_k_m", "q5_k_m")  # mixes that spend Q6_K on every third block or so
 FILE_TYPES = {mix: gguf.LlamaFileType[f"MOSTLY_{mix.upper()}"] for mix in DEFAULT}
 # Rows that superblocks of 256 do not divide get blocks of 32 (tensor_type_fallback).
 FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
@@ -83,11 +87,13 @@ def value_type(layer: int, mix: str, config: dict[str, Any]) -> str:
     kind = DEFAULT[mix]
     if mix == "q2_k":
         kind = "Q4_K" if heads_sharing(config) >= 4 else "Q3_K"
+    elif mix == "q3_k_l":
+        kind = "Q5_K"
     elif mix == "q3_k_m":
         kind = "Q5_K" if layer < 2 else "Q4_K"
     elif mix == "q4_k_s":
         kind = "Q5_K" if layer < 4 else "Q4_K"
-    elif more_bits(layer, config["num_hidden_layers"]):
+    elif mix in MORE_BITS and more_bits(layer, config["num_hidden_layers"]):
         kind = "Q6_K"
     return "Q5_K" if is_70b(config) and kind in ("Q3_K", "Q4_K") else kind
 
@@ -96,18 +102,20 @@ def down_type(layer: int, mix: str, layers: int) -> str:
     """The type of the MLP's down projection."""
     if mix == "q2_k":
         return "Q3_K"
+    if mix == "q3_k_l":
+        return "Q5_K"
     if mix == "q3_k_m":
         return "Q5_K" if layer < layers // 16 else "Q4_K"
     if mix == "q4_k_s":
         return "Q5_K" if layer < layers // 8 else "Q4_K"
-    return "Q6_K" if more_bits(layer, layers) else DEFAULT[mix]
+    return "Q6_K" if mix in MORE_BITS and more_bits(layer, layers) else DEFAULT[mix]
 
 
 def attention_output_type(mix: str, config: dict[str, Any]) -> str:
     """The type of attention's output projection."""
-    if eight_experts(config):
+    if eight_experts(config) and mix in ("q2_k", "q3_k_m", "q4_k_s", "q4_k_m"):
         return "Q5_K"
-    return {"q2_k": "Q3_K", "q3_k_m": "Q4_K"}.get(mix, DEFAULT[mix])
+    return {"q2_k": "Q3_K", "q3_k_m": "Q4_K", "q3_k_l": "Q5_K"}.get(mix, DEFAULT[mix])
 
 
 def more_bits(layer: int, layers: int) -> bool:
