@@ -1,5 +1,5 @@
-"""`qlab serve`: an artifact as a server that has proved itself, or the files with which others serve it. `qlab load`: what a server does when
-many ask at once."""
+"""`qlab serve`: an artifact as a server that has proved itself, or the files with which others serve it. `qlab load`: what a server does
+when many ask at once."""
 
 from __future__ import annotations
 
