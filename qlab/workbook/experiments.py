@@ -78,12 +78,13 @@ def exponent_gains(
 
 
 def calibration_curves(lesson: Lesson, ways: Mapping[str, Rounding], counts: Iterable[int]) -> dict[str, dict[int, float]]:
-    """KL to the original when every layer is quantized in each of `ways` from statistics of only the first `count` calibration windows."""
+    """KL to the original when every layer of the lesson's sample is quantized in each of `ways` from statistics of only the first `count`
+    calibration windows."""
     found = {way: dict[int, float]() for way in ways}
     for count in progress(sorted(set(counts)), "calibration", leave=False):
-        seen = collect(lesson.reference, lesson.layers, lesson.calibration[:count])
+        seen = collect(lesson.reference, lesson.sample, lesson.calibration[:count])
         for way, rounding in ways.items():
-            model = lesson.with_weights(lambda name, weight, by=rounding, seen=seen: by(weight, seen[name]))  # type: ignore[misc]
+            model = lesson.with_weights(lambda name, weight, by=rounding, seen=seen: by(weight, seen[name]), lesson.sample)  # type: ignore[misc]
             found[way][count] = measure_quality(model, lesson.evaluation, lesson.expected).kl or 0.0
     return found
 
