@@ -32,7 +32,8 @@ def test_a_sweep_from_its_file_to_its_page(tmp_path: Path, capsys: pytest.Captur
     table = pd.read_csv(out / "table.csv")
     assert list(table["format"]) == ["original", "nf4", "q8_0"]
     assert table["kl"][1] > table["kl"][2] > table["kl"][0]
-    assert pd.read_parquet(out / "table.parquet").equals(table.astype(pd.read_parquet(out / "table.parquet").dtypes))
+    shared = ["model", "format", "kl", "bytes"]
+    assert pd.read_parquet(out / "table.parquet")[shared].equals(table[shared])
     page = (out / "index.html").read_text()
     assert "q8_0, KL" in page
     assert "http-equiv" not in page  # it is done

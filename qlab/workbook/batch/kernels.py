@@ -72,7 +72,7 @@ def private_folder() -> Scratch:
 
 def kernel_log() -> Path:
     """The file that the present kernel's process prints to."""
-    return private_folder() / "kernel.log"
+    return private_folder().path / "kernel.log"
 
 
 def last_printed() -> str:
