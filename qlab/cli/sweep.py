@@ -12,6 +12,8 @@ from qlab.cli.app import app, console
 from qlab.cli.words import show, table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from qlab.sweep.drive import Progress
     from qlab.sweep.jobs import Job
 
@@ -99,7 +101,7 @@ def sentence(progress: Progress) -> str:
     return f"{', '.join(parts)}{left}."
 
 
-def standing(progress: Progress) -> object:
+def standing(progress: Progress) -> Table:
     """The jobs at work as a table, and the rest in a sentence below."""
     rows: list[Job] = progress.running
     return table(("running", ""), [(job.name, "") for job in rows], title=sentence(progress))

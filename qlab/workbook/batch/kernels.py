@@ -25,7 +25,7 @@ Watcher = Callable[..., None]
 class LoggedKernel(AsyncKernelManager):
     """A kernel whose process prints to a file: one that Ctrl-C meets while it starts prints a traceback, which is nobody's fault."""
 
-    async def start_kernel(self, **arguments: Any) -> None:
+    async def start_kernel(self, **arguments: Any) -> None:  # type: ignore[override]  # AsyncKernelManager's own is a coroutine too
         """Start the kernel's process.
 
         Raises:
