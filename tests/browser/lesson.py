@@ -39,7 +39,7 @@ from qlab.show.tables import styled
 styled(pd.DataFrame({"a long name of a column": ["10.0 ± 1", "9.0 ± 2", "1,000"] , **{f"column {n}": [n, 2, 3] for n in range(14)}}))"""
 FILES = """explore(lambda file: {"a": "first\\n" * 3, "b": "second " * 60}[file], file=["a", "b"])"""
 CHECK = """
-from qlab.workbook.exercise import check
+from qlab.workbook.exercises.answer import check
 check("bits", 4, 4, "Four.")"""
 SOLUTION = """## Exercise
 

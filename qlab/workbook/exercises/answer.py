@@ -44,7 +44,7 @@ def check(unit: str, answer: Any, expected: float, hint: str, tolerance: float =
     if answer is None or answer is ...:
         say(NEUTRAL, EMPTY)
     elif number is None:
-        say(WRONG, f"The answer should be a number of {unit}; {answer!r} is none.")
+        say(WRONG, f"The answer should be a number of {unit}; {repr(answer)[:80]} is none.")
     elif abs(number - expected) <= tolerance * abs(expected):
         keep_right(name or unit)
         say(RIGHT, "Right.")

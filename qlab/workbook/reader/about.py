@@ -67,8 +67,13 @@ def exercises_of(content: NotebookNode) -> list[str]:
     for cell in content.cells:
         if cell.cell_type == "code":
             for node in ast.walk(ast.parse(cell.source)):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CHECKS and node.args:
+                if isinstance(node, ast.Call) and called(node) in CHECKS and node.args:
                     name = node.args[0]
                     if isinstance(name, ast.Constant) and isinstance(name.value, str):
                         found[name.value] = None
     return list(found)
+
+
+def called(call: ast.Call) -> str:
+    """The name of the function that is called, without the module before it."""
+    return call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id if isinstance(call.func, ast.Name) else ""
