@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import nbformat
@@ -20,12 +19,12 @@ from qlab.workbook.reader.about import NOTEBOOKS, exercises_of, lesson_names
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     for module in (saying, checks):
         monkeypatch.setattr(module, "display", lambda output: found.append(output.data))
     monkeypatch.setattr(checks, "_hints_given", {})
-    yield found
+    return found
 
 
 @pytest.mark.parametrize("name", WRITTEN)
