@@ -49,7 +49,7 @@ class Prediction:
         low, high = self.between
         start = (low + high) / 2 if self.predicted is None else float(self.predicted)
         return ipywidgets.FloatSlider(
-            value=start, min=low, max=high, step=(high - low) / STEPS, readout_format=".3~g", layout=ipywidgets.Layout(width="26em")
+            value=start, min=low, max=high, step=(high - low) / STEPS, readout_format=".3g", layout=ipywidgets.Layout(width="26em")
         )
 
     def show(self) -> None:

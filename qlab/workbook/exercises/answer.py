@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from qlab.workbook.exercises.saying import NEUTRAL, RIGHT, WRONG, say
 from qlab.workbook.reader.progress import keep_right
@@ -71,7 +72,7 @@ def as_number(answer: Any) -> float | None:
     if isinstance(answer, (bool, np.bool_, str, bytes)) or not hasattr(answer, "__float__"):
         return None
     try:
-        number = float(answer)
+        number = float(answer.detach() if isinstance(answer, Tensor) else answer)
     except (TypeError, ValueError, RuntimeError, OverflowError):  # of several numbers, of complex ones
         return None
     return number if math.isfinite(number) else None

@@ -45,7 +45,7 @@ def layers() -> tuple[Case, ...]:
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(outputs, inputs, generator=generator)
         common = torch.randn(256, 1, generator=generator)
-        seen = 1.5 * common + torch.randn(256, inputs, generator=generator)
+        seen = 3 * common + 2 * torch.randn(256, inputs, generator=generator)
         factor, _ = inverse_factor(seen.T @ seen / 256, torch.arange(inputs), DAMPING)
         assert factor is not None
         scale, zero = fit_grid(weight, bits, symmetric=False)

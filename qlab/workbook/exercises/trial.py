@@ -139,7 +139,8 @@ def fault_of(written: Written, function: Any) -> Fault | None:
     try:
         with limited(LONGEST):
             for case in written.cases():
-                done.append((case, read_result(written, function, case), written.expected(**case)))
+                expected = written.expected(**case)
+                done.append((case, read_result(written.form, function, case, expected), expected))
     except Misread as misread:
         values = {**case, **({} if misread.result is None else {"your result": misread.result})}
         return wrong(written, done) or Fault(str(misread), values)
@@ -152,7 +153,7 @@ def fault_of(written: Written, function: Any) -> Fault | None:
     return wrong(written, done)
 
 
-def read_result(written: Written, function: Callable[..., Any], case: Case) -> Any:
+def read_result(form: Form, function: Callable[..., Any], case: Case, expected: Any) -> Any:
     """The reader's result for a case, which the function gets a copy of.
 
     Raises:
@@ -170,7 +171,7 @@ def read_result(written: Written, function: Callable[..., Any], case: Case) -> A
     if value is None or value is ...:
         raise Unwritten
     try:
-        return written.form.read(value, written.expected(**case))
+        return form.read(value, expected)
     except Misread as misread:
         misread.result = value
         raise

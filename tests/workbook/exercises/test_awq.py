@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qlab.methods.awq import channel_scale, output_error
+from qlab.methods.awq import channel_scale, output_error, sweep_exponents
 from qlab.methods.rtn import rtn
 from qlab.workbook.exercises.awq import WRITTEN
 from qlab.workbook.exercises.trial import Unwritten, fault_of
@@ -62,6 +62,9 @@ def test_others() -> None:
         fault_of(WRITTEN, lambda *case: None)
 
 
-def test_no_exponent_is_the_answer_of_two_cases() -> None:
-    answers = [WRITTEN.expected(**case) for case in WRITTEN.cases()]
+def test_the_best_exponent_of_each_case_is_clear_and_another() -> None:
+    sweeps = [sorted(sweep_exponents(*case.values()), key=lambda point: point[1]) for case in WRITTEN.cases()]
+    assert all(1.03 * sweep[0][1] < sweep[1][1] for sweep in sweeps)
+    answers = [sweep[0][0] for sweep in sweeps]
     assert len(set(answers)) == len(answers)
+    assert all(0 < answer < 1 for answer in answers)
