@@ -163,6 +163,9 @@ def make(folder: Path, family: Family) -> OpenedModel:
             parameter.data.add_(0.3 * torch.rand_like(parameter))
         elif name.endswith("bias"):
             parameter.data.normal_(0, 0.1)
+    for name, buffer in model.named_buffers():
+        if name.endswith("bias"):  # of what chooses experts
+            buffer.normal_(0, 0.1)
     model.half().save_pretrained(folder)
     load_tokenizer(locate(str(EMBEDDED))).save_pretrained(folder)
     return locate(str(folder))
