@@ -108,6 +108,30 @@ def test_llama_cpp_cuts_the_same_tokens(subject: OpenedModel, files: dict[str, P
             assert post(server.url, "/tokenize", {"content": text})["tokens"] == ids
 
 
+@pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "tekken", "gpt-4o", "deepseek-v3", "seed-coder"])
+def test_llama_cpp_splits_text_alike(name: str, tmp_path: Path) -> None:
+    from qlab.formats.gguf.tokens.tokenizer import PRE_TOKENIZERS
+
+    source = locate("embedded")
+    description = json.loads((source.path / "tokenizer.json").read_text())
+    patterns = next(patterns for patterns, known in PRE_TOKENIZERS.items() if known == name)
+    splits = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False} for pattern in patterns]
+    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    description["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*splits, last]}
+    description["model"]["ignore_merges"] = name == "llama-bpe"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    for file in ("model.safetensors", "tokenizer_config.json"):
+        shutil.copyfile(source.path / file, tmp_path / file)
+    (tmp_path / "config.json").write_text(json.dumps(source.config))
+    write_gguf(tmp_path, source.config, "q2_k", tmp_path / "m.gguf")
+    ours, read = load_tokenizer(locate(str(tmp_path))), load_tokenizer(locate(str(tmp_path / "m.gguf")))
+    with serving(LlamaCpp(), on_free_port(tmp_path / "m.gguf")) as server:
+        for text in [*TEXTS, "It's WE'LL HelloWorld 1234567 12!?/\n\n漢字かな3 x²"]:
+            ids = ours.encode(text, add_special_tokens=False)
+            assert post(server.url, "/tokenize", {"content": text})["tokens"] == ids
+            assert read.encode(text, add_special_tokens=False) == ids
+
+
 STRETCHED = {
     "linear": {"rope_type": "linear", "factor": 1.5, "rope_theta": 10000.0},
     "yarn": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16},

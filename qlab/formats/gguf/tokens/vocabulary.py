@@ -16,8 +16,8 @@ from qlab.support.errors import UserError
 PATTERNS = {name: patterns for patterns, name in PRE_TOKENIZERS.items()}
 # Names that llama.cpp cuts by the same pattern; under some it takes a word that is a token whole, whatever its merges.
 SAME_PATTERN = {
-    "dbrx": "llama-bpe", "llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2", "gpt2": "gpt-2", "minimax-m2": "gpt-4o",
-    "glm4": "llama-bpe", "chatglm-bpe": "llama-bpe", "lfm2": "llama-bpe",
+    "dbrx": "llama-bpe", "llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2", "gpt2": "gpt-2",
+    "minimax-m2": "gpt-4o", "glm4": "llama-bpe", "chatglm-bpe": "llama-bpe", "lfm2": "llama-bpe",
 }  # fmt: skip
 WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
 BEGINS = ("llama-bpe", "llama3", "llama-v3", "tekken")  # where a header says nothing, llama.cpp puts the first token before the text
