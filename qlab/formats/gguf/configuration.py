@@ -17,7 +17,7 @@ from qlab.formats.gguf import metadata
 from qlab.formats.gguf import settings as rows
 from qlab.formats.gguf.architectures import ARCHITECTURES, Architecture
 from qlab.formats.gguf.header import Setting
-from qlab.formats.gguf.settings import ATTENTION, LLM, ROPE, Config, Known
+from qlab.formats.gguf.settings import ATTENTION, LLM, ROPE, Config, Known, NotRead
 from qlab.support.errors import UserError
 from qlab.support.reading import LAYERS, MOST
 
@@ -94,7 +94,7 @@ def family_of(known: Known) -> str:
         UserError: an architecture that qlab does not read.
     """
     if known.kind not in READ:
-        raise UserError(
+        raise NotRead(
             f"the GGUF file holds a {known.kind} model; qlab reads those of {', '.join(READ)}: give it the Hugging Face model instead"
         )
     candidates = {name: found for name, found in ARCHITECTURES.items() if gguf.MODEL_ARCH_NAMES[found.arch] == known.kind}
@@ -119,7 +119,7 @@ def check_again(config: Config, known: Known) -> None:
         ours = again.get(name)
         same = value == ours or (isinstance(value, float) and isinstance(ours, float) and isclose(value, ours, rel_tol=ROUNDED))
         if value is not None and not same and (value or ours) and not (ours is None and UNTOLD.get(name) == value):
-            raise UserError(
+            raise NotRead(
                 f"{known.full(name)} in the GGUF file's header is {str(value)[:40]}, in a {config['model_type']} model that qlab reads "
                 f"{'there is none' if ours is None else f'it is {str(ours)[:40]}'}: give it the Hugging Face model instead"
             )
@@ -165,7 +165,7 @@ def scaling(known: Known, found: Architecture, rope: dict[str, Any], width: int,
     kind = known.text(ROPE.SCALING_TYPE, "linear" if "rope.scale_linear" in known else "none")
     if factors is not None:
         if kind != "none":
-            raise UserError(f"the GGUF file has rotary factors (rope_freqs) and {kind} scaling as well, which qlab does not read")
+            raise NotRead(f"the GGUF file has rotary factors (rope_freqs) and {kind} scaling as well, which qlab does not read")
         return llama3_parameters(rope, width, factors)
     if kind == "none":
         return {}
@@ -180,7 +180,7 @@ def scaling(known: Known, found: Architecture, rope: dict[str, Any], width: int,
             scale = float(f"{known.decimal(ROPE.SCALING_YARN_LOG_MUL) / found.log_multiplier:.6g}")
             stretched |= {"mscale": scale, "mscale_all_dim": scale}
         return stretched
-    raise UserError(f"the GGUF file's rotary embedding is scaled by {kind}, which qlab does not read; it reads linear, yarn and Llama 3's")
+    raise NotRead(f"the GGUF file's rotary embedding is scaled by {kind}, which qlab does not read; it reads linear, yarn and Llama 3's")
 
 
 def llama3_parameters(rope: dict[str, Any], width: int, factors: Tensor) -> dict[str, Any]:

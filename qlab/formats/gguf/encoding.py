@@ -12,10 +12,10 @@ import gguf
 import torch
 from torch import Tensor
 
-from qlab.formats.gguf.architectures import standard
+from qlab.formats.gguf.architectures import ARCHITECTURES, standard
 from qlab.formats.gguf.block_bytes import byte_tensor
 from qlab.formats.gguf.forms import SAME, Form
-from qlab.formats.gguf.metadata import architecture, described
+from qlab.formats.gguf.metadata import architecture
 from qlab.formats.gguf.mix import tensor_type
 from qlab.methods.kquants.blocks import encode
 from qlab.methods.kquants.kinds import KINDS
@@ -153,7 +153,7 @@ def shapes_of(name: str, shape: Sequence[int], config: dict[str, Any]) -> dict[s
 
 def form_of(name: str, config: dict[str, Any]) -> Form:
     """How the tensor `name` lies in the file."""
-    return next((form for form in described(config).forms if form.matches(name)), SAME)
+    return next((form for form in ARCHITECTURES[config["model_type"]].forms if form.matches(name)), SAME)
 
 
 def gguf_names(name: str, config: dict[str, Any]) -> list[str]:
@@ -164,14 +164,15 @@ def gguf_names(name: str, config: dict[str, Any]) -> list[str]:
     """
     if name.endswith("rotary_emb.inv_freq") or (name.endswith(OUTPUTS) and config.get("tie_word_embeddings", False)):
         return []
-    known = name_map(architecture(config), config["num_hidden_layers"])
+    arch = architecture(config)
+    known = name_map(arch, config["num_hidden_layers"])
     whole = EXPERT.sub(".experts.", name.replace("model.language_model.", "model."))  # experts' matrices are one tensor
     found = []
     for part in form_of(name, config).names(whole):
         aliases = (part, part.replace(".block_sparse_moe.", ".mlp.").replace(".router.", ".gate."))
         target = next((target for alias in aliases if (target := known.get_name(alias, try_suffixes=(".weight", ".bias")))), None)
         if target is None:
-            raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[architecture(config)]}")
+            raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[arch]}")
         found.append(target)
     return found
 

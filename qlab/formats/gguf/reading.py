@@ -125,26 +125,26 @@ def plain_gguf(files: GGUFFiles, config: dict[str, Any], shapes: Mapping[str, tu
         UserError: tensors that the architecture does not have, that are missing or of another shape, or of a type that gguf-py does not
             decode.
     """
-    found, missing, place = {}, [], files.files[0].name
-    experts = Counter(EXPERT.sub(".experts.", name) for name in shapes if EXPERT.search(name))
-    for name, shape in shapes.items():
-        whole, count = EXPERT.sub(".experts.", name), ()
-        if whole in found:
+    found: dict[str, Plain] = {}
+    missing: list[str] = []
+    place = files.files[0].name
+    several = Counter(EXPERT.sub(".experts.", name) for name in shapes)
+    for whole, name in {EXPERT.sub(".experts.", name): name for name in shapes}.items():
+        together = (several[whole],) if whole != name else ()
+        parts = {target: (*together, *shape) for target, shape in shapes_of(name, shapes[name], config).items()}
+        if lacking := [target for target in parts if target not in files.shapes]:
+            missing += lacking
             continue
-        if whole != name:
-            count = (experts[whole],)
-        parts = {target: (*count, *each) for target, each in shapes_of(name, shape, config).items()}
-        missing += [target for target in parts if target not in files.shapes]
-        if any(target not in files.shapes for target in parts) or not parts:
-            continue
-        for target, each in parts.items():
-            if files.shapes[target] != each:
-                raise UserError(f"{target} in {place} is {list(files.shapes[target])}, its header asks for {list(each)}: convert it anew")
+        for target, shape in parts.items():
+            if files.shapes[target] != shape:
+                raise UserError(f"{target} in {place} is {list(files.shapes[target])}, its header asks for {list(shape)}: convert it anew")
             check_kind(target, files.dtypes[target])
-        decoder = partial(decode_form, kinds=[files.dtypes[target] for target in parts], name=name, config=config)
-        quantized = any(files.dtypes[target] not in FLOATS for target in parts)
-        by_rows = form_of(name, config) is SAME and len(shape) + len(count) > 1
-        found[whole] = Plain((*count, *shape), {target: target for target in parts}, decoder, by_rows=by_rows, quantized=quantized)
+        kinds = [files.dtypes[target] for target in parts]
+        plain = (*together, *shapes[name])
+        found[whole] = Plain(
+            plain, {target: target for target in parts}, partial(decode_form, kinds=kinds, name=name, config=config),
+            by_rows=form_of(name, config) is SAME and len(plain) > 1, quantized=any(kind not in FLOATS for kind in kinds),
+        )  # fmt: skip
     if missing:
         raise UserError(f"{place} is not complete: it lacks {len(missing)} tensors, {missing[0]} among them; fetch it again")
     used = {target for plain in found.values() for target in plain.parts}

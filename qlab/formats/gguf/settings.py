@@ -22,6 +22,10 @@ LLM, ATTENTION, ROPE, SSM = gguf.Keys.LLM, gguf.Keys.Attention, gguf.Keys.Rope, 
 LARGEST_FLOAT = 3e38  # of float32
 
 
+class NotRead(UserError):
+    """A GGUF file may be whole, but it holds a model that qlab does not read."""
+
+
 @dataclass(frozen=True)
 class Row:
     """The configuration's value `name`, int, float or bool, under the header's `key`."""
