@@ -117,10 +117,6 @@ def hybrid(config: Config) -> str:
     return "" if "mamba" in config["layer_types"] else "some blocks are Mamba's there"
 
 
-def sparsemixer(config: Config) -> str:
-    return "the chosen experts are weighed by their softmax there, by SparseMixer in this model"
-
-
 def falcon(config: Config) -> Config:
     new, one = config.get("new_decoder_architecture"), config.get("multi_query")
     return {"num_key_value_heads": config["num_kv_heads"] if new else 1 if one else config["num_attention_heads"]}
@@ -169,6 +165,9 @@ LATENT = (Row("q_lora_rank", ATTENTION.Q_LORA_RANK), Row("kv_lora_rank", ATTENTI
 WINDOW = Computed(lambda config: {}, lambda known: {"sliding_window": known.whole(ATTENTION.SLIDING_WINDOW)})
 CONV = Row("conv_L_cache", gguf.Keys.ShortConv.L_CACHE)
 
+UNLIKE = {  # what llama.cpp has an architecture for, but computes otherwise
+    "phimoe": "the chosen experts are weighed by their softmax there, by SparseMixer in this model",
+}
 ARCHITECTURES = {
     "llama": Architecture(ARCH.LLAMA, forms=forms.TURNED, flags=BIAS | {"mlp_bias": "blk.0.ffn_down.bias"}),
     "mistral": Architecture(ARCH.LLAMA, forms=forms.TURNED, computed=(WINDOW,), told_by=ATTENTION.SLIDING_WINDOW),
@@ -225,7 +224,6 @@ ARCHITECTURES = {
         ARCH.MINIMAXM2, own={"num_experts": "num_local_experts"}, rows=(EXPERT_WIDTH,), computed=(to.SIGMOID,), partly=True,
         forms=(forms.CORRECTION,),
     ),
-    "phimoe": Architecture(ARCH.PHIMOE, differs=sparsemixer),
     "granitemoe": Architecture(ARCH.GRANITE_MOE, own={"num_experts": "num_local_experts"}, forms=forms.TURNED, rows=GRANITE, flags=BIAS),
     "granitemoeshared": Architecture(
         ARCH.GRANITE_MOE, own={"num_experts": "num_local_experts"}, forms=(*forms.TURNED, forms.SHARED_GATE_UP),

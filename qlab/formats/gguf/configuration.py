@@ -24,16 +24,7 @@ from qlab.support.reading import LAYERS, MOST
 READ = tuple(dict.fromkeys(gguf.MODEL_ARCH_NAMES[found.arch] for found in ARCHITECTURES.values()))
 NEAR = 1e-5  # of Llama 3's factors, which writers compute in float32
 ROUNDED = 1e-6  # a header's floats are float32
-UNTOLD = {key.removeprefix("{arch}."): 1 for key in (LLM.EXPERT_GROUP_COUNT, LLM.EXPERT_GROUP_USED_COUNT)}  # one group is none
-SPECIAL = ("bos", "eos", "padding")
-TOLD = {
-    "architectures",
-    "model_type",
-    "tie_word_embeddings",
-    "dtype",
-    "rope_parameters",
-    *(f"{name}_token_id" for name in ("bos", "eos", "pad")),
-}
+UNTOLD = ("architectures", "model_type", "tie_word_embeddings", "dtype", "rope_parameters", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def model_config(
@@ -58,14 +49,17 @@ def model_config(
     embedding = shapes.get("token_embd.weight")
     if embedding is None or len(embedding) != 2:
         raise UserError("the GGUF file has no token_embd.weight: it is not a whole language model (a part, a projector or an adapter)")
-    usual: Config = {row.name: known.value(row) for row in (*rows.SIZES, rows.RMS, rows.LAYER_NORM) if row.key in known}
-    for row in rows.SIZES:
-        if row.key not in known and row.name != "num_key_value_heads":
-            known.whole(row.key)
+    usual: Config = {
+        row.name: known.whole(row.key, most=LAYERS if row.key == LLM.BLOCK_COUNT else MOST)
+        for row in rows.SIZES
+        if row.key in known or row.key != ATTENTION.HEAD_COUNT_KV
+    }
+    eps = rows.LAYER_NORM if rows.LAYER_NORM.key in known and rows.RMS.key not in known else rows.RMS
+    usual[eps.name] = known.decimal(eps.key)
     usual |= {row.name: known.value(row) for row in (*rows.EXPERTS, *found.rows) if row.key in known}
     usual |= dict(found.fixed) | {name: tensor in shapes for name, tensor in found.flags.items()}
-    width = known.whole(ATTENTION.KEY_LENGTH, usual["hidden_size"] // usual["num_attention_heads"])
-    usual |= {"vocab_size": embedding[0], "head_dim": width}
+    usual_width = usual["hidden_size"] // usual["num_attention_heads"]
+    usual |= {"vocab_size": embedding[0], "head_dim": known.whole(ATTENTION.KEY_LENGTH, usual_width)}
     if found.activations[0] == "silu":
         usual["hidden_act"] = "silu"
     for computed in found.computed:
@@ -81,10 +75,9 @@ def model_config(
             if type(token) is not int or not 0 <= token <= MOST:
                 raise UserError(f"tokenizer.ggml.{name}_token_id in the GGUF file's header is {str(token)[:40]}: expected a token's number")
             config[f"{'pad' if name == 'padding' else name}_token_id"] = token
-    words = CONFIG_MAPPING[family]().to_dict()
-    config = {name: value for name, value in config.items() if name in TOLD or name in words}
-    check_again(config | {"head_dim": usual["head_dim"]}, known)
-    return config
+    check_again(config, known)
+    words = {*TOLD, *CONFIG_MAPPING[family]().to_dict(), *(() if usual["head_dim"] == usual_width else ("head_dim",))}
+    return {name: value for name, value in config.items() if name in words}
 
 
 def family_of(known: Known) -> str:

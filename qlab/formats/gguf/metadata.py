@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qlab.formats.gguf import settings as rows
-from qlab.formats.gguf.architectures import ARCHITECTURES, Architecture, head_size, standard
+from qlab.formats.gguf.architectures import ARCHITECTURES, UNLIKE, Architecture, head_size, standard
 from qlab.formats.gguf.mix import FILE_TYPES
 from qlab.formats.gguf.settings import ATTENTION, LLM, ROPE, Config
 from qlab.support.errors import UserError
@@ -29,6 +29,8 @@ def described(config: dict[str, Any]) -> Architecture:
         UserError: a model type that this writer does not know, or a variant of one that llama.cpp would run wrongly.
     """
     kind = config["model_type"]
+    if why := UNLIKE.get(kind):
+        raise UserError(unlike(kind, why))
     if kind not in ARCHITECTURES:
         raise UserError(f"no GGUF writer for model type {kind!r}: expected one of {', '.join(ARCHITECTURES)}")
     found = ARCHITECTURES[kind]
@@ -39,8 +41,12 @@ def described(config: dict[str, Any]) -> Architecture:
     rope_type(config)
     fixed = (f"{name} is {value} there" for name, value in found.fixed.items() if (config.get(name, value) or None) != (value or None))
     if why := next(fixed, "") or found.differs(config):
-        raise UserError(f"llama.cpp would run this {kind} model as another function ({why}): it cannot be written as GGUF")
+        raise UserError(unlike(kind, why))
     return found
+
+
+def unlike(kind: str, why: str) -> str:
+    return f"llama.cpp would run this {kind} model as another function ({why}): it cannot be written as GGUF"
 
 
 def architecture(config: dict[str, Any]) -> gguf.MODEL_ARCH:
