@@ -24,7 +24,9 @@ from qlab.support.reading import LAYERS, MOST
 READ = tuple(dict.fromkeys(gguf.MODEL_ARCH_NAMES[found.arch] for found in ARCHITECTURES.values()))
 NEAR = 1e-5  # of Llama 3's factors, which writers compute in float32
 ROUNDED = 1e-6  # a header's floats are float32
-UNTOLD = ("architectures", "model_type", "tie_word_embeddings", "dtype", "rope_parameters", "bos_token_id", "eos_token_id", "pad_token_id")
+UNTOLD = {key.removeprefix("{arch}."): 1 for key in (LLM.EXPERT_GROUP_COUNT, LLM.EXPERT_GROUP_USED_COUNT)}  # one group is none
+SPECIAL = ("bos", "eos", "padding")
+TOLD = ("architectures", "model_type", "tie_word_embeddings", "dtype", "rope_parameters", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def model_config(
