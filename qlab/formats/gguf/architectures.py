@@ -15,6 +15,7 @@ import gguf
 from qlab.formats.gguf import forms
 from qlab.formats.gguf import settings as to
 from qlab.formats.gguf.forms import Form
+from qlab.formats.gguf.mix import expert_count
 from qlab.formats.gguf.settings import ATTENTION, LLM, Computed, Config, Known, Row
 
 ARCH = gguf.MODEL_ARCH
@@ -295,5 +296,5 @@ def standard(config: Config) -> Config:
     """The configuration with the values that its family calls otherwise, or leaves to be computed, under their usual names."""
     found = ARCHITECTURES[config["model_type"]]
     usual = config | {name: config[own] for name, own in found.own.items() if own in config}
-    usual |= {"num_key_value_heads": usual.get("num_key_value_heads") or usual["num_attention_heads"]}
+    usual |= {"num_key_value_heads": usual.get("num_key_value_heads") or usual["num_attention_heads"], "num_experts": expert_count(config)}
     return usual | found.derived(usual)

@@ -78,7 +78,8 @@ def model_config(
                 raise UserError(f"tokenizer.ggml.{name}_token_id in the GGUF file's header is {str(token)[:40]}: expected a token's number")
             config[f"{'pad' if name == 'padding' else name}_token_id"] = token
     check_again(config, known)
-    words = {*TOLD, *CONFIG_MAPPING[family]().to_dict(), *(() if usual["head_dim"] == usual_width else ("head_dim",))}
+    usually = CONFIG_MAPPING[family]()
+    words = {*TOLD, *usually.to_dict(), *usually.attribute_map, *(() if usual["head_dim"] == usual_width else ("head_dim",))}
     return {name: value for name, value in config.items() if name in words}
 
 
