@@ -30,10 +30,10 @@ class Architecture:
     `activations`: that it computes. `own`: the family's names for values that others call otherwise, and `derived` values.
     `rows`, `computed`: settings beyond the sizes. `fixed`: values that llama.cpp has built in; `differs`: what else it would compute
     otherwise, empty where nothing. `partly`: whether it turns a part of each head where it is told to; `kinds`: whether attention of each
-    kind has a rotary embedding of its own; `log_multiplier`: in what it counts YaRN's mscale_all_dim.
-    `forms`: of tensors that do not lie in the file as they are. `flags`: values that are true where the file has a tensor.
-    `read_as`: the type that a file is read as, where that is another one; `told_by`: a tensor or key by which a file of this type is told
-    from others of its architecture.
+    kind has a rotary embedding of its own; `log_multiplier`: in what it counts YaRN's mscale_all_dim; `rope`: what the family's YaRN says
+    and a file cannot. `forms`: of tensors that do not lie in the file as they are. `flags`: values that are true where the file has a
+    tensor. `read_as`: the type that a file is read as, where that is another one; `told_by`: a tensor or key by which a file of this type
+    is told from others of its architecture.
     """
 
     arch: gguf.MODEL_ARCH
@@ -47,6 +47,7 @@ class Architecture:
     partly: bool = False
     kinds: bool = False
     log_multiplier: float = 0.0
+    rope: Mapping[str, Any] = field(default_factory=dict)
     forms: tuple[Form, ...] = ()
     flags: Mapping[str, str] = field(default_factory=dict)
     read_as: str = ""
@@ -83,9 +84,9 @@ def gemma_back(known: Known) -> Config:
     return {"query_pre_attn_scalar": scaled(sizes | {"head_dim": known.whole(ATTENTION.KEY_LENGTH, 0, least=0)})}
 
 
-def olmoe(config: Config) -> str:
-    separate = config.get("num_key_value_heads") in (None, config["num_attention_heads"])
-    return "" if separate else "every head has keys and values of its own there"
+def separate(config: Config) -> str:
+    apart = config.get("num_key_value_heads") in (None, config["num_attention_heads"])
+    return "" if apart else "every head has keys and values of its own there"
 
 
 def smollm3(config: Config) -> str:
@@ -115,7 +116,8 @@ def everywhere(config: Config) -> str:
 
 
 def hybrid(config: Config) -> str:
-    return "" if "mamba" in config["layer_types"] else "some blocks are Mamba's there"
+    attending = all(kind in to.ATTENDING for kind in config["layer_types"])
+    return "some blocks are Mamba's there" if attending else ""
 
 
 def falcon(config: Config) -> Config:
@@ -192,7 +194,7 @@ ARCHITECTURES = {
         forms=(forms.DELTA, forms.CONVOLUTION, forms.DECAY, forms.STEP, forms.shifted(r"(?<!linear_attn\.)norm\.weight")),
         differs=lambda config: "" if to.period(config["layer_types"], "full_attention") else "one block in so many has attention there",
     ),
-    "olmoe": Architecture(ARCH.OLMOE, fixed={"norm_topk_prob": False, "clip_qkv": None}, differs=olmoe),
+    "olmoe": Architecture(ARCH.OLMOE, fixed={"norm_topk_prob": False, "clip_qkv": None}, differs=separate),
     "deepseek_v2": Architecture(
         ARCH.DEEPSEEK2, own={"num_experts": "n_routed_experts"}, rows=LATENT,
         computed=(to.LATENT, to.SOFTMAX, back_to(topk_method="greedy")),
@@ -210,7 +212,7 @@ ARCHITECTURES = {
     ),
     "dots1": Architecture(
         ARCH.DOTS1, own={"num_experts": "n_routed_experts"}, rows=(*DEEP, to.NORMALIZED, *to.GROUPS), computed=(to.SIGMOID,),
-        fixed={"attention_bias": False}, differs=everywhere, forms=(forms.CORRECTION,),
+        fixed={"attention_bias": False}, differs=lambda config: separate(config) or everywhere(config), forms=(forms.CORRECTION,),
     ),
     "ernie4_5_moe": Architecture(
         ARCH.ERNIE4_5_MOE,
@@ -232,21 +234,21 @@ ARCHITECTURES = {
     ),
     "granitemoehybrid": Architecture(
         ARCH.GRANITE_HYBRID, own={"num_experts": "num_local_experts"}, rows=(*GRANITE, SHARED_MLP, *to.MAMBA_ROWS),
-        computed=(to.mixers("attention", "mamba"), to.MAMBA), fixed={"mamba_proj_bias": False}, differs=hybrid,
+        computed=(to.mixers("linear_attention"), to.MAMBA), fixed={"mamba_proj_bias": False}, differs=hybrid,
         forms=(*forms.TURNED, forms.SHARED_GATE_UP, forms.CONVOLUTION, forms.STEP, *forms.COLUMNS),
         flags=BIAS | {"mamba_conv_bias": "blk.0.ssm_conv1d.bias"},
     ),
     "gpt_oss": Architecture(
         ARCH.GPT_OSS, own={"num_experts": "num_local_experts"}, rows=(EXPERT_WIDTH,), computed=(to.windows(2),), differs=attends,
-        forms=(forms.SINKS,),
+        forms=(forms.SINKS,), rope={"truncate": False},
     ),
     "lfm2": Architecture(
         ARCH.LFM2, own={"rms_norm_eps": "norm_eps"}, derived=lfm2, rows=(CONV,), fixed={"conv_bias": False}, forms=(forms.CONVOLUTION,),
-        computed=(to.mixers("full_attention", "conv"), back_to(block_auto_adjust_ff_dim=False)),
+        computed=(to.mixers("conv"), back_to(block_auto_adjust_ff_dim=False)),
     ),
     "lfm2_moe": Architecture(
         ARCH.LFM2MOE, own={"rms_norm_eps": "norm_eps", "first_k_dense_replace": "num_dense_layers"}, rows=(CONV, to.LEADING),
-        computed=(to.mixers("full_attention", "conv"), to.SIGMOID), forms=(forms.CONVOLUTION, forms.EXPERT_BIAS),
+        computed=(to.mixers("conv"), to.SIGMOID), forms=(forms.CONVOLUTION, forms.EXPERT_BIAS),
         fixed={"conv_bias": False, "use_expert_bias": True, "norm_topk_prob": True, "routed_scaling_factor": 1.0},
     ),
     "gemma": Architecture(ARCH.GEMMA, TANH, forms=(forms.NORMS,), fixed={"attention_bias": False}),

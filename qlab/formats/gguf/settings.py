@@ -202,16 +202,19 @@ def latent_back(known: Known) -> Config:
 LATENT = Computed(latent_to, latent_back)
 
 
-def mixers(attention: str, other: str) -> Computed:
-    """Heads of keys and values for each block: none in those that mix tokens by something else than attention."""
+ATTENDING = ("full_attention", "attention")  # transformers' name for a block with attention, and an older one
+
+
+def mixers(other: str) -> Computed:
+    """Heads of keys and values for each block: none in those of the kind `other`, which mix tokens by something else than attention."""
 
     def to(config: Config) -> dict[str, Any]:
         heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-        return {ATTENTION.HEAD_COUNT_KV: [heads if kind == attention else 0 for kind in config["layer_types"]]}
+        return {ATTENTION.HEAD_COUNT_KV: [heads if kind in ATTENDING else 0 for kind in config["layer_types"]]}
 
     def back(known: Known) -> Config:
         heads = known.list(ATTENTION.HEAD_COUNT_KV) or [0]
-        return {"num_key_value_heads": max(heads), "layer_types": [attention if number else other for number in heads]}
+        return {"num_key_value_heads": max(heads), "layer_types": [ATTENDING[0] if number else other for number in heads]}
 
     return Computed(to, back)
 
