@@ -10,7 +10,7 @@ from typing import Any
 
 from qlab.formats.gguf.header import read_header
 from qlab.models.configuration import read_config
-from qlab.models.gguf import gguf_config
+from qlab.models.gguf import gguf_sizes
 from qlab.models.locating import kind_of, opened, weight_files
 from qlab.plan.plan import CACHES, cache_bytes
 from qlab.plan.shapes import config_shape
@@ -120,7 +120,7 @@ def packed_by_bitsandbytes(model: Footprint) -> Footprint:
 
 def gguf_footprint(file: Path, context: int, on_gpu: bool, cache_in: str) -> Footprint:
     """The same for llama.cpp, whose weights stay as they lie in the file, mapped, but for those that it packs anew for a CPU."""
-    config: dict[str, Any] = gguf_config(file)  # first: it sees that the file is one of a whole model
+    config: dict[str, Any] = gguf_sizes(file)  # first: it sees that the file is one of a whole model
     tensors = read_header(file).tensors
     stored = sum(tensor.bytes for tensor in tensors.values())
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"

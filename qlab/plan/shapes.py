@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlab.models.configuration import checked
-from qlab.models.gguf import gguf_config
+from qlab.models.gguf import gguf_sizes
 from qlab.models.locating import HUB_ID, weight_files
 from qlab.models.named import NAMES, named_folder
 from qlab.plan.counted import counted_shape
@@ -46,7 +46,7 @@ def find_shape(name: str) -> tuple[str, Shape]:
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         files = weight_files(path)  # of a folder with both, the safetensors files, as everywhere
         if files and files[0].suffix == ".gguf":
-            return name, config_shape(gguf_config(files[0]), name)
+            return name, config_shape(gguf_sizes(files[0]), name)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file() and not path.exists() and HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
         file = fetched_config(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlab.models.configuration import read_config
-from qlab.models.gguf import gguf_config
+from qlab.models.gguf import gguf_sizes
 from qlab.models.locating import kind_of
 from qlab.plan.plan import CACHES, Shape
 from qlab.plan.shapes import config_shape
@@ -112,7 +112,7 @@ class Deployment:
     @property
     def config(self) -> dict[str, Any]:
         """The model's configuration, from config.json or from the GGUF file."""
-        return gguf_config(self.gguf) if self.kind == "gguf" else read_config(self.folder)
+        return gguf_sizes(self.gguf) if self.kind == "gguf" else read_config(self.folder)
 
     @property
     def shape(self) -> Shape:
