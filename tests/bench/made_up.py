@@ -1,5 +1,6 @@
-"""A made-up checkpoint: random weights in the shape of a Llama or of a mixture of experts, as large and as deep as asked for, written a block
-at a time."""
+"""A made-up checkpoint: random weights in the shape of a Llama or of a mixture of experts, as large and as deep as asked for, written a
+block at a time.
+"""
 
 from __future__ import annotations
 
