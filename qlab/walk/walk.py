@@ -177,6 +177,7 @@ class Walk:
                         block.groups, block.experts = self._groups(block, groups)
                     self._quantize(skeleton, block, metric, journal, streams, count)
                     skeleton.release(index)
+                    trim_heap()  # holes that the next block does not fill exactly: many small experts would be there twice
                     journal.blocks = index + 1
                     streams.finish(index, partial(journal.save, journal.text()), last=following is None)
         return journal
