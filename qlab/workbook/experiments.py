@@ -23,11 +23,13 @@ from qlab.recipes import parse
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
+from qlab.support.wording import layer_place
 from qlab.walk.folding import fold_scales
-from qlab.walk.grouping import input_groups
+from qlab.walk.grouping import find_groups
+from qlab.walk.routing import collect
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations
-from qlab.walk.statistics import Statistics, collect
+from qlab.walk.statistics import Statistics
 from qlab.workbook.lesson import Lesson
 
 Rounding = Callable[[Tensor, Statistics], Tensor]
@@ -124,7 +126,7 @@ def folding_difference(source: OpenedModel, windows: Tensor) -> dict[str, float]
         hidden = Activations(work / "hidden", (*windows.shape, skeleton.layout.hidden))
         skeleton.embed(windows, hidden)
         block = skeleton.block(0, windows.shape[1])
-        block.groups = input_groups(block, hidden.pick(torch.arange(1)))
+        block.groups, block.experts = find_groups(block, hidden.pick(torch.arange(1)))
         layers = tuple(f"{name}." for name in block.layers)
         norms = {name: part.clone() for name, part in block.module.state_dict().items() if not name.startswith(layers)}
         before = torch.cat(list(block.outputs(hidden, 4)))
@@ -172,9 +174,9 @@ def random_channels(magnitude: Tensor, share: float, seed: int = 0) -> Tensor:
 
 
 def short_name(name: str) -> str:
-    """model.layers.3.mlp.down_proj → 3.down_proj."""
-    parts = name.split(".")
-    return f"{parts[parts.index('layers') + 1]}.{parts[-1]}"
+    """model.layers.3.mlp.down_proj → 3.down_proj; model.layers.3.mlp.experts.7.up_proj → 3.7.up_proj."""
+    block, experts, kind = layer_place(name)
+    return ".".join([str(block), *experts, kind])
 
 
 def layer_changes(plain: Mapping[str, float], ways: Mapping[str, Mapping[str, float]], uneven: Mapping[str, float]) -> pd.DataFrame:

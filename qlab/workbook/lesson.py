@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +27,18 @@ from qlab.models.texts.tokens import embedding_rows
 from qlab.models.texts.windows import Reading, read_windows
 from qlab.recipes import Recipe, WalkedRecipe
 from qlab.recipes.fitting import fitted_size, layers_of
+from qlab.recipes.recipe import Walked
+from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.process import run_isolated
-from qlab.walk.statistics import Statistics, collect
+from qlab.walk.routing import collect
+from qlab.walk.statistics import Statistics
 from qlab.workbook.judged import judged
 from qlab.workbook.record import record
 
 GROUP_SIZE = 128  # the guide's
 BLOCKS = 8  # that experiments layer by layer look at
+R, T = TypeVar("R", bound=Recipe | None), TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class Lesson:
 
     def _block(self, name: str) -> int:
         return int(name.removeprefix(f"{self.source.layout.blocks}.").partition(".")[0])
+
+    def able(self, recipes: Mapping[str, R]) -> dict[str, R]:
+        """Those of `recipes` that can take this model; of each other one a printed sentence says why it is left out."""
+        return able(recipes, lambda recipe: check_recipe(recipe, self.source))
 
     @property
     def calibration(self) -> Tensor:
@@ -140,6 +149,32 @@ class Lesson:
         return str(self.reference.device)
 
 
+def able(things: Mapping[str, T], check: Callable[[T], None]) -> dict[str, T]:
+    """Those of `things`, by their names, that `check` raises no UserError of; of each other one a printed sentence says why."""
+    found = {}
+    for name, thing in things.items():
+        if reason := refusal(thing, check):
+            print(f"Left out: {name}. {reason}.")
+        else:
+            found[name] = thing
+    return found
+
+
+def refusal(thing: T, check: Callable[[T], None]) -> str:
+    """What the UserError says that `check` raises of a thing; empty where it raises none."""
+    try:
+        check(thing)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def check_recipe(recipe: Recipe | None, source: OpenedModel) -> None:
+    """Raise the UserError of a model that a recipe cannot take, fitted to it; None stands for the original."""
+    if recipe:
+        (recipe.fitted(source).recipe if isinstance(recipe, Walked) else recipe).check(source)
+
+
 def open_lesson(
     model: str, calibration_text: str, calibration_windows: int, calibration_length: int,
     evaluation_text: str, evaluation_windows: int, evaluation_length: int, work: str, device: str = "auto",
@@ -164,7 +199,7 @@ def open_lesson(
     evaluation = read_windows(evaluation_text, tokenizer, evaluation_length, evaluation_windows, rows)
     print("\n".join([*calibration.lines("calibration"), *evaluation.lines("evaluation")]))
     # FP32 arithmetic: the same figures whether or not a machine has fast half precision.
-    reference = load(source, torch.float32, found_device(device))
+    reference = load(source, torch.float32, found_device(device), apart=True)
     record("model", {
         "name": source.name, "fingerprint": source.fingerprint, "parameters": reference.num_parameters(),
         "disk_bytes": disk_bytes(source.path), "dtype": source.config.get("dtype") or source.config.get("torch_dtype"),
