@@ -58,7 +58,8 @@ def model_config(
     }
     eps = rows.LAYER_NORM if rows.LAYER_NORM.key in known and rows.RMS.key not in known else rows.RMS
     usual[eps.name] = known.decimal(eps.key)
-    usual |= {row.name: known.value(row) for row in (*rows.EXPERTS, *found.rows) if row.key in known}
+    of_experts = rows.EXPERTS if any("_exps." in name for name in shapes) else ()
+    usual |= {row.name: known.value(row) for row in (*of_experts, *found.rows) if row.key in known}
     usual |= dict(found.fixed) | {name: tensor in shapes for name, tensor in found.flags.items()}
     usual_width = usual["hidden_size"] // usual["num_attention_heads"]
     usual |= {"vocab_size": embedding[0], "head_dim": known.whole(ATTENTION.KEY_LENGTH, usual_width)}

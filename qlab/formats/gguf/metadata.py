@@ -114,9 +114,9 @@ def rope_factors(config: dict[str, Any]) -> Tensor | None:
 
     Long waves are stretched by the factor, short ones stay, and between the two limits it passes smoothly from one to the other.
     """
-    if rope_type(config) != "llama3":
-        return None
     rope, size = rope_parameters(config), head_size(config)
+    if rope["rope_type"] != "llama3":
+        return None
     frequencies = rope["rope_theta"] ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
     waves_in_training = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]

@@ -167,9 +167,9 @@ def windows(usual: int) -> Computed:
         return found
 
     def back(known: Known) -> Config:
-        if not (window := known.whole(ATTENTION.SLIDING_WINDOW, 0, least=0)):
-            return {}
         blocks = known.whole(LLM.BLOCK_COUNT, most=LAYERS)
+        if not (window := known.whole(ATTENTION.SLIDING_WINDOW, 0, least=0)):
+            return {"sliding_window": None, "layer_types": ["full_attention"] * blocks}
         if (pattern := known.list(ATTENTION.SLIDING_WINDOW_PATTERN)) is not None:
             kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern]
         else:
