@@ -55,7 +55,7 @@ class Integers(Walked):
     blocks quantized before it make, not what the original's do. Tuning needs that; for GPTQ it takes longer, and
     on models of four blocks changes KL by a few percent at most (`make bench-quantize` prints it), so it is a choice.
     4-bit asymmetric codes in consecutive groups are stored in AWQ's layout, all else in GPTQ's; `compressed` ones, whatever they are, in
-    compressed-tensors, which of the three vLLM serves widest: also asymmetric grids of GPTQ, and 8 bits on a CPU.
+    compressed-tensors, of which vLLM serves asymmetric grids of GPTQ too.
     """
 
     method: str = "awq"

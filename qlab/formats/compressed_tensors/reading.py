@@ -154,6 +154,17 @@ def describe(quantization: dict[str, Any]) -> str:
     return ", ".join(["compressed-tensors", *kinds])
 
 
+def rounds_inputs(quantization: dict[str, Any]) -> bool:
+    """Whether a `quantization_config`, of any format, is one of compressed-tensors that rounds activations.
+
+    Raises:
+        UserError: as scheme_in.
+    """
+    if quantization.get("quant_method") != "compressed-tensors":
+        return False
+    return any(group.input_activations for group in scheme_in(quantization).config_groups.values())
+
+
 def inputs_of(layer: str, quantization: dict[str, Any]) -> Activations | None:
     """How the inputs of a layer that is stored quantized are rounded; None where they are not.
 

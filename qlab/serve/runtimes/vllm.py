@@ -11,6 +11,8 @@ import torch
 from openai import OpenAI
 
 from qlab import ROOT
+from qlab.formats.compressed_tensors.reading import rounds_inputs
+from qlab.models.configuration import quantization_of
 from qlab.plan.footprint import Footprint
 from qlab.plan.plan import cache_bytes
 from qlab.serve.deployment import Deployment
@@ -62,7 +64,7 @@ class VLLM:
                 f"vLLM's kernels for {deployment.kind} on a CPU want AVX-512, which this processor lacks. "
                 "Serve a GGUF file in llama.cpp ('qlab quantize --recipe q4_k_m'), or use a GPU (--gpus 1)"
             )
-        if deployment.kind != "dense" and not deployment.gpus and dtype(deployment) == "bfloat16" and multiplies_tiles():
+        if deployment.kind != "dense" and not deployment.gpus and marked_bfloat16(deployment) and multiplies_tiles():
             raise UserError(
                 "this artifact is BF16, since FP16 may overflow in its model, and vLLM's BF16 attention stops at an illegal instruction on "
                 "a CPU with AMX. Serve a GGUF file in llama.cpp ('qlab quantize --recipe q4_k_m'), or use a GPU (--gpus 1)"
@@ -103,12 +105,17 @@ def flags(deployment: Deployment) -> list[str]:
 
 
 def dtype(deployment: Deployment) -> str:
-    """What vLLM computes in on a CPU: an artifact's own dtype, where BF16 says that FP16 may overflow.
+    """What vLLM computes in on a CPU: an artifact's own dtype, where BF16 says that FP16 may overflow; BF16 where activations are rounded
+    to 8 bits, since vLLM's kernel for that ends its process on FP16.
 
     All else runs in FP16: unquantized models too, since BF16 attention failed on a CPU with AMX.
     """
-    own = deployment.config.get("dtype") or deployment.config.get("torch_dtype")
-    return "bfloat16" if own == "bfloat16" and deployment.kind != "dense" else "float16"
+    return "bfloat16" if marked_bfloat16(deployment) or rounds_inputs(quantization_of(deployment.config)) else "float16"
+
+
+def marked_bfloat16(deployment: Deployment) -> bool:
+    """Whether this is an artifact that says of itself that FP16 may overflow."""
+    return deployment.kind != "dense" and "bfloat16" in (deployment.config.get("dtype"), deployment.config.get("torch_dtype"))
 
 
 def cpu_settings(deployment: Deployment) -> dict[str, str]:
