@@ -2,7 +2,8 @@
 
     .venv-vllm/bin/python tests/serve/vllm_generate.py REQUEST ANSWER
 
-REQUEST: {"checkpoints": {name: folder}, "dtypes": {name: dtype}, "prompts": [[token, ...], ...], "tokens": n, "length": most tokens of prompt and continuation}.
+REQUEST: {"checkpoints": {name: folder}, "dtypes": {name: dtype}, "prompts": [[token, ...], ...], "tokens": n,
+"length": most tokens of prompt and continuation}.
 ANSWER: {"version", "device", "checkpoints": {name: {"kernels", "tokens", "logprobs"} or {"error"}}}.
 """
 
