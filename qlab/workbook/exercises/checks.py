@@ -23,7 +23,7 @@ WRITTEN: Mapping[str, Written] = {
 ASKED: Mapping[str, Asked | AskedNames] = {
     name: asked
     for lesson in (rounding, awq, gptq, superblock, nf4, cache, front)
-    for name, asked in lesson.ASKED.items()  # type: ignore[attr-defined]
+    for name, asked in lesson.ASKED.items()
 }
 GAP = "Not written yet: replace the line “raise NotImplementedError” with your own, then run both cells."
 Kind = TypeVar("Kind")
