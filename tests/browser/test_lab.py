@@ -172,6 +172,7 @@ def test_predictions_are_made_by_keyboard_and_remembered(visit: Visit, lab: Lab)
     assert page.locator(".qlab-choices:visible").count() == 0  # the controls have them
     cells = page.locator(".jp-Cell").evaluate_all(KINDS)
     choices = page.get_by_role("radiogroup", name="Which error is larger at 4 bits?").get_by_role("radio")
+    choices.first.wait_for()  # widgets come a moment after the other outputs
     assert choices.count() == 3
     choices.first.focus()
     page.keyboard.press("Space")

@@ -21,9 +21,7 @@ WRITTEN: Mapping[str, Written] = {
     "05_nf4": nf4.WRITTEN, "06_deployment": cache.WRITTEN, "07_benchmarks": front.WRITTEN,
 }  # fmt: skip
 ASKED: Mapping[str, Asked | AskedNames] = {
-    name: asked
-    for lesson in (rounding, awq, gptq, superblock, nf4, cache, front)
-    for name, asked in lesson.ASKED.items()
+    name: asked for lesson in (rounding, awq, gptq, superblock, nf4, cache, front) for name, asked in lesson.ASKED.items()
 }
 GAP = "Not written yet: replace the line “raise NotImplementedError” with your own, then run both cells."
 Kind = TypeVar("Kind")
