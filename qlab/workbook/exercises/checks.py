@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from IPython.display import Code, display
+from IPython.display import Markdown, display
 
 from qlab.support.errors import UserError
 from qlab.support.wording import listed
@@ -65,7 +65,7 @@ def solution(name: str) -> None:
     Raises:
         UserError: there is no such exercise.
     """
-    display(Code(inspect.getsource(named(name, WRITTEN).solution), language="python"))
+    display(Markdown(f"```python\n{inspect.getsource(named(name, WRITTEN).solution)}```"))
 
 
 def check_answer(name: str, answer: Any, *given: Any) -> None:
