@@ -55,17 +55,16 @@ def examine() -> list[Finding]:
     libraries = (
         "torch",
         "transformers",
-        "bitsandbytes",
         "jupyterlab",
         "ipywidgets",
         "seaborn",
         "papermill",
-        "gguf",
         "xllamacpp",
         "lm-eval",
     )
     findings += [_finding(name, partial(check_library, name)) for name in libraries]
-    findings += [_finding("autoawq", check_autoawq), _finding("auto-gptq", check_autogptq)]
+    peers = [("autoawq", check_autoawq), ("auto-gptq", check_autogptq), ("bitsandbytes", check_bitsandbytes), ("gguf", check_gguf)]
+    findings += [_finding(name, check) for name, check in peers]
     for runtime in RUNTIMES.values():
         state = "OK" if runtime.present() else "missing"
         detail = f"serves {', '.join(runtime.kinds)}"
@@ -148,16 +147,27 @@ def check_library(name: str) -> str:
 
 
 def check_autoawq() -> str:
-    import awq  # noqa: F401
+    from qlab.doctor.families import beside_qlab
+    from qlab.peers.autoawq import families
 
-    return version("autoawq")
+    return f"{version('autoawq')}; {beside_qlab(families())}"
 
 
 def check_autogptq() -> str:
-    from qlab.peers.autogptq import revived
+    from qlab.doctor.families import beside_qlab
+    from qlab.peers.autogptq import families
 
-    with revived():
-        return f"{version('auto-gptq')}, through qlab's shim"
+    return f"{version('auto-gptq')}, through qlab's shim; {beside_qlab(families())}"
+
+
+def check_bitsandbytes() -> str:
+    return f"{check_library('bitsandbytes')}; of mixtures of experts it leaves the experts as they are, which qlab's nf4 quantizes"
+
+
+def check_gguf() -> str:
+    from qlab.doctor.families import gguf_files
+
+    return f"{check_library('gguf')}; {gguf_files()}"
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def answer_prompts(
         UserError: no prompts, or a context shorter than an answer.
     """
     start = beginning(tokenizer)
-    room = getattr(original.config, "max_position_embeddings", 2048) - tokens - len(start)
+    room = getattr(original.config.get_text_config(), "max_position_embeddings", 2048) - tokens - len(start)
     if not prompts or room < 1:
         raise UserError(f"agreement needs prompts, and a context longer than the {tokens} tokens of an answer")
     ids = [start + tokenizer.encode(entry["prompt"], add_special_tokens=False)[-room:] for entry in prompts]

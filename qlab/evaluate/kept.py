@@ -59,7 +59,7 @@ def next_token_logits(model: nn.Module, window: Tensor) -> Tensor:
 def kept_logits(model: nn.Module, windows: Sequence[Tensor], place: Path | None = None) -> Sequence[Tensor] | nn.Module:
     """The model's next_token_logits for every window, that others be held against: many of them in a file below `place`, or among the
     system's temporary files. Where the disk has no room for that, the model itself."""
-    size = 4 * sum(window.numel() for window in windows) * model.config.vocab_size  # type: ignore[operator, union-attr]
+    size = 4 * sum(window.numel() for window in windows) * model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     logits = (next_token_logits(model, window) for window in windows)
     if size <= IN_MEMORY:
         return list(logits)

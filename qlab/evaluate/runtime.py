@@ -12,8 +12,8 @@ import torch
 
 from qlab.evaluate.engines import RUNNERS
 from qlab.evaluate.speed import Speed, measure_speed, over_rounds, prompt_ids
+from qlab.models.opening import locate
 from qlab.plan.footprint import Footprint, computing, footprint
-from qlab.serve.deployment import Deployment
 from qlab.support.memory import free_on_gpu, peak_during
 
 SPARE = 8  # tokens of context beyond prompt and answer
@@ -70,7 +70,7 @@ def measuring(
     Raises:
         UserError, RuntimeError, OSError: what keeps the runtime from opening the folder or from computing.
     """
-    vocabulary = Deployment(folder, "model").config["vocab_size"]
+    vocabulary = locate(str(folder)).text_config["vocab_size"]
     context = prompt_tokens + generated_tokens + SPARE
     ids = prompt_ids(vocabulary, prompt_tokens)
     RUNNERS[runner].prepare(folder)

@@ -23,8 +23,10 @@ from transformers import (
 )
 
 from qlab.formats.bitsandbytes import leave_unpacked
+from qlab.formats.compressed_tensors.rounding import round_inputs
 from qlab.models.checkpoint import finite
 from qlab.models.configuration import quantization_of
+from qlab.models.experts import separate_experts
 from qlab.models.layout import cannot_open, class_of, compute_buffers, empty_model
 from qlab.models.opening import COMPUTED, OpenedModel
 from qlab.models.texts.tokenizer_trial import check_bounded
@@ -39,19 +41,23 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 TRIAL = "The word 12,345 éçß 漢字 😀\n\n\tdef f(x):  return x▁\x00"
 
 
-def load(source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False) -> PreTrainedModel:
+def load(
+    source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False, apart: bool = False
+) -> PreTrainedModel:
     """The model of a folder or artifact, in evaluation mode, its weights in `dtype` on `device`.
 
-    Quantized checkpoints become plain weights, unless `native`: a bitsandbytes one then stays in four bits, as its runtime keeps it.
+    Quantized checkpoints become plain weights, and round activations where they ask their runtime to, unless `native`: a bitsandbytes one
+    then stays in four bits, as its runtime keeps it. `apart`: each expert's layers are linear layers of their own (qlab.models.experts),
+    which transformers holds as one tensor.
 
     Raises:
         UserError: a format qlab does not read, an architecture transformers does not know, or weights that are not all there.
     """
-    return load_and_rest(source, dtype, device, native)[0]
+    return load_and_rest(source, dtype, device, native, apart)[0]
 
 
 def load_and_rest(
-    source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False
+    source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False, apart: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model as `load` has it, and the names of tensors in its checkpoint that it does not have and that are left out.
 
@@ -62,10 +68,13 @@ def load_and_rest(
     if native and quantization.get("quant_method") == "bitsandbytes":
         model, rest = opened_by_transformers(source, dtype, device)
         leave_unpacked(model)
-    elif source.checkpoint.quantized or all(name in source.checkpoint.shapes for name in source.layout.shapes):
-        model, rest = filled(source, dtype, device)
+    elif apart or source.checkpoint.quantized or all(name in source.checkpoint.shapes for name in source.layout.shapes):
+        model, rest = filled(source, dtype, device, apart)
     else:  # stored under other names than the architecture's, which transformers translates for the families that it knows
         model, rest = opened_by_transformers(source, dtype, device)
+    if quantization.get("quant_method") == "compressed-tensors":
+        layers = (name.removesuffix(".weight") for name in source.checkpoint.quantized_names())
+        round_inputs(model, quantization, layers, source.name)
     file = source.folder / GENERATION
     said = read_json(file) if file.is_file() else model.generation_config.to_dict()
     model.generation_config = marks_alone(said, source.name)
@@ -89,18 +98,20 @@ def marks_alone(settings: Mapping[str, Any], name: str) -> GenerationConfig:
     return GenerationConfig(**marks)
 
 
-def filled(source: OpenedModel, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:
-    """The model with every tensor read from the checkpoint, one at a time; and the names of those that are left out.
+def filled(source: OpenedModel, dtype: torch.dtype, device: str, apart: bool = False) -> tuple[PreTrainedModel, list[str]]:
+    """The model with every tensor read from the checkpoint, one at a time; and the names of those that are left out. `apart`: see `load`.
 
     Raises:
         UserError: the checkpoint is not complete, or does not fit its configuration.
     """
     rest = source.check_complete()
     model: Any = empty_model(source.configuration, source.name)
+    if apart:
+        separate_experts(model)
     model = model.to(dtype).to_empty(device=device)
     compute_buffers(model, model.modules(), device)
     model.tie_weights()
-    state, pieces = model.state_dict(), source.layout.pieces
+    state, pieces = model.state_dict(), {} if apart else source.layout.pieces
     with torch.no_grad():
         for name in source.layout.shapes:
             place = pieces[name].of(state[pieces[name].fused]) if name in pieces else state[name]

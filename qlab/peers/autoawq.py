@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.models.loading import load_tokenizer
 from qlab.models.opening import OpenedModel
+from qlab.peers.families import check_family
 from qlab.peers.patching import patched
-from qlab.support.errors import UserError
 
 CLIPPED_TOGETHER = 64  # outputs
 
@@ -31,14 +31,11 @@ def quantize(source: OpenedModel, windows: Tensor, out: Path, group_size: int) -
     """Quantize to 4 bits with AutoAWQ's own recipe and save to `out`; calibration windows int64 [windows, length].
 
     Raises:
-        UserError: a model type that AutoAWQ has no class for.
+        UserError: a model that AutoAWQ does not quantize.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own deprecation notice, on import
-        from awq import AutoAWQForCausalLM
-        from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP
-    if source.config["model_type"] not in AWQ_CAUSAL_LM_MODEL_MAP:
-        raise UserError(f"AutoAWQ does not know the model type {source.config['model_type']!r}")
+    check(source)
+    with imported() as awq:
+        AutoAWQForCausalLM = awq.AutoAWQForCausalLM
     # Without a GPU the search runs in FP32: half-precision products are emulated on most CPUs, tens of times slower.
     dtype = torch.float16 if torch.cuda.is_available() else torch.float32
     model = AutoAWQForCausalLM.from_pretrained(
@@ -50,6 +47,17 @@ def quantize(source: OpenedModel, windows: Tensor, out: Path, group_size: int) -
     model.model.half()  # what stays unquantized is stored as it came: in FP16
     model.save_quantized(str(out), safetensors=True)
     tokenizer.save_pretrained(out)
+
+
+def families() -> list[str]:
+    """The model types that AutoAWQ has classes for."""
+    with imported() as awq:
+        return list(awq.models.auto.AWQ_CAUSAL_LM_MODEL_MAP)
+
+
+def check(source: OpenedModel) -> None:
+    """Raise the UserError of a model that AutoAWQ does not quantize."""
+    check_family("AutoAWQ", source, families())
 
 
 def _quantize(model: Any, tokenizer: PreTrainedTokenizerBase, windows: Tensor, group_size: int) -> None:
@@ -100,6 +108,7 @@ def imported() -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import awq
+        import awq.models.auto
         import awq.models.base
         import awq.modules.linear.gemm
     yield awq

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel
+from qlab.peers.families import check_family
 from qlab.peers.patching import patched
-from qlab.support.errors import UserError
 
 
 @contextmanager
@@ -55,21 +55,19 @@ def quantize(source: OpenedModel, windows: Tensor, out: Path, bits: int, group_s
     A head that is tied to the embedding is in its file a second time: AutoGPTQ's save_quantized copies every entry of the state dict.
 
     Raises:
-        UserError: a model type that AutoGPTQ has no class for.
+        UserError: a model that AutoGPTQ does not quantize.
     """
+    check(source)
     with revived() as auto_gptq:
         from auto_gptq.modeling.auto import GPTQ_CAUSAL_LM_MODEL_MAP
 
-        model_type = source.config["model_type"]
-        if model_type not in GPTQ_CAUSAL_LM_MODEL_MAP:
-            raise UserError(f"AutoGPTQ does not know the model type {model_type!r}")
         config = auto_gptq.BaseQuantizeConfig(
             bits=bits, group_size=group_size, sym=symmetric, desc_act=act_order, damp_percent=0.01, model_name_or_path=source.name
         )
         inner = load(source, device="cuda:0" if torch.cuda.is_available() else "cpu")
-        model = GPTQ_CAUSAL_LM_MODEL_MAP[model_type](inner, False, config)
+        model = GPTQ_CAUSAL_LM_MODEL_MAP[source.config["model_type"]](inner, False, config)
         examples = [{"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in windows]
-        with tuple_outputs(inner):
+        with tuple_outputs(inner.get_submodule(source.layout.blocks)):
             model.quantize(examples)
         inner.half()  # what stays unquantized is stored as it came: in FP16
         model.save_quantized(str(out), use_safetensors=True)
@@ -80,6 +78,19 @@ def quantize(source: OpenedModel, windows: Tensor, out: Path, bits: int, group_s
     (out / "config.json").write_text(json.dumps(source.config | {"quantization_config": quantization_entry(out)}, indent=2) + "\n")
 
 
+def families() -> list[str]:
+    """The model types that AutoGPTQ has classes for."""
+    with revived():
+        from auto_gptq.modeling.auto import GPTQ_CAUSAL_LM_MODEL_MAP
+
+        return list(GPTQ_CAUSAL_LM_MODEL_MAP)
+
+
+def check(source: OpenedModel) -> None:
+    """Raise the UserError of a model that AutoGPTQ does not quantize."""
+    check_family("AutoGPTQ", source, families())
+
+
 def quantization_entry(out: Path) -> dict[str, Any]:
     """`quantization_config` for config.json, from the file that AutoGPTQ writes beside the weights."""
     written = json.loads((out / "quantize_config.json").read_text())
@@ -88,11 +99,11 @@ def quantization_entry(out: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def tuple_outputs(model: nn.Module) -> Iterator[None]:
-    """Decoder blocks answer with a tuple, as they did when AutoGPTQ was written (it takes [0] of the answer)."""
-    blocks = model.get_submodule("model.layers")
-    assert isinstance(blocks, nn.ModuleList)
-    hooks = [block.register_forward_hook(lambda _, __, output: output if isinstance(output, tuple) else (output,)) for block in blocks]
+def tuple_outputs(blocks: nn.Module) -> Iterator[None]:
+    """The `blocks` of a decoder answer with a tuple, as they did when AutoGPTQ was written (it takes [0] of the answer)."""
+    hooks = [
+        block.register_forward_hook(lambda _, __, output: output if isinstance(output, tuple) else (output,)) for block in blocks.children()
+    ]
     try:
         yield
     finally:

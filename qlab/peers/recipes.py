@@ -26,6 +26,11 @@ class AutoAWQ:
     def name(self) -> str:
         return f"autoawq-w4g{self.group_size}"
 
+    def check(self, source: OpenedModel) -> None:
+        from qlab.peers import autoawq
+
+        autoawq.check(source)
+
     def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
         from qlab.peers import autoawq
 
@@ -46,6 +51,11 @@ class AutoGPTQ:
     def name(self) -> str:
         return f"autogptq-w{self.bits}g{self.group_size}{'' if self.symmetric else '-asym'}{'-actorder' if self.act_order else ''}"
 
+    def check(self, source: OpenedModel) -> None:
+        from qlab.peers import autogptq
+
+        autogptq.check(source)
+
     def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
         from qlab.peers import autogptq
 
@@ -63,6 +73,11 @@ class BitsAndBytes:
     @property
     def name(self) -> str:
         return f"bitsandbytes-{self.kind}{'-double' if self.double_quantization else ''}"
+
+    def check(self, source: OpenedModel) -> None:
+        from qlab.peers import bitsandbytes
+
+        bitsandbytes.check(source)
 
     def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
         from qlab.peers import bitsandbytes

@@ -27,6 +27,9 @@ class Recipe(Protocol):
     @property
     def name(self) -> str: ...
 
+    def check(self, source: OpenedModel) -> None:
+        """Raise the UserError of a model that this recipe cannot quantize or store, as far as its layout and configuration tell it."""
+
     def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
         """Write the quantized checkpoint of `source` to the folder `out`, computed on `device`; calibration int64 [windows, length]."""
 
@@ -37,9 +40,6 @@ class WalkedRecipe(Recipe, Method, Protocol):
     @property
     def format(self) -> str:
         """What the artifact is to a runtime: awq, gptq, bitsandbytes or gguf."""
-
-    def check(self, source: OpenedModel) -> None:
-        """Raise the UserError of a model that this recipe cannot store, as far as its layout and configuration tell it."""
 
     def fitted(self, source: OpenedModel) -> Fitted:
         """The recipe nearest to this one that can store the model, with a remark on each difference."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qlab.artifacts.placing import check_apart
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
+from qlab.peers.families import check_experts
 from qlab.support.disk.lock import locked
 from qlab.support.disk.room import room_for
 from qlab.support.disk.scratch import Scratch
@@ -64,11 +65,12 @@ def train(source: OpenedModel, windows: Tensor, training: Training, device: str 
     """The peft model of `source` with trained adapters, and each step's loss. What is in NF4 stays so; a dense model computes in FP32.
 
     Raises:
-        UserError: the loss stops being a number.
+        UserError: as check_trainable, or the loss stops being a number.
     """
+    check_trainable(source)
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
-        base = load(source, device=device, native=True)
+        base = load(source, device=device, native=True, apart=True)
         if "quantization_config" in source.config:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         wanted = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -93,6 +95,16 @@ def train(source: OpenedModel, windows: Tensor, training: Training, device: str 
                 raise UserError(f"the loss is not a number after {len(losses)} steps: a smaller --rate is wanted")
             count(f"loss {losses[-1]:.3f}", {})
     return model.eval(), losses
+
+
+def check_trainable(source: OpenedModel) -> None:
+    """See that adapters can be trained on a model.
+
+    Raises:
+        UserError: it is in NF4 and has experts.
+    """
+    if source.checkpoint.quantized:
+        check_experts("bitsandbytes", source)
 
 
 @torch.no_grad()

@@ -204,7 +204,7 @@ def agreement_with(
 
     Each begins with BOS where the tokenizer begins a text so, as in calibration and evaluation.
     """
-    start, rows = beginning(tokenizer), model.config.vocab_size
+    start, rows = beginning(tokenizer), model.config.get_text_config().vocab_size
     prompts = [start + tokenizer.encode(prompt, add_special_tokens=False) for prompt in PROMPTS]
     with answering(runtime):
         found = [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from qlab.evaluate.quality import Quality
-from qlab.support.wording import signed
+from qlab.support.wording import layer_place, signed
 
 MISSING = "not measured"
 FIGURE = re.compile(r"[+−-]?[\d.,]+( ± [\d.,]+)?( ?%)?")
@@ -55,9 +56,15 @@ def is_number(column: pd.Series) -> bool:
 
 
 def error_table(errors: Mapping[str, float]) -> pd.DataFrame:
-    """Errors of layers, by full name, as a matrix: a row a block, a column a kind of layer (q_proj, …), in the order given."""
-    places = [(name.split("."), error) for name, error in errors.items()]
-    found = {(int(parts[parts.index("layers") + 1]), parts[-1]): error for parts, error in places}
+    """Errors of layers, by full name, as a matrix: a row a block, a column a kind of layer (q_proj, …), in the order given.
+
+    Of a block's experts, which may be hundreds, a cell is the mean.
+    """
+    found: dict[tuple[int, str], list[float]] = {}
+    for name, error in errors.items():
+        block, experts, kind = layer_place(name)
+        found.setdefault((block, f"{kind} of experts" if experts else kind), []).append(error)
     kinds = list(dict.fromkeys(kind for _, kind in found))
-    table = pd.DataFrame([[found.get((block, kind)) for kind in kinds] for block in sorted({block for block, _ in found})], columns=kinds)
+    means = {place: fmean(each) for place, each in found.items()}
+    table = pd.DataFrame([[means.get((block, kind)) for kind in kinds] for block in sorted({block for block, _ in found})], columns=kinds)
     return table.rename_axis(index="block", columns="layer")

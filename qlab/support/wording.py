@@ -26,6 +26,16 @@ def listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
+def layer_place(name: str) -> tuple[int, list[str], str]:
+    """Of a layer's full name: the number of its block, those of lists of experts that it lies in, and what it is called there.
+
+    model.layers.3.mlp.down_proj → 3, [], down_proj; model.layers.3.mlp.experts.7.up_proj → 3, [7], up_proj.
+    """
+    *path, kind = name.split(".")
+    block, *experts = [part for part in path if part.isdecimal()]
+    return int(block), experts, kind
+
+
 def first_and_number(names: Sequence[str]) -> str:
     """The first name, and how many others there are."""
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

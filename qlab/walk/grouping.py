@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from qlab.models.experts import Experts
 from qlab.walk.block import Block, InputGroup, Mixture, Rows
+
+Groups = tuple[list[InputGroup], dict[str, Mixture]]
+"""Those of a block, and its lists of experts."""
 
 
 class NotFollowed(Exception):
@@ -59,6 +63,14 @@ def input_groups(block: Block, hidden: Tensor) -> list[InputGroup]:
             group.rows = next((rows for rows in trials if follows(block, hidden, output, tensor, group.layers, rows)), None)
         group.mixes = mixes(block, hidden, output, group.layers)
     return [group for _, group in seen]
+
+
+def find_groups(block: Block, hidden: Tensor) -> Groups:
+    """The groups of the block's layers outside experts, and its lists of experts, seen by running it on `hidden`."""
+    lists = [name for name, part in block.module.named_modules() if isinstance(part, Experts)]
+    names = block.linear or frozenset()
+    own = replace(block, linear=frozenset(name for name in names if not name.startswith(tuple(f"{path}." for path in lists))))
+    return input_groups(own, hidden), mixtures(own, lists, hidden)
 
 
 @torch.no_grad()

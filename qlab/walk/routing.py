@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qlab.models.experts import Experts
+from qlab.support.disk.scratch import Scratch
 from qlab.walk.block import Block
 from qlab.walk.state.activations import Activations
+from qlab.walk.statistics import Statistics, observed
 
 RARE = 256  # tokens: an expert that was given fewer is shown others beside them, since so few tell too little of its inputs
 ROWS = 1024  # tokens that go through an expert at a time
@@ -56,12 +59,14 @@ class Routing:
 
     def shown(self, expert: int) -> Shown:
         """The tokens that stand for an expert's inputs: its own, and where these are fewer than RARE, others evenly from the whole text."""
+        own = torch.where((torch.cat(self.chosen) == expert).any(1))[0]
+        return Shown(self.inputs, torch.cat([own, self.lacking(expert)]).sort().values)
+
+    def lacking(self, expert: int) -> Tensor:
+        """The numbers of those others, int64; none where it was given enough."""
         own = (torch.cat(self.chosen) == expert).any(1)
-        missing = self.enough - int(own.sum())
-        if missing > 0:
-            others = torch.where(~own)[0]
-            own[others[torch.linspace(0, len(others) - 1, missing).long()]] = True
-        return Shown(self.inputs, torch.where(own)[0])
+        others = torch.where(~own)[0]
+        return others[torch.linspace(0, len(others) - 1, max(0, self.enough - int(own.sum()))).long()]
 
     def note(self) -> str:
         """Which experts saw no token or few, and what was done; empty where there are none."""
@@ -98,8 +103,7 @@ def routed(block: Block, place: Callable[[str, int], Activations]) -> Iterator[d
     found, hooks = {}, []
     for path in block.experts:
         experts = block.expert_list(path)
-        width = next(module.in_features for module in experts.modules() if isinstance(module, nn.Linear))
-        found[path] = Routing(place(path, width), len(experts))
+        found[path] = Routing(place(path, width_of(experts)), len(experts))
         found[path].inputs.path.unlink(missing_ok=True)
         hooks.append(experts.register_forward_pre_hook(lambda _, given, of=found[path]: noted(of, *given)))
     try:
@@ -107,6 +111,11 @@ def routed(block: Block, place: Callable[[str, int], Activations]) -> Iterator[d
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def width_of(experts: nn.ModuleList) -> int:
+    """The width of what experts read."""
+    return next(module.in_features for module in experts.modules() if isinstance(module, nn.Linear))
 
 
 def noted(routing: Routing, hidden: Tensor, chosen: Tensor, *_: Any) -> None:
@@ -117,3 +126,29 @@ def noted(routing: Routing, hidden: Tensor, chosen: Tensor, *_: Any) -> None:
     routing.absolute_sum = sums[0] if routing.absolute_sum is None else routing.absolute_sum + sums[0]
     routing.square_sum = sums[1] if routing.square_sum is None else routing.square_sum + sums[1]
     routing.chosen.append(chosen.reshape(-1, chosen.shape[-1]).to("cpu", torch.int16))
+
+
+@torch.inference_mode()
+def collect(model: nn.Module, layers: dict[str, nn.Linear], windows: Tensor) -> dict[str, Statistics]:
+    """Run the calibration windows, int64 [windows, length], through `model` and return the statistics of `layers`.
+
+    Experts that are modules of their own and are given fewer than RARE tokens are shown others beside them, as in a walk.
+    """
+    lists = [module for module in model.modules() if isinstance(module, Experts)]
+    with observed(layers) as statistics, Scratch() as work:
+        routings = [
+            Routing(Activations(work / f"{index}", (*windows.shape, width_of(experts))), len(experts))
+            for index, experts in enumerate(lists)
+        ]
+        hooks = [
+            experts.register_forward_pre_hook(lambda _, given, of=routing: noted(of, *given)) for experts, routing in zip(lists, routings)
+        ]
+        for window in windows.split(1):
+            model(input_ids=window.to(next(model.parameters()).device), use_cache=False, logits_to_keep=1)
+        for hook in hooks:
+            hook.remove()
+        for experts, routing in zip(lists, routings):
+            for number, expert in enumerate(experts):
+                for rows in Shown(routing.inputs, routing.lacking(number)).batches(1):
+                    expert(rows.to(next(expert.parameters()).device))
+    return statistics

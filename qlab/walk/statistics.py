@@ -105,12 +105,3 @@ def observed(layers: dict[str, nn.Linear], mixing: Collection[str] = ()) -> Iter
             hook.remove()
         for statistics in found.values():
             statistics.complete()
-
-
-@torch.inference_mode()
-def collect(model: nn.Module, layers: dict[str, nn.Linear], windows: Tensor) -> dict[str, Statistics]:
-    """Run the calibration windows, int64 [windows, length], through `model` and return the statistics of `layers`."""
-    with observed(layers) as statistics:
-        for window in windows.split(1):
-            model(input_ids=window.to(next(model.parameters()).device), use_cache=False, logits_to_keep=1)
-    return statistics

@@ -19,14 +19,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qlab.models.experts import Experts
 from qlab.models.opening import OpenedModel
 from qlab.support.precision import quick_products
 from qlab.support.process import steady_heap, trim_heap
 from qlab.support.progress import counter
 from qlab.support.stages import stage
-from qlab.walk.block import Block, InputGroup, Mixture
-from qlab.walk.grouping import input_groups, mixtures
+from qlab.walk.block import Block
+from qlab.walk.grouping import Groups, find_groups
 from qlab.walk.routing import Routing, routed
 from qlab.walk.sensitivity import prediction_metric
 from qlab.walk.skeleton import Skeleton
@@ -36,9 +35,6 @@ from qlab.walk.state.journal import Journal
 from qlab.walk.state.share import ALONE, Share
 from qlab.walk.state.streams import Streams, held
 from qlab.walk.statistics import Statistics
-
-Groups = tuple[list[InputGroup], dict[str, Mixture]]
-"""Those of a block, and its lists of experts."""
 
 ORIGINAL = "original"  # the stream of activations of the unquantized model
 TOKENS_ON_CPU, WINDOWS_ON_GPU = 512, 8  # computed at a time: on a CPU, more no longer lie in its cache and take longer
@@ -181,6 +177,7 @@ class Walk:
                         block.groups, block.experts = self._groups(block, groups)
                     self._quantize(skeleton, block, metric, journal, streams, count)
                     skeleton.release(index)
+                    trim_heap()  # holes that the next block does not fill exactly: many small experts would be there twice
                     journal.blocks = index + 1
                     streams.finish(index, partial(journal.save, journal.text()), last=following is None)
         return journal
@@ -193,11 +190,8 @@ class Walk:
         """The block's groups and those in its experts; blocks with layers of the same names are alike."""
         names = block.linear or frozenset()
         if names not in known:
-            length, lists = self.windows.shape[1], [name for name, part in block.module.named_modules() if isinstance(part, Experts)]
-            own = frozenset(name for name in names if not name.startswith(tuple(f"{path}." for path in lists)))
-            hidden = torch.randn(1, length, self._hidden(), generator=torch.Generator().manual_seed(0))
-            hidden = hidden.to(self.device)
-            known[names] = input_groups(replace(block, linear=own), hidden), mixtures(replace(block, linear=own), lists, hidden)
+            hidden = torch.randn(1, self.windows.shape[1], self._hidden(), generator=torch.Generator().manual_seed(0))
+            known[names] = find_groups(block, hidden.to(self.device))
         return known[names]
 
     def _hidden(self) -> int:

@@ -40,7 +40,7 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: 
         text = rendered(Document("prompt", prompt, (("user", prompt),)), tokenizer)
         start = [] if has_template(tokenizer) else beginning(tokenizer)  # a template brings its own beginning
         ids = torch.tensor([[*start, *tokenizer.encode(text, add_special_tokens=False)]], device=model.device)
-        room = getattr(model.config, "max_position_embeddings", None) or 2048
+        room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
         if room <= ids.shape[1]:
             raise UserError(f"the model's context holds {room} tokens, and the prompt {prompt!r} takes {ids.shape[1]}")
         ends = {} if model.generation_config.eos_token_id is not None else {"eos_token_id": end_of_text(tokenizer) or None}

@@ -16,12 +16,13 @@ from qlab.evaluate.runtime import RuntimeFigures
 from qlab.evaluate.store.results import Figure, Subject, quality_figures, runtime_figures, score_figures
 from qlab.evaluate.tasks import Score, run_tasks
 from qlab.models.loading import load
+from qlab.models.opening import OpenedModel
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
 from qlab.recipes import Recipe, parse
 from qlab.support.memory import disk_bytes
 from qlab.support.progress import progress
 from qlab.support.wording import signed
-from qlab.workbook.lesson import Lesson
+from qlab.workbook.lesson import Lesson, check_recipe, refusal
 
 ORIGINAL = "FP16 original"
 EIGHT_BIT = "GGUF Q8_0"
@@ -68,6 +69,12 @@ def subjects(group_size: int) -> dict[str, Recipe | None]:
         "NF4 by qlab": parse("nf4"),
         "NF4 by bitsandbytes": BitsAndBytes(),
     }
+
+
+def prerequisites(source: OpenedModel, subjects: Mapping[str, Recipe | None]) -> list[dict[str, str]]:
+    """What of `subjects` can be made of a model, and why not what cannot: a row for each."""
+    reasons = {name: refusal(recipe, lambda recipe: check_recipe(recipe, source)) for name, recipe in subjects.items()}
+    return [{"format": name, f"takes {source.config['model_type']}": f"no: {why}" if why else "yes"} for name, why in reasons.items()]
 
 
 def benchmark(

@@ -1,4 +1,6 @@
-"""A made-up checkpoint: random weights in the shape of a Llama, as large and as deep as asked for, written a block at a time."""
+"""A made-up checkpoint: random weights in the shape of a Llama or of a mixture of experts, as large and as deep as asked for, written a
+block at a time.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,15 @@ from safetensors.torch import save_file
 from qlab import EMBEDDED
 
 
-def make_checkpoint(folder: Path, layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, kind: str = "llama") -> Path:
+def make_checkpoint(
+    folder: Path, layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, kind: str = "llama", experts: int = 0
+) -> Path:
     """Write it to `folder`, FP16, a shard a block; the embedded model's tokenizer and vocabulary.
 
-    `kind` llama: embedding and head are one matrix; qwen2: they are two, and queries, keys and values have biases.
+    `kind` llama: embedding and head are one matrix; qwen2: they are two, and queries, keys and values have biases. With `experts`, so many
+    share an MLP of width `mlp`, in the layout of Mixtral: two of them compute a token.
     """
+    inner = mlp // max(1, experts)
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     shards: dict[str, str] = {}
@@ -36,9 +42,15 @@ def make_checkpoint(folder: Path, layers: int, hidden: int, mlp: int, heads: int
     for index in range(layers):
         parts = {
             "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (narrow, hidden), "self_attn.v_proj": (narrow, hidden),
-            "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden),
-            "mlp.down_proj": (hidden, mlp), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
+            "self_attn.o_proj": (hidden, hidden), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
         }  # fmt: skip
+        if experts:
+            parts["block_sparse_moe.gate"] = (experts, hidden)
+            for number in range(experts):
+                widths = {"w1": (inner, hidden), "w2": (hidden, inner), "w3": (inner, hidden)}
+                parts |= {f"block_sparse_moe.experts.{number}.{name}": shape for name, shape in widths.items()}
+        else:
+            parts |= {"mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp)}
         tensors = {f"model.layers.{index}.{name}.weight": shape for name, shape in parts.items()}
         biased = [name for name in tensors if qwen and any(f"{part}_proj" in name for part in "qkv")]
         biases = {name.replace(".weight", ".bias"): tensors[name][:1] for name in biased}
@@ -46,11 +58,13 @@ def make_checkpoint(folder: Path, layers: int, hidden: int, mlp: int, heads: int
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     config = {
         "architectures": ["Qwen2ForCausalLM" if qwen else "LlamaForCausalLM"], "model_type": kind,
-        "hidden_size": hidden, "intermediate_size": mlp,
+        "hidden_size": hidden, "intermediate_size": inner,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": 4096,
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": not qwen,
         "torch_dtype": "float16", "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
+    if experts:
+        config |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": experts, "num_experts_per_tok": 2}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(EMBEDDED / name, folder / name)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from qlab.artifacts.artifact import Artifact, make_artifact, quantize_model
+from qlab.artifacts.budget import parse_bytes
 from qlab.evaluate.quality import Quality, measure_quality, paired_difference
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
@@ -59,6 +62,7 @@ LIBRARIES: list[Recipe] = [
     LlamaCpp(search="importance"),
 ]
 LARGE = ["rtn-w4g128", "awq-w4g128", "gptq-w4g128", "tuned-w4g128", "nf4", "q4_k_m", "awq-w4g128+gptq-w4g128+nf4+q4_k_m"]
+EXPERTS = ["rtn-w4g64", "awq-w4g64", "gptq-w4g64", "nf4", "q4_k_m"]  # of the part 'memory'
 SHAPES = {  # a block, how many a model has, and how many are walked over
     "8B": ({"hidden": 4096, "mlp": 14336, "heads": 32, "kv_heads": 8}, 32, 5),
     "70B": ({"hidden": 8192, "mlp": 28672, "heads": 64, "kv_heads": 8}, 80, 3),
@@ -163,6 +167,19 @@ def memory(work: Path) -> None:
         size = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e9
         print(f"{layers} blocks, {size:.2f} GB of weights, limit 2 GB: {printed.strip().splitlines()[-1]}", flush=True)
     print(f"32 blocks against 8: {peaks[1] / peaks[0]:.3f}× the memory")
+    experts_in_memory(work)
+
+
+def experts_in_memory(work: Path, experts: Sequence[int] = (8, 64), recipes: Sequence[str] = EXPERTS) -> None:
+    """Peak memory of walks over blocks of few large or of many small experts, as predicted and as measured, by the command line."""
+    for number in experts:
+        model = make_checkpoint(work / f"experts-{number}", 4, hidden=2048, mlp=16384, heads=16, kv_heads=4, experts=number)
+        for name in recipes:
+            command = [sys.executable, "-m", "qlab", "quantize", "--model", str(model), "--out", str(work / f"{number}-{name}")]
+            command += ["--recipe", name, "--windows", "4", "--length", "128"]
+            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found, predicted = map(parse_bytes, re.findall(r"peak memory (.+) \(predicted (.+)\)", printed)[0])
+            print(f"{number:3} experts, {name:16} found {found / 1e9:.2f} GB, {found / predicted:.2f}× what was predicted", flush=True)
 
 
 def large(work: Path, options: argparse.Namespace) -> None:

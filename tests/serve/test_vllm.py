@@ -29,7 +29,7 @@ from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
 from qlab.serve.deployment import Deployment
 from qlab.serve.proof import PROMPTS, Agreement, compare
-from qlab.serve.runtimes.vllm import VLLM, has_kernels
+from qlab.serve.runtimes.vllm import VLLM, dtype, has_kernels
 
 PYTHON = ROOT / ".venv-vllm/bin/python"
 pytestmark = pytest.mark.skipif(
@@ -41,6 +41,7 @@ TOKENS = 32
 SERVED = [
     "rtn-w4g128", "awq-w4g128", "awq-w4g32", "awq-w4grow", "awq-gptq-w4g128", "tuned-w4g128-steps4",
     "gptq-w4g128", "gptq-w4g32", "gptq-w4grow",
+    "awq-w4g128-ct", "gptq-w4g128-asym-ct", "gptq-w4g32-ct", "gptq-w4grow-ct", "smooth-gptq-w8a8",
 ]  # fmt: skip
 SECOND = ["awq-w4g128", "tuned-w4g128-steps4", "gptq-w4g128"]
 REFUSED = {
@@ -49,6 +50,7 @@ REFUSED = {
     "gptq-w4g128-asym": "Unsupported quantization config: bits=4, sym=False",
     "gptq-w3g128": "Unsupported quantization config: bits=3, sym=True",
     "gptq-w8g128": "Marlin does not support weight_bits = uint8b128",  # on a CPU only
+    "gptq-w8g128-ct": "Quant type (uint8b128) not supported by CPUWNA16",  # likewise
 }
 
 
@@ -56,7 +58,8 @@ def in_vllm(checkpoints: dict[str, Path], prompts: list[list[int]], work: Path) 
     """What tests/serve/vllm_generate.py answers."""
     request, answer = work / "request.json", work / "answer.json"
     folders = {name: str(folder) for name, folder in checkpoints.items()}
-    request.write_text(json.dumps({"checkpoints": folders, "prompts": prompts, "tokens": TOKENS, "length": 128}))
+    dtypes = {name: dtype(Deployment(folder, "model")) for name, folder in checkpoints.items()}
+    request.write_text(json.dumps({"checkpoints": folders, "dtypes": dtypes, "prompts": prompts, "tokens": TOKENS, "length": 128}))
     settings = {
         "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1",
         "VLLM_CACHE_ROOT": str(work / "cache"), "VLLM_CONFIG_ROOT": str(work / "config"),  # nothing outside `work`

@@ -2,7 +2,7 @@
 
     .venv-vllm/bin/python tests/serve/vllm_generate.py REQUEST ANSWER
 
-REQUEST: {"checkpoints": {name: folder}, "prompts": [[token, ...], ...], "tokens": n, "length": most tokens of prompt and continuation}.
+REQUEST: {"checkpoints": {name: folder}, "dtypes": {name: dtype}, "prompts": [[token, ...], ...], "tokens": n, "length": most tokens of prompt and continuation}.
 ANSWER: {"version", "device", "checkpoints": {name: {"kernels", "tokens", "logprobs"} or {"error"}}}.
 """
 
@@ -22,10 +22,10 @@ def kernels(model: Any) -> list[str]:
     return sorted({type(getattr(method, "kernel", method)).__name__ for method in methods})
 
 
-def generate(checkpoint: str, asked: dict[str, Any]) -> dict[str, Any]:
+def generate(checkpoint: str, dtype: str, asked: dict[str, Any]) -> dict[str, Any]:
     llm = vllm.LLM(
         checkpoint,
-        dtype="float16",  # of the two that AWQ allows; bfloat16 attention died of an illegal instruction on a CPU with AMX
+        dtype=dtype,
         max_model_len=asked["length"],
         max_num_seqs=len(asked["prompts"]),
         gpu_memory_utilization=0.2,
@@ -47,7 +47,7 @@ def main(request: str, answer: str) -> None:
     found: dict[str, Any] = {"version": vllm.__version__, "device": current_platform.device_type, "checkpoints": {}}
     for name, folder in asked["checkpoints"].items():
         try:
-            found["checkpoints"][name] = generate(folder, asked)
+            found["checkpoints"][name] = generate(folder, asked["dtypes"][name], asked)
         except Exception as error:  # a refusal is an answer too
             found["checkpoints"][name] = {"error": str(error)}
         cleanup_dist_env_and_memory()

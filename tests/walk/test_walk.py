@@ -32,9 +32,10 @@ from qlab.support.errors import UserError
 from qlab.support.precision import quick_products
 from qlab.walk.folding import fold_scales
 from qlab.walk.grouping import input_groups
+from qlab.walk.routing import collect
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations
-from qlab.walk.statistics import Statistics, collect
+from qlab.walk.statistics import Statistics
 
 RECIPES = [
     "rtn-w4g64",

@@ -1,4 +1,4 @@
-"""vLLM: AWQ and symmetric GPTQ unchanged, in an environment of its own."""
+"""vLLM: AWQ, symmetric GPTQ and compressed-tensors unchanged, in an environment of its own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from openai import OpenAI
 
 from qlab import ROOT
+from qlab.formats.compressed_tensors.reading import rounds_inputs
+from qlab.models.configuration import quantization_of
 from qlab.plan.footprint import Footprint
 from qlab.plan.plan import cache_bytes
-from qlab.plan.shapes import config_shape
 from qlab.serve.deployment import Deployment
-from qlab.serve.rounding import Rounding, half_outputs
+from qlab.serve.rounding import Rounding, half_outputs, with_cache
 from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 from qlab.support.errors import UserError
@@ -36,7 +37,8 @@ class VLLM:
 
     name = "vllm"
     label = "vLLM"
-    kinds = ("awq", "gptq", "dense")
+    kinds = ("awq", "gptq", "compressed-tensors", "dense")
+    caches = ("f16", "fp8")
     install = "make vllm"
     health = "/health"
     unknown_model = 404
@@ -50,7 +52,7 @@ class VLLM:
 
     def rounding(self, deployment: Deployment) -> Rounding:
         """All activations to FP16, or to BF16 where the artifact is marked so."""
-        return half_outputs(getattr(torch, dtype(deployment)))
+        return with_cache(half_outputs(getattr(torch, dtype(deployment))), deployment.cache)
 
     def environment(self, deployment: Deployment) -> dict[str, str]:
         key = {"VLLM_API_KEY": deployment.key} if deployment.key else {}
@@ -62,7 +64,7 @@ class VLLM:
                 f"vLLM's kernels for {deployment.kind} on a CPU want AVX-512, which this processor lacks. "
                 "Serve a GGUF file in llama.cpp ('qlab quantize --recipe q4_k_m'), or use a GPU (--gpus 1)"
             )
-        if deployment.kind != "dense" and not deployment.gpus and dtype(deployment) == "bfloat16" and multiplies_tiles():
+        if deployment.kind != "dense" and not deployment.gpus and marked_bfloat16(deployment) and multiplies_tiles():
             raise UserError(
                 "this artifact is BF16, since FP16 may overflow in its model, and vLLM's BF16 attention stops at an illegal instruction on "
                 "a CPU with AMX. Serve a GGUF file in llama.cpp ('qlab quantize --recipe q4_k_m'), or use a GPU (--gpus 1)"
@@ -95,6 +97,7 @@ def flags(deployment: Deployment) -> list[str]:
         str(deployment.context),
         "--max-num-seqs",
         str(deployment.sequences),
+        *(["--kv-cache-dtype", deployment.cache] if deployment.cache != "f16" else []),
     ]
     if deployment.gpus:
         return [*words, "--tensor-parallel-size", str(deployment.gpus), "--gpu-memory-utilization", "0.90"]
@@ -102,12 +105,17 @@ def flags(deployment: Deployment) -> list[str]:
 
 
 def dtype(deployment: Deployment) -> str:
-    """What vLLM computes in on a CPU: an artifact's own dtype, where BF16 says that FP16 may overflow.
+    """What vLLM computes in on a CPU: an artifact's own dtype, where BF16 says that FP16 may overflow; BF16 where activations are rounded
+    to 8 bits, since vLLM's kernel for that ends its process on FP16.
 
     All else runs in FP16: unquantized models too, since BF16 attention failed on a CPU with AMX.
     """
-    own = deployment.config.get("dtype") or deployment.config.get("torch_dtype")
-    return "bfloat16" if own == "bfloat16" and deployment.kind != "dense" else "float16"
+    return "bfloat16" if marked_bfloat16(deployment) or rounds_inputs(quantization_of(deployment.config)) else "float16"
+
+
+def marked_bfloat16(deployment: Deployment) -> bool:
+    """Whether this is an artifact that says of itself that FP16 may overflow."""
+    return deployment.kind != "dense" and "bfloat16" in (deployment.config.get("dtype"), deployment.config.get("torch_dtype"))
 
 
 def cpu_settings(deployment: Deployment) -> dict[str, str]:
@@ -117,7 +125,7 @@ def cpu_settings(deployment: Deployment) -> dict[str, str]:
     at half the speed (`make bench-runtimes`), holds 0.4 GB more and starts a third later. What vLLM fears of one process is that it
     cannot set the threads there; they are set here.
     """
-    wanted = cache_bytes(config_shape(deployment.config, deployment.name), deployment.context, deployment.sequences)
+    wanted = cache_bytes(deployment.shape, deployment.context, deployment.sequences)
     return {
         "VLLM_CPU_KVCACHE_SPACE": str(pool(wanted) >> 30),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
