@@ -5,11 +5,12 @@
   root.querySelector(".qlab-choices").hidden = true;
   const question = root.querySelector(".qlab-question").textContent;
   const name = () => {
-    for (const group of area.querySelectorAll(".widget-radio-box")) {
-      group.setAttribute("role", "radiogroup");
-      group.setAttribute("aria-label", question);
+    const control = root.closest(".jp-OutputArea-child")?.nextElementSibling;
+    const parts = control ? [...control.querySelectorAll(".widget-radio-box, .noUi-handle")] : [];
+    for (const part of parts) {
+      if (part.matches(".widget-radio-box")) part.setAttribute("role", "radiogroup");
+      part.setAttribute("aria-label", question);
     }
-    for (const handle of area.querySelectorAll(".noUi-handle")) handle.setAttribute("aria-label", question);
   };
   name();
   new MutationObserver(name).observe(area, { childList: true, subtree: true });

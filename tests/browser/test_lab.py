@@ -169,9 +169,11 @@ def test_predictions_are_made_by_keyboard_and_remembered(visit: Visit, lab: Lab)
     open_notebook(visit, lab, SMALL)
     run_all(visit)
     page = visit.page
+    assert page.locator(".qlab-choices").count() == 2
     assert page.locator(".qlab-choices:visible").count() == 0  # the controls have them
     cells = page.locator(".jp-Cell").evaluate_all(KINDS)
     choices = page.get_by_role("radiogroup", name="Which error is larger at 4 bits?").get_by_role("radio")
+    choices.first.wait_for()  # widgets come a moment after the other outputs
     assert choices.count() == 3
     choices.first.focus()
     page.keyboard.press("Space")
@@ -191,6 +193,7 @@ def test_predictions_are_made_by_keyboard_and_remembered(visit: Visit, lab: Lab)
     assert page.locator(".jp-Cell").evaluate_all(KINDS) == cells
     open_notebook(visit, lab, SMALL)  # again, as on another day
     run_all(visit)
+    choices.first.wait_for()
     assert choices.nth(2).is_checked()
 
 

@@ -67,6 +67,16 @@ def worst(weight: Tensor, magnitude: Tensor, hessian: Tensor, bits: int, group: 
     return max(sweep_exponents(weight, magnitude, hessian, bits, group), key=lambda point: point[1])[0]
 
 
+def differs(case: Case, found: Tensor, expected: float) -> str:
+    """The errors at the two exponents."""
+    sweep = {round(alpha, 6): error for alpha, error in sweep_exponents(*case.values())}
+    alpha = round(float(found), 6)
+    if alpha not in sweep:
+        return f"{float(found):g} is none of the exponents 0, 1/20, …, 1."
+    least = f"at α = {expected:g} it is {sweep[round(expected, 6)]:.4g}, which is the least"
+    return f"At α = {alpha:g} the output error is {sweep[alpha]:.4g}; {least}."
+
+
 WRITTEN = Written(
     solution=best_exponent,
     expected=qlabs,
@@ -94,6 +104,7 @@ WRITTEN = Written(
             "at the first α.",
         ),
     ),
+    differs=differs,
     hints=(
         "For every α: scale the weights, round them, take the scale back, measure. Keep the α with the least error.",
         "`channel_scale(magnitude, alpha)` is s, one number for each input channel, so for each column of the weight.",

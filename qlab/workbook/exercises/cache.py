@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from qlab.plan.plan import SHAPES, Shape, cache_bytes
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written
@@ -48,6 +50,11 @@ def times(factor: float, said: str) -> Mistake:
     return Mistake(lambda shape, context, users: factor * kv_cache_bytes(shape, context, users), said)
 
 
+def differs(case: Case, found: Tensor, expected: float) -> str:
+    """By which factor."""
+    return f"Your sum is {float(found) / expected:.4g} times what the cache takes here."
+
+
 WRITTEN = Written(
     solution=kv_cache_bytes,
     expected=qlabs,
@@ -73,6 +80,7 @@ WRITTEN = Written(
         times(1e-9, "These are GB. Return bytes."),
         *(without(factor) for factor in ("layers", "kv_heads", "head_size", "context", "users")),
     ),
+    differs=differs,
     hints=(
         "For one token: what is kept in one layer, and how many layers are there?",
         "A layer keeps a key and a value for each KV head. Each is a vector of `head_size` numbers.",

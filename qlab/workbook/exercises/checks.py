@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from IPython.display import Code, display
+from IPython.display import Markdown, display
 
 from qlab.support.errors import UserError
 from qlab.support.wording import listed
@@ -21,9 +21,7 @@ WRITTEN: Mapping[str, Written] = {
     "05_nf4": nf4.WRITTEN, "06_deployment": cache.WRITTEN, "07_benchmarks": front.WRITTEN,
 }  # fmt: skip
 ASKED: Mapping[str, Asked | AskedNames] = {
-    name: asked
-    for lesson in (rounding, awq, gptq, superblock, nf4, cache, front)
-    for name, asked in lesson.ASKED.items()  # type: ignore[attr-defined]
+    name: asked for lesson in (rounding, awq, gptq, superblock, nf4, cache, front) for name, asked in lesson.ASKED.items()
 }
 GAP = "Not written yet: replace the line “raise NotImplementedError” with your own, then run both cells."
 Kind = TypeVar("Kind")
@@ -67,7 +65,7 @@ def solution(name: str) -> None:
     Raises:
         UserError: there is no such exercise.
     """
-    display(Code(inspect.getsource(named(name, WRITTEN).solution), language="python"))
+    display(Markdown(f"```python\n{inspect.getsource(named(name, WRITTEN).solution)}```"))
 
 
 def check_answer(name: str, answer: Any, *given: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qlab.workbook.exercises.answer import AskedNames
 from qlab.workbook.exercises.trial import Case, Mistake, Names, Written
@@ -45,6 +46,24 @@ class Left:
 
 def least(points: Points, of: int) -> list[str]:
     return [min(points, key=lambda name: points[name][of])]
+
+
+def wrong_front(answer: Iterable[str], points: Points) -> str:
+    """What is wrong with the names given for the front of `points`; empty where nothing is."""
+    found, front = set(answer), set(pareto_front(points))
+    if unknown := sorted(found - set(points)):
+        return f"{unknown[0]} is none of the names: {', '.join(points)}."
+    if beaten := sorted(found - front):
+        size, distance = points[beaten[0]]
+        by = next(name for name in pareto_front(points) if points[name][0] <= size and points[name][1] <= distance)
+        return f"{beaten[0]} is not on the front: {by} is no larger and no farther."
+    if missing := len(front - found):
+        return f"{missing} {'name is' if missing == 1 else 'names are'} missing: look for formats that no other beats in both."
+    return ""
+
+
+def differs(case: Case, found: frozenset[str], expected: Any) -> str:
+    return wrong_front(found, case["points"])
 
 
 WRITTEN = Written(
@@ -89,26 +108,13 @@ WRITTEN = Written(
             "No point is left. Does every point beat itself? A point is beaten only by one that is better in at least one number.",
         ),
     ),
+    differs=differs,
     hints=(
         "Write first when one point beats another: it is no worse in both numbers, and better in at least one.",
         "A name is on the front if no point beats its point. `any(…)` over all points says whether one does.",
         "A point must not beat itself: equal points do not beat each other.",
     ),
 )
-
-
-def wrong_front(answer: Iterable[str], points: Points) -> str:
-    """What is wrong with the names given for the front of `points`; empty where nothing is."""
-    found, front = set(answer), set(pareto_front(points))
-    if unknown := sorted(found - set(points)):
-        return f"{unknown[0]} is none of the formats: {', '.join(points)}."
-    if beaten := sorted(found - front):
-        size, distance = points[beaten[0]]
-        by = next(name for name in pareto_front(points) if points[name][0] <= size and points[name][1] <= distance)
-        return f"{beaten[0]} is not on the front: {by} is no larger and no farther."
-    if missing := len(front - found):
-        return f"{missing} {'name is' if missing == 1 else 'names are'} missing: look for formats that no other beats in both."
-    return ""
 
 
 ASKED = {"the front of your model": AskedNames(wrong_front)}

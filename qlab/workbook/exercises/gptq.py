@@ -11,7 +11,7 @@ from qlab.methods.awq import output_error
 from qlab.methods.gptq import gptq, inverse_factor
 from qlab.methods.grid import fit_grid
 from qlab.workbook.exercises.answer import Asked
-from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written
+from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written, first_difference
 
 DAMPING = 0.01  # the guide's
 
@@ -79,6 +79,16 @@ def next_alone(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, bits
     return walk(weight, factor.triu() - factor.triu(2), scale, zero, bits)
 
 
+def differs(case: Case, found: Tensor, expected: Tensor) -> str:
+    """Values that are not on the grid; the first column, which no error reaches; else where."""
+    codes = found / case["scale"][:, None] + case["zero"][:, None]
+    if bool(((codes - codes.round()).abs() > 0.02).any()):
+        return "Some values are not on the grid, (code − zero) · scale with a whole code. The error changes `work`, not `result`."
+    if bool(((found - expected)[:, 0].abs() > 1e-3).any()):
+        return "The first column is wrong already: no error has reached it yet, so it is rounded as it is given."
+    return first_difference(found, expected.double(), 1e-3)
+
+
 WRITTEN = Written(
     solution=quantize_columns,
     expected=qlabs,
@@ -110,6 +120,7 @@ WRITTEN = Written(
             "These are the weights as they stood when their turn came. Return what they were rounded to.",
         ),
     ),
+    differs=differs,
     hints=(
         "Two lines are missing: the error of column j, [out], and what the columns after it do about it, [out, columns left].",
         "The error is what column j was before rounding less what it is now, divided by one number of U: the one on the diagonal.",

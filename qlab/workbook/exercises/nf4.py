@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qlab.methods.nf4 import BLOCK, nf4, normal_levels, stored_bits, uniform_levels
 from qlab.workbook.exercises.answer import Asked
-from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written
+from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written, first_difference
 
 
 def round_block(weights: Tensor, levels: Tensor) -> Tensor:
@@ -57,6 +57,14 @@ def by_deviation(weights: Tensor, levels: Tensor) -> Tensor:
     return levels[nearest(weights / spread, levels)] * spread
 
 
+def differs(case: Case, found: Tensor, expected: Tensor) -> str:
+    """Values that are no level; else where."""
+    distances = (found[:, None] / own(case["weights"]) - case["levels"]).abs().amin(dim=1)
+    if bool((distances > 1e-3).any()):
+        return f"{float(found[int(distances.argmax())]):.4g} is no level times absmax, which is {float(own(case['weights'])):.4g} here."
+    return first_difference(found, expected.double(), 1e-3)
+
+
 WRITTEN = Written(
     solution=round_block,
     expected=qlabs,
@@ -93,6 +101,7 @@ WRITTEN = Written(
             "Each weight goes to the level below it. Take the nearest level, above or below.",
         ),
     ),
+    differs=differs,
     hints=(
         "Three steps: divide by absmax, find the nearest level, multiply by absmax.",
         "absmax is the largest magnitude of the block: one number, never negative.",

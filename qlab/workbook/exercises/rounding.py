@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qlab.methods.rtn import rtn
 from qlab.workbook.exercises.answer import Asked
-from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written
+from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written, first_difference
 
 
 def round_group(weights: Tensor, bits: int) -> Tensor:
@@ -96,6 +96,19 @@ def codes_alone(weights: Tensor, bits: int) -> Tensor:
     return ((weights / scale).round() + zero).clamp(0, levels)
 
 
+def differs(case: Case, found: Tensor, expected: Tensor) -> str:
+    """Too many values for the bits; weights moved by more than half a step; else where."""
+    weights, bits = case["weights"], case["bits"]
+    if len(found.unique()) > 2**bits:
+        return f"{len(found.unique())} different values come back, and {bits} bits have only {2**bits} codes."
+    moved, step = (found - weights).abs(), grid(weights, bits)[0]
+    if bool((moved > 0.51 * step).any()):
+        far = int(moved.argmax())
+        change = f"The weight {float(weights[far]):.4g} comes back as {float(found[far]):.4g}"
+        return f"{change}, more than half a step ({float(step) / 2:.4g}) away."
+    return first_difference(found, expected.double(), 1e-3)
+
+
 WRITTEN = Written(
     solution=round_group,
     expected=qlabs,
@@ -124,6 +137,7 @@ WRITTEN = Written(
         Mistake(rounded_down, "The weights are rounded down. Round to the nearest code."),
         Mistake(a_step_too_many, "The scale is too small: 2ᵇ codes are 2ᵇ − 1 steps apart from the first to the last, not 2ᵇ."),
     ),
+    differs=differs,
     hints=(
         "Three steps: the grid (scale and zero point), the codes, and back to weights.",
         "The scale is the distance from `low` to `high`, divided by the number of steps. b bits give 2ᵇ codes, so how many steps?",

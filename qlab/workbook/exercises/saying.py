@@ -31,4 +31,6 @@ def written_out(value: Any) -> str:
         value = value.numpy(force=True)
     if isinstance(value, np.ndarray):
         return str(np.array2string(value, precision=3, suppress_small=True, threshold=MOST, edgeitems=4, max_line_width=100))
+    if isinstance(value, (list, set, frozenset)) and all(isinstance(part, str) for part in value):
+        return ", ".join(sorted(value)) or "(none)"
     return f"{value:.6g}" if isinstance(value, float) else str(value)[:2000]

@@ -10,7 +10,7 @@ from torch import Tensor
 from qlab.formats.gguf.block_bytes import byte_tensor
 from qlab.methods.kquants.blocks import SUPERBLOCK, encode
 from qlab.workbook.exercises.answer import Asked
-from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written
+from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written, first_difference
 
 KIND = "Q4_K"
 
@@ -75,6 +75,20 @@ def decode(
     return ((d * scales)[:, None] * codes + sign * (dmin * minima)[:, None]).flatten()
 
 
+def differs(case: Case, found: Tensor, expected: Tensor) -> str:
+    """Which sub-blocks are right."""
+    right = [
+        bool(torch.allclose(a, b, rtol=0, atol=1e-3 * float(b.abs().max())))
+        for a, b in zip(found.view(8, 32), expected.double().view(8, 32))
+    ]
+    if all(right[:4]):
+        return "Sub-blocks 0 to 3 are right; of 4 to 7 the scales or the minima are not. Their bits lie in two places."
+    if all(right[4:]):
+        return "Sub-blocks 4 to 7 are right; of 0 to 3 the scales or the minima are not."
+    wrong = [str(place) for place, good in enumerate(right) if not good]
+    return f"Wrong are sub-blocks {', '.join(wrong)}. " + first_difference(found, expected.double(), 1e-3)
+
+
 WRITTEN = Written(
     solution=decode_superblock,
     expected=qlabs,
@@ -105,6 +119,7 @@ WRITTEN = Written(
             "The codes are in another order: the low halves of 32 bytes are one sub-block, the high halves the next.",
         ),
     ),
+    differs=differs,
     hints=(
         "Write it for the first four sub-blocks alone: their scales are the low six bits of `first`, their minima those of `second`.",
         "`x & 63` keeps the low six bits of x, `x >> 6` the two above them.",

@@ -60,6 +60,7 @@ class Written:
     """A function that the reader writes.
 
     `expected` is qlab's own, called with the arguments of each of `cases`; `solution` is a way to write it, shown on demand.
+    `differs` says in words how a result, which no mistake explains, differs from the one expected: case, found, expected → a sentence.
     """
 
     solution: Callable[..., Any]
@@ -67,6 +68,7 @@ class Written:
     cases: Callable[[], Sequence[Case]]
     form: Form
     mistakes: tuple[Mistake, ...]
+    differs: Callable[[Case, Any, Any], str]
     hints: tuple[str, ...]
 
 
@@ -188,7 +190,16 @@ def wrong(written: Written, done: Sequence[tuple[Case, Any, Any]]) -> Fault | No
     for mistake in written.mistakes:
         if all(form.same(found, mistake.way(**case)) for case, found, _ in done):
             return Fault(mistake.said, values)
-    return Fault("The result differs from what was expected.", values)
+    return Fault(written.differs(case, found, expected), values)
+
+
+def first_difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
+    """The first number that is not as expected, with its place."""
+    apart = (found - expected).abs() > tolerance * float(expected.abs().max())
+    at = apart.nonzero()[0].tolist()
+    words = [f"row {at[0]}, column {at[1]}"] if len(at) == 2 else [f"place {place}" for place in at]
+    where = f" at {words[0]} (counted from 0)" if words else ""
+    return f"The result is wrong{where}: {float(found[tuple(at)]):.4g}, where {float(expected[tuple(at)]):.4g} was expected."
 
 
 def failure(function: Callable[..., Any], error: Exception) -> str:

@@ -58,6 +58,12 @@ def test_others() -> None:
     fault = fault_of(WRITTEN, lambda *case: {0.1: 1.0})
     assert fault is not None
     assert "returns a dict of length 1" in fault.said
+    fault = fault_of(WRITTEN, lambda *case: 0.5)
+    assert fault is not None
+    assert "At α = 0.5 the output error is" in fault.said
+    fault = fault_of(WRITTEN, lambda *case: 0.42)
+    assert fault is not None
+    assert "0.42 is none of the exponents" in fault.said
     with pytest.raises(Unwritten):
         fault_of(WRITTEN, lambda *case: None)
 

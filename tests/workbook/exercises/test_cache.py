@@ -25,6 +25,7 @@ def test_a_right_one_passes() -> None:
         (lambda s, c, u: 4 * s.layers * s.kv_heads * s.head_size * c, "number of users is missing"),
         (lambda s, c, u: 4 * s.kv_heads * s.head_size * c * u, "number of layers is missing"),
         (lambda s, c, u: 4 * s.layers * s.kv_heads * s.head_size * c * u / 1e9, "These are GB"),
+        (lambda s, c, u: 12 * s.layers * s.kv_heads * s.head_size * c * u, "3 times what the cache takes"),
         (lambda s, c, u: s.n_layers, "AttributeError"),
     ],
 )

@@ -92,7 +92,7 @@ def test_hints_come_one_by_one_and_the_solution_on_demand(shown: list[str]) -> N
         hint("03_gptq")
         assert len(shown) == min(number, len(hints))
     solution("03_gptq")
-    assert shown[-1].startswith("def quantize_columns(")
+    assert shown[-1].startswith("```python\ndef quantize_columns(")
     assert all(WRITTEN["03_gptq"].solution.__name__ not in text for text in hints)
 
 

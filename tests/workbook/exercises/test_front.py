@@ -47,6 +47,8 @@ def turned(points: Any) -> list[str]:
         (lambda points: [min(points, key=points.get)], "Only the smallest"),
         (lambda points: [points[name] for name in by_sorting(points)], "holds a tuple"),
         (lambda points: min(points), "returns a str"),
+        (lambda points: [*by_sorting(points), "C"], "C is not on the front: B is no larger"),
+        (lambda points: sorted(by_sorting(points))[1:] or list(points), "1 name is missing"),
     ],
 )
 def test_a_wrong_one_is_told_what_is_wrong(wrong: Any, said: str) -> None:
@@ -68,7 +70,7 @@ def test_an_empty_one_is_not_wrong() -> None:
         (["A", "B", "C", "D"], "C is not on the front: B is no larger and no farther."),
         (["A", "B"], "1 name is missing"),
         ([], "3 names are missing"),
-        (["a"], "a is none of the formats: A, B, C, D."),
+        (["a"], "a is none of the names: A, B, C, D."),
     ],
 )
 def test_what_is_said_of_a_list_of_names(names: list[str], said: str) -> None:

@@ -67,6 +67,25 @@ def test_a_wrong_one_is_told_what_is_wrong(wrong: str, said: str) -> None:
     assert tuple(fault.case["weight"].shape) == (2, 4)  # small enough to be read
 
 
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (lambda weight, *rest: torch.zeros_like(weight), "The first column is wrong already"),
+        (lambda weight, *rest: weight, "not on the grid"),
+        (
+            lambda weight, factor, scale, zero, bits: by_numpy(
+                weight, torch.diag(factor.diagonal()) + 2 * factor.triu(1), scale, zero, bits
+            ),
+            "The result is wrong at row 1, column 3",
+        ),
+    ],
+)
+def test_another_wrong_one_is_told_where(found: Any, said: str) -> None:
+    fault = fault_of(WRITTEN, found)
+    assert fault is not None
+    assert said in fault.said
+
+
 def test_an_empty_one_is_not_wrong() -> None:
     def gap(weight: Any, factor: Any, scale: Any, zero: Any, bits: int) -> Any:
         for _ in range(weight.shape[1]):

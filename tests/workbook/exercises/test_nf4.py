@@ -18,12 +18,14 @@ def by_lists(weights: Any, levels: Any) -> list[float]:
     return [absmax * min(levels.tolist(), key=lambda level: abs(level - float(w) / absmax)) for w in weights]
 
 
-def rounded(weights: Any, levels: Any, divide: str = "absmax", back: bool = True, codes: bool = False, below: bool = False) -> Any:
+def rounded(
+    weights: Any, levels: Any, divide: str = "absmax", back: bool = True, codes: bool = False, below: bool = False, factor: float = 1
+) -> Any:
     w, ladder = weights.numpy(), levels.numpy()
     by = {"absmax": np.abs(w).max(), "max": w.max(), "std": w.std(ddof=1), "nothing": 1.0}[divide] or 1.0
     scaled = w / by
     places = np.searchsorted(ladder, scaled + 1e-6, side="right") - 1 if below else np.abs(scaled[:, None] - ladder).argmin(1)
-    return places if codes else ladder[places.clip(0)] * (by if back else 1)
+    return places if codes else ladder[places.clip(0)] * (by if back else 1) * factor
 
 
 @pytest.mark.parametrize("right", [by_lists, rounded])
@@ -40,6 +42,7 @@ def test_a_right_one_passes(right: Any) -> None:
         ({"back": False}, "missing on the way back"),
         ({"codes": True}, "These are the codes"),
         ({"below": True}, "level below"),
+        ({"factor": 1.1}, "is no level times absmax, which is 0.9 here"),
     ],
 )
 def test_a_wrong_one_is_told_what_is_wrong(wrong: dict[str, Any], said: str) -> None:

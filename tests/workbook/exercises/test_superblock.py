@@ -30,6 +30,8 @@ def by_numpy(block: Any, wrong: str = "") -> Any:
                 scale, minimum = scale + 16 * (packed[i - 4] // 64), minimum + 16 * (packed[i] // 64)
         run = raw[16 + 32 * (i // 2) : 48 + 32 * (i // 2)].astype(int)
         codes = run % 16 if i % 2 == 0 else run // 16
+        if (wrong == "late" and i >= 4) or (wrong == "early" and i < 4):
+            scale += 3
         m = {"added": -1, "none": 0}.get(wrong, 1) * dmin * minimum
         weights.append(d * scale * codes - m)
     return np.array(weights) if wrong == "rows" else np.concatenate(weights)
@@ -48,6 +50,8 @@ def test_a_right_one_passes_in_numpy() -> None:
         ("topless", "lack their two highest bits"),
         ("turned", "scale and minimum are exchanged"),
         ("rows", "shape [8, 32] instead of [256]"),
+        ("late", "Sub-blocks 0 to 3 are right; of 4 to 7"),
+        ("early", "Sub-blocks 4 to 7 are right; of 0 to 3"),
     ],
 )
 def test_a_wrong_one_is_told_what_is_wrong(wrong: str, said: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qlab.workbook.exercises import trial
-from qlab.workbook.exercises.trial import Mistake, Numbers, Unwritten, Written, as_tensor, fault_of
+from qlab.workbook.exercises.trial import Mistake, Numbers, Unwritten, Written, as_tensor, fault_of, first_difference
 
 SQUARE = Written(
     solution=lambda x: x * x,
@@ -18,6 +18,7 @@ SQUARE = Written(
     cases=lambda: [{"x": torch.tensor([1.0, 2.0, 3.0])}, {"x": torch.tensor([5.0, 0.0, 1.0])}],
     form=Numbers("three numbers"),
     mistakes=(Mistake(lambda x: 2 * x, "doubled"), Mistake(lambda x: x, "unchanged")),
+    differs=lambda case, found, expected: first_difference(found, expected.double(), 1e-3),
     hints=("Multiply.",),
 )
 
@@ -64,7 +65,7 @@ def test_an_endless_loop_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_mistake_must_fit_every_case() -> None:
     assert said_of(lambda x: 2 * x) == "doubled"
-    assert said_of(lambda x: x if x[0] == 1 else 2 * x) == "The result differs from what was expected."
+    assert said_of(lambda x: x if x[0] == 1 else 2 * x) == "The result is wrong at place 1 (counted from 0): 2, where 4 was expected."
 
 
 def test_what_is_wrong_before_is_told_before_what_cannot_be_read_later() -> None:
