@@ -176,7 +176,7 @@ def scaling(known: Known, found: Architecture, rope: dict[str, Any], width: int,
         if found.log_multiplier and ROPE.SCALING_YARN_LOG_MUL in known:
             scale = float(f"{known.decimal(ROPE.SCALING_YARN_LOG_MUL) / found.log_multiplier:.6g}")
             stretched |= {"mscale": scale, "mscale_all_dim": scale}
-        return stretched | found.rope
+        return stretched | dict(found.rope)
     raise NotRead(f"the GGUF file's rotary embedding is scaled by {kind}, which qlab does not read; it reads linear, yarn and Llama 3's")
 
 

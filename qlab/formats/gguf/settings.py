@@ -160,7 +160,7 @@ def windows(usual: int) -> Computed:
     def to(config: Config) -> dict[str, Any]:
         if not config.get("sliding_window"):
             return {}
-        found = {ATTENTION.SLIDING_WINDOW: int(config["sliding_window"])}
+        found: dict[str, Any] = {ATTENTION.SLIDING_WINDOW: int(config["sliding_window"])}
         kinds, blocks = config.get("layer_types"), config["num_hidden_layers"]
         if kinds and kinds != in_period(usual, blocks, "full_attention", "sliding_attention"):
             found[ATTENTION.SLIDING_WINDOW_PATTERN] = period(kinds, "full_attention")
