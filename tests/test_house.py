@@ -15,7 +15,7 @@ COLUMN = [
     ["cli"],
     ["show"],
     ["workbook"],
-    ["release", "claims"],
+    ["release", "claims", "sweep"],
     ["evaluate", "doctor"],
     ["artifacts"],
     ["peers"],

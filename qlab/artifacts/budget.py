@@ -147,7 +147,7 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
         settling = max(4.0 * width**2 + 28.0 * min(width * out, at_once) for width, out in groups) if recipe.settles else 0.0
         return max(1.2 * largest if recipe.data else 0.0, settling)
     assert isinstance(recipe, Integers)
-    scaled = sum(4.0 * width**2 for width, _ in groups) if recipe.method in ("awq", "awq-gptq") else 0.0
+    scaled = sum(4.0 * width**2 for width, _ in groups) if recipe.scales_inputs else 0.0
     if recipe.method in ("rtn", "awq"):
         return scaled + 3.7 * largest
     # Factoring H holds it nearly five times; rounding holds one factor and the weights in three orders, settling H and them in five.

@@ -85,7 +85,7 @@ def weight_passes(recipe: WalkedRecipe) -> float:
         return 100.0 if recipe.data_matters else 10.0
     assert isinstance(recipe, Integers)
     trials = 17.0 if recipe.symmetric else 23.0  # of a group's grid (qlab.methods.grid_search), each some 17 passes
-    return 20.0 + 17.0 * trials * recipe.search + 130.0 * (recipe.method in ("awq", "awq-gptq"))
+    return 20.0 + 17.0 * trials * recipe.search + 130.0 * recipe.scales_inputs
 
 
 def speeds(device: str) -> tuple[float, float, float]:

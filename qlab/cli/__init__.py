@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from qlab.cli import bench, doctor, lessons, load, measure, plan, quantize, release, serve  # noqa: F401  (each adds its commands)
+from qlab.cli import bench, doctor, lessons, measure, plan, quantize, release, serve, sweep  # noqa: F401  (each adds its commands)
 from qlab.cli.app import DEBUG, app, console, interrupt
 from qlab.cli.words import readable
 from qlab.support.errors import UserError

@@ -40,7 +40,7 @@ def run(
     from qlab.show.site.report import check_report, write_report
     from qlab.support.disk.lock import locked
     from qlab.support.disk.room import room_for
-    from qlab.workbook.runner import DONE, Outcome, prepare, run_lessons
+    from qlab.workbook.batch.runner import DONE, Outcome, prepare, run_lessons
 
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
     check_report(out, values, locate(model).path)

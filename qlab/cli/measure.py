@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,18 @@ from qlab.cli.app import DeviceOption, app
 from qlab.cli.bench import StoreOption, keep, subject_of
 from qlab.cli.numbers import TOKENS, whole
 from qlab.support.errors import UserError
+
+if TYPE_CHECKING:
+    from qlab.evaluate.quality import Quality
+
+
+def spread(quality: Quality) -> str:
+    """How the distance is spread over single tokens, in words."""
+    parts = {"median": quality.kl_median, "p90": quality.kl_p90, "p99": quality.kl_p99, "largest": quality.kl_max}
+    said = ", ".join(f"{name} {value:.2g}" for name, value in parts.items())
+    if quality.flips_sure is None:
+        return said
+    return f"{said}; where the original was sure (50 % or more), another top token on {quality.flips_sure:.1%}"
 
 
 @app.command()
@@ -78,6 +90,7 @@ def evaluate(
         print(f"perplexity {quality.perplexity:.3f} ± {quality.stderr:.3f}  ({quality.tokens:,} tokens, windows of {quality.window})")
         if quality.kl is not None:
             print(f"KL to {reference} {quality.kl:.5f} ± {quality.kl_stderr:.5f} nats/token; same top token {quality.top1:.1%}")
+            print(f"  of single tokens: {spread(quality)}")
     if agreement and judge:
         answered = answer_prompts(judge, tokenizer, asked)
         table = agreement_table(part(model, judge, answered))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -21,6 +21,7 @@ def plan(
     format_name: Annotated[str, typer.Option("--format", help="fp16, awq, gptq, int8, int3, nf4, q4_k_m, …")] = "awq",
     context: Annotated[int, whole("Tokens a sequence, prompt and answer.", 1, 10**8)] = 4096,
     sequences: Annotated[int, whole("Sequences served at once.", 1, 10**6)] = 1,
+    cache: Annotated[str, typer.Option(help="What the KV cache is kept in: f16, q8_0, q4_0 or fp8.")] = "f16",
     gpu: Annotated[str, typer.Option(help="A device of data/hardware.yaml, such as 'RTX 4090' or 'A100 80GB SXM'.")] = "RTX 4090",
     count: Annotated[int, whole("How many of it.", 1, 10**5)] = 1,
     offload: Annotated[bool, typer.Option("--offload", help="Also: layers that do not fit stay on the CPU (llama.cpp).")] = False,
@@ -29,17 +30,30 @@ def plan(
 ) -> None:
     """Count the memory of a deployment: weights, cache, what fits, tensor parallelism, the ceiling on tokens/s. Loads no model."""
     from qlab.plan import capacity
+    from qlab.plan.plan import CACHES
     from qlab.plan.shapes import find_device, find_shape
     from qlab.recipes.planned import planned
+    from qlab.support.errors import UserError
 
     name, shape = find_shape(model)
+    if cache not in CACHES:
+        raise UserError(f"a KV cache in {cache!r}: expected {', '.join(CACHES)}")
+    shape = replace(shape, cache_bits=CACHES[cache])
     device = find_device(gpu)
     chosen, recipe, remarks = planned(format_name, shape)
     found = capacity.capacity(shape, chosen, context, sequences, device, count)
     processor = find_device(cpu, ("cpu",)) if offload else None
     split = capacity.offload(shape, chosen, context, sequences, device, count, processor) if processor else None
     if as_json:
-        asked = {"model": name, "format": chosen, "context": context, "sequences": sequences, "device": device["name"], "count": count}
+        asked = {
+            "model": name,
+            "format": chosen,
+            "context": context,
+            "sequences": sequences,
+            "cache": cache,
+            "device": device["name"],
+            "count": count,
+        }
         asked |= {"recipe": recipe}
         print(json.dumps(asked | asdict(found) | {"offload": asdict(split) if split else None}))
         return

@@ -85,3 +85,17 @@ def quantize(
     if stages:
         print("\n".join(["where the time went:", *stages.lines()]))
     print(f"peak memory {budget.size_text(budget.peak_bytes())} (predicted {budget.size_text(plan.total)})")
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[str, typer.Argument(help="A folder with a checkpoint in AWQ's, GPTQ's or compressed-tensors' layout.")],
+    layout: Annotated[str, typer.Option(help="The layout that is wanted: compressed-tensors, awq or gptq.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+) -> None:
+    """Store a checkpoint of grouped integers in another layout, without loss: the same codes, scales and zero points."""
+    from qlab.artifacts.converting import convert as to_layout
+    from qlab.models.opening import locate
+
+    made = to_layout(locate(checkpoint), layout, out)
+    print(f"{made.path}: {made.disk_bytes / 1e6:.1f} MB in the layout {layout}, in {made.seconds:.1f} s")

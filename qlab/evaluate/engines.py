@@ -231,8 +231,8 @@ RUNNERS = {
     ),
     "llamacpp": Runner("llama.cpp", ("gguf",), llamacpp.LlamaCpp().install, llamacpp.LlamaCpp().present, in_llamacpp, held=held_here),
     "vllm": Runner(
-        "vLLM", ("awq", "gptq"), vllm.VLLM().install, vllm.VLLM().present, in_vllm, held=int, on_cpu=vllm.VLLM().on_cpu,
-        starts_slowly=True,
+        "vLLM", ("awq", "gptq", "compressed-tensors"), vllm.VLLM().install, vllm.VLLM().present, in_vllm, held=int,
+        on_cpu=vllm.VLLM().on_cpu, starts_slowly=True,
     ),
 }  # fmt: skip
 

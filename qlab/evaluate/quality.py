@@ -22,6 +22,7 @@ from qlab.support.errors import UserError
 from qlab.support.progress import progress
 
 POSITIONS = 64  # whose logits are compared at a time
+SURE = 0.5  # probability
 LARGEST_LOSS = 700.0  # nats a token; e^709 is the largest float, and a model that guesses loses 12
 
 
@@ -33,6 +34,10 @@ class Quality:
     reference agree on the likeliest next token. The rest is None without a reference; `loss_increase` is the mean
     negative log-likelihood less the reference's, paired by window, which is far less noisy than either. `kl_windows` is
     each window's KL, by which two candidates judged on the same windows are compared in pairs.
+
+    The mean KL hides where it comes from: `kl_median`, `kl_p90`, `kl_p99` and `kl_max` are of single tokens. `flips_sure` is the share
+    of tokens on which the likeliest one is another, of those that the reference gives at least SURE to its likeliest; None where there
+    are none.
     """
 
     perplexity: float
@@ -45,6 +50,11 @@ class Quality:
     loss_increase: float | None = None
     loss_increase_stderr: float | None = None
     kl_windows: list[float] | None = None
+    kl_median: float | None = None
+    kl_p90: float | None = None
+    kl_p99: float | None = None
+    kl_max: float | None = None
+    flips_sure: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,7 +74,7 @@ def measure_quality(
         raise UserError("one window has no standard error: give a longer text, shorter windows or more of them")
     if windows.shape[1] < 2:
         raise UserError("a window needs at least two tokens: one to predict from and one to predict")
-    rows = []
+    rows, single = [], []
     for index, window in enumerate(progress(windows.split(1), label, leave=False)):
         logits, expected = next_token_logits(model, window), None
         if reference is not None:
@@ -74,6 +84,8 @@ def measure_quality(
                     f"the reference predicts {expected.shape[1]} tokens, the model {logits.shape[1]}: they are not of one family"
                 )
         found = by_position(logits, window[0, 1:].to(logits.device), expected)
+        if "kl" in found:
+            single.append(torch.stack([found[name].double().cpu() for name in ("kl", "top1", "sure")]))
         rows.append({name: float(values.mean()) for name, values in found.items()})
     if not all(math.isfinite(value) for row in rows for value in row.values()) or max(row["loss"] for row in rows) > LARGEST_LOSS:
         raise UserError(
@@ -93,12 +105,22 @@ def measure_quality(
         result["kl_windows"] = [row["kl"] for row in rows]
         result["top1"] = float(columns["top1"].mean())
         result["loss_increase"], result["loss_increase_stderr"] = mean_and_error(columns["loss"] - columns["reference"])
+        result |= by_token(torch.cat(single, 1))
     return Quality(**result)
+
+
+def by_token(single: Tensor) -> dict[str, float | None]:
+    """What Quality says of single tokens, of float64 [3, tokens]: KL, whether both choose one token, whether the reference is sure."""
+    kl, top1, sure = single
+    median, p90, p99 = (float(value) for value in kl.quantile(torch.tensor([0.5, 0.9, 0.99], dtype=kl.dtype)))
+    flips = float(1 - top1[sure == 1].mean()) if sure.any() else None
+    return {"kl_median": median, "kl_p90": p90, "kl_p99": p99, "kl_max": float(kl.max()), "flips_sure": flips}
 
 
 def by_position(logits: Tensor, target: Tensor, expected: Tensor | None) -> dict[str, Tensor]:
     """Figures of each position, float32 [positions], of logits [positions, vocabulary] and the tokens [positions] that follow: `loss`, and
-    with a reference's `expected` logits its loss, KL, and whether both choose one token. A few positions at a time lie in the cache."""
+    with a reference's `expected` logits its loss, KL, whether both choose one token, and whether the reference gives that at least SURE. A
+    few positions at a time lie in the cache."""
     parts = []
     for index in range(0, len(target), POSITIONS):
         some = slice(index, index + POSITIONS)
@@ -109,6 +131,7 @@ def by_position(logits: Tensor, target: Tensor, expected: Tensor | None) -> dict
             part["reference"] = nn.functional.nll_loss(log_p, target[some], reduction="none")
             part["kl"] = (log_p.exp() * (log_p - log_q)).sum(-1)
             part["top1"] = (expected[some].argmax(-1) == logits[some].argmax(-1)).float()
+            part["sure"] = (log_p.amax(-1) >= math.log(SURE)).float()
         parts.append(part)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

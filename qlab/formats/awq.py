@@ -79,7 +79,7 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
             "scales": ((groups, words * PER_WORD), HALVES),
         }
         check_parts(stored, {parts[role]: form for role, form in wanted.items()})
-        entries[f"{name}.weight"] = Plain((words * PER_WORD, rows), parts, decode)
+        entries[f"{name}.weight"] = Plain((words * PER_WORD, rows), parts, decode, integers=unpack)
     return entries
 
 

@@ -2,7 +2,7 @@
 
 transformers' FineGrainedFP8 (DeepSeek, Qwen3-…-FP8, Ministral 3) stores the scale beside `weight` as `weight_scale_inv`, AutoFP8 and
 FBGEMM as `weight_scale`; fused experts as `gate_up_proj` and `gate_up_proj_scale_inv`. In all of them w = q · scale, in float32
-(transformers.integrations.finegrained_fp8.Fp8Dequantize). compressed-tensors rounds otherwise: see compressed_tensors.py.
+(transformers.integrations.finegrained_fp8.Fp8Dequantize). compressed-tensors rounds otherwise: see compressed_tensors/reading.py.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
     if version is None or type(bits) is not int or bits not in WIDTHS:
         readable = f"{', '.join(VERSIONS.values())} of {', '.join(map(str, WIDTHS))} bits"
         raise UserError(f"the checkpoint is GPTQ {layout} of {bits} bits; qlab reads {readable}: convert it with GPTQModel")
-    decoder = partial(decode, version=version, bits=bits)
+    decoder, reader = partial(decode, version=version, bits=bits), partial(unpack, version=version, bits=bits)
     entries = {}
     for name, (words, columns) in layers(stored, "qweight"):
         inputs, scales = words * WORD // bits, f"{name}.scales"
@@ -121,7 +121,8 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
             "scales": ((groups, columns), HALVES),
         } | ({"g_idx": ((inputs,), ("I32", "I64"))} if scattered else {})
         check_parts(stored, {f"{name}.{role}": form for role, form in wanted.items()})
-        entries[f"{name}.weight"] = Plain((columns, inputs), {role: f"{name}.{role}" for role in wanted}, decoder)
+        parts = {role: f"{name}.{role}" for role in wanted}
+        entries[f"{name}.weight"] = Plain((columns, inputs), parts, decoder, integers=reader)
     return entries
 
 

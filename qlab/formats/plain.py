@@ -8,11 +8,13 @@ from typing import Protocol
 
 from torch import Tensor
 
+from qlab.methods.grid import GroupedIntegers
 from qlab.support.errors import UserError
 
 AGAIN = "download or copy the checkpoint again"
 HALVES = ("F16", "BF16", "F32")  # dtypes of scales
-Decode = Callable[[dict[str, Tensor]], Tensor]
+Parts = dict[str, Tensor]
+Decode = Callable[[Parts], Tensor]
 """Stored tensors by their roles → the plain tensor. A function at the top of a module, or a partial of one, so that it can be pickled."""
 
 
@@ -31,7 +33,7 @@ class Plain:
     """One plain tensor: its shape, the stored tensors it comes from by their roles, and how they become it.
 
     `by_rows` says that rows of the stored tensors decode to the same rows of the plain one; `quantized`, that decoding is more than
-    reading.
+    reading; `integers` reads codes, scales and zero points where the format is one of grouped integers.
     """
 
     shape: tuple[int, ...]
@@ -39,6 +41,7 @@ class Plain:
     decode: Decode
     by_rows: bool = False
     quantized: bool = True
+    integers: Callable[[Parts], GroupedIntegers] | None = None
 
 
 def layers(stored: Stored, role: str) -> Iterator[tuple[str, tuple[int, int]]]:

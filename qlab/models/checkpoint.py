@@ -17,6 +17,7 @@ from torch import Tensor
 from qlab.formats.gguf import reading
 from qlab.formats.plain import Plain, Stored, plainly_stored
 from qlab.formats.stored import describe, plain_tensors
+from qlab.methods.grid import GroupedIntegers
 from qlab.models.experts import Piece
 from qlab.models.locating import opened, weight_files
 from qlab.models.naming import Source
@@ -130,6 +131,21 @@ class Checkpoint:
             return finite(name, self._piece(entry, piece))
         return finite(name, entry.decode({role: self._stored.read(part) for role, part in entry.parts.items()}))
 
+    def quantized_names(self) -> list[str]:
+        """The plain tensors that are stored quantized."""
+        return [name for name, entry in self._plain.items() if entry.quantized]
+
+    def integers(self, name: str) -> GroupedIntegers | None:
+        """The codes, scales and zero points of a weight; None where it is not stored as grouped integers.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        entry = self._plain[name]
+        if entry.integers is None or name in self._pieces:
+            return None
+        return entry.integers({role: self._stored.read(part) for role, part in entry.parts.items()})
+
     def _piece(self, entry: Plain, piece: Piece) -> Tensor:
         """A matrix of one expert, of which alone the file is read where its tensors can be read by rows."""
         if not entry.by_rows:
@@ -172,23 +188,27 @@ def finite(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def open_checkpoint(path: Path, quantization: dict[str, Any] | None = None) -> Checkpoint:
-    """The checkpoint in a model folder, or in a GGUF file.
+def open_gguf(path: Path, config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+    """The checkpoint in a GGUF file, or in a folder with one, of the model with this configuration and tensors of these `shapes`.
 
-    A GGUF file that lies beside safetensors is not taken in their place.
+    Raises:
+        UserError: it does not hold that model, or in a form that qlab does not read.
+    """
+    files = reading.GGUFFiles(path)
+    return Checkpoint(files, reading.plain_gguf(files, config, shapes), reading.describe(files))
+
+
+def open_checkpoint(path: Path, quantization: dict[str, Any] | None = None) -> Checkpoint:
+    """The checkpoint in the safetensors files of a model folder.
 
     Args:
-        path: the folder, or the path of a .gguf file.
+        path: the folder.
         quantization: `quantization_config` of the folder's config.json.
 
     Raises:
         UserError: no weights, a damaged file, or a format that qlab does not read.
     """
-    files = weight_files(path)
-    if not files or files[0].suffix == ".gguf":
-        gguf = reading.GGUFFiles(path)
-        return Checkpoint(gguf, reading.plain_gguf(gguf), reading.describe(gguf))
-    stored = SafetensorsFiles(files)
+    stored = SafetensorsFiles(weight_files(path))
     plain = plain_tensors(quantization, stored)
     quantized = quantization is not None and any(entry.quantized for entry in plain.values())
     return Checkpoint(stored, plain, describe(quantization or {}) if quantized else plain_description(stored))

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from qlab.formats.bitsandbytes import leave_unpacked
+from qlab.formats.compressed_tensors.rounding import round_inputs
 from qlab.models.checkpoint import finite
 from qlab.models.configuration import quantization_of
 from qlab.models.experts import separate_experts
@@ -45,8 +46,9 @@ def load(
 ) -> PreTrainedModel:
     """The model of a folder or artifact, in evaluation mode, its weights in `dtype` on `device`.
 
-    Quantized checkpoints become plain weights, unless `native`: a bitsandbytes one then stays in four bits, as its runtime keeps it.
-    `apart`: each expert's layers are linear layers of their own (qlab.models.experts), which transformers holds as one tensor.
+    Quantized checkpoints become plain weights, and round activations where they ask their runtime to, unless `native`: a bitsandbytes one
+    then stays in four bits, as its runtime keeps it. `apart`: each expert's layers are linear layers of their own (qlab.models.experts),
+    which transformers holds as one tensor.
 
     Raises:
         UserError: a format qlab does not read, an architecture transformers does not know, or weights that are not all there.
@@ -70,6 +72,9 @@ def load_and_rest(
         model, rest = filled(source, dtype, device, apart)
     else:  # stored under other names than the architecture's, which transformers translates for the families that it knows
         model, rest = opened_by_transformers(source, dtype, device)
+    if quantization.get("quant_method") == "compressed-tensors":
+        layers = (name.removesuffix(".weight") for name in source.checkpoint.quantized_names())
+        round_inputs(model, quantization, layers, source.name)
     file = source.folder / GENERATION
     said = read_json(file) if file.is_file() else model.generation_config.to_dict()
     model.generation_config = marks_alone(said, source.name)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from qlab.models.checkpoint import Checkpoint, open_checkpoint
+from qlab.models.checkpoint import Checkpoint, open_checkpoint, open_gguf
 from qlab.models.configuration import quantization_of, read_config
 from qlab.models.experts import experts_per_token
 from qlab.models.gguf import gguf_config, unpacked_companions
@@ -109,7 +109,10 @@ class OpenedModel:
         """Its stored weights as plain ones; of a folder that holds a configuration alone, those that it describes, on paper."""
         if not self.files:
             return Checkpoint.on_paper(self.layout.shapes)
-        found = open_checkpoint(self.path, None if self.gguf else quantization_of(self.config) or None)
+        if self.gguf:
+            found = open_gguf(self.path, self.text_config, self.layout.shapes)
+        else:
+            found = open_checkpoint(self.path, quantization_of(self.config) or None)
         if all(name in found.shapes for name in self.layout.shapes):
             return found
         elsewhere = sources(empty_model(self.configuration, self.name), self.layout, found.shapes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qlab.plan.plan import BITS, GB, USABLE, Shape, cache_bytes, fit, splits, weight_bytes
+from qlab.plan.plan import BITS, CACHES, GB, USABLE, Shape, cache_bytes, fit, splits, weight_bytes
 from qlab.support.errors import UserError
 from qlab.support.wording import counted, sized
 
@@ -111,6 +111,11 @@ def offload(
     return Offload(layers, shape.layers, on_devices, held, twice, held <= USABLE * cpu["memory_gb"], sequences / seconds)
 
 
+def cache_name(shape: Shape) -> str:
+    """What the KV cache of a shape is kept in, as people say it."""
+    return next(name for name, bits in CACHES.items() if bits == shape.cache_bits).replace("f16", "FP16").replace("fp8", "FP8")
+
+
 def q4_k_bytes(shape: Shape) -> float:
     """Bytes of Q4_K_M's linear layers that are Q4_K, 4.5 bits a weight: all but the half of values and down projections in Q6_K."""
     mixed = shape.layers * shape.hidden * (shape.kv_heads * shape.head_size + shape.intermediate) / 2
@@ -124,7 +129,7 @@ def sentences(
     devices = f"{count} × {device['name']}"
     text = [
         f"{sized(found.linear)} of linear layers (scales and zero points included) + {sized(found.embedding)} of embedding and head + "
-        f"{sized(found.cache)} of FP16 cache ({counted(sequences, 'sequence')} of {context:,} tokens) = "
+        f"{sized(found.cache)} of {cache_name(shape)} cache ({counted(sequences, 'sequence')} of {context:,} tokens) = "
         f"{sized(found.needed)}; {devices} {'has' if count == 1 else 'have'} "
         f"{count * device['memory_gb']} GB, of which {sized(found.reserve)} are kept for activations and the runtime: "
         f"{sized(found.usable)}."

@@ -10,14 +10,14 @@ from typing import Any
 
 from qlab.formats.gguf.header import read_header
 from qlab.models.configuration import read_config
-from qlab.models.gguf import gguf_config
+from qlab.models.gguf import gguf_sizes
 from qlab.models.locating import kind_of, opened, weight_files
-from qlab.plan.plan import cache_bytes
+from qlab.plan.plan import CACHES, cache_bytes
 from qlab.plan.shapes import config_shape
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 FLOATS = {"F32", "F16", "BF16"}
-PARTS = (".qweight", ".weight.absmax")  # a quantized layer is known by one of these
+PARTS = (".qweight", ".weight.absmax", ".weight_packed", ".weight_scale")  # a quantized layer is known by one of these
 REPACKED = ("Q4_0", "Q4_K", "Q2_K", "IQ4_NL")  # llama.cpp on x86 keeps these a second time, in the order of its AVX2 kernels
 LLAMACPP = (
     16e6  # bytes of llama.cpp's code and buffers beside weights, cache and work space; measured on models of 11, 200 and 380 M weights
@@ -65,14 +65,15 @@ class Footprint:
         return None if self.work is None else self.total + self.work
 
 
-def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = False) -> Footprint:
+def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = False, cache_in: str = "f16") -> Footprint:
     """The memory of the artifact or model in `folder` with one sequence of `context` tokens.
 
     `float_bytes` is the size of a number in which the runtime computes: what is not quantized is held in it, and so is the cache
-    (llama.cpp keeps both as the file has them, the cache in FP16). A step reads all but the input embedding, of which it needs a row.
+    (llama.cpp keeps both as the file has them, the cache in FP16), unless `cache_in` is another of qlab.plan.plan.CACHES. A step reads all
+    but the input embedding, of which it needs a row.
     """
     if kind_of(folder) == "gguf":
-        return gguf_footprint(next(iter(sorted(folder.glob("*.gguf")))) if folder.is_dir() else folder, context, on_gpu)
+        return gguf_footprint(next(iter(sorted(folder.glob("*.gguf")))) if folder.is_dir() else folder, context, on_gpu, cache_in)
     tensors: dict[str, tuple[str, list[int]]] = {}
     for file in weight_files(folder):
         with opened(file) as stored:
@@ -81,7 +82,7 @@ def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = F
                 tensors[name] = (part.get_dtype(), part.get_shape())
     quantized = tuple({name[: -len(end)] + "." for name in tensors for end in PARTS if name.endswith(end)})
     config = read_config(folder)
-    shape = config_shape(config, folder.name)
+    shape = replace(config_shape(config, folder.name), cache_bits=CACHES[cache_in])
 
     def held(name: str) -> int:
         dtype, sizes = tensors[name]
@@ -95,10 +96,10 @@ def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = F
     # Of experts, which are all in memory, a token reads those that it is given to.
     experts, spared = sum(held(name) for name in names if ".experts." in name), 1 - shape.read_parameters / shape.linear_parameters
     unread = min(experts, spared * sum(held(name) for name in names if ".layers." in name))
-    cache = cache_bytes(shape, context) / context * float_bytes / 2
+    cache = cache_bytes(shape, context) / context * (float_bytes / 2 if cache_in == "f16" else 1)
     fused = 2 if any("gate_up_proj" in name for name in names) else 1  # Phi's gate and up are one layer
     largest = fused * shape.hidden * shape.intermediate
-    codes = sum(held(name) for name in names if name.startswith(quantized) and name.endswith(("weight", "qweight")))
+    codes = sum(held(name) for name in names if name.startswith(quantized) and name.endswith(("weight", "weight_packed")))
     return Footprint(weights, int(weights - embedding - unread), cache, context, largest=largest, codes=codes)
 
 
@@ -117,9 +118,9 @@ def packed_by_bitsandbytes(model: Footprint) -> Footprint:
     return replace(model, work=BITSANDBYTES + BITSANDBYTES_AGAIN * model.codes + BITSANDBYTES_PACKING * model.largest)
 
 
-def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
+def gguf_footprint(file: Path, context: int, on_gpu: bool, cache_in: str) -> Footprint:
     """The same for llama.cpp, whose weights stay as they lie in the file, mapped, but for those that it packs anew for a CPU."""
-    config: dict[str, Any] = gguf_config(file)  # first: it sees that the file is one of a whole model
+    config: dict[str, Any] = gguf_sizes(file)  # first: it sees that the file is one of a whole model
     tensors = read_header(file).tensors
     stored = sum(tensor.bytes for tensor in tensors.values())
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
@@ -129,7 +130,7 @@ def gguf_footprint(file: Path, context: int, on_gpu: bool) -> Footprint:
     ]  # fmt: skip
     embedding = tensors["token_embd.weight"].bytes if head == "output.weight" and "token_embd.weight" in tensors else 0
     rounded = -(-context // GGUF_CELLS) * GGUF_CELLS
-    shape = config_shape(config, file.stem)
+    shape = replace(config_shape(config, file.stem), cache_bits=CACHES[cache_in])
     work = 0 if on_gpu else 4 * 4 * shape.intermediate * min(LLAMACPP_BATCH, context)
     return Footprint(
         stored + sum(again), stored - embedding, cache_bytes(shape, rounded) / rounded, rounded, LLAMACPP + work, work=None if on_gpu else 0

@@ -29,8 +29,13 @@ FORMATS = {
     "INT2 g128": (2 + 18 / 128, 16.0),
 }
 WIDTHS = {"INT8": 8, "AWQ/GPTQ INT4": 4, "INT3": 3, "INT2": 2}  # grouped integers: bits of a code
-# All that can be planned: FORMATS, and grouped integers with the smaller groups that models with short rows need.
-BITS = FORMATS | {f"{name} g{size}": (bits + (16 + bits) / size, 16.0) for size in (64, 32) for name, bits in WIDTHS.items()}
+# All that can be planned: FORMATS, grouped integers with the smaller groups that models with short rows need, and 8 bits a scale a row.
+SMALLER = {f"{name} g{size}": (bits + (16 + bits) / size, 16.0) for size in (64, 32) for name, bits in WIDTHS.items()}
+BITS = FORMATS | SMALLER | {"INT8 W8A8": (8.0, 16.0)}
+
+
+# Bits of a number in the KV cache: FP16, llama.cpp's blocks of 32 with an FP16 scale, vLLM's 8-bit floats.
+CACHES = {"f16": 16.0, "q8_0": 8 + 16 / 32, "q4_0": 4 + 16 / 32, "fp8": 8.0}
 
 
 def of_groups(format_name: str, size: int) -> str:
@@ -48,9 +53,9 @@ class Cached:
     window: int | None
     state: int
 
-    def bytes(self, context: int) -> int:
-        """In FP16, of a sequence of `context` tokens."""
-        return 2 * (self.numbers * min(context, self.window or context) + self.state)
+    def bytes(self, context: int, bits: float = 16.0) -> float:
+        """Of a sequence of `context` tokens, its numbers in so many bits; the state is kept in FP16."""
+        return bits / 8 * self.numbers * min(context, self.window or context) + 2 * self.state
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ class Counted:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder that decide its memory; where it is not a plain one, `counted` tells the rest."""
+    """The sizes of a decoder that decide its memory; where it is not a plain one, `counted` tells the rest. `cache_bits`: of a number in
+    its KV cache (CACHES)."""
 
     layers: int
     hidden: int
@@ -81,6 +87,7 @@ class Shape:
     vocabulary: int
     tied: bool = False
     counted: Counted | None = None
+    cache_bits: float = 16.0
 
     @property
     def block(self) -> dict[str, tuple[int, int]]:
@@ -115,11 +122,11 @@ class Shape:
         return self.linear_parameters + self.embedding_parameters
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        """Keys and values in FP16 of every layer that keeps those of all tokens."""
+    def kv_bytes_per_token(self) -> float:
+        """Keys and values of every layer that keeps those of all tokens."""
         if self.counted:
-            return sum(2 * block.numbers for block in self.counted.cached if not block.window)
-        return 2 * 2 * self.layers * self.kv_heads * self.head_size
+            return self.cache_bits / 8 * sum(block.numbers for block in self.counted.cached if not block.window)
+        return self.cache_bits / 8 * 2 * self.layers * self.kv_heads * self.head_size
 
 
 SHAPES = {  # as published in the models' config.json
@@ -164,10 +171,10 @@ def weight_bytes(shape: Shape, format_name: str) -> float:
 
 
 def cache_bytes(shape: Shape, context: int, sequences: int = 1) -> float:
-    """Bytes of the KV cache in FP16 for so many sequences of `context` tokens."""
+    """Bytes of the KV cache for so many sequences of `context` tokens."""
     if shape.counted:
-        return float(sequences * sum(block.bytes(context) for block in shape.counted.cached))
-    return float(shape.kv_bytes_per_token * context * sequences)
+        return sequences * sum(block.bytes(context, shape.cache_bits) for block in shape.counted.cached)
+    return shape.kv_bytes_per_token * context * sequences
 
 
 USABLE = 0.9
@@ -189,7 +196,7 @@ class Fit:
 
 
 def fit(shape: Shape, format_name: str, context: int, memory_gb: float, count: int, sequences: int = 1, usable: float = USABLE) -> Fit:
-    """The one rule by which this workbook says that a model fits: weights plus FP16 KV cache within `usable` of the memory.
+    """The one rule by which this workbook says that a model fits: weights plus KV cache within `usable` of the memory.
 
     Devices beyond the number of KV heads repeat heads, and with them the cache.
     """

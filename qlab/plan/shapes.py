@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlab.models.configuration import checked
-from qlab.models.gguf import gguf_config
+from qlab.models.gguf import gguf_sizes
 from qlab.models.locating import HUB_ID, weight_files
 from qlab.models.named import NAMES, named_folder
 from qlab.plan.counted import counted_shape
@@ -22,8 +22,9 @@ NEAR = 1.5  # a size such as 70B is planned as a published model of at most this
 INT4 = "AWQ/GPTQ INT4 g128"
 ALIASES = {
     "fp32": "FP32", "fp16": "FP16", "bf16": "FP16", "int8": "INT8", "int4": INT4, "awq": INT4, "gptq": INT4,
-    "q4_k_m": "GGUF Q4_K_M", "nf4": "NF4 double quant", "int3": "INT3 g128", "int2": "INT2 g128",
+    "q4_k_m": "GGUF Q4_K_M", "nf4": "NF4 double quant", "w8a8": "INT8 W8A8", "int3": "INT3 g128", "int2": "INT2 g128",
 }  # fmt: skip
+EIGHT_BITS = re.compile(r"(?:smooth-)?(?:rtn|gptq)-w8a8")
 RECIPE = re.compile(r"(?:rtn|awq|gptq|awq-gptq|tuned)-w([2348])g(128|64|32)(?:-.*)?")  # of grouped integers: bits and group size
 
 
@@ -45,7 +46,7 @@ def find_shape(name: str) -> tuple[str, Shape]:
     if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         files = weight_files(path)  # of a folder with both, the safetensors files, as everywhere
         if files and files[0].suffix == ".gguf":
-            return name, config_shape(gguf_config(files[0]), name)
+            return name, config_shape(gguf_sizes(files[0]), name)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file() and not path.exists() and HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
         file = fetched_config(name)
@@ -104,6 +105,8 @@ def find_format(name: str) -> str:
     known = {key.lower(): key for key in BITS} | ALIASES
     if recipe := RECIPE.fullmatch(name.lower()):
         known |= {name.lower(): of_groups(key, int(recipe[2])) for key, bits in WIDTHS.items() if bits == int(recipe[1])}
+    if EIGHT_BITS.fullmatch(name.lower()):
+        return ALIASES["w8a8"]
     if name.lower() not in known:
         raise UserError(f"no format {name!r}: expected one of {', '.join(ALIASES)}")
     return known[name.lower()]

@@ -15,6 +15,7 @@ from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
 from qlab.support.wording import first_and_number
 
+CODES = (".qweight", ".weight_packed")  # what layouts call a layer's codes; of 8 bits, they are called weight, beside a weight_scale
 STANDARD_SIZES = (128, 64, 32)  # group sizes that runtimes have kernels for
 # Layers that vLLM joins to one matrix. All of them are quantized, or none is.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("in_proj_qkv", "in_proj_z"), ("in_proj_b", "in_proj_a"))
@@ -97,11 +98,12 @@ def stored_layers(layout: Layout, parts: Sequence[Path]) -> tuple[list[str], lis
     kept, quantized = [], []
     for part in parts:
         with safe_open(part, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - not a dictionary
-                if name in layout.linear:
-                    kept.append(name.removesuffix(".weight"))
-                elif name.endswith(".qweight"):
-                    quantized.append(name.removesuffix(".qweight"))
+            names = dict.fromkeys(opened.keys())
+        for name in names:
+            if name.endswith(CODES) or f"{name}_scale" in names:
+                quantized.append(name.rpartition(".")[0])
+            elif name in layout.linear:
+                kept.append(name.removesuffix(".weight"))
     both = {layout.within_block(name) for name in kept} & {layout.within_block(name) for name in quantized}
 
     def shortened(names: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -65,7 +66,7 @@ class GGUF(Walked):
         return partial(encoding.encode_rows, hessian=seen.trusted if seen and self.settles else None)
 
     def check(self, source: OpenedModel) -> None:
-        gguf.check_model(source.folder, source.text_config, [name for name in source.layout.shapes if not source.layout.beside(name)])
+        gguf.check_model(source.folder, source.text_config, written(source))
 
     def remarks(self, source: OpenedModel) -> dict[str, str]:
         found = gguf.remarks(source.folder, source.text_config)
@@ -75,9 +76,9 @@ class GGUF(Walked):
             )
         for name, shape in source.layout.shapes.items():  # blocks have theirs from the walk
             elsewhere = source.layout.inside(name) or source.layout.beside(name)
-            target = None if elsewhere else encoding.gguf_name(name, source.text_config)
-            if target and (note := fallback_note(target, shape, self.mix, source.text_config)):
-                found[name.removesuffix(".weight")] = note
+            for target in () if elsewhere else encoding.gguf_names(name, source.text_config):
+                if note := fallback_note(target, shape, self.mix, source.text_config):
+                    found[name.removesuffix(".weight")] = note
         return found
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
@@ -105,13 +106,26 @@ class GGUF(Walked):
         weights = seen.mean_square if seen else None
         with stage("encode"):
             stored = encoding.encode_tensors(together, self.mix, source.text_config, weights, self.encoder(seen))
-        for name, (key, coded) in zip(names, stored.items(), strict=True):
-            gathered.setdefault(key, []).append(coded)
-            layer, rows = name.removesuffix(".weight"), judged_rows(len(tensors[name]))
-            found.notes[within + layer] = fallback_note(key.partition(":")[2], tensors[name].shape, self.mix, source.text_config)
-            if seen:
-                original = encoding.in_its_form(part.prefix + name, tensors[name], source.text_config)[rows].clone()
-                yield within + layer, decoders.submit(encoding.decode, {key: coded[rows].cpu()}), original, seen.hessian
+        entries = iter(stored.items())
+        for name, tensor in together.items():
+            shapes = encoding.shapes_of(name, tensor.shape, source.text_config)
+            coded = dict(islice(entries, len(shapes)))
+            layer = within + name.removeprefix(part.prefix).removesuffix(".weight")
+            notes = [
+                fallback_note(key.partition(":")[2], shape, self.mix, source.text_config)
+                for key, shape in zip(coded, shapes.values(), strict=True)
+            ]
+            found.notes[layer] = next((note for note in notes if note), "")
+            for key, each in coded.items():
+                gathered.setdefault(key, []).append(each)
+            if seen and len(coded) == 1:  # in another order of rows at most: some of them tell
+                (key, each), rows = next(iter(coded.items())), judged_rows(len(tensor))
+                (inside,) = encoding.parts_of(name, tensor, source.text_config)
+                some = {key: each[rows].cpu()}
+                yield layer, decoders.submit(encoding.decode, some), inside.tensor[rows].clone(), seen.hessian
+            elif seen:
+                held = {key: each.cpu() for key, each in coded.items()}
+                yield layer, decoders.submit(encoding.decode_plain, held, name, source.text_config), tensor, seen.hessian
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         if source.layout.beside(name):
@@ -123,8 +137,14 @@ class GGUF(Walked):
         return ""
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
-        gguf.assemble(parts, source.folder, source.text_config, self.mix, out / f"model-{self.mix}.gguf")
+        file = out / f"model-{self.mix}.gguf"
+        gguf.assemble(parts, source.folder, source.text_config, written(source), self.mix, file)
         finish_folder(source.folder, source.config, [], out, None)  # Python tools read the original's tokenizer
+
+
+def written(source: OpenedModel) -> list[str]:
+    """The tensors of a model that are in the file: its language model's."""
+    return [name for name in source.layout.shapes if not source.layout.beside(name)]
 
 
 def tensors_of(part: Block, block: Block) -> list[list[str]]:

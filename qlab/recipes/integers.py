@@ -1,4 +1,4 @@
-"""Recipes of grouped integers: RTN, AWQ, GPTQ, both together, and tuned; stored in AWQ's or GPTQ's layout."""
+"""Recipes of grouped integers: RTN, AWQ, GPTQ, both together, and tuned; stored in AWQ's, GPTQ's or compressed-tensors' layout."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qlab.formats import awq, gptq
 from qlab.methods.awq import best_scale, output_error
 from qlab.methods.gptq import compensated
 from qlab.methods.grid import GroupedIntegers
@@ -21,6 +19,7 @@ from qlab.methods.tuned import SoftIntegers, tune
 from qlab.models.layout import linear_layers
 from qlab.models.opening import OpenedModel
 from qlab.recipes.fitting import Layers, check_layers, fitted_size, layers_of, left_alone, stored_layers, summary, unquantized
+from qlab.recipes.layouts import AWQ, COMPRESSED, GPTQ, Layout, Left, Scheme
 from qlab.recipes.recipe import Fitted, Walked
 from qlab.support.errors import UserError
 from qlab.support.stages import stage
@@ -43,7 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 ORDER_NAMES = {"given": "inorder", "static": "static", "group": "grouporder", "scattered": "actorder"}
 PATTERN = re.compile(
     rf"({'|'.join(sorted(DEFAULTS, key=len, reverse=True))})-w([2-8])g(\d{{1,6}}|row)(-sym|-asym)?"
-    rf"((?:-(?:{'|'.join(ORDER_NAMES.values())}))?)(-search|-cover)?(-sequential)?(?:-steps(\d{{1,6}}))?"
+    rf"((?:-(?:{'|'.join(ORDER_NAMES.values())}))?)(-search|-cover)?(-sequential)?(?:-steps(\d{{1,6}}))?(-ct)?"
 )
 
 
@@ -55,7 +54,8 @@ class Integers(Walked):
     `order` and `search` as in qlab.methods.gptq; RTN and AWQ take `search` likewise. `sequential`: what a block sees is what the
     blocks quantized before it make, not what the original's do. Tuning needs that; for GPTQ it takes longer, and
     on models of four blocks changes KL by a few percent at most (`make bench-quantize` prints it), so it is a choice.
-    4-bit asymmetric codes in consecutive groups are stored in AWQ's layout, which current runtimes serve; all else in GPTQ's.
+    4-bit asymmetric codes in consecutive groups are stored in AWQ's layout, all else in GPTQ's; `compressed` ones, whatever they are, in
+    compressed-tensors, which of the three vLLM serves widest: also asymmetric grids of GPTQ, and 8 bits on a CPU.
     """
 
     method: str = "awq"
@@ -66,6 +66,7 @@ class Integers(Walked):
     search: bool = True
     sequential: bool = False
     steps: int = STEPS
+    compressed: bool = False
 
     def __post_init__(self) -> None:
         if self.group_size != -1 and self.group_size < 1:
@@ -83,6 +84,7 @@ class Integers(Walked):
         parts += [] if self.search == default["search"] else ["search" if self.search else "cover"]
         parts += [] if self.sequential == default["sequential"] else ["sequential"]
         parts += [] if self.steps == STEPS else [f"steps{self.steps}"]
+        parts += ["ct"] if self.compressed else []
         return "-".join(parts)
 
     @property
@@ -95,22 +97,26 @@ class Integers(Walked):
         return self.method not in ("rtn", "awq") and self.search and self.order != "scattered"
 
     @property
-    def awq_layout(self) -> bool:
-        return self.bits == 4 and not self.symmetric and self.order != "scattered" and self.method != "gptq"
+    def layout(self) -> Layout:
+        """What the checkpoint is stored in."""
+        if self.compressed:
+            return COMPRESSED
+        return AWQ if self.bits == 4 and not self.symmetric and self.order != "scattered" and self.method != "gptq" else GPTQ
 
     @property
-    def layout(self) -> ModuleType:
-        """The module of the format."""
-        return awq if self.awq_layout else gptq
+    def scheme(self) -> Scheme:
+        """What that has to know of it."""
+        return Scheme(self.bits, self.group_size, self.symmetric, self.order == "scattered")
 
     @property
     def format(self) -> str:
-        return "awq" if self.awq_layout else "gptq"
+        return self.layout.format
 
     def check(self, source: OpenedModel) -> None:
         """Raise the UserError of widths that the layout has no room for, and of rows that the group size does not divide."""
-        if not self.awq_layout and self.bits not in gptq.WIDTHS:
-            raise UserError(f"{self.name}: the GPTQ format holds {', '.join(map(str, gptq.WIDTHS))} bits, not {self.bits}")
+        if self.bits not in self.layout.widths:
+            held = ", ".join(map(str, self.layout.widths))
+            raise UserError(f"{self.name}: the {self.layout.label} format holds {held} bits, not {self.bits}")
         check_layers(self.name, layers_of(source.layout), self.group_size, self.layout.unfit)
 
     def fitted(self, source: OpenedModel) -> Fitted:
@@ -232,19 +238,13 @@ class Integers(Walked):
 
     def _pack(self, name: str, layer: GroupedIntegers) -> dict[str, Tensor]:
         try:
-            return awq.pack(layer) if self.awq_layout else gptq.pack(layer)
+            return self.layout.pack(layer, self.scheme)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
         kept, quantized = stored_layers(source.layout, parts)
-        apart = left_alone(source)
-        if self.awq_layout:
-            entry = awq.quantization_config(self.group_size, ["lm_head", *kept, *apart])
-        else:
-            entry = gptq.quantization_config(
-                self.bits, self.group_size, self.symmetric, self.order == "scattered", skipped=kept, quantized=quantized, apart=apart
-            )
+        entry = self.layout.configuration(self.scheme, Left(kept, quantized, left_alone(source)))
         self.finish(source, parts, out, entry, largest)
 
 
@@ -253,10 +253,11 @@ def parse_integers(name: str) -> Integers | None:
     match = PATTERN.fullmatch(name)
     if match is None:
         return None
-    method, bits, size, signs, order, grids, sequential, steps = match.groups()
+    method, bits, size, signs, order, grids, sequential, steps, compressed = match.groups()
     options: dict[str, Any] = {"symmetric": signs == "-sym"} if signs else {}
     options |= {"order": next(key for key, value in ORDER_NAMES.items() if order == f"-{value}")} if order else {}
     options |= {"search": grids == "-search"} if grids else {}
     options |= {"sequential": True} if sequential else {}
     options |= {"steps": int(steps)} if steps else {}
+    options |= {"compressed": True} if compressed else {}
     return Integers(method, int(bits), -1 if size == "row" else int(size), **(DEFAULTS[method] | options))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qlab.models.configuration import read_config
-from qlab.models.gguf import gguf_config
+from qlab.models.gguf import gguf_sizes
 from qlab.models.locating import kind_of
+from qlab.plan.plan import CACHES, Shape
+from qlab.plan.shapes import config_shape
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.reading import check_regular
@@ -27,7 +29,8 @@ class Deployment:
     """An artifact or model `folder` (or a GGUF file) as a server: `name` is what clients ask for, `sequences` are answered at a time.
 
     `gpus` is the tensor parallel size, 0 for none; `gpu_layers` how many layers of a GGUF file lie on them, the rest on the CPU,
-    all where it is None. The key stays out of every text that this class makes of itself.
+    all where it is None. `cache`: what the KV cache is kept in, of qlab.plan.plan.CACHES. The key stays out of every text that this class
+    makes of itself.
 
     Raises:
         UserError: a value that no runtime could take, or a server beyond loopback without a key.
@@ -42,6 +45,7 @@ class Deployment:
     gpus: int = 0
     threads: int = 2
     gpu_layers: int | None = None
+    cache: str = "f16"
     system: str = FRENCH_SYSTEM_PROMPT
     key: str | None = field(default=None, repr=False)
 
@@ -60,6 +64,8 @@ class Deployment:
             raise UserError("expected a context of 16 tokens or more, one sequence or more, no negative number of GPUs, one thread or more")
         if self.gpu_layers is not None and not (self.gpus and self.gpu_layers >= 0 and self.kind == "gguf"):
             raise UserError("layers are split between GPU and CPU for GGUF files alone, and where there is a GPU to serve on (--gpus 1)")
+        if self.cache not in CACHES:
+            raise UserError(f"a KV cache in {self.cache!r}: expected {', '.join(CACHES)}")
         if not self.loopback and not self.key:
             raise UserError(f"{self.host} can be reached from other machines: give a key (--api-key-file), or serve on 127.0.0.1")
 
@@ -106,7 +112,12 @@ class Deployment:
     @property
     def config(self) -> dict[str, Any]:
         """The model's configuration, from config.json or from the GGUF file."""
-        return gguf_config(self.gguf) if self.kind == "gguf" else read_config(self.folder)
+        return gguf_sizes(self.gguf) if self.kind == "gguf" else read_config(self.folder)
+
+    @property
+    def shape(self) -> Shape:
+        """The sizes that decide its memory."""
+        return replace(config_shape(self.config, self.name), cache_bits=CACHES[self.cache])
 
     @property
     def weight_bytes(self) -> int:

@@ -18,7 +18,6 @@ from typing import Any
 import yaml
 
 from qlab.plan.plan import cache_bytes
-from qlab.plan.shapes import config_shape
 from qlab.serve.deployment import KEY_VARIABLE, Deployment
 from qlab.serve.runtimes import ollama
 from qlab.serve.runtimes.runtime import Container, Runtime, check, expected_memory
@@ -36,7 +35,7 @@ def files_of(runtime: Runtime, deployment: Deployment) -> dict[str, str]:
     Raises:
         UserError: the runtime does not serve this format.
     """
-    check(runtime, deployment.kind, deployment.folder.name)
+    check(runtime, deployment.kind, deployment.folder.name, deployment.cache)
     container = runtime.container(deployment)
     found = {"compose.yaml": compose(runtime, deployment, container), "kubernetes.yaml": kubernetes(runtime, deployment, container)}
     if isinstance(runtime, ollama.Ollama):
@@ -65,7 +64,7 @@ def write_files(runtime: Runtime, deployment: Deployment, out: Path) -> list[Pat
 def memory_bytes(runtime: Runtime, deployment: Deployment) -> int:
     """What weights, the KV cache of all sequences and the runtime itself may take, with a tenth to spare."""
     expected = expected_memory(runtime, deployment)
-    cache = cache_bytes(config_shape(deployment.config, deployment.name), deployment.context, deployment.sequences)
+    cache = cache_bytes(deployment.shape, deployment.context, deployment.sequences)
     return ceil(max(1.1 * deployment.weight_bytes + cache + OVERHEAD, 1.1 * expected.total if expected else 0))
 
 

@@ -74,7 +74,7 @@ def serving(runtime: Runtime, deployment: Deployment, limit: float = START_LIMIT
             ready within `limit` seconds; the message then carries the last lines of its log.
     """
     require(runtime)
-    check(runtime, deployment.kind, deployment.folder.name)
+    check(runtime, deployment.kind, deployment.folder.name, deployment.cache)
     runtime.check_processor(deployment)
     command = runtime.command(deployment)
     refuse_taken_port(deployment)

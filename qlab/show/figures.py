@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 
 from qlab.show.drawing import ACCENT, INK, MUTED, PALETTE, Drawing, new_axes, panels, shown
+from qlab.workbook.pareto import pareto_front
 
 MOST = 8  # numbers of a line that its table says
 
@@ -104,12 +105,7 @@ def points(table: pd.DataFrame, x: str, y: str, hue: str, columns: str, title: s
 def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: str, log_y: bool = False, log_x: bool = False) -> Drawing:
     """Named points, each written beside its mark; the Pareto front (less of both is better) drawn through."""
     figure, axes = new_axes(title, x, y, (9, 4.6))
-    front, best = [], float("inf")
-    for name in sorted(points, key=lambda name: points[name]):
-        if points[name][1] < best:
-            best = points[name][1]
-            front.append(points[name])
-    axes.step(*zip(*front, strict=True), where="post", color=MUTED, linestyle="--", zorder=1)
+    axes.step(*zip(*(points[name] for name in pareto_front(points)), strict=True), where="post", color=MUTED, linestyle="--", zorder=1)
     if log_y:
         axes.set_yscale("log")
         axes.set_ylabel(f"{y}, log scale")

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qlab.evaluate.quality import measure_quality
+from qlab.evaluate.quality import Quality, measure_quality
+from qlab.formats.compressed_tensors.rounding import rounded_before
 from qlab.methods.awq import best_scale, output_error, sweep_exponents
 from qlab.methods.gptq import gptq
 from qlab.methods.grid import round_to_grid
 from qlab.methods.rtn import rtn
 from qlab.models.opening import OpenedModel, decoder_layers
+from qlab.recipes import parse
 from qlab.support.disk.scratch import Scratch
+from qlab.support.errors import UserError
 from qlab.support.progress import progress
 from qlab.support.wording import layer_place
 from qlab.walk.folding import fold_scales
@@ -77,13 +80,30 @@ def exponent_gains(
 
 
 def calibration_curves(lesson: Lesson, ways: Mapping[str, Rounding], counts: Iterable[int]) -> dict[str, dict[int, float]]:
-    """KL to the original when every layer is quantized in each of `ways` from statistics of only the first `count` calibration windows."""
+    """KL to the original when every layer of the lesson's sample is quantized in each of `ways` from statistics of only the first `count`
+    calibration windows."""
     found = {way: dict[int, float]() for way in ways}
     for count in progress(sorted(set(counts)), "calibration", leave=False):
-        seen = collect(lesson.reference, lesson.layers, lesson.calibration[:count])
+        seen = collect(lesson.reference, lesson.sample, lesson.calibration[:count])
         for way, rounding in ways.items():
-            model = lesson.with_weights(lambda name, weight, by=rounding, seen=seen: by(weight, seen[name]))  # type: ignore[misc]
+            model = lesson.with_weights(lambda name, weight, by=rounding, seen=seen: by(weight, seen[name]), lesson.sample)  # type: ignore[misc]
             found[way][count] = measure_quality(model, lesson.evaluation, lesson.expected).kl or 0.0
+    return found
+
+
+def eight_bits(lesson: Lesson) -> dict[str, Quality]:
+    """INT8, measured: of weights alone, of weights and activations, and of both once SmoothQuant has divided the largest activation
+    channels, which the weights then carry (recipe smooth-rtn-w8a8). Weights have a scale a row, activations a scale a token."""
+    model = lesson.with_weights(lambda _, weight: rtn(weight, 8, -1, symmetric=True).dequantize())
+    found = {"weights": lesson.evaluate("int8, a scale a row", model)}
+    for name, layer in decoder_layers(model).items():
+        if name in lesson.layers:
+            layer.register_forward_pre_hook(rounded_before)
+    found["weights and activations"] = lesson.evaluate("int8 weights and activations", model)
+    try:
+        found["the same, migrated"] = lesson.evaluate("smooth-rtn-w8a8", lesson.artifact(parse("smooth-rtn-w8a8")))
+    except UserError as error:  # experts, whose activations transformers does not show one by one
+        print(error)
     return found
 
 

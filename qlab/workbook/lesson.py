@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from qlab.workbook.judged import judged
 from qlab.workbook.record import record
 
 GROUP_SIZE = 128  # the guide's
+BLOCKS = 8  # that experiments layer by layer look at
 R, T = TypeVar("R", bound=Recipe | None), TypeVar("T")
 
 
@@ -60,6 +61,20 @@ class Lesson:
         """The original's decoder layers by name, but for those whose rows groups of `group_size` do not divide."""
         found = decoder_layers(self.reference)
         return {name: layer for name, layer in found.items() if layer.in_features % self.group_size == 0}
+
+    @cached_property
+    def sample(self) -> dict[str, nn.Linear]:
+        """The `layers` of BLOCKS blocks, evenly spread, the first and the last among them: what experiments layer by layer look at."""
+        return {name: layer for name, layer in self.layers.items() if self._block(name) in self.sampled_blocks}
+
+    @property
+    def sampled_blocks(self) -> list[int]:
+        """The numbers of the blocks that `sample` has."""
+        count = self.source.layout.count
+        return sorted({round(place * (count - 1) / (BLOCKS - 1)) for place in range(BLOCKS)}) if count > BLOCKS else list(range(count))
+
+    def _block(self, name: str) -> int:
+        return int(name.removeprefix(f"{self.source.layout.blocks}.").partition(".")[0])
 
     def able(self, recipes: Mapping[str, R]) -> dict[str, R]:
         """Those of `recipes` that can take this model; of each other one a printed sentence says why it is left out."""
@@ -116,11 +131,11 @@ class Lesson:
         """Statistics of the inputs of `layers` over the calibration windows, by layer name."""
         return collect(self.reference, self.layers, self.calibration)
 
-    def with_weights(self, change: Callable[[str, Tensor], Tensor]) -> PreTrainedModel:
-        """A copy of the original with `change(layer name, weight)` in place of the weight of each of `layers`."""
+    def with_weights(self, change: Callable[[str, Tensor], Tensor], chosen: Iterable[str] | None = None) -> PreTrainedModel:
+        """A copy of the original with `change(layer name, weight)` in place of the weight of each of `layers`, or of those `chosen`."""
         model = copy.deepcopy(self.reference)
         layers = decoder_layers(model)
-        for name in self.layers:
+        for name in self.layers if chosen is None else chosen:
             layer = layers[name]
             layer.weight.data = change(name, layer.weight.data).to(layer.weight.dtype)
         return model
@@ -194,6 +209,8 @@ def open_lesson(
     lesson = Lesson(source, tokenizer, reference, calibration, evaluation, work, size)
     if why:
         print(f"Groups of {size} weights instead of {GROUP_SIZE}, in every recipe of this model: {why}.")
+    if len(lesson.sampled_blocks) < source.layout.count:
+        print(f"Experiments layer by layer look at {BLOCKS} of {source.layout.count} blocks: {', '.join(map(str, lesson.sampled_blocks))}.")
     if others := [name for name in decoder_layers(reference) if name not in lesson.layers]:
         print(f"{len(others)} layers are left out of the experiments, since groups of {size} do not divide their rows: {others[0]}, …")
     return lesson

@@ -9,7 +9,7 @@ import pytest
 
 from qlab.evaluate.store.provenance import provenance
 from qlab.show.site import report
-from qlab.workbook.runner import DONE, Outcome
+from qlab.workbook.batch.runner import DONE, Outcome
 from tests.browser.lesson import executed
 
 COLUMNS = [

@@ -19,6 +19,14 @@ FORMULA = r"""## 1.1 A formula
 Minimise $\lVert XW - X\hat{W} \rVert^2$ over the grid, with perplexity as the measure and `perplexity` as code:
 
 $$\delta = -\frac{w_q - \hat{w}_q}{[H^{-1}]_{qq}} \cdot (H^{-1})_{:,q}$$"""
+PREDICT = """
+from qlab.show.prediction import predict
+
+which = predict("Which error is larger at 4 bits?", ["RTN", "GPTQ", "they are equal"])
+share = predict("How much of RTN's error is left?", between=(0, 100), unit="%")"""
+HELD = """
+which.held_against("GPTQ", "RTN 0.06, GPTQ 0.26.")
+share.held_against(416.0)"""
 CONTROL = """
 from qlab.show import figures
 from qlab.show.widgets import explore
@@ -39,7 +47,7 @@ from qlab.show.tables import styled
 styled(pd.DataFrame({"a long name of a column": ["10.0 ± 1", "9.0 ± 2", "1,000"] , **{f"column {n}": [n, 2, 3] for n in range(14)}}))"""
 FILES = """explore(lambda file: {"a": "first\\n" * 3, "b": "second " * 60}[file], file=["a", "b"])"""
 CHECK = """
-from qlab.workbook.exercise import check
+from qlab.workbook.exercises.answer import check
 check("bits", 4, 4, "Four.")"""
 SOLUTION = """## Exercise
 
@@ -54,7 +62,7 @@ def small_lesson() -> NotebookNode:
     """The lesson as it would lie in notebooks/, clean."""
     parameters = new_code_cell('model = "embedded"  # the model')
     parameters.metadata["tags"] = ["parameters"]
-    rest = [CONTROL, FIGURE, "## 1.2 Tables and texts", HEATMAP, TABLE, FILES, SOLUTION, CHECK]
+    rest = [PREDICT, CONTROL, HELD, FIGURE, "## 1.2 Tables and texts", HEATMAP, TABLE, FILES, SOLUTION, CHECK]
     cells = [new_markdown_cell(OPENING), parameters, new_markdown_cell(FORMULA)]
     cells += [new_markdown_cell(text) if text.startswith("##") else new_code_cell(text.strip()) for text in rest]
     notebook = new_notebook(cells=cells)

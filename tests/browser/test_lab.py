@@ -165,6 +165,35 @@ def test_a_lesson_runs_its_control_moves_and_progress_is_kept(visit: Visit, lab:
     assert page.get_by_text("1 of 1 exercises right").count() == 0
 
 
+def test_predictions_are_made_by_keyboard_and_remembered(visit: Visit, lab: Lab) -> None:
+    open_notebook(visit, lab, SMALL)
+    run_all(visit)
+    page = visit.page
+    assert page.locator(".qlab-choices:visible").count() == 0  # the controls have them
+    cells = page.locator(".jp-Cell").evaluate_all(KINDS)
+    choices = page.get_by_role("radiogroup", name="Which error is larger at 4 bits?").get_by_role("radio")
+    assert choices.count() == 3
+    choices.first.focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    assert choices.nth(2).is_checked()
+    page.keyboard.press("r")  # in a notebook: make the cell raw
+    answers = page.locator(".jp-OutputArea-output details", has_text="What was measured")
+    assert answers.first.get_attribute("open") is None
+    page.get_by_role("button", name="I predict this").first.press("Enter")
+    page.get_by_text("You predicted: they are equal. Measured: GPTQ.").wait_for()
+    assert answers.first.get_attribute("open") is not None
+    slider = page.get_by_role("slider", name="How much of RTN's error is left?")
+    slider.press("End")
+    page.get_by_role("button", name="I predict this").last.press("Enter")
+    page.get_by_text("You predicted: 100 %. Measured: 416 %. It is more than you predicted.").wait_for()
+    assert page.locator(".jp-Cell").evaluate_all(KINDS) == cells
+    open_notebook(visit, lab, SMALL)  # again, as on another day
+    run_all(visit)
+    assert choices.nth(2).is_checked()
+
+
 def test_afresh_brings_a_lesson_back_and_sets_the_readers_aside(lab: Lab) -> None:
     copy = lab.folder / "workspace" / f"{SMALL}.ipynb"
     original = (lab.folder / "workspace" / "01_principles.ipynb").read_text()

@@ -89,6 +89,16 @@ def test_a_solution_opens_and_closes(visit: Visit, site: Path) -> None:
     assert solution.is_visible()
 
 
+def test_a_prediction_stands_with_its_choices_and_its_answer_opens(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "01_principles.html").as_uri())
+    assert visit.page.locator(".qlab-choices li").all_inner_texts() == ["RTN", "GPTQ", "they are equal"]
+    answer = visit.page.get_by_text("Measured: GPTQ. RTN 0.06, GPTQ 0.26.")
+    assert not answer.is_visible()
+    visit.page.get_by_text("What was measured").first.press("Enter")
+    assert answer.is_visible()
+    assert visit.page.get_by_text("I predict this").count() == 0
+
+
 def test_a_figure_enlarges_and_gives_way(visit: Visit, site: Path) -> None:
     visit.page.goto((site / "01_principles.html").as_uri())
     small = visit.page.locator(".qlab-picture svg").first.bounding_box()

@@ -10,7 +10,7 @@ import torch
 
 from qlab.artifacts.artifact import make_artifact
 from qlab.evaluate.kept import next_token_logits
-from qlab.evaluate.quality import measure_quality
+from qlab.evaluate.quality import by_position, by_token, measure_quality
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
@@ -95,3 +95,20 @@ def test_perplexity_of_a_gguf_file_is_llamacpps_by_its_own_protocol(calibration:
     logits = next_token_logits(load(made.source), torch.tensor([ids]))[127:].detach()
     ours = -torch.nn.functional.cross_entropy(logits, torch.tensor(ids[128:]))
     assert math.exp(-sum(theirs) / 128) == pytest.approx(math.exp(-float(ours)), rel=0.01)
+
+
+def test_single_tokens_are_told_apart_from_the_mean() -> None:
+    kl = torch.linspace(0, 1, 101, dtype=torch.float64)
+    top1, sure = torch.ones(101, dtype=torch.float64), torch.zeros(101, dtype=torch.float64)
+    top1[:10], sure[5:25] = 0, 1  # 5 of the 20 sure ones flipped
+    found = by_token(torch.stack([kl, top1, sure]))
+    assert found == pytest.approx({"kl_median": 0.5, "kl_p90": 0.9, "kl_p99": 0.99, "kl_max": 1.0, "flips_sure": 0.25})
+    assert by_token(torch.stack([kl, top1, 0 * sure]))["flips_sure"] is None
+
+
+def test_who_is_sure_is_the_reference() -> None:
+    reference = torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.1, 0.0]])  # sure of the first, then of none
+    model = torch.tensor([[0.1, 0.0, 0.0], [4.0, 0.0, 0.0]])
+    found = by_position(model, torch.tensor([1, 1]), reference)
+    assert found["sure"].tolist() == [1.0, 0.0]
+    assert found["top1"].tolist() == [1.0, 0.0]

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlab.formats import awq, compressed_tensors, gptq
+from qlab.formats import awq, gptq
+from qlab.formats.compressed_tensors import reading as compressed_tensors
 from qlab.formats.packing import WIDTHS, pack_words, period, unpack_words
 from qlab.formats.stored import plain_tensors
 from qlab.methods.grid import GroupedIntegers

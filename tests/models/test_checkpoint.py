@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qlab.artifacts.artifact import quantize_model
-from qlab.models.checkpoint import ROWS, Checkpoint, open_checkpoint
+from qlab.models.checkpoint import ROWS, Checkpoint
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
 from qlab.support.errors import UserError
@@ -57,7 +57,7 @@ def test_a_quantized_source_makes_the_bytes_of_its_plain_values(
     theirs = list(quantize_model(locate(str(plain)), recipes, calibration, tmp_path / "theirs"))
     first, second = ((each[0].path / "model.safetensors").read_bytes() for each in (ours, theirs))
     assert first == second
-    first_state, second_state = (open_checkpoint(next(each[1].path.glob("*.gguf"))) for each in (ours, theirs))
+    first_state, second_state = (locate(str(next(each[1].path.glob("*.gguf")))).checkpoint for each in (ours, theirs))
     for name in first_state.shapes:
         assert torch.equal(first_state.read(name), second_state.read(name)), name
 

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from qlab.models.gguf import gguf_config
+from qlab.models.gguf import gguf_sizes
 from qlab.support.errors import UserError
 
 
@@ -32,14 +32,14 @@ SIZES = {"head_count": 2, "head_count_kv": 2, "block_count": 1, "context_length"
 def test_what_neither_qlab_nor_transformers_reads(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", "unheard-of", SIZES | {"embedding_length": 64})
     with pytest.raises(UserError, match=r"transformers cannot open m\.gguf"):
-        gguf_config(tmp_path / "m.gguf")
+        gguf_sizes(tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])  # read by qlab, and for the planner by transformers
 def test_a_configuration_follows_its_file(kind: str, tmp_path: Path) -> None:
     for width in (64, 68):
         write(tmp_path / "m.gguf", kind, SIZES | {"embedding_length": width})
-        config: dict[str, Any] = gguf_config(tmp_path / "m.gguf")
+        config: dict[str, Any] = gguf_sizes(tmp_path / "m.gguf")
         assert config["hidden_size"] == width
         config["hidden_size"] = 1  # whoever asks again gets a copy of what the file says
-        assert gguf_config(tmp_path / "m.gguf")["hidden_size"] == width
+        assert gguf_sizes(tmp_path / "m.gguf")["hidden_size"] == width

@@ -5,7 +5,7 @@ from __future__ import annotations
 import nbformat
 import pytest
 
-from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
+from qlab.workbook.reader.about import NOTEBOOKS, exercises_of, lesson_names
 
 
 @pytest.mark.parametrize("lesson", lesson_names())
@@ -19,7 +19,9 @@ def test_a_notebook_is_clean_and_its_cells_short(lesson: str) -> None:
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
     text = "\n".join(cell.source for cell in notebook.cells)
     assert "explore(" in text
-    assert "<details><summary>Solution" in text
+    assert text.count("prediction = predict(") == text.count("prediction.held_against(") == 1
+    assert all(f'exercise.{help}("{lesson}"' in text for help in ("check_written", "hint", "solution"))
+    assert "your model" in exercises_of(notebook)[-1]  # the last exercise is on the reader's own model
     assert f'recap("{lesson}")' in text
 
 

@@ -204,6 +204,8 @@ def test_the_report_is_whole_and_clean(run: Run) -> None:
         assert "<title>Notebook</title>" not in page
         assert "No description has been provided" not in page
         assert 'href="index.html"' in page
+        assert page.count("<summary>What was measured</summary>") == 1  # the prediction's answer, folded: nobody predicted
+        assert "Not written yet" in page
     home = str(Path.home())
     for page in [*run.out.glob("*.html"), run.out / "results.json", *run.out.glob("notebooks/*.ipynb")]:
         text = page.read_text()

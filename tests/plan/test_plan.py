@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qlab.methods.rtn import rtn
-from qlab.plan.plan import GB, SHAPES, cache_bytes, device_named, explain, fit, hardware, plan, shape_of, splits, weight_bytes
+from qlab.plan.plan import (
+    CACHES,
+    GB,
+    SHAPES,
+    Cached,
+    Counted,
+    cache_bytes,
+    device_named,
+    explain,
+    fit,
+    hardware,
+    plan,
+    shape_of,
+    splits,
+    weight_bytes,
+)
 
 SEVENTY = SHAPES["Llama-3.1-70B"]
 
@@ -26,6 +43,15 @@ def test_seventy_billion_weights_take_what_was_found(format_name: str, size: flo
 def test_the_cache_of_a_70b_is_by_hand() -> None:
     assert SEVENTY.kv_bytes_per_token == 327_680  # keys and values, 80 layers, 8 heads of 128, 2 bytes
     assert cache_bytes(SEVENTY, 16384) / GB == pytest.approx(5.4, abs=0.05)
+
+
+def test_a_quantized_cache_by_hand() -> None:
+    assert cache_bytes(replace(SEVENTY, cache_bits=CACHES["q8_0"]), 1000) == 80 * 2 * 8 * 128 / 32 * 34 * 1000  # 34 bytes for 32 numbers
+    assert cache_bytes(replace(SEVENTY, cache_bits=CACHES["q4_0"]), 1000) == 80 * 2 * 8 * 128 / 32 * 18 * 1000
+    shorter, longer = (fit(replace(SEVENTY, cache_bits=bits), "FP16", 4096, 80, 2).longest for bits in (16.0, 8.0))
+    assert abs(longer - 2 * shorter) <= 1
+    state = Counted((), 0, 0, 0, (Cached(100, None, 0), Cached(0, None, 50)))  # what is no cache of keys and values stays as it is
+    assert cache_bytes(replace(SEVENTY, counted=state, cache_bits=8.0), 10) == 100 * 10 + 2 * 50
 
 
 def test_the_guides_cases() -> None:

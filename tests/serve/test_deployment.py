@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from qlab.artifacts.artifact import quantize_model
 from qlab.models.locating import kind_of
 from qlab.models.opening import OpenedModel
+from qlab.plan.plan import CACHES
 from qlab.recipes import parse
 from qlab.serve.deployment import Deployment, read_key
 from qlab.serve.files import files_of, write_files
@@ -52,6 +53,7 @@ def deployment(folder: Path, **options: Any) -> Deployment:
         ({"host": "0.0.0.0"}, "give a key"),
         ({"host": "example"}, "expected an address"),
         ({"context": 1}, "expected a context"),
+        ({"cache": "q2_k"}, "a KV cache in 'q2_k': expected f16, q8_0, q4_0, fp8"),
     ],
 )
 def test_what_no_runtime_could_take_is_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
@@ -88,7 +90,7 @@ def test_formats_find_their_runtimes(artifacts: dict[str, Path]) -> None:
     assert runtime_for("awq").name == "vllm"
     with pytest.raises(UserError, match="no runtime 'x'"):
         runtime_named("x")
-    with pytest.raises(UserError, match="vLLM serves awq, gptq, dense; q8_0 is gguf"):
+    with pytest.raises(UserError, match="vLLM serves awq, gptq, compressed-tensors, dense; q8_0 is gguf"):
         files_of(RUNTIMES["vllm"], deployment(artifacts["q8_0"]))
 
 
@@ -106,6 +108,20 @@ def test_commands_carry_what_was_asked_and_never_the_key(name: str, artifacts: d
     else:
         with pytest.raises(UserError, match="knows no keys"):
             runtime.command(deployment(folder, key=KEY))
+
+
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_a_cache_of_fewer_bits_is_asked_for_in_every_way(name: str, artifacts: dict[str, Path]) -> None:
+    runtime, folder = RUNTIMES[name], artifacts[SERVED[name]]
+    for cache in CACHES:
+        asked = deployment(folder, cache=cache)
+        if cache not in runtime.caches:
+            with pytest.raises(UserError, match=f"not in {cache}: choose one of these"):
+                files_of(runtime, asked)
+            continue
+        command = " ".join([*runtime.command(asked), *runtime.environment(asked).values()])
+        assert cache == "f16" or cache in command
+        assert cache == "f16" or cache in files_of(runtime, asked)["compose.yaml"]
 
 
 @pytest.mark.parametrize("gpus", [0, 2])

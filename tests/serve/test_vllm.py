@@ -41,6 +41,7 @@ TOKENS = 32
 SERVED = [
     "rtn-w4g128", "awq-w4g128", "awq-w4g32", "awq-w4grow", "awq-gptq-w4g128", "tuned-w4g128-steps4",
     "gptq-w4g128", "gptq-w4g32", "gptq-w4grow",
+    "awq-w4g128-ct", "gptq-w4g128-asym-ct", "gptq-w4g32-ct", "gptq-w4grow-ct", "gptq-w8g128-ct", "smooth-gptq-w8a8",
 ]  # fmt: skip
 SECOND = ["awq-w4g128", "tuned-w4g128-steps4", "gptq-w4g128"]
 REFUSED = {

@@ -75,7 +75,7 @@ FAMILIES = {
     "minimax_m2": mixture("minimax_m2", LOCAL, head_dim=16, rotary_dim=8),
     "phimoe": mixture("phimoe", LOCAL),
     "ernie4_5_moe": mixture("ernie4_5_moe", {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64, "moe_num_shared_experts": 1}),
-    "dots1": mixture("dots1", DEEP, num_key_value_heads=2),
+    "dots1": mixture("dots1", DEEP),
     "lfm2_moe": mixture("lfm2_moe", EXPERTS, HYBRID, layer_types=["conv", "full_attention"] * 2, num_dense_layers=1),
     "qwen3_next": mixture(
         "qwen3_next",
@@ -125,7 +125,10 @@ FAMILIES = {
     ),
     # hybrids, attention that differs from block to block, blocks under another name
     "lfm2": Family("lfm2", HYBRID | {"layer_types": ["conv", "full_attention"] * 2}),
-    "gemma3_text": Family("gemma3_text", {"head_dim": 16, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gemma3_text": Family(
+        "gemma3_text",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "cohere2": Family("cohere2", {"sliding_window": 16}),
     "olmo2": Family("olmo2"),
     "olmo3": Family("olmo3", {"sliding_window": 16}),
@@ -163,6 +166,9 @@ def make(folder: Path, family: Family) -> OpenedModel:
             parameter.data.add_(0.3 * torch.rand_like(parameter))
         elif name.endswith("bias"):
             parameter.data.normal_(0, 0.1)
+    for name, buffer in model.named_buffers():
+        if name.endswith("bias"):  # of what chooses experts
+            buffer.normal_(0, 0.1)
     model.half().save_pretrained(folder)
     load_tokenizer(locate(str(EMBEDDED))).save_pretrained(folder)
     return locate(str(folder))

@@ -15,7 +15,7 @@ from qlab.show.site.report import write_report
 from qlab.show.tables import texts
 from qlab.support.errors import UserError
 from qlab.workbook.answers import BEGINNINGS, ENDED, QUESTIONS, answers, side_by_side
-from qlab.workbook.runner import SKIPPED, Outcome
+from qlab.workbook.batch.runner import SKIPPED, Outcome
 
 CHAT = [
     {"bits": None, "prompt": "A & B?", "answer": "Paris.\nYes."},

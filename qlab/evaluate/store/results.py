@@ -76,6 +76,7 @@ def quality_figures(quality: Quality, under: Mapping[str, str], reference: str =
         measured = measured | {"reference": reference}
         found += [
             Figure("kl", quality.kl, quality.kl_stderr, "nats/token", measured),
+            Figure("kl p99", quality.kl_p99, None, "nats/token", measured),
             Figure("top1", quality.top1, None, "share", measured),
             Figure("loss increase", quality.loss_increase, quality.loss_increase_stderr, "nats/token", measured),
         ]

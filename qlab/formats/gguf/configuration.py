@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isclose
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from qlab.formats.gguf import metadata
+from qlab.formats.gguf import settings as rows
+from qlab.formats.gguf.architectures import ARCHITECTURES, Architecture
 from qlab.formats.gguf.header import Setting
+from qlab.formats.gguf.settings import ATTENTION, LLM, ROPE, Config, Known, NotRead
 from qlab.support.errors import UserError
 from qlab.support.reading import LAYERS, MOST
 
-READ = ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe")
-CLASSES = {
-    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
-    "mixtral": "MixtralForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
-}  # fmt: skip
-MIXTURES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
-LARGEST_FLOAT = 3e38  # of float32
+READ = tuple(dict.fromkeys(gguf.MODEL_ARCH_NAMES[found.arch] for found in ARCHITECTURES.values()))
 NEAR = 1e-5  # of Llama 3's factors, which writers compute in float32
+ROUNDED = 1e-6  # a header's floats are float32
+UNTOLD = {key.removeprefix("{arch}."): 1 for key in (LLM.EXPERT_GROUP_COUNT, LLM.EXPERT_GROUP_USED_COUNT)}  # one group is none
 SPECIAL = ("bos", "eos", "padding")
+TOLD = ("architectures", "model_type", "tie_word_embeddings", "dtype", "rope_parameters", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def model_config(settings: Mapping[str, Setting], shapes: Mapping[str, tuple[int, ...]], rope_factors: Tensor | None) -> dict[str, Any]:
+def model_config(
+    settings: Mapping[str, Setting], arrays: Mapping[str, list[Any]], shapes: Mapping[str, tuple[int, ...]], rope_factors: Tensor | None
+) -> Config:
     """config.json of the model in a GGUF file, in FP16.
 
+    What the writer makes of it is held against the header: a setting that comes out otherwise is one that qlab does not read.
+
     Args:
-        settings: of the header.
+        settings: of the header, and `arrays`, those of numbers at least.
         shapes: of its tensors, by their GGUF names.
         rope_factors: rope_freqs.weight, what divides each rotary frequency, float32 [head size / 2]; None to leave them out.
 
@@ -38,75 +45,80 @@ def model_config(settings: Mapping[str, Setting], shapes: Mapping[str, tuple[int
         UserError: an architecture that qlab does not read, or a header that lacks what it needs.
     """
     kind = str(settings.get("general.architecture"))
-    if kind not in READ:
-        raise UserError(
-            f"the GGUF file holds a {kind} model; qlab reads those of {', '.join(READ)}: give it the Hugging Face model instead"
-        )
-    known = Known(settings, kind)
-    experts = known.whole("expert_count", 0, least=0)
-    if bool(experts) != ("blk.0.ffn_gate_exps.weight" in shapes) or (bool(experts) != (kind in MIXTURES) and kind != "llama"):
-        raise UserError(
-            "the GGUF file holds a mixture of experts of a kind that qlab does not read from GGUF: give it the Hugging Face model instead"
-        )
+    known = Known(settings, arrays, shapes, kind)
+    family = family_of(known)
+    found = ARCHITECTURES[family]
     embedding = shapes.get("token_embd.weight")
     if embedding is None or len(embedding) != 2:
         raise UserError("the GGUF file has no token_embd.weight: it is not a whole language model (a part, a projector or an adapter)")
-    heads = known.whole("attention.head_count")
-    width = known.whole("attention.key_length", known.whole("embedding_length") // heads)
-    if known.whole("rope.dimension_count", width) != width:
-        raise UserError("the GGUF file turns a part of each head only (rope.dimension_count), which qlab does not read")
-    window = known.whole("attention.sliding_window", 0, least=0)
-    dense = "mistral" if kind == "llama" and window else kind
-    family = MIXTURES.get(kind, "mixtral") if experts else dense
-    config: dict[str, Any] = {
-        "architectures": [CLASSES[family]],
-        "model_type": family,
-        "vocab_size": embedding[0],
-        "hidden_size": known.whole("embedding_length"),
-        "intermediate_size": known.whole("feed_forward_length"),
-        "num_hidden_layers": known.whole("block_count", most=LAYERS),
-        "num_attention_heads": heads,
-        "num_key_value_heads": known.whole("attention.head_count_kv", heads),
-        "head_dim": width,
-        "hidden_act": "silu",
-        "max_position_embeddings": known.whole("context_length"),
-        "rms_norm_eps": known.decimal("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": rope_parameters(known, width, rope_factors),
-        "tie_word_embeddings": "output.weight" not in shapes,
-        "dtype": "float16",
+    usual: Config = {
+        row.name: known.whole(row.key, most=LAYERS if row.key == LLM.BLOCK_COUNT else MOST)
+        for row in rows.SIZES
+        if row.key in known or row.key != ATTENTION.HEAD_COUNT_KV
     }
-    if kind in ("llama", "qwen3", "qwen3moe") and family != "mixtral":
-        config["attention_bias"] = any(f"blk.0.attn_{part}.bias" in shapes for part in ("q", "k", "v", "output"))
-    if family == "llama":
-        config["mlp_bias"] = "blk.0.ffn_down.bias" in shapes
-    if experts:
-        config |= expert_sizes(known, family, experts)
-    if window:
-        config |= {"sliding_window": window} | ({"use_sliding_window": True, "max_window_layers": 0} if kind != "llama" else {})
-    elif family in ("mistral", "mixtral"):
-        config["sliding_window"] = None
+    eps = rows.LAYER_NORM if rows.LAYER_NORM.key in known and rows.RMS.key not in known else rows.RMS
+    usual[eps.name] = known.decimal(eps.key)
+    usual |= {row.name: known.value(row) for row in (*rows.EXPERTS, *found.rows) if row.key in known}
+    usual |= dict(found.fixed) | {name: tensor in shapes for name, tensor in found.flags.items()}
+    usual_width = usual["hidden_size"] // usual["num_attention_heads"]
+    usual |= {"vocab_size": embedding[0], "head_dim": known.whole(ATTENTION.KEY_LENGTH, usual_width)}
+    if found.activations[0] == "silu":
+        usual["hidden_act"] = "silu"
+    for computed in found.computed:
+        usual |= computed.back(known)
+    config: Config = {found.own.get(name, name): value for name, value in usual.items()}
+    config |= {
+        "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]], "model_type": family, "dtype": "float16",
+        "rope_parameters": rope_parameters(known, found, usual["head_dim"], rope_factors),
+        "tie_word_embeddings": "output.weight" not in shapes,
+    }  # fmt: skip
     for name in SPECIAL:
         if (token := settings.get(f"tokenizer.ggml.{name}_token_id")) is not None:
             if type(token) is not int or not 0 <= token <= MOST:
                 raise UserError(f"tokenizer.ggml.{name}_token_id in the GGUF file's header is {str(token)[:40]}: expected a token's number")
             config[f"{'pad' if name == 'padding' else name}_token_id"] = token
-    return config
+    check_again(config, known)
+    usually = CONFIG_MAPPING[family]()
+    words = {*TOLD, *usually.to_dict(), *usually.attribute_map, *(() if usual["head_dim"] == usual_width else ("head_dim",))}
+    return {name: value for name, value in config.items() if name in words}
 
 
-def expert_sizes(known: Known, family: str, experts: int) -> dict[str, Any]:
-    """How many experts there are, how many of them a token is given to, and how wide they are.
+def family_of(known: Known) -> str:
+    """The model type of a file.
 
     Raises:
-        UserError: a size is missing.
+        UserError: an architecture that qlab does not read.
     """
-    chosen: dict[str, Any] = {"num_experts_per_tok": known.whole("expert_used_count", most=experts)}
-    if family == "mixtral":
-        return chosen | {"num_local_experts": experts}
-    sizes = chosen | {"num_experts": experts, "moe_intermediate_size": known.whole("expert_feed_forward_length")}
-    sizes |= {"norm_topk_prob": family == "qwen3_moe", "decoder_sparse_step": 1, "mlp_only_layers": []}
-    if family == "qwen2_moe":
-        sizes["shared_expert_intermediate_size"] = known.whole("expert_shared_feed_forward_length")
-    return sizes
+    if known.kind not in READ:
+        raise NotRead(
+            f"the GGUF file holds a {known.kind} model; qlab reads those of {', '.join(READ)}: give it the Hugging Face model instead"
+        )
+    candidates = {name: found for name, found in ARCHITECTURES.items() if gguf.MODEL_ARCH_NAMES[found.arch] == known.kind}
+    for name, found in candidates.items():
+        told_by = found.told_by.replace("{last}", str(known.whole(LLM.BLOCK_COUNT, most=LAYERS) - 1))
+        if told_by and (told_by in known.shapes or known.settings.get(known.full(told_by))):
+            return name
+    name, found = next((name, found) for name, found in candidates.items() if not found.told_by)
+    return found.read_as or name
+
+
+def check_again(config: Config, known: Known) -> None:
+    """See that a configuration says what the header does, as far as qlab knows the header's words.
+
+    Raises:
+        UserError: it says something else.
+    """
+    again = {key.split(".", 1)[1]: value for key, value in metadata.settings_of(config).items() if not key.endswith(".vocab_size")}
+    words = {row.key for found in ARCHITECTURES.values() for row in (*found.rows, *rows.SIZES, *rows.EXPERTS)}
+    for name in {*again, *(key.split(".", 1)[1] for key in words)}:
+        value = known.settings.get(known.full(name), known.arrays.get(known.full(name)))
+        ours = again.get(name)
+        same = value == ours or (isinstance(value, float) and isinstance(ours, float) and isclose(value, ours, rel_tol=ROUNDED))
+        if value is not None and not same and (value or ours) and not (ours is None and UNTOLD.get(name) == value):
+            raise NotRead(
+                f"{known.full(name)} in the GGUF file's header is {str(value)[:40]}, in a {config['model_type']} model that qlab reads "
+                f"{'there is none' if ours is None else f'it is {str(ours)[:40]}'}: give it the Hugging Face model instead"
+            )
 
 
 def check_sizes(settings: Mapping[str, Setting], kind: str) -> None:
@@ -115,7 +127,7 @@ def check_sizes(settings: Mapping[str, Setting], kind: str) -> None:
     Raises:
         UserError: one is not.
     """
-    known = Known(settings, kind)
+    known = Known(settings, {}, {}, kind)
     for name in ("block_count", "embedding_length"):
         known.whole(name)
     for name, value in settings.items():
@@ -124,75 +136,47 @@ def check_sizes(settings: Mapping[str, Setting], kind: str) -> None:
             known.whole(inner, least=0, most=LAYERS if inner == "block_count" else MOST)
 
 
-class Known:
-    """The settings of one architecture, by their names without it."""
-
-    def __init__(self, settings: Mapping[str, Setting], kind: str) -> None:
-        self.settings, self.kind = settings, kind
-
-    def whole(self, name: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
-        """A whole number within bounds.
-
-        Raises:
-            UserError: it is another value, or it is not there (or an array) and there is no default.
-        """
-        value = self.settings.get(f"{self.kind}.{name}", default)
-        if value is None:
-            raise UserError(f"the GGUF file's header lacks {self.kind}.{name} as one number, which qlab needs: convert the model anew")
-        if type(value) is not int or not least <= value <= most:
-            raise UserError(
-                f"{self.kind}.{name} in the GGUF file's header is {str(value)[:40]}: expected {least:,} to {most:,}; convert the model anew"
-            )
-        return value
-
-    def decimal(self, name: str, default: float | None = None) -> float:
-        """A float above zero, in the fewest digits that stand for the file's float32: 1e-05 and not 9.999999747e-06.
-
-        Raises:
-            UserError: it is another value, or it is not there and there is no default.
-        """
-        value = self.settings.get(f"{self.kind}.{name}", default)
-        if value is None:
-            raise UserError(f"the GGUF file's header lacks {self.kind}.{name}, which qlab needs: convert the model anew")
-        if not isinstance(value, (int, float)) or not 0 < value <= LARGEST_FLOAT:
-            raise UserError(
-                f"{self.kind}.{name} in the GGUF file's header is {str(value)[:40]}: expected a number above 0; convert the model anew"
-            )
-        return float(str(np.float32(value)))
-
-    def text(self, name: str, default: str) -> str:
-        return str(self.settings.get(f"{self.kind}.{name}", default))
-
-    def __contains__(self, name: str) -> bool:
-        return f"{self.kind}.{name}" in self.settings
-
-
-def rope_parameters(known: Known, width: int, factors: Tensor | None) -> dict[str, Any]:
-    """transformers' description of the rotary embedding.
+def rope_parameters(known: Known, found: Architecture, width: int, factors: Tensor | None) -> dict[str, Any]:
+    """transformers' description of the rotary embedding: one, or one for each kind of attention.
 
     Raises:
         UserError: a kind that qlab does not read.
     """
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": known.decimal("rope.freq_base", 10000.0)}
-    kind = known.text("rope.scaling.type", "linear" if "rope.scale_linear" in known else "none")
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": known.decimal(ROPE.FREQ_BASE, 10000.0)}
+    if found.partly and (turned := known.whole(ROPE.DIMENSION_COUNT, width)) != width:
+        rope["partial_rotary_factor"] = turned / width
+    whole = rope | scaling(known, found, rope, width, factors)
+    if not found.kinds:
+        return whole
+    local = known.decimal(ROPE.FREQ_BASE_SWA, rope["rope_theta"])
+    return {"full_attention": whole, "sliding_attention": {"rope_type": "default", "rope_theta": local}}
+
+
+def scaling(known: Known, found: Architecture, rope: dict[str, Any], width: int, factors: Tensor | None) -> dict[str, Any]:
+    """How a rotary embedding is stretched.
+
+    Raises:
+        UserError: in a way that qlab does not read.
+    """
+    kind = known.text(ROPE.SCALING_TYPE, "linear" if "rope.scale_linear" in known else "none")
     if factors is not None:
         if kind != "none":
-            raise UserError(f"the GGUF file has rotary factors (rope_freqs) and {kind} scaling as well, which qlab does not read")
+            raise NotRead(f"the GGUF file has rotary factors (rope_freqs) and {kind} scaling as well, which qlab does not read")
         return llama3_parameters(rope, width, factors)
     if kind == "none":
-        return rope
-    factor = known.decimal("rope.scaling.factor", known.decimal("rope.scale_linear", 1.0))
+        return {}
+    factor = known.decimal(ROPE.SCALING_FACTOR, known.decimal("rope.scale_linear", 1.0))
     if kind == gguf.RopeScalingType.LINEAR.value:
-        return rope | {"rope_type": "linear", "factor": factor}
+        return {"rope_type": "linear", "factor": factor}
     if kind == gguf.RopeScalingType.YARN.value:
-        length = known.whole("rope.scaling.original_context_length", known.whole("context_length"))
-        rope |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": length}
-        for name, key in (("attn", "attention_factor"), ("beta", "beta_fast"), ("beta", "beta_slow")):
-            stored = "rope.scaling.yarn_attn_factor" if name == "attn" else f"rope.scaling.yarn_{key}"
-            if stored in known:
-                rope[key] = known.decimal(stored)
-        return rope
-    raise UserError(f"the GGUF file's rotary embedding is scaled by {kind}, which qlab does not read; it reads linear, yarn and Llama 3's")
+        length = known.whole(ROPE.SCALING_ORIG_CTX_LEN, known.whole(LLM.CONTEXT_LENGTH))
+        stretched = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": length}
+        stretched |= {name: known.decimal(key) for name, key in metadata.YARN.items() if key in known}
+        if found.log_multiplier and ROPE.SCALING_YARN_LOG_MUL in known:
+            scale = float(f"{known.decimal(ROPE.SCALING_YARN_LOG_MUL) / found.log_multiplier:.6g}")
+            stretched |= {"mscale": scale, "mscale_all_dim": scale}
+        return stretched | found.rope
+    raise NotRead(f"the GGUF file's rotary embedding is scaled by {kind}, which qlab does not read; it reads linear, yarn and Llama 3's")
 
 
 def llama3_parameters(rope: dict[str, Any], width: int, factors: Tensor) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""A checkpoint's tensors as a GGUF file stores them: names, types, the order of rows, and bytes; and back from these to weights."""
+"""A checkpoint's tensors as a GGUF file stores them: names, types, forms, and bytes; and back from these to weights."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,8 +12,10 @@ import gguf
 import torch
 from torch import Tensor
 
+from qlab.formats.gguf.architectures import ARCHITECTURES, standard
 from qlab.formats.gguf.block_bytes import byte_tensor
-from qlab.formats.gguf.metadata import architecture, described
+from qlab.formats.gguf.forms import SAME, Form
+from qlab.formats.gguf.metadata import architecture
 from qlab.formats.gguf.mix import tensor_type
 from qlab.methods.kquants.blocks import encode
 from qlab.methods.kquants.kinds import KINDS
@@ -25,6 +28,7 @@ SETTLED_BITS = 5  # with more, another rounding of the codes changes next to not
 TYPES = {"F32": torch.float32, "F16": torch.float16}
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
+OUTPUTS = ("lm_head.weight", "embed_out.weight")
 
 Encoder = Callable[[Tensor, str, Tensor | None], Tensor]
 """(matrix [out, in], kind, importance [in] or None) → its bytes, uint8 [out, bytes a row]."""
@@ -42,9 +46,9 @@ def encode_tensors(
 ) -> dict[str, Tensor]:
     """Tensors of a checkpoint that read the same input, as the mix stores them: {"<GGML type>:<GGUF name>": tensor}, in their order.
 
-    Quantized types are uint8 [rows, bytes a row], the others float. Rows of query and key projections come in llama.cpp's order.
-    What GGUF derives itself is left out: rotary frequencies, and the output where it is the embedding. Small matrices of one type
-    are encoded as one, which takes fewer and larger steps. No row knows of another, but sums of another width may round another way:
+    Quantized types are uint8 [..., rows, bytes a row], the others float; each tensor in its form (qlab.formats.gguf.forms), which may be
+    several. What GGUF derives itself is left out: rotary frequencies, and the output where it is the embedding. Small matrices of one
+    type are encoded as one, which takes fewer and larger steps. No row knows of another, but sums of another width may round another way:
     codes that were gone over again then differ here and there from those of each tensor alone.
 
     Args:
@@ -55,16 +59,19 @@ def encode_tensors(
     Raises:
         UserError: an unknown mix or architecture, a tensor without a place in it, or weights that cannot be encoded.
     """
-    sources = {
-        f"{tensor_type(target, tensor.shape, mix, config)}:{target}": (name, tensor)
-        for name, tensor in tensors.items()
-        if (target := gguf_name(name, config)) is not None
-    }
+    parts, names = {}, {}
+    for name, tensor in tensors.items():
+        for part in parts_of(name, tensor, config):
+            key = f"{tensor_type(part.name, part.tensor.shape, mix, config)}:{part.name}"
+            parts[key], names[key] = part, name
     stored: dict[str, Tensor] = {}
-    for keys in batches({key: tensor for key, (_, tensor) in sources.items()}):
-        named = {sources[key][0]: in_its_form(*sources[key], config) for key in keys}
+    for keys in batches({key: part.tensor for key, part in parts.items() if part.reads_inputs}):
+        named = [(names[key], parts[key].tensor) for key in keys]
         stored |= zip(keys, encode_together(named, keys[0].partition(":")[0], importance, encoder or encode_rows), strict=True)
-    return {key: stored[key] for key in sources}
+    for key, part in parts.items():
+        if not part.reads_inputs:
+            stored[key] = encode_together([(names[key], part.tensor)], key.partition(":")[0], None, encode_rows)[0]
+    return {key: stored[key] for key in parts}
 
 
 def batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
@@ -77,23 +84,24 @@ def batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
         yield from [keys] if together else ([key] for key in keys)
 
 
-def encode_together(tensors: Mapping[str, Tensor], kind: str, importance: Tensor | None, encoder: Encoder) -> Sequence[Tensor]:
-    """What each of `tensors`, by the names for errors, becomes as `kind`; several are matrices of equal rows, encoded as one.
+def encode_together(named: Sequence[tuple[str, Tensor]], kind: str, importance: Tensor | None, encoder: Encoder) -> Sequence[Tensor]:
+    """What each of `named` tensors, by the names for errors, becomes as `kind`; several have rows of one width, and are encoded as one.
 
     Raises:
         UserError: weights that cannot be encoded, with the name of their tensor.
     """
-    (name, tensor), *others = tensors.items()
+    (name, tensor), *others = named
     try:
         if kind in TYPES:
             return [as_float(tensor, kind)]
-        matrix = torch.cat(list(tensors.values())) if others else tensor
-        return encoder(matrix, kind, importance).split([len(tensor) for tensor in tensors.values()])
+        matrices = [each.flatten(0, -2) for _, each in named]
+        coded = encoder(torch.cat(matrices) if others else matrices[0], kind, importance).split([len(matrix) for matrix in matrices])
+        return [rows.view(*each.shape[:-1], -1) for rows, (_, each) in zip(coded, named, strict=True)]
     except UserError as error:
         if not others:
             raise UserError(f"{name}: {error}") from error
-        for name, tensor in tensors.items():  # whichever it is fails alone, and is named
-            encode_together({name: tensor}, kind, importance, encoder)
+        for each in named:  # whichever it is fails alone, and is named
+            encode_together([each], kind, importance, encoder)
         raise
 
 
@@ -110,27 +118,63 @@ def as_float(tensor: Tensor, kind: str) -> Tensor:
     return stored.contiguous()
 
 
-def gguf_name(name: str, config: dict[str, Any]) -> str | None:
-    """GGUF's name for the tensor `name`; None for what GGUF derives itself.
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the file: its GGUF name, and whether its columns are the inputs of the layer that it comes from."""
+
+    name: str
+    tensor: Tensor
+    reads_inputs: bool
+
+
+def parts_of(name: str, tensor: Tensor, config: dict[str, Any]) -> list[Part]:
+    """What the file holds of the tensor `name`: nothing, itself, or several parts.
+
+    Raises:
+        UserError: see gguf_names.
+    """
+    targets = gguf_names(name, config)
+    if not targets:
+        return []
+    form = form_of(name, config)
+    split = form.split(tensor, standard(config))
+    return [Part(target, part, number not in form.unlike) for number, (target, part) in enumerate(zip(targets, split, strict=True))]
+
+
+def shapes_of(name: str, shape: Sequence[int], config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """GGUF's names and shapes of what the file holds of a tensor `name` of this shape.
+
+    Raises:
+        UserError: see gguf_names.
+    """
+    parts = parts_of(name, torch.empty(tuple(shape), device="meta"), config)
+    return {part.name: tuple(part.tensor.shape) for part in parts}
+
+
+def form_of(name: str, config: dict[str, Any]) -> Form:
+    """How the tensor `name` lies in the file."""
+    return next((form for form in ARCHITECTURES[config["model_type"]].forms if form.matches(name)), SAME)
+
+
+def gguf_names(name: str, config: dict[str, Any]) -> list[str]:
+    """GGUF's names for the parts of the tensor `name`; none for what GGUF derives itself.
 
     Raises:
         UserError: an unknown architecture, or a tensor without a place in it.
     """
-    if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.get("tie_word_embeddings", False)):
-        return None
-    if (target := placed(name, config)) is None:
-        raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[architecture(config)]}")
-    return target
-
-
-def placed(name: str, config: dict[str, Any]) -> str | None:
-    """GGUF's name for the tensor `name`, if the architecture has a place for it; raises UserError for an unknown architecture."""
-    names = gguf_names(architecture(config), config["num_hidden_layers"])
+    if name.endswith("rotary_emb.inv_freq") or (name.endswith(OUTPUTS) and config.get("tie_word_embeddings", False)):
+        return []
+    arch = architecture(config)
+    known = name_map(arch, config["num_hidden_layers"])
     whole = EXPERT.sub(".experts.", name.replace("model.language_model.", "model."))  # experts' matrices are one tensor
-    for alias in (whole, whole.replace(".block_sparse_moe.", ".mlp.").replace(".router.", ".gate.")):
-        if (found := names.get_name(alias, try_suffixes=(".weight", ".bias"))) is not None:
-            return found if found.endswith((".weight", ".bias")) else f"{found}.weight"  # attention sinks are no layer's
-    return None
+    found = []
+    for part in form_of(name, config).names(whole):
+        aliases = (part, part.replace(".block_sparse_moe.", ".mlp.").replace(".router.", ".gate."))
+        target = next((target for alias in aliases if (target := known.get_name(alias, try_suffixes=(".weight", ".bias")))), None)
+        if target is None:
+            raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[arch]}")
+        found.append(target)
+    return found
 
 
 def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None, hessian: Callable[[], Tensor] | None = None) -> Tensor:
@@ -152,25 +196,13 @@ def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None, hessian: C
 
 
 @lru_cache(maxsize=4)
-def gguf_names(arch: gguf.MODEL_ARCH, layers: int) -> gguf.TensorNameMap:
-    """GGUF's names for an architecture's tensors."""
+def name_map(arch: gguf.MODEL_ARCH, layers: int) -> gguf.TensorNameMap:
+    """gguf-py's names for an architecture's tensors."""
     return gguf.get_tensor_name_map(arch, layers)
 
 
-def in_its_form(name: str, tensor: Tensor, config: dict[str, Any]) -> Tensor:
-    """The tensor as llama.cpp's architecture has it: norms with what their family adds to the weights, rows of queries and keys in the
-    order of an interleaved rotary embedding where it has such a one (its "llama" models)."""
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config.get("num_key_value_heads") or config["num_attention_heads"]}
-    part, form = name.split(".")[-2], described(config)
-    if form.offset and part.endswith("norm"):
-        return tensor + form.offset
-    if not form.turned or part not in heads:
-        return tensor
-    return tensor.view(heads[part], 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-
-
 def decode(stored: dict[str, Tensor]) -> Tensor:
-    """The weights, float32, of one tensor that encode_tensors returned; query and key rows stay in llama.cpp's order.
+    """The weights, float32, of one tensor that encode_tensors returned; in the form that it has there.
 
     By gguf-py: its decoder is not ours, so it judges our encoder.
     """
@@ -179,3 +211,8 @@ def decode(stored: dict[str, Tensor]) -> Tensor:
     if tensor.is_floating_point():
         return tensor.float()
     return torch.from_numpy(gguf.quants.dequantize(tensor.cpu().numpy(), gguf.GGMLQuantizationType[kind]))
+
+
+def decode_plain(stored: dict[str, Tensor], name: str, config: dict[str, Any]) -> Tensor:
+    """The plain tensor `name`, float32, that all of what encode_tensors returned of it stands for."""
+    return form_of(name, config).join([decode({key: tensor}) for key, tensor in stored.items()], standard(config))

@@ -15,16 +15,12 @@ import gguf
 import numpy as np
 from safetensors import safe_open
 
-from qlab.formats.gguf.encoding import gguf_name
+from qlab.formats.gguf.encoding import gguf_names
 from qlab.formats.gguf.metadata import add_configuration, architecture, rope_factors, sliding_window
-from qlab.formats.gguf.mix import check_mix, expert_count
+from qlab.formats.gguf.mix import check_mix
 from qlab.formats.gguf.tokens.tokenizer import add_tokenizer, read_vocabulary
 from qlab.formats.gguf.tokens.tokenizer_rules import tokenizer_remarks
 from qlab.support.errors import UserError
-
-USUAL = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.QWEN2, gguf.MODEL_ARCH.QWEN3, gguf.MODEL_ARCH.QWEN2MOE, gguf.MODEL_ARCH.QWEN3MOE)
-MLP = ("ffn_gate", "ffn_up", "ffn_down")
-BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm")
 
 
 def check_model(folder: Path, config: dict[str, Any], names: Iterable[str]) -> None:
@@ -32,7 +28,8 @@ def check_model(folder: Path, config: dict[str, Any], names: Iterable[str]) -> N
 
     A walk may take hours before it assembles.
     """
-    check_complete([target for name in names if (target := gguf_name(name, config)) is not None], config)
+    for name in names:
+        gguf_names(name, config)
     read_vocabulary(folder, config["vocab_size"])
 
 
@@ -78,17 +75,19 @@ class Stored:
             return np.asarray(opened.get_tensor(self.key))
 
 
-def assemble(parts: Sequence[Path], folder: Path, config: dict[str, Any], mix: str, out: Path) -> None:
+def assemble(parts: Sequence[Path], folder: Path, config: dict[str, Any], names: Iterable[str], mix: str, out: Path) -> None:
     """Write `out` from the encoded tensors in `parts` and the tokenizer in `folder`, one tensor in memory at a time.
 
-    `parts` are safetensors files of what encode_tensors returned. The same tensors make the same bytes, however they are divided.
+    `parts` are safetensors files of what encode_tensors returned for the tensors `names` of the model, all of them. The same tensors make
+    the same bytes, however they are divided.
 
     Raises:
         UserError: an architecture, tokenizer or mix that this writer does not know; tensors that are missing or come twice.
     """
     check_mix(mix)
     arch = architecture(config)
-    stored = stored_tensors(parts, config)
+    stored = stored_tensors(parts)
+    check_complete([tensor.name for tensor in stored], config, names)
     factors = rope_factors(config)
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[arch])
     add_configuration(writer, config, mix)
@@ -108,11 +107,11 @@ def assemble(parts: Sequence[Path], folder: Path, config: dict[str, Any], mix: s
     writer.close()
 
 
-def stored_tensors(parts: Sequence[Path], config: dict[str, Any]) -> list[Stored]:
+def stored_tensors(parts: Sequence[Path]) -> list[Stored]:
     """All tensors of the parts in the order of the file: embedding, blocks, output.
 
     Raises:
-        UserError: a tensor comes twice, or a block or an end of the model is missing.
+        UserError: a tensor comes twice.
     """
     found: dict[str, Stored] = {}
     for part in parts:
@@ -122,31 +121,17 @@ def stored_tensors(parts: Sequence[Path], config: dict[str, Any]) -> list[Stored
                 if tensor.name in found:
                     raise UserError(f"{tensor.name} comes twice, in {found[tensor.name].part.name} and in {part.name}")
                 found[tensor.name] = tensor
-    check_complete(found, config)
     return sorted(found.values(), key=lambda tensor: file_order(tensor.name))
 
 
-def check_complete(found: Collection[str], config: dict[str, Any]) -> None:
-    """See that embedding, output and every part of every block are among the GGUF names `found`.
+def check_complete(found: Collection[str], config: dict[str, Any], names: Iterable[str]) -> None:
+    """See that all parts of the tensors `names` of a model are among the GGUF names `found`.
 
     Raises:
         UserError: some are missing.
     """
-    ends = ["token_embd.weight", "output_norm.weight"] + ([] if config.get("tie_word_embeddings", False) else ["output.weight"])
-    # What one block has, biases say, all must have; but in some mixtures not every block has experts.
-    parts_of_block = {name.split(".", 2)[2] for name in found if name.startswith("blk.")}
-    if any("_exps." in part for part in parts_of_block):
-        parts_of_block = {part for part in parts_of_block if part.startswith("attn_")}
-    if architecture(config) in USUAL:
-        parts_of_block |= {f"{part}.weight" for part in (*BLOCK, *(() if expert_count(config) else MLP))}
-    blocks = [f"blk.{layer}.{part}" for layer in range(config["num_hidden_layers"]) for part in sorted(parts_of_block)]
-    missing = [name for name in ends + blocks if name not in found]
-    if missing == ["output.weight"]:
-        raise UserError(
-            "the checkpoint lacks its output head, lm_head.weight, and tie_word_embeddings in config.json is false: "
-            "set it to true if the head is the embedding, or take a checkpoint with a head"
-        )
-    if missing:
+    wanted = dict.fromkeys(target for name in names for target in gguf_names(name, config))
+    if missing := [target for target in wanted if target not in found]:
         raise UserError(f"the model is not complete: it lacks {len(missing)} tensors, {', '.join(missing[:3])} among them")
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from qlab.support.errors import UserError
-from qlab.support.reading import check_regular
+from qlab.support.reading import LAYERS, check_regular
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 ALIGNMENT, DIMENSIONS = 32, 4  # of the data, where the file says none; and of a tensor at most
@@ -43,7 +43,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """`settings` that are one number or string each, `arrays` (the vocabulary is some of them; empty unless asked for), tensors by name."""
+    """`settings` that are one number or string each, `arrays` (unless asked for, only those that may have a number for each block: the
+    vocabulary is among the others), tensors by name."""
 
     settings: dict[str, Setting]
     tensors: dict[str, Tensor]
@@ -138,7 +139,8 @@ class _Cursor:
                 self.skip(self.number("Q"))
             return None
         start = self.skip(count * struct.calcsize(f"<{CODES[inner]}"))  # no arrays of arrays: llama.cpp knows none
-        return list(struct.unpack_from(f"<{count}{CODES[inner]}", self.content, start)) if self.arrays else None
+        wanted = self.arrays or count <= LAYERS  # a number for each block is no vocabulary
+        return list(struct.unpack_from(f"<{count}{CODES[inner]}", self.content, start)) if wanted else None
 
     def tensor(self) -> tuple[str, Tensor]:
         """A tensor by its name; its place counted from where the data begin."""

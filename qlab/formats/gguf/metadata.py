@@ -9,11 +9,17 @@ import gguf
 import torch
 from torch import Tensor
 
-from qlab.formats.gguf.architectures import ARCHITECTURES, Architecture
-from qlab.formats.gguf.mix import FILE_TYPES, expert_count
+from qlab.formats.gguf import settings as rows
+from qlab.formats.gguf.architectures import ARCHITECTURES, UNLIKE, Architecture, head_size, standard
+from qlab.formats.gguf.mix import FILE_TYPES
+from qlab.formats.gguf.settings import ATTENTION, LLM, ROPE, Config
 from qlab.support.errors import UserError
 
-PARTLY = (gguf.MODEL_ARCH.PHI3, gguf.MODEL_ARCH.GLM4, gguf.MODEL_ARCH.STABLELM)  # these turn a part of each head where they are told to
+YARN = {
+    "attention_factor": ROPE.SCALING_YARN_ATTN_FACTOR, "beta_fast": ROPE.SCALING_YARN_BETA_FAST, "beta_slow": ROPE.SCALING_YARN_BETA_SLOW,
+    "llama_4_scaling_beta": ATTENTION.TEMPERATURE_SCALE,
+}  # fmt: skip
+VALUES = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32, str: gguf.GGUFValueType.STRING}
 
 
 def described(config: dict[str, Any]) -> Architecture:
@@ -23,16 +29,24 @@ def described(config: dict[str, Any]) -> Architecture:
         UserError: a model type that this writer does not know, or a variant of one that llama.cpp would run wrongly.
     """
     kind = config["model_type"]
+    if why := UNLIKE.get(kind):
+        raise UserError(unlike(kind, why))
     if kind not in ARCHITECTURES:
         raise UserError(f"no GGUF writer for model type {kind!r}: expected one of {', '.join(ARCHITECTURES)}")
     found = ARCHITECTURES[kind]
-    activation = config.get("hidden_activation") or config.get("hidden_act") or found.activations[0]
+    stated = (config.get(name) for name in ("hidden_activation", "hidden_act", "activation"))
+    activation = next((name for name in stated if name), found.activations[0])
     if activation not in found.activations:
         raise UserError(f"llama.cpp's {kind} models compute {found.activations[0]}, this one {activation}: it cannot be written as GGUF")
     rope_type(config)
-    if why := found.differs(config):
-        raise UserError(f"llama.cpp would run this {kind} model as another function ({why}): it cannot be written as GGUF")
+    fixed = (f"{name} is {value} there" for name, value in found.fixed.items() if (config.get(name, value) or None) != (value or None))
+    if why := next(fixed, "") or found.differs(config):
+        raise UserError(unlike(kind, why))
     return found
+
+
+def unlike(kind: str, why: str) -> str:
+    return f"llama.cpp would run this {kind} model as another function ({why}): it cannot be written as GGUF"
 
 
 def architecture(config: dict[str, Any]) -> gguf.MODEL_ARCH:
@@ -44,74 +58,55 @@ def architecture(config: dict[str, Any]) -> gguf.MODEL_ARCH:
     return described(config).arch
 
 
-def add_configuration(writer: gguf.GGUFWriter, config: dict[str, Any], mix: str) -> None:
+def add_configuration(writer: gguf.GGUFWriter, config: Config, mix: str) -> None:
     """The model's sizes, the mix and the rotary embedding."""
-    heads = config["num_attention_heads"]
     writer.add_file_type(FILE_TYPES[mix])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
-    add_norm(writer, config)
-    writer.add_rope_dimension_count(int(head_size(config) * turned_part(config)))
-    writer.add_key_length(head_size(config))
-    writer.add_value_length(head_size(config))
-    writer.add_vocab_size(config["vocab_size"])
-    for key, method in described(config).keys:
-        if (value := config.get(key)) is not None:
-            getattr(writer, method)(value)
-    add_experts(writer, config)
-    add_rope(writer, config)
+    for key, value in settings_of(config).items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            writer.add_key_value(key, value, VALUES[type(value)])
     if mix != "f16":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
-def add_norm(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    """What norms add to the variance: of their kind, root mean square or with the mean taken out."""
-    if config.get("rms_norm_eps") is not None:
-        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-        return
-    found = next((config[name] for name in ("layer_norm_eps", "norm_epsilon", "layer_norm_epsilon") if config.get(name) is not None), 1e-5)
-    writer.add_layer_norm_eps(found)
+def settings_of(config: Config) -> dict[str, Any]:
+    """What the header says of a model: int, float, bool, string or list of integers by key.
+
+    Raises:
+        UserError: see described.
+    """
+    form, usual = described(config), standard(config)
+    size = head_size(usual)
+    eps = rows.RMS if usual.get("rms_norm_eps") is not None else rows.LAYER_NORM
+    experts = [row for row in rows.EXPERTS if usual.get("num_experts") and usual.get(row.name)]
+    found: dict[str, Any] = {row.key: row.kind(usual[row.name]) for row in rows.SIZES}
+    found |= {eps.key: float(usual.get(eps.name, 1e-5)), ROPE.DIMENSION_COUNT: int(size * turned_part(config))}
+    found |= {ATTENTION.KEY_LENGTH: size, ATTENTION.VALUE_LENGTH: size, LLM.VOCAB_SIZE: usual["vocab_size"]}
+    found |= {row.key: row.kind(usual[row.name]) for row in (*form.rows, *experts) if usual.get(row.name) is not None}
+    for computed in form.computed:
+        found |= computed.to(usual)
+    found |= rope_settings(config)
+    return {key.format(arch=gguf.MODEL_ARCH_NAMES[form.arch]): value for key, value in found.items()}
 
 
-def add_experts(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    """How many experts there are and how wide, in a mixture of them."""
-    if not (count := expert_count(config)):
-        return
-    writer.add_expert_count(count)
-    writer.add_expert_used_count(config["num_experts_per_tok"])
-    for key, add in (
-        ("moe_intermediate_size", writer.add_expert_feed_forward_length),
-        ("shared_expert_intermediate_size", writer.add_expert_shared_feed_forward_length),
-    ):
-        if config.get(key):
-            add(config[key])
-
-
-def add_rope(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    """The rotary embedding's base and how it is stretched beyond the length of training."""
+def rope_settings(config: Config) -> dict[str, Any]:
+    """The rotary embedding's base, how it is stretched beyond the length of training, and which positions turn which part of it."""
     rope, kind = rope_parameters(config), rope_type(config)
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    found: dict[str, Any] = {ROPE.FREQ_BASE: float(rope["rope_theta"])}
     local = (config.get("rope_parameters") or {}).get("sliding_attention", {}).get("rope_theta") or config.get("rope_local_base_freq")
     if local:
-        writer.add_rope_freq_base_swa(float(local))
-    if kind == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
+        found[ROPE.FREQ_BASE_SWA] = float(local)
+    if sections := rope.get("mrope_section"):  # of time, height and width, and one that is free
+        found[ROPE.DIMENSION_SECTIONS] = [*sections, 0, 0, 0][:4]
+    if kind in ("linear", "yarn"):
+        found |= {ROPE.SCALING_TYPE: kind, ROPE.SCALING_FACTOR: float(rope["factor"])}
     if kind == "yarn":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
-        writer.add_rope_scaling_orig_ctx_len(int(rope.get("original_max_position_embeddings") or config["max_position_embeddings"]))
-        for key, add in (
-            ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),
-            ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
-            ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
-        ):
-            if rope.get(key) is not None:
-                add(float(rope[key]))
+        found[ROPE.SCALING_ORIG_CTX_LEN] = int(rope.get("original_max_position_embeddings") or config["max_position_embeddings"])
+        found |= {key: float(rope[name]) for name, key in YARN.items() if rope.get(name) is not None}
+        if rope.get("mscale_all_dim") and (multiplier := ARCHITECTURES[config["model_type"]].log_multiplier):
+            found[ROPE.SCALING_YARN_LOG_MUL] = multiplier * rope["mscale_all_dim"]
+    return found
 
 
 def rope_factors(config: dict[str, Any]) -> Tensor | None:
@@ -135,7 +130,8 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     stated = config.get("rope_parameters") or {}
     for given in (stated.get("full_attention", stated), config.get("rope_scaling") or {}):  # Gemma 3 has one for each kind of attention
         parameters |= given
-        parameters["rope_type"] = str(given.get("rope_type") or given.get("type") or parameters["rope_type"])
+        kind = str(given.get("rope_type") or given.get("type") or parameters["rope_type"])
+        parameters["rope_type"] = "default" if kind == "mrope" else kind  # of a text alone, places in an image are those in the text
     return parameters
 
 
@@ -149,7 +145,10 @@ def rope_type(config: dict[str, Any]) -> str:
     kind = str(rope["rope_type"])
     if kind not in ("default", "linear", "yarn", "llama3"):
         raise UserError(f"no GGUF writer for rotary embeddings of type {kind!r}; expected default, linear, yarn or llama3")
-    if turned_part(config) != 1 and ARCHITECTURES[config["model_type"]].arch not in PARTLY:
+    found = ARCHITECTURES[config["model_type"]]
+    if kind == "yarn" and rope.get("mscale") != rope.get("mscale_all_dim") and found.log_multiplier:
+        raise UserError("no GGUF writer for YaRN whose mscale is another than mscale_all_dim")
+    if turned_part(config) != 1 and not found.partly:
         raise UserError("no GGUF writer for rotary embeddings that turn a part of each head only (partial_rotary_factor)")
     return kind
 
@@ -173,7 +172,3 @@ def sliding_window(config: dict[str, Any]) -> int | None:
         used = "sliding_attention" in layers if layers else config.get("max_window_layers", 28) < config["num_hidden_layers"]
         window = config.get("sliding_window", 4096) if used else None
     return int(window) if window and window < config["max_position_embeddings"] else None
-
-
-def head_size(config: dict[str, Any]) -> int:
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])

@@ -1,12 +1,14 @@
 """A GGUF file, or one in numbered parts, as stored tensors that decode to those of the Hugging Face model it was made of.
 
-gguf-py decodes (gguf.quants.dequantize), rows at a time from a memory map; its name map says where each tensor of the model lies.
-Query and key rows of "llama" models come back from llama.cpp's interleaved order.
+gguf-py decodes (gguf.quants.dequantize), rows at a time from a memory map. Where each tensor of the model lies, and in which form, is asked
+of what writes them (qlab.formats.gguf.encoding).
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,23 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qlab.formats.gguf.architectures import standard
 from qlab.formats.gguf.configuration import model_config
-from qlab.formats.gguf.encoding import placed
-from qlab.formats.gguf.file import BLOCK, MLP
+from qlab.formats.gguf.encoding import EXPERT, form_of, shapes_of
+from qlab.formats.gguf.forms import SAME
 from qlab.formats.gguf.header import Header, Setting, read_header
-from qlab.formats.gguf.mix import expert_count
 from qlab.formats.plain import Plain
 from qlab.support.errors import UserError
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-ENDS = ("model.embed_tokens", "model.norm", "lm_head")
-LAYERS = (
-    "input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "self_attn.q_norm", "self_attn.k_norm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-    "mlp.gate", "mlp.experts.gate_proj", "mlp.experts.up_proj", "mlp.experts.down_proj", "mlp.shared_expert_gate",
-    "mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", "mlp.shared_expert.down_proj",
-)  # fmt: skip
 DERIVED = ("rope_freqs.weight",)  # what the configuration tells
 
 
@@ -119,35 +114,42 @@ def check_part(file: Path, header: Header, parts: int) -> None:
         raise UserError(f"{file.name} is one of {said} parts, which must keep their names, such as {name}, and lie together")
 
 
-def plain_gguf(files: GGUFFiles) -> dict[str, Plain]:
-    """Every tensor of the model under its Hugging Face name, in the order of the file.
+def plain_gguf(files: GGUFFiles, config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Plain]:
+    """Every tensor of the model under its Hugging Face name; experts' matrices together, [experts, out, in], as the file has them.
+
+    Args:
+        config: its configuration, with what its class takes where that says nothing.
+        shapes: of its tensors by their Hugging Face names, experts one by one.
 
     Raises:
-        UserError: tensors that the architecture does not have or that are missing, or a type that gguf-py does not decode.
+        UserError: tensors that the architecture does not have, that are missing or of another shape, or of a type that gguf-py does not
+            decode.
     """
-    config = model_config(files.settings, files.shapes, rope_factors=None)
-    names = hugging_face_names(config)
-    found = {}
-    for name, shape in files.shapes.items():
-        if name in DERIVED:
+    found: dict[str, Plain] = {}
+    missing: list[str] = []
+    place = files.files[0].name
+    several = Counter(EXPERT.sub(".experts.", name) for name in shapes)
+    for whole, name in {EXPERT.sub(".experts.", name): name for name in shapes}.items():
+        together = (several[whole],) if whole != name else ()
+        parts = {target: (*together, *shape) for target, shape in shapes_of(name, shapes[name], config).items()}
+        if lacking := [target for target in parts if target not in files.shapes]:
+            missing += lacking
             continue
-        if name not in names:
-            raise UserError(
-                f"{name} in {files.files[0].name} has no place in a {config['model_type']} model: qlab would leave it out of it"
-            )
-        check_kind(name, files.dtypes[name])
-        heads = interleaved_heads(names[name], config)
-        decoder = partial(decode, kind=files.dtypes[name], heads=heads)
-        quantized = files.dtypes[name] not in FLOATS
-        found[names[name]] = Plain(shape, {"": name}, decoder, by_rows=heads is None and len(shape) > 1, quantized=quantized)
-    needed = ["token_embd.weight", "output_norm.weight"]
-    needed += [
-        f"blk.{layer}.{part}.weight"
-        for layer in range(config["num_hidden_layers"])
-        for part in (*BLOCK, *(f"{part}{'_exps' if expert_count(config) else ''}" for part in MLP))
-    ]
-    if missing := [name for name in needed if name not in files.shapes]:
-        raise UserError(f"{files.files[0].name} is not complete: it lacks {len(missing)} tensors, {missing[0]} among them; fetch it again")
+        for target, shape in parts.items():
+            if files.shapes[target] != shape:
+                raise UserError(f"{target} in {place} is {list(files.shapes[target])}, its header asks for {list(shape)}: convert it anew")
+            check_kind(target, files.dtypes[target])
+        kinds = [files.dtypes[target] for target in parts]
+        plain = (*together, *shapes[name])
+        found[whole] = Plain(
+            plain, {target: target for target in parts}, partial(decode_form, kinds=kinds, name=name, config=config),
+            by_rows=form_of(name, config) is SAME and len(plain) > 1, quantized=any(kind not in FLOATS for kind in kinds),
+        )  # fmt: skip
+    if missing:
+        raise UserError(f"{place} is not complete: it lacks {len(missing)} tensors, {missing[0]} among them; fetch it again")
+    used = {target for plain in found.values() for target in plain.parts}
+    if strange := [name for name in files.shapes if name not in used and name not in DERIVED]:
+        raise UserError(f"{strange[0]} in {place} has no place in a {config['model_type']} model: qlab would leave it out of it")
     return found
 
 
@@ -158,27 +160,7 @@ def configuration(files: GGUFFiles) -> dict[str, Any]:
         UserError: see configuration.model_config.
     """
     factors = files.read("rope_freqs.weight") if "rope_freqs.weight" in files.shapes else None
-    return model_config(files.settings, files.shapes, factors)
-
-
-def hugging_face_names(config: dict[str, Any]) -> dict[str, str]:
-    """Hugging Face's name by GGUF's, of every tensor that a model of this configuration may have."""
-    layers = [f"model.layers.{index}.{part}" for index in range(config["num_hidden_layers"]) for part in LAYERS]
-    names = {}
-    for module in (*ENDS, *layers):
-        for kind in ("weight", "bias"):
-            if name := placed(f"{module}.{kind}", config):
-                names[name] = f"{module}.{kind}"
-    return names
-
-
-def interleaved_heads(name: str, config: dict[str, Any]) -> int | None:
-    """How many heads' rows of this tensor lie in llama.cpp's order; None where they lie in the model's."""
-    if config["model_type"] not in ("llama", "mistral", "mixtral"):
-        return None
-    part = name.split(".")[-2]
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}.get(part)
-    return None if heads is None else int(heads)
+    return model_config(files.settings, files.arrays, files.shapes, factors)
 
 
 def check_kind(name: str, kind: str) -> None:
@@ -193,14 +175,15 @@ def check_kind(name: str, kind: str) -> None:
         ) from error
 
 
-def decode(parts: dict[str, Tensor], kind: str, heads: int | None) -> Tensor:
-    """The weights of a stored tensor: floats as they are, others float32; rows of `heads` back in the model's order."""
-    (tensor,) = parts.values()
-    if kind not in FLOATS:
-        tensor = torch.from_numpy(gguf.quants.dequantize(tensor.numpy(), gguf.GGMLQuantizationType[kind]))
-    if heads is None:
-        return tensor
-    return tensor.view(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+def decode(tensor: Tensor, kind: str) -> Tensor:
+    """The weights of a stored tensor: floats as they are, others float32."""
+    return tensor if kind in FLOATS else torch.from_numpy(gguf.quants.dequantize(tensor.numpy(), gguf.GGMLQuantizationType[kind]))
+
+
+def decode_form(parts: dict[str, Tensor], kinds: Sequence[str], name: str, config: dict[str, Any]) -> Tensor:
+    """The plain tensor `name` of the stored ones that hold it."""
+    decoded = [decode(tensor, kind) for tensor, kind in zip(parts.values(), kinds, strict=True)]
+    return form_of(name, config).join(decoded, standard(config))
 
 
 def describe(files: GGUFFiles) -> str:

@@ -15,9 +15,9 @@ from openai import OpenAI
 
 from qlab.plan.footprint import Footprint
 from qlab.serve.deployment import Deployment
-from qlab.serve.rounding import Rounding, eight_bit_inputs
+from qlab.serve.rounding import Rounding, eight_bit_inputs, with_cache
 from qlab.serve.runtimes.greedy import Greedy, aligned
-from qlab.serve.runtimes.llamacpp_server import KEY
+from qlab.serve.runtimes.llamacpp_server import CACHE_TYPES, KEY
 from qlab.serve.runtimes.runtime import Container
 
 IMAGE = "ghcr.io/ggml-org/llama.cpp:server-b11549"  # the release in the pinned xllamacpp, whose version ends in its number
@@ -32,6 +32,7 @@ class LlamaCpp:
     name = "llamacpp"
     label = "llama.cpp"
     kinds = ("gguf",)
+    caches = tuple(CACHE_TYPES)
     install = "pip install xllamacpp"
     health = "/health"
     unknown_model = 200
@@ -43,13 +44,14 @@ class LlamaCpp:
         options = {
             "host": deployment.host, "port": deployment.port, "name": deployment.name, "threads": deployment.threads,
             "context": deployment.context, "sequences": deployment.sequences, "gpu-layers": deployment.layers_on_gpu,
+            "cache": deployment.cache,
         }  # fmt: skip
         words = [f"--{name}={value}" for name, value in options.items()]
         return [sys.executable, "-m", "qlab.serve.runtimes.llamacpp_server", str(deployment.gguf), *words]
 
     def rounding(self, deployment: Deployment) -> Rounding:
         """Inputs of linear layers to 8 bits."""
-        return eight_bit_inputs
+        return with_cache(eight_bit_inputs, deployment.cache)
 
     def environment(self, deployment: Deployment) -> dict[str, str]:
         return {KEY: deployment.key} if deployment.key else {}
@@ -73,6 +75,7 @@ class LlamaCpp:
         words = ["--model", f"/model/{deployment.gguf.name}", "--alias", deployment.name, "--host", "0.0.0.0", "--port", "8080"]
         words += ["--ctx-size", str(deployment.context * deployment.sequences), "--parallel", str(deployment.sequences)]
         words += ["--n-gpu-layers", str(deployment.layers_on_gpu)] if deployment.gpus else ["--threads", str(deployment.threads)]
+        words += ["--cache-type-k", deployment.cache, "--cache-type-v", deployment.cache] if deployment.cache != "f16" else []
         image = IMAGE.replace(":server-", ":server-cuda-") if deployment.gpus else IMAGE
         return Container(image, [*words, "--no-webui"], 8080, self.health, KEY, {"HOME": "/tmp"})
 

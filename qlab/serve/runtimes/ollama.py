@@ -14,7 +14,7 @@ from openai import OpenAI
 
 from qlab.plan.footprint import Footprint
 from qlab.serve.deployment import Deployment
-from qlab.serve.rounding import Rounding, eight_bit_inputs
+from qlab.serve.rounding import Rounding, eight_bit_inputs, with_cache
 from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 from qlab.support.disk.scratch import Scratch
@@ -35,6 +35,7 @@ class Ollama:
     name = "ollama"
     label = "Ollama"
     kinds = ("gguf",)
+    caches = ("f16", "q8_0", "q4_0")
     install = "conda install -c conda-forge ollama"
     health = "/api/version"
     unknown_model = 404
@@ -49,10 +50,11 @@ class Ollama:
 
     def rounding(self, deployment: Deployment) -> Rounding:
         """Inputs of linear layers to 8 bits."""
-        return eight_bit_inputs
+        return with_cache(eight_bit_inputs, deployment.cache)
 
     def environment(self, deployment: Deployment) -> dict[str, str]:
-        return {"OLLAMA_HOST": f"{deployment.host}:{deployment.port}", "OLLAMA_NUM_PARALLEL": str(deployment.sequences)}
+        where = {"OLLAMA_HOST": f"{deployment.host}:{deployment.port}", "OLLAMA_NUM_PARALLEL": str(deployment.sequences)}
+        return where | cache_settings(deployment)
 
     def check_processor(self, deployment: Deployment) -> None:
         """It runs on any."""
@@ -74,8 +76,13 @@ class Ollama:
         """Not measured."""
 
     def container(self, deployment: Deployment) -> Container:
-        environment = {"OLLAMA_HOST": "0.0.0.0:11434", "OLLAMA_MODELS": "/tmp/models", "HOME": "/tmp"}
+        environment = {"OLLAMA_HOST": "0.0.0.0:11434", "OLLAMA_MODELS": "/tmp/models", "HOME": "/tmp"} | cache_settings(deployment)
         return Container(IMAGE, ["serve"], 11434, self.health, None, environment, COMMENTS)
+
+
+def cache_settings(deployment: Deployment) -> dict[str, str]:
+    """What Ollama is told of the KV cache: only its flash attention reads another than FP16."""
+    return {} if deployment.cache == "f16" else {"OLLAMA_KV_CACHE_TYPE": deployment.cache, "OLLAMA_FLASH_ATTENTION": "1"}
 
 
 def modelfile(deployment: Deployment, file: str) -> str:

@@ -34,7 +34,8 @@ class Container:
 class Runtime(Protocol):
     """A server program with an OpenAI-compatible interface.
 
-    `name` as users type it, `label` as its makers write it; `kinds` are the formats that it serves; `install` is the command that
+    `name` as users type it, `label` as its makers write it; `kinds` are the formats that it serves; `caches` what it can keep the KV cache
+    in, by the names of qlab.plan.plan.CACHES; `install` is the command that
     brings it; `health` the path that answers 200 once the model is loaded; `unknown_model` the HTTP status of a model name that it
     does not serve.
     """
@@ -45,6 +46,8 @@ class Runtime(Protocol):
     def label(self) -> str: ...
     @property
     def kinds(self) -> tuple[str, ...]: ...
+    @property
+    def caches(self) -> tuple[str, ...]: ...
     @property
     def install(self) -> str: ...
     @property
@@ -80,18 +83,25 @@ class Runtime(Protocol):
         """The same in its published image."""
 
 
-def check(runtime: Runtime, kind: str, name: str) -> None:
-    """Raise the UserError of a format `kind`, that of the artifact `name`, which the runtime does not serve."""
+def check(runtime: Runtime, kind: str, name: str, cache: str = "f16") -> None:
+    """Raise the UserError of a format `kind`, that of the artifact `name`, which the runtime does not serve, or of a KV cache in what it
+    does not keep one."""
     if kind not in runtime.kinds:
         raise UserError(
             f"{runtime.label} serves {', '.join(runtime.kinds)}; {name} is {kind}. "
             f"Make one that it serves ('qlab quantize'), or choose another runtime"
         )
+    if cache not in runtime.caches:
+        raise UserError(f"{runtime.label} keeps its KV cache in {', '.join(runtime.caches)}, not in {cache}: choose one of these (--cache)")
 
 
 def expected_memory(runtime: Runtime, deployment: Deployment) -> Footprint | None:
     """What a server on this machine's CPU will hold; None on GPUs, of which it takes the share that it is given, or where unknown."""
-    return None if deployment.gpus else runtime.on_cpu(footprint(deployment.folder, deployment.context * deployment.sequences))
+    return (
+        None
+        if deployment.gpus
+        else runtime.on_cpu(footprint(deployment.folder, deployment.context * deployment.sequences, cache_in=deployment.cache))
+    )
 
 
 def require(runtime: Runtime) -> None:

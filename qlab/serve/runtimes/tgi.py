@@ -26,6 +26,7 @@ class TGI:
     name = "tgi"
     label = "TGI"
     kinds = ("awq", "gptq", "bitsandbytes", "dense")
+    caches = ("f16",)
     install = f"docker pull {IMAGE}"
     health = "/health"
     unknown_model = 200

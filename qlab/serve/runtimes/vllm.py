@@ -1,4 +1,4 @@
-"""vLLM: AWQ and symmetric GPTQ unchanged, in an environment of its own."""
+"""vLLM: AWQ, symmetric GPTQ and compressed-tensors unchanged, in an environment of its own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from openai import OpenAI
 from qlab import ROOT
 from qlab.plan.footprint import Footprint
 from qlab.plan.plan import cache_bytes
-from qlab.plan.shapes import config_shape
 from qlab.serve.deployment import Deployment
-from qlab.serve.rounding import Rounding, half_outputs
+from qlab.serve.rounding import Rounding, half_outputs, with_cache
 from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 from qlab.support.errors import UserError
@@ -36,7 +35,8 @@ class VLLM:
 
     name = "vllm"
     label = "vLLM"
-    kinds = ("awq", "gptq", "dense")
+    kinds = ("awq", "gptq", "compressed-tensors", "dense")
+    caches = ("f16", "fp8")
     install = "make vllm"
     health = "/health"
     unknown_model = 404
@@ -50,7 +50,7 @@ class VLLM:
 
     def rounding(self, deployment: Deployment) -> Rounding:
         """All activations to FP16, or to BF16 where the artifact is marked so."""
-        return half_outputs(getattr(torch, dtype(deployment)))
+        return with_cache(half_outputs(getattr(torch, dtype(deployment))), deployment.cache)
 
     def environment(self, deployment: Deployment) -> dict[str, str]:
         key = {"VLLM_API_KEY": deployment.key} if deployment.key else {}
@@ -95,6 +95,7 @@ def flags(deployment: Deployment) -> list[str]:
         str(deployment.context),
         "--max-num-seqs",
         str(deployment.sequences),
+        *(["--kv-cache-dtype", deployment.cache] if deployment.cache != "f16" else []),
     ]
     if deployment.gpus:
         return [*words, "--tensor-parallel-size", str(deployment.gpus), "--gpu-memory-utilization", "0.90"]
@@ -117,7 +118,7 @@ def cpu_settings(deployment: Deployment) -> dict[str, str]:
     at half the speed (`make bench-runtimes`), holds 0.4 GB more and starts a third later. What vLLM fears of one process is that it
     cannot set the threads there; they are set here.
     """
-    wanted = cache_bytes(config_shape(deployment.config, deployment.name), deployment.context, deployment.sequences)
+    wanted = cache_bytes(deployment.shape, deployment.context, deployment.sequences)
     return {
         "VLLM_CPU_KVCACHE_SPACE": str(pool(wanted) >> 30),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -23,8 +23,8 @@ from qlab.show.site.summary import figure, sentences
 from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.workbook.answers import side_by_side
+from qlab.workbook.batch.runner import DONE, Outcome
 from qlab.workbook.reader.about import NOTEBOOKS, About, about
-from qlab.workbook.runner import DONE, Outcome
 
 # What is found in the files of a report, by which they are known as qlab's own.
 OWN = {"index.html": "<title>qlab report", "results.json": '"provenance"', ".html": f"{MARK}</title>", ".ipynb": '"injected-parameters"'}

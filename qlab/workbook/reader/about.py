@@ -13,7 +13,7 @@ from nbformat import NotebookNode
 from qlab import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
-CHECK = "check"  # the function of exercise.py that judges an answer; its first argument names the exercise
+CHECKS = ("check", "check_answer", "check_written")  # functions of exercises/ that judge; the first argument names the exercise
 AIM, TIME, NEED = r"\*\*What this lesson proves:\*\*", r"\*Time:\*", r"\*You need:\*"
 
 
@@ -62,13 +62,18 @@ def said(mark: str, text: str) -> str:
 
 
 def exercises_of(content: NotebookNode) -> list[str]:
-    """The names of a lesson's exercises: the first argument of each call of `check`, where it is a text."""
+    """The names of a lesson's exercises: the first argument of each call of a check, where it is a text."""
     found: dict[str, None] = {}
     for cell in content.cells:
         if cell.cell_type == "code":
             for node in ast.walk(ast.parse(cell.source)):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == CHECK and node.args:
+                if isinstance(node, ast.Call) and called(node) in CHECKS and node.args:
                     name = node.args[0]
                     if isinstance(name, ast.Constant) and isinstance(name.value, str):
                         found[name.value] = None
     return list(found)
+
+
+def called(call: ast.Call) -> str:
+    """The name of the function that is called, without the module before it."""
+    return call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id if isinstance(call.func, ast.Name) else ""

@@ -1,4 +1,5 @@
-"""A reader's progress, in `workspace/.progress.json`: exercises answered rightly, lessons run to their end. It stays on this machine.
+"""A reader's progress, in `workspace/.progress.json`: exercises answered rightly, predictions, lessons run to
+their end. It stays on this machine.
 
 Only the copies in `workspace/` count: a lesson that `qlab run` or papermill executes leaves no progress.
 """
@@ -31,6 +32,16 @@ def keep_right(exercise: str, workspace: Path = WORKSPACE) -> None:
     _note(workspace, lambda entry: entry["right"].append(exercise) if exercise not in entry["right"] else None)
 
 
+def keep_prediction(question: str, predicted: str | float, workspace: Path = WORKSPACE) -> None:
+    """Note what the reader predicts in the lesson that is open."""
+    _note(workspace, lambda entry: entry["predicted"].update({question: predicted}))
+
+
+def kept_prediction(question: str, workspace: Path = WORKSPACE) -> str | float | None:
+    """What the reader predicted before in the lesson that is open; None where nothing was."""
+    return read_progress(workspace).get(open_lesson_of_reader(workspace), {}).get("predicted", {}).get(question)
+
+
 def keep_finished(workspace: Path = WORKSPACE) -> None:
     """Note that the lesson that is open has been run to its end."""
     _note(workspace, lambda entry: entry.update(finished=True))
@@ -42,12 +53,12 @@ def _note(workspace: Path, change: Any) -> None:
         return
     with locked(workspace / LOCK, "the progress of the lessons", wait=True):
         progress = read_progress(workspace)
-        change(progress.setdefault(lesson, {"right": [], "finished": False}))
+        change(progress.setdefault(lesson, {"right": [], "finished": False, "predicted": {}}))
         write_whole(workspace / FILE, json.dumps(progress, indent=1) + "\n")
 
 
 def read_progress(workspace: Path = WORKSPACE) -> dict[str, dict[str, Any]]:
-    """{lesson: {right: names of exercises, finished: whether it was run to its end}}.
+    """{lesson: {right: names of exercises, finished: whether it was run to its end, predicted: {question: prediction}}}.
 
     Raises:
         UserError: the file is damaged.
@@ -57,8 +68,15 @@ def read_progress(workspace: Path = WORKSPACE) -> dict[str, dict[str, Any]]:
         return {}
     try:
         found = read_json(file)
-        return {lesson: {"right": [str(name) for name in e["right"]], "finished": bool(e["finished"])} for lesson, e in found.items()}
-    except (UserError, TypeError, KeyError, AttributeError) as error:
+        return {
+            lesson: {
+                "right": [str(name) for name in e["right"]],
+                "finished": bool(e["finished"]),
+                "predicted": dict(e.get("predicted", {})),  # files of earlier versions have none
+            }
+            for lesson, e in found.items()
+        }
+    except (UserError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{file} is damaged, so the progress of the lessons is not known: 'qlab progress --erase' begins anew") from error
 
 

@@ -35,10 +35,10 @@ def test_every_type_is_what_gguf_py_makes_of_it(kind: str, tmp_path: Path) -> No
     (judge,) = gguf.GGUFReader(tmp_path / "m.gguf").tensors
     expected = torch.from_numpy(np.array(gguf.quants.dequantize(judge.data, judge.tensor_type))).view(rows, columns)
     files = GGUFFiles(tmp_path / "m.gguf")
-    found = decode({"": files.read("t")}, kind, None)
+    found = decode(files.read("t"), kind)
     assert torch.equal(found.float(), expected)
     assert found.dtype == FLOATS.get(kind, torch.float32)
-    assert torch.equal(decode({"": files.read("t", 3, 10)}, kind, None).float(), expected[3:])
+    assert torch.equal(decode(files.read("t", 3, 10), kind).float(), expected[3:])
 
 
 def rewritten(file: Path, folder: Path, skip: tuple[str, ...] = (), **options: Any) -> None:
@@ -84,7 +84,7 @@ def test_parts_are_read_together_and_all_of_them(file: Path, tiny: OpenedModel, 
     parts = sorted((tmp_path / "parts").glob("*.gguf"))
     assert len(parts) == 3
     for place in (tmp_path / "parts", parts[1]):
-        assert set(plain_gguf(GGUFFiles(place))) == set(tiny.layout.shapes)
+        assert set(plain_gguf(GGUFFiles(place), tiny.text_config, tiny.layout.shapes)) == set(tiny.layout.shapes)
     parts[1].rename(tmp_path / "gone.gguf")
     with pytest.raises(UserError, match=r"m lacks 1 of its 3 parts: m-00002-of-00003\.gguf is not there"):
         GGUFFiles(tmp_path / "parts")
@@ -92,10 +92,16 @@ def test_parts_are_read_together_and_all_of_them(file: Path, tiny: OpenedModel, 
         GGUFFiles(tmp_path / "gone.gguf")
 
 
-def test_what_is_missing_or_strange_is_named(file: Path, tmp_path: Path) -> None:
+def test_what_is_missing_or_strange_is_named(file: Path, tiny: OpenedModel, tmp_path: Path) -> None:
     rewritten(file, tmp_path / "less", skip=("blk.1.ffn_up.weight",))
     with pytest.raises(UserError, match=r"it lacks 1 tensors, blk\.1\.ffn_up\.weight among them"):
-        plain_gguf(GGUFFiles(tmp_path / "less"))
+        plain_gguf(GGUFFiles(tmp_path / "less"), tiny.text_config, tiny.layout.shapes)
+    shapes = dict(tiny.layout.shapes)
+    shapes.pop("model.layers.1.mlp.up_proj.weight")
+    with pytest.raises(UserError, match=r"blk\.1\.ffn_up\.weight in m\.gguf has no place in a llama model"):
+        plain_gguf(GGUFFiles(file), tiny.text_config, shapes)
+    with pytest.raises(UserError, match=r"blk\.0\.attn_q\.weight in m\.gguf is \[256, 256\], its header asks for \[512, 256\]"):
+        plain_gguf(GGUFFiles(file), tiny.text_config, shapes | {"model.layers.0.self_attn.q_proj.weight": (512, 256)})
     (tmp_path / "less" / "other.gguf").write_bytes(file.read_bytes())
     with pytest.raises(UserError, match=r"holds 2 GGUF models"):
         GGUFFiles(tmp_path / "less")
@@ -103,15 +109,17 @@ def test_what_is_missing_or_strange_is_named(file: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"general.architecture": "gemma2"}, "holds a gemma2 model; qlab reads those of"), ({"llama.expert_count": 8}, "mixture of experts"),
-     ({"llama.rope.dimension_count": 16}, "a part of each head"), ({"llama.rope.scaling.type": "longrope"}, "scaled by longrope"),
+    [({"general.architecture": "jamba"}, "holds a jamba model; qlab reads those of"),
+     ({"llama.expert_count": 8}, r"llama\.expert_count .* is 8, in a llama model that qlab reads there is none"),
+     ({"llama.rope.dimension_count": 16}, r"rope\.dimension_count .* is 16, .* it is 64"),
+     ({"llama.rope.scaling.type": "longrope"}, "scaled by longrope"), ({"llama.logit_scale": 0.5}, "logit_scale .* there is none"),
      ({"llama.embedding_length": None}, r"lacks llama\.embedding_length")],
 )  # fmt: skip
 def test_what_qlab_would_compute_wrongly_is_refused(settings: dict[str, Any], message: str, file: Path) -> None:
     files = GGUFFiles(file)
     changed = {name: value for name, value in (files.settings | settings).items() if value is not None}
     with pytest.raises(UserError, match=message):
-        model_config(changed, files.shapes, None)
+        model_config(changed, files.arrays, files.shapes, None)
 
 
 @pytest.mark.parametrize(

@@ -204,13 +204,13 @@ def test_what_llama_cpp_cuts_otherwise_in_rare_texts_is_told(tmp_path: Path) -> 
     assert description["added_tokens"][0]["content"] in tokenizer_remarks(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["llama-bpe", "dbrx", "qwen2", "tekken", "gpt-2", "smollm"])
+@pytest.mark.parametrize("name", ["llama-bpe", "dbrx", "qwen2", "tekken", "gpt-4o", "deepseek-v3", "seed-coder", "gpt-2", "smollm"])
 def test_byte_level_pre_tokenizers_have_names(name: str) -> None:
     from qlab.formats.gguf.tokens.tokenizer import PRE_TOKENIZERS
 
-    pattern = next((pattern for pattern, known in PRE_TOKENIZERS.items() if known == {"dbrx": "llama-bpe"}.get(name, name)), "")
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
-    first = [{"type": "Digits", "individual_digits": True}] if name == "smollm" else [split] if pattern else []
+    patterns = next((patterns for patterns, known in PRE_TOKENIZERS.items() if known == {"dbrx": "llama-bpe"}.get(name, name)), ())
+    splits = [{"type": "Split", "pattern": {"Regex": pattern.replace(r"\r\n", "\r\n")}, "behavior": "Isolated"} for pattern in patterns]
+    first = [{"type": "Digits", "individual_digits": True}] if name == "smollm" else splits
     description = {"type": "Sequence", "pretokenizers": [*first, BYTE_LEVEL]}
     assert pre_tokenizer_name(description, ignore_merges=name == "llama-bpe") == name
 

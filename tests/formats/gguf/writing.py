@@ -23,12 +23,14 @@ def write_gguf(folder: Path, config: dict[str, Any], mix: str, out: Path, import
     Raises what encode_tensor and assemble raise.
     """
     parts: list[Path] = []
+    names: list[str] = []
     with tempfile.TemporaryDirectory() as waiting:
         for file in weight_files(folder):
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a dictionary
+                    names.append(name)
                     weights = (importance or {}).get(name.removesuffix(".weight"))
                     if encoded := encode_tensor(name, opened.get_tensor(name), mix, config, weights):
                         parts.append(Path(waiting) / f"{len(parts)}.safetensors")
                         save_file(encoded, parts[-1])
-        assemble(parts, folder, config, mix, out)
+        assemble(parts, folder, config, names, mix, out)

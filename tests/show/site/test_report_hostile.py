@@ -19,8 +19,8 @@ from qlab.evaluate.store.provenance import machine
 from qlab.show.site.report import check_report, write_report
 from qlab.support.disk.lock import locked
 from qlab.support.errors import UserError
-from qlab.workbook import runner
-from qlab.workbook.runner import DONE, NOTEBOOKS, Outcome, done_before
+from qlab.workbook.batch import runner
+from qlab.workbook.batch.runner import DONE, NOTEBOOKS, Outcome, done_before
 
 LESSON = "01_principles"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from qlab.support.errors import UserError
-from qlab.workbook import exercise
+from qlab.workbook.exercises import answer
 from qlab.workbook.reader import progress
-from qlab.workbook.reader.progress import erase_progress, keep_finished, keep_right, read_progress
+from qlab.workbook.reader.progress import erase_progress, keep_finished, keep_prediction, keep_right, kept_prediction, read_progress
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_what_is_right_is_kept_once(place: Path) -> None:
     for _ in range(2):
         keep_right("bits", place)
     keep_right("GB", place)
-    assert read_progress(place) == {"02_awq": {"right": ["bits", "GB"], "finished": False}}
+    assert read_progress(place) == {"02_awq": {"right": ["bits", "GB"], "finished": False, "predicted": {}}}
     keep_finished(place)
     assert read_progress(place)["02_awq"]["finished"]
     erase_progress(place)
@@ -39,16 +39,41 @@ def test_only_copies_of_the_workspace_count(notebook: str, tmp_path: Path, monke
 
 
 def test_a_right_answer_is_noted_and_a_wrong_one_is_not(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exercise, "keep_right", lambda name: keep_right(name, place))
-    exercise.check("bits", 3, 4, "hint")
-    exercise.check("bits", None, 4, "hint")
+    monkeypatch.setattr(answer, "keep_right", lambda name: keep_right(name, place))
+    answer.check("bits", 3, 4, "hint")
+    answer.check("bits", None, 4, "hint")
     assert read_progress(place) == {}
-    exercise.check("bits", 4, 4, "hint")
-    exercise.check("bits", 3, 4, "hint")
+    answer.check("bits", 4, 4, "hint")
+    answer.check("bits", 3, 4, "hint")
     assert read_progress(place)["02_awq"]["right"] == ["bits"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"02_awq": 1}', '{"02_awq": {"right": 3, "finished": false}}'])
+def test_a_prediction_is_kept_and_may_be_changed(place: Path) -> None:
+    assert kept_prediction("How much?", place) is None
+    keep_prediction("How much?", 12.5, place)
+    keep_prediction("How much?", 20.0, place)
+    keep_prediction("Which?", "GPTQ", place)
+    assert kept_prediction("How much?", place) == 20.0
+    assert read_progress(place)["02_awq"] == {"right": [], "finished": False, "predicted": {"How much?": 20.0, "Which?": "GPTQ"}}
+
+
+def test_progress_of_an_earlier_version_goes_on(place: Path) -> None:
+    (place / progress.FILE).write_text('{"02_awq": {"right": ["bits"], "finished": true}}')
+    keep_prediction("Which?", "GPTQ", place)
+    assert read_progress(place)["02_awq"] == {"right": ["bits"], "finished": True, "predicted": {"Which?": "GPTQ"}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"02_awq": 1}',
+        '{"02_awq": {"right": 3, "finished": false}}',
+        '{"02_awq": {"right": [], "finished": false, "predicted": 3}}',
+    ],
+)
 def test_a_damaged_file_says_what_to_do(content: str, place: Path) -> None:
     (place / progress.FILE).write_text(content)
     with pytest.raises(UserError, match="'qlab progress --erase' begins anew"):

@@ -13,9 +13,12 @@ from qlab.formats.gguf.reading import GGUFFiles
 from qlab.formats.gguf.tokens.tokenizer import PRE_TOKENIZERS
 from qlab.support.errors import UserError
 
-PATTERNS = {name: pattern for pattern, name in PRE_TOKENIZERS.items()}
+PATTERNS = {name: patterns for patterns, name in PRE_TOKENIZERS.items()}
 # Names that llama.cpp cuts by the same pattern; under some it takes a word that is a token whole, whatever its merges.
-SAME_PATTERN = {"dbrx": "llama-bpe", "llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2", "gpt2": "gpt-2"}
+SAME_PATTERN = {
+    "dbrx": "llama-bpe", "llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2", "gpt2": "gpt-2",
+    "minimax-m2": "gpt-4o", "glm4": "llama-bpe", "chatglm-bpe": "llama-bpe", "lfm2": "llama-bpe",
+}  # fmt: skip
 WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
 BEGINS = ("llama-bpe", "llama3", "llama-v3", "tekken")  # where a header says nothing, llama.cpp puts the first token before the text
 
@@ -129,17 +132,17 @@ def pre_tokenizer(name: str) -> Any:
     """
     if name == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    pattern = PATTERNS.get(SAME_PATTERN.get(name, name))
-    if pattern is None:
+    patterns = PATTERNS.get(SAME_PATTERN.get(name, name))
+    if patterns is None:
         known = ", ".join(sorted({*PATTERNS, *SAME_PATTERN, "smollm"}))
         raise UserError(
             f"the GGUF file's tokenizer splits text as {name!r}, which qlab does not know; it knows {known}: "
             "put the model's tokenizer.json beside it"
         )
-    if not pattern:
+    if not patterns:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def sentencepiece(files: GGUFFiles, tokens: list[str], kinds: list[TokenType]) -> Tokenizer:

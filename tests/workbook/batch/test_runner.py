@@ -14,8 +14,9 @@ from rich.console import Console
 
 from qlab.models.opening import OpenedModel
 from qlab.show.progress import LessonProgress
-from qlab.workbook import runner as workbook
-from qlab.workbook.runner import DONE, FAILED, SKIPPED, Outcome, run_lessons, without_paths
+from qlab.workbook.batch import kernels
+from qlab.workbook.batch import runner as workbook
+from qlab.workbook.batch.runner import DONE, FAILED, SKIPPED, Outcome, run_lessons, without_paths
 
 
 @pytest.fixture
@@ -75,12 +76,12 @@ def test_a_long_name_for_temporary_files_is_no_obstacle(
 ) -> None:
     (long := tmp_path / ("a" * 100)).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    workbook.private_folder.cache_clear()
+    kernels.private_folder.cache_clear()
     try:
         (found,) = run_lessons({"01_fine": lessons["01_fine"]}, tmp_path / "out", False, lambda *_: None)
     finally:
-        workbook.private_folder().remove()
-        workbook.private_folder.cache_clear()
+        kernels.private_folder().remove()
+        kernels.private_folder.cache_clear()
     assert found.state == DONE
 
 

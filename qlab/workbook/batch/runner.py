@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,7 @@ from typing import Any
 import nbformat
 import papermill
 from nbformat import ValidationError
-from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
 
 from qlab import ROOT
 from qlab.evaluate.store.provenance import machine
@@ -31,12 +28,12 @@ from qlab.support.disk.scratch import Scratch, sweep
 from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.support.reading import path_of, read_json
+from qlab.workbook.batch.kernels import WatchedEngine, Watcher, last_printed
 from qlab.workbook.parameters import check_values, parameters_of, resolve
 from qlab.workbook.reader.about import NOTEBOOKS
 from qlab.workbook.record import records_of
 
 NEEDS = {"06_deployment": ("04_gguf",), "07_benchmarks": ("02_awq", "03_gptq", "04_gguf", "05_nf4")}
-LONGEST = 70  # characters of a folder for kernels' sockets; they are named by 33 more, and 107 are allowed
 DONE, FAILED, SKIPPED = "done", "failed", "not run"
 
 
@@ -55,47 +52,7 @@ class Outcome:
     records: dict[str, Any] = field(default_factory=dict)
 
 
-Watcher = Callable[..., None]
-"""Told of progress: lesson, cells done, cells in all; and once, at its end, the state that the lesson came to."""
-
-
 Keeper = Callable[[Outcome], None]
-
-
-class WatchedEngine(NBClientEngine):
-    """papermill's own engine, telling `watcher` of every finished cell."""
-
-    watcher: Watcher = staticmethod(lambda *news: None)
-    lesson = ""
-
-    @classmethod
-    def execute_managed_notebook(cls, nb_man: Any, kernel_name: Any, **arguments: Any) -> None:
-        complete, total = nb_man.cell_complete, len(nb_man.nb.cells)
-
-        def told(cell: Any, cell_index: int | None = None, **rest: Any) -> None:
-            complete(cell, cell_index=cell_index, **rest)
-            cls.watcher(cls.lesson, (cell_index or 0) + 1, total)
-
-        nb_man.cell_complete = told
-        # Kernels are spoken to through files in a private folder, not ports: nobody else on the machine can reach them.
-        own = f"{private_folder().path}/kernel"
-        over_files = Config({"KernelManager": {"transport": "ipc", "ip": own, "connection_file": f"{own}.json"}})
-        # An interrupted kernel logs a traceback of its own message loop; a cell's errors come back by another way.
-        quiet = ["--log-level=50"]
-        super().execute_managed_notebook(nb_man, kernel_name, config=over_files, extra_arguments=quiet, **arguments)
-
-
-@cache
-def private_folder() -> Scratch:
-    """A folder of this process alone, removed at its end: after the kernels have been stopped, also on Ctrl-C.
-
-    Among the system's temporary files, or in /tmp where the name of their folder is too long for those of sockets in it.
-    """
-    usual = Path(tempfile.gettempdir())
-    return Scratch(usual if len(str(usual)) <= LONGEST else Path("/tmp"))
-
-
-papermill_engines.register("qlab", WatchedEngine)
 
 
 def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -164,7 +121,8 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
             if number := full_by(said):
                 outcome.error = no_room(number, out)
         except (RuntimeError, TimeoutError) as error:  # the kernel died (out of memory, perhaps) or did not start
-            outcome.state, outcome.error = FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            outcome.state, outcome.error = FAILED, f"{said}. Its kernel printed last: {printed}" if (printed := last_printed()) else said
         if written.exists():
             without_paths(written)
             written.replace(finished)  # a failed notebook is kept for reading; without its stamp no run trusts it

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qlab.formats.packing import WIDTHS, WORD, period, unpack_words
 from qlab.formats.plain import AGAIN, HALVES, Plain, Stored, check_parts
+from qlab.methods.grid import GroupedIntegers
 from qlab.support.errors import UserError
 
 PACKED, NAIVE = "pack-quantized", ("int-quantized", "float-quantized", "naive-quantized")
@@ -39,6 +40,7 @@ class Weights(BaseModel):
     symmetric: bool = True
     strategy: str | None = None
     group_size: Whole | None = None
+    actorder: str | bool | None = None
     block_structure: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = None
 
     @field_validator("group_size", mode="before")
@@ -48,12 +50,24 @@ class Weights(BaseModel):
         return None if given == -1 else given
 
 
+class Activations(BaseModel):
+    """How the inputs of a group's layers are rounded."""
+
+    model_config = ConfigDict(strict=True)
+    num_bits: int
+    type: str = "int"
+    symmetric: bool = True
+    strategy: str | None = None
+    dynamic: bool | str = False
+
+
 class Group(BaseModel):
     """Layers by their names, patterns ("re:…") or classes, and how their weights are quantized."""
 
     model_config = ConfigDict(strict=True)
     targets: list[str] = []
     weights: Weights | None = None
+    input_activations: Activations | None = None
     format: str | None = None
 
 
@@ -90,7 +104,9 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
         step = tuple(scheme.block_structure or ())
         packed_zeros = stored.dtypes.get(parts.get("zero_point", "")) == "I32"
         decoder = partial(decode, shape=shape, bits=bits if part == "weight_packed" else None, block=step, zero_bits=bits * packed_zeros)
-        entries[f"{layer}.weight"] = Plain(shape, {"codes": name, **parts}, decoder)
+        grouped = part == "weight_packed" and len(shape) == 2
+        reader = partial(unpack, shape=shape, bits=bits, packed_zeros=packed_zeros) if grouped else None
+        entries[f"{layer}.weight"] = Plain(shape, {"codes": name, **parts}, decoder, integers=reader)
     return entries
 
 
@@ -138,8 +154,28 @@ def describe(quantization: dict[str, Any]) -> str:
     return ", ".join(["compressed-tensors", *kinds])
 
 
+def inputs_of(layer: str, quantization: dict[str, Any]) -> Activations | None:
+    """How the inputs of a layer that is stored quantized are rounded; None where they are not.
+
+    Raises:
+        UserError: as scheme_in and group_of.
+    """
+    return group_of(layer, scheme_in(quantization)).input_activations
+
+
 def scheme_of(layer: str, quantization: Quantization) -> Weights:
-    """How the weights of a layer are quantized: by the group that names it, by one whose pattern fits, or by the first for its class.
+    """How the weights of a layer that is stored quantized are quantized.
+
+    Raises:
+        UserError: as group_of.
+    """
+    weights = group_of(layer, quantization).weights
+    assert weights is not None
+    return weights
+
+
+def group_of(layer: str, quantization: Quantization) -> Group:
+    """The group with weights that a layer belongs to: the one that names it, one whose pattern fits, or the first for its class.
 
     Raises:
         UserError: no group has weights for it, or a pattern is none, or takes too long.
@@ -151,7 +187,7 @@ def scheme_of(layer: str, quantization: Quantization) -> Weights:
         return 1 if any(target.startswith("re:") and fits(target[3:], layer) for target in group.targets) else 2
 
     plausible = [
-        (rank(group), group.weights)
+        (rank(group), group)
         for group in quantization.config_groups.values()
         if group.weights and (rank(group) < 2 or any(not target.startswith("re:") for target in group.targets))
     ]
@@ -233,6 +269,21 @@ def decode(parts: dict[str, Tensor], shape: tuple[int, ...], bits: int | None, b
     if zeros is not None:
         weight = weight - spread(zeros.to(scale.dtype), shape, block, parts.get("g_idx"))
     return (weight * scale).float()
+
+
+def unpack(parts: dict[str, Tensor], shape: tuple[int, ...], bits: int, packed_zeros: bool) -> GroupedIntegers:
+    """The codes, scales and zero points of one packed layer, codes and zero points from 0 on."""
+    rows, columns = shape
+    middle, scales = 2 ** (bits - 1), parts["scale"].float().reshape(-1, parts["scale"].shape[-1] if parts["scale"].dim() > 1 else 1)
+    scales = scales.expand(rows, -1).contiguous()  # one a tensor is one a row
+    zeros = parts.get("zero_point")
+    if zeros is None:
+        zeros = torch.zeros(scales.shape)
+    elif packed_zeros:
+        zeros = unpacked(zeros.T, bits, rows).T
+    group_of = parts["g_idx"].long() if "g_idx" in parts and bool((parts["g_idx"] >= 0).all()) else None
+    codes = (unpacked(parts["codes"], bits, columns).short() + middle).to(torch.uint8)
+    return GroupedIntegers(codes, scales, (zeros.short() + middle).expand(rows, -1).contiguous(), bits, group_of)
 
 
 def unpacked(words: Tensor, bits: int, count: int) -> Tensor:

@@ -1,0 +1,103 @@
+"""Grouped integers as compressed-tensors stores them: packed, for activations of 16 bits; or as int8, for activations of 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlab.formats.compressed_tensors.reading import PACKED
+from qlab.formats.packing import WORD, pack_words, period
+from qlab.methods.grid import GroupedIntegers
+from qlab.support.errors import UserError
+
+INT8 = "int-quantized"
+BY_TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+
+
+def pack(tensor: GroupedIntegers, symmetric: bool) -> dict[str, Tensor]:
+    """One layer's stored tensors: weight_packed, weight_scale, weight_shape, weight_zero_point unless it is `symmetric`, and weight_g_idx
+    where groups are scattered. Shapes and dtypes: qlab.formats.compressed_tensors.reading.
+
+    Signed codes and zero points, q − 2^(b-1) and z − 2^(b-1), have 2^(b-1) added before they are packed: q and z are what lies there
+    (compressed_tensors.compressors.pack_quantized.helpers.pack_to_int32).
+
+    Raises:
+        UserError: a width or shape that the format cannot hold, or symmetric codes whose zero point is not in the middle.
+    """
+    rows, columns = tensor.codes.shape
+    period(tensor.bits)
+    if reason := unfit(rows, columns):
+        raise UserError(f"a compressed-tensors checkpoint cannot hold this layer: {reason}")
+    if tensor.group_of is None and columns % tensor.scales.shape[1]:
+        raise UserError(f"{columns} inputs cannot be cut into {tensor.scales.shape[1]} equal groups: choose a group size that divides them")
+    if symmetric and bool((tensor.zeros != 2 ** (tensor.bits - 1)).any()):
+        raise UserError("symmetric codes of compressed-tensors have no zero points, and this layer has some: store it as asymmetric")
+    found = {
+        "weight_packed": pack_words(tensor.codes, tensor.bits),
+        "weight_scale": tensor.scales.half().contiguous(),
+        "weight_shape": torch.tensor([rows, columns], dtype=torch.int64),
+    }
+    if not symmetric:
+        found["weight_zero_point"] = pack_words(tensor.zeros.T, tensor.bits).T.contiguous()
+    if tensor.group_of is not None:
+        found["weight_g_idx"] = tensor.group_of.int()
+    return found
+
+
+def pack_int8(tensor: GroupedIntegers) -> dict[str, Tensor]:
+    """One layer's stored tensors for 8 bits both ways: weight int8 [out, in] and weight_scale float16 [out, 1].
+
+    Raises:
+        UserError: not 8 bits, symmetric, and one group a row.
+    """
+    if tensor.bits != 8 or tensor.scales.shape[1] != 1 or bool((tensor.zeros != 128).any()):
+        raise UserError("weights for 8-bit activations are symmetric integers of 8 bits with a scale a row: quantize them so")
+    return {"weight": (tensor.codes.short() - 128).to(torch.int8), "weight_scale": tensor.scales.half().contiguous()}
+
+
+def unfit(outputs: int, inputs: int) -> str:
+    """Why runtimes cannot read a layer of this shape; empty where they can. The format itself pads a last word, their kernels do not."""
+    whole = outputs % WORD == 0 and inputs % WORD == 0
+    return "" if whole else f"{outputs} outputs and {inputs} inputs are not both multiples of {WORD}, which packed words need"
+
+
+def quantization_config(
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    act_order: bool,
+    skipped: Sequence[str] = (),
+    apart: Sequence[str] = (),
+    inputs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """`quantization_config` of config.json. `act_order` says that groups are scattered (weight_g_idx), `inputs` how activations are
+    rounded, such as BY_TOKEN.
+
+    `skipped` names the linear layers that are left unquantized and `apart` modules that no layer of a block is, with all that lies in
+    them: both by the last parts of their names. "lm_head" is among neither; it is always left (`ignore`).
+    """
+    weights = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": "channel" if group_size == -1 else "group",
+        "group_size": None if group_size == -1 else group_size,
+        "actorder": "group" if act_order else None,
+        "dynamic": False,
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": INT8 if inputs else PACKED,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}},
+        "ignore": ["lm_head", *(ending(name) for name in skipped), *(ending(name, within=True) for name in apart)],
+    }
+
+
+def ending(name: str, within: bool = False) -> str:
+    """The pattern of modules whose names end in `name`, and of all `within` them where that is asked."""
+    escaped = name.replace(".", r"\.")
+    return rf"re:(.*\.)?{escaped}" + (r"(\..*)?$" if within else "$")

@@ -1,0 +1,150 @@
+"""A prediction that the reader commits to before a figure appears, and one line that later holds it against what was measured.
+
+The control is of ipywidgets, since the kernel must learn the choice. Where nobody reads (papermill) or no kernel is (the exported lesson),
+the question stands with its choices as text, and the answer can be opened.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Collection, Sequence
+
+import ipywidgets
+from IPython.display import display
+
+from qlab.show.drawing import shown
+from qlab.show.widgets import beside
+from qlab.workbook.reader.progress import keep_prediction, kept_prediction
+
+CLOSE = 0.1  # of the range: a prediction nearer than that is said to be close
+STEPS = 50  # of a slider
+EDGE = "border-left:4px solid #1f7a99;padding:4px 10px"
+
+
+class Prediction:
+    """A question, what the reader predicts, and later what was measured."""
+
+    def __init__(self, question: str, choices: Sequence[str], between: tuple[float, float], unit: str) -> None:
+        self.question, self.choices, self.between, self.unit = question, list(choices), between, unit
+        before = kept_prediction(question)
+        self.predicted = before if before is None or self.possible(before) else None
+        self.answer: tuple[str | float, str, tuple[str, ...]] | None = None
+        self.place = None
+        self.field = self.new_field()
+        self.button = ipywidgets.Button(description="I predict this", button_style="primary")
+        self.button.on_click(self.commit)
+        self.status = ipywidgets.HTML(self.kept())
+
+    def possible(self, value: str | float) -> bool:
+        """Whether a prediction is one that can be chosen here."""
+        if self.choices or isinstance(value, str):
+            return value in self.choices
+        return self.between[0] <= value <= self.between[1]
+
+    def new_field(self) -> ipywidgets.DOMWidget:
+        """Radio buttons, none of them chosen at first; or a slider, in the middle at first."""
+        if self.choices:
+            chosen = self.choices.index(str(self.predicted)) if self.predicted is not None else None
+            return ipywidgets.RadioButtons(options=self.choices, index=chosen, layout=ipywidgets.Layout(width="auto"))
+        low, high = self.between
+        start = (low + high) / 2 if self.predicted is None else float(self.predicted)
+        return ipywidgets.FloatSlider(
+            value=start, min=low, max=high, step=(high - low) / STEPS, readout_format=".3g", layout=ipywidgets.Layout(width="26em")
+        )
+
+    def show(self) -> None:
+        """The question with its choices as text, and the control, which stands in their place in JupyterLab."""
+        if self.choices:
+            listed = "".join(f"<li>{html.escape(choice)}</li>" for choice in self.choices)
+            offered = f'<ul class="qlab-choices">{listed}</ul>'
+        else:
+            low, high = (f"{end:g}" for end in self.between)
+            offered = f'<p class="qlab-choices">A number from {low} to {high} {html.escape(self.unit)}.</p>'
+        page = (
+            f'<div class="qlab-predict" style="{EDGE}"><p><strong>Your prediction:</strong> '
+            f'<span class="qlab-question">{html.escape(self.question)}</span></p>{offered}<script>{beside("prediction.js")}</script></div>'
+        )
+        display({"text/html": page, "text/plain": self.question}, raw=True)
+        display(ipywidgets.VBox([self.field, self.button, self.status]))
+
+    def commit(self, button: ipywidgets.Button | None = None) -> None:
+        """Take the control's choice as the prediction, and keep it."""
+        if self.field.value is None:
+            self.status.value = '<span role="status">Choose one first.</span>'
+            return
+        self.predicted = self.field.value
+        keep_prediction(self.question, self.field.value)
+        self.status.value = self.kept()
+        if self.answer:
+            self.close()
+            self.show_answer()
+
+    def kept(self) -> str:
+        """The line under the control."""
+        if self.predicted is None:
+            return '<span role="status">Choose, then press the button. Then go on to the next cell.</span>'
+        return f'<span role="status">You predict: {html.escape(self.worded(self.predicted))}.</span>'
+
+    def held_against(self, measured: str | float, detail: str = "", also: Collection[str] = ()) -> None:
+        """Show what was measured beside the prediction, which cannot be changed any more.
+
+        `measured` is one of the choices, or a number; `also` are choices that the measurement does not tell apart from it. `detail` is a
+        sentence with the numbers. Where nothing was predicted the answer is folded, and a prediction is taken still.
+        """
+        self.answer = (measured, detail, tuple(also))
+        if self.predicted is not None:
+            self.close()
+        self.place = None
+        self.show_answer()
+
+    def close(self) -> None:
+        """Take no more predictions."""
+        self.field.disabled = self.button.disabled = True
+
+    def show_answer(self) -> None:
+        """The answer, in the place where it stands already if it does."""
+        opened = " open" if self.predicted is not None else ""
+        said = html.escape(self.sentence())
+        page = f'<details{opened} style="{EDGE}"><summary>What was measured</summary><p>{said}</p></details>'
+        content = {"text/html": page, "text/plain": self.sentence()}
+        if self.place is None:
+            self.place = display(content, raw=True, display_id=True)
+        else:
+            self.place.update(content, raw=True)
+
+    def sentence(self) -> str:
+        """Prediction and measurement in words."""
+        assert self.answer is not None
+        measured, detail, also = self.answer
+        found = f"Measured: {self.worded(measured)}."
+        if also:
+            found += f" Not told apart from it: {', '.join(also)}."
+        if detail:
+            found += f" {detail}"
+        if self.predicted is None:
+            return f"{self.question} {found}"
+        return f"You predicted: {self.worded(self.predicted)}. {found} {self.verdict(measured, also)}"
+
+    def verdict(self, measured: str | float, also: Collection[str]) -> str:
+        """How far the prediction is from what was measured, in words."""
+        if isinstance(measured, str) or isinstance(self.predicted, str):
+            if self.predicted == measured:
+                return "As you predicted."
+            return "Yours is within the error of it." if self.predicted in also else "It came out otherwise than you predicted."
+        assert self.predicted is not None
+        if abs(measured - self.predicted) <= CLOSE * (self.between[1] - self.between[0]):
+            return "Your prediction is close."
+        return f"It is {'more' if measured > self.predicted else 'less'} than you predicted."
+
+    def worded(self, value: str | float) -> str:
+        return value if isinstance(value, str) else f"{shown(float(value))} {self.unit}".strip()
+
+
+def predict(question: str, choices: Sequence[str] = (), between: tuple[float, float] = (0, 100), unit: str = "") -> Prediction:
+    """Ask the reader for a prediction: one of `choices`, or where there are none a number `between` two, in `unit`.
+
+    It is kept in the reader's progress. Call `held_against` on the result after the figure, with what was measured.
+    """
+    prediction = Prediction(question, choices, between, unit)
+    prediction.show()
+    return prediction

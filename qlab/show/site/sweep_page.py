@@ -1,0 +1,76 @@
+"""The page of a sweep: while it runs, where it stands; afterwards what to take, quality against size, and every row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from qlab.show import figures
+from qlab.show.site.pages import MARK, page
+from qlab.support.disk.whole import write_whole
+from qlab.sweep.results import DONE, ORIGINAL
+
+PAGE = "index.html"
+
+
+def write_page(out: Path, table: pd.DataFrame, sentences: list[str], state: str, running: bool) -> Path:
+    """Write the page of a sweep's `table` (qlab.sweep.recommend.fitting) into the folder `out`; one of a running sweep reloads itself.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    names = list(dict.fromkeys(table["model"]))
+    drawings = [] if running else [Markup(drawing.html()) for name in names if (drawing := front(table, name)) is not None]
+    content: dict[str, Any] = {
+        "models": f"{len(names)} model{'s' if len(names) != 1 else ''}",
+        "formats": f"{len(set(table['format']) - {ORIGINAL})} formats",
+        "state": state, "sentences": sentences, "figures": drawings, "running": running, "columns": COLUMNS,
+        "rows": [cells(row) for row in table.to_dict("records")],
+    }  # fmt: skip
+    file = out / PAGE
+    write_whole(file, page("sweep.html.jinja", f"Sweep{MARK}", [], **content))
+    return file
+
+
+COLUMNS = (
+    "model",
+    "format",
+    "KL to the original",
+    "perplexity",
+    "same top token",
+    "KL p99",
+    "MB on disk",
+    "MB with cache",
+    "fits",
+    "gates",
+)
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table, as text."""
+    if row["state"] != DONE:
+        return [row["model"], row["format"], row["why"] or row["state"], *[""] * (len(COLUMNS) - 3)]
+
+    def number(name: str, form: str, factor: float = 1.0) -> str:
+        value = row.get(name)
+        return "" if value is None or pd.isna(value) else format(value * factor, form)
+
+    return [
+        row["model"], row["format"], f"{number('kl', '.4f')} ± {number('kl_stderr', '.4f')}",
+        f"{number('perplexity', '.3f')} ± {number('stderr', '.3f')}", number("top1", ".1%"), number("kl_p99", ".3f"),
+        number("bytes", ",.1f", 1e-6), number("needed", ",.1f", 1e-6), "yes" if row["fits"] else "no", "pass" if row["passes"] else "fail",
+    ]  # fmt: skip
+
+
+def front(table: pd.DataFrame, model: str) -> Any:
+    """Distance against size for the formats of a model, with the Pareto front; none where there are fewer than two."""
+    rows = table[(table["model"] == model) & (table["state"] == DONE) & (table["format"] != ORIGINAL)]
+    points = {row["format"]: (row["needed"] / 1e6, row["kl"]) for row in rows.to_dict("records") if row["kl"] and row["kl"] > 0}
+    if len(points) < 2:
+        return None
+    nearest = min(points, key=lambda name: points[name][1])
+    title = f"{model}: {nearest} is nearest to the original, at {points[nearest][0]:,.1f} MB"
+    return figures.scatter(points, title, "MB of weights and KV cache", "KL divergence (nats/token)", log_y=True)

@@ -1,0 +1,120 @@
+"""The sweep file: YAML with models, recipes, texts, constraints and gates, checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qlab.support.errors import UserError
+from qlab.support.reading import check_regular
+
+LARGEST = 1 << 20  # bytes of a sweep file
+MOST = 1000  # models, recipes or texts of one
+Names = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(min_length=1, max_length=MOST)]
+
+
+class Part(BaseModel):
+    """A mapping of the file: names that it does not know are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Calibration(Part):
+    """What `qlab quantize` reads."""
+
+    text: Names = ["docstrings"]
+    windows: Annotated[int, Field(ge=1, le=10**6)] = 128
+    length: Annotated[int, Field(ge=2, le=10**7)] = 512
+
+
+class Evaluation(Part):
+    """What `qlab evaluate` reads, and the tasks of lm-eval that it scores."""
+
+    text: Names = ["python-reference"]
+    window: Annotated[int, Field(ge=2, le=10**7)] = 512
+    tokens: Annotated[int, Field(ge=4, le=10**9)] = 20480
+    tasks: list[Annotated[str, Field(min_length=1, max_length=100)]] = []
+
+
+class Constraints(Part):
+    """What the recommendation has to fit: weights and KV cache of `sequences` of `context` tokens in `memory`, such as "24GB"."""
+
+    memory: str | None = None
+    context: Annotated[int, Field(ge=1, le=10**8)] = 4096
+    sequences: Annotated[int, Field(ge=1, le=10**6)] = 1
+
+
+class Limits(Part):
+    """Of the machine: `memory` that all jobs may take together (else what is free), `threads` of a job, `tries` of one that fails, and the
+    hours after which it counts as failed."""
+
+    memory: str | None = None
+    threads: Annotated[int, Field(ge=1, le=4096)] = 1
+    tries: Annotated[int, Field(ge=1, le=100)] = 2
+    hours: Annotated[float, Field(gt=0, le=10_000)] = 24.0
+
+
+class Sweep(Part):
+    """The file. `gates`: the largest KL, or the largest factor of perplexity, that a format may have to be recommended."""
+
+    models: Names
+    recipes: Names
+    calibration: Calibration = Calibration()
+    evaluation: Evaluation = Evaluation()
+    constraints: Constraints = Constraints()
+    gates: dict[str, Annotated[float, Field(gt=0)]] = {}
+    limits: Limits = Limits()
+    device: str = "cpu"
+
+
+GATES = ("kl", "perplexity")
+
+
+def read_sweep(file: Path) -> Sweep:
+    """The sweep in a file.
+
+    Raises:
+        UserError: it cannot be read, is no YAML, or a key or value is wrong; then with its line.
+    """
+    check_regular(file, LARGEST)
+    try:
+        text = file.read_text(encoding="utf-8")
+        tree = yaml.compose(text, yaml.SafeLoader)
+        found = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file.name} is not UTF-8 text: expected a YAML file with models and recipes") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        said = " ".join(str(getattr(error, "problem", None) or error).split())[:120]
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(f"{file.name}{f', line {mark.line + 1}' if mark else ''}: {said}; expected YAML with models and recipes") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file.name} holds no mapping: expected YAML with models and recipes")
+    try:
+        sweep = Sweep.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = [step for step in first["loc"] if isinstance(step, (str, int))]
+        raise UserError(f"{file.name}, line {line_of(tree, where)}: {'.'.join(map(str, where))[:80]}: {first['msg'][:120]}") from error
+    if unknown := sorted(set(sweep.gates) - set(GATES)):
+        raise UserError(
+            f"{file.name}, line {line_of(tree, ['gates', unknown[0]])}: no gate {unknown[0][:40]!r}: expected {', '.join(GATES)}"
+        )
+    return sweep
+
+
+def line_of(tree: yaml.Node | None, path: list[Any]) -> int:
+    """The line of what lies at `path` in the file, from 1 on, or of the nearest that is there."""
+    line = 1
+    for step in path:
+        if isinstance(tree, yaml.MappingNode):
+            entry = next(((key, value) for key, value in tree.value if key.value == step), None)
+            if entry is None:
+                return line
+            line, tree = entry[0].start_mark.line + 1, entry[1]
+        elif isinstance(tree, yaml.SequenceNode) and isinstance(step, int) and step < len(tree.value):
+            tree = tree.value[step]
+            line = tree.start_mark.line + 1
+    return line

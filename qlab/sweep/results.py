@@ -1,0 +1,84 @@
+"""What jobs found: a file each, named by the job's key, which any later run and any machine takes as done; and the table of them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qlab.support.disk.whole import write_whole
+from qlab.support.memory import disk_bytes
+from qlab.sweep.jobs import Job
+
+DONE, FAILED = "done", "failed"
+ORIGINAL = "original"
+
+
+class Result(BaseModel):
+    """A job that has come to its end: `figures` where it is DONE, `error` where it is FAILED after so many `tries`."""
+
+    model_config = ConfigDict(strict=True)
+    job: str
+    state: str
+    seconds: float
+    tries: int = 1
+    error: str = ""
+    figures: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Store:
+    """The results of a sweep, in `folder`."""
+
+    folder: Path
+
+    def read(self, key: str) -> Result | None:
+        """The result of a job; None where there is none, or a damaged one."""
+        try:
+            return Result.model_validate_json((self.folder / f"{key}.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def done(self, job: Job) -> bool:
+        """Whether a job has its result."""
+        found = self.read(job.key)
+        return found is not None and found.state == DONE
+
+    def write(self, key: str, result: Result) -> None:
+        """Keep a result, whole or not at all."""
+        write_whole(self.folder / f"{key}.json", result.model_dump_json(indent=1) + "\n")
+
+
+def figures_of(printed: str) -> dict[str, Any]:
+    """The JSON object on the last line that a command printed; empty where there is none."""
+    last = (printed.strip().splitlines() or [""])[-1]
+    try:
+        found = json.loads(last)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def table(jobs: Sequence[Job], store: Store, out: Path) -> pd.DataFrame:
+    """A row for each model and format, in the order of the jobs: figures with standard errors, bytes on disk, or why there are none."""
+    rows = []
+    for job in jobs:
+        if job.kind != "evaluate":
+            continue
+        found = store.read(job.key)
+        walk = next((other for other in jobs if other.key in job.needs), None)
+        before = store.read(walk.key) if walk else None
+        row: dict[str, Any] = {"model": job.model, "format": job.recipe, "state": found.state if found else "not run", "why": ""}
+        if found and found.state == DONE:
+            row |= {name: found.figures.get(name) for name in ("kl", "kl_stderr", "perplexity", "stderr", "top1", "kl_p99")}
+            row["bytes"] = float(disk_bytes(Path(job.words[1]))) if Path(job.words[1]).exists() else None
+            row |= {f"{score['task']} {score['metric']}": score["value"] for score in found.figures.get("tasks", [])}
+        else:
+            row["why"] = found.error if found else before.error if before and before.state == FAILED else ""
+        rows.append(row)
+    return pd.DataFrame(rows)

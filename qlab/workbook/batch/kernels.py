@@ -1,0 +1,91 @@
+"""papermill's engine as the runner uses it: kernels in a private folder, watched, and silent on the terminal."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.manager import AsyncKernelManager
+from papermill.engines import NBClientEngine, papermill_engines
+from traitlets.config import Config
+
+from qlab.support.disk.scratch import Scratch
+
+LONGEST = 70  # characters of a folder for kernels' sockets; they are named by 33 more, and 107 are allowed
+LAST = 5  # lines of what a kernel printed that are shown where it died
+
+Watcher = Callable[..., None]
+"""Told of progress: lesson, cells done, cells in all; and once, at its end, the state that the lesson came to."""
+
+
+class LoggedKernel(AsyncKernelManager):
+    """A kernel whose process prints to a file: one that Ctrl-C meets while it starts prints a traceback, which is nobody's fault."""
+
+    async def start_kernel(self, **arguments: Any) -> None:  # type: ignore[override]  # AsyncKernelManager's own is a coroutine too
+        """Start the kernel's process.
+
+        Raises:
+            OSError: the file, or a process, cannot be made.
+        """
+        with kernel_log().open("wb") as log:
+            await self._async_start_kernel(**arguments, stdout=log, stderr=log)
+
+
+class WatchedEngine(NBClientEngine):
+    """papermill's own engine, telling `watcher` of every finished cell."""
+
+    watcher: Watcher = staticmethod(lambda *news: None)
+    lesson = ""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: Any, **arguments: Any) -> None:
+        complete, total = nb_man.cell_complete, len(nb_man.nb.cells)
+
+        def told(cell: Any, cell_index: int | None = None, **rest: Any) -> None:
+            complete(cell, cell_index=cell_index, **rest)
+            cls.watcher(cls.lesson, (cell_index or 0) + 1, total)
+
+        nb_man.cell_complete = told
+        # Kernels are spoken to through files in a private folder, not ports: nobody else on the machine can reach them.
+        own = f"{private_folder().path}/kernel"
+        config = Config({"KernelManager": {"transport": "ipc", "ip": own, "connection_file": f"{own}.json"}})
+        config.NotebookClient.kernel_manager_class = LoggedKernel
+        # An interrupted kernel logs a traceback of its own message loop; a cell's errors come back by another way.
+        quiet = ["--log-level=50"]
+        logging.getLogger("asyncio").addFilter(no_interruption)
+        super().execute_managed_notebook(nb_man, kernel_name, config=config, extra_arguments=quiet, **arguments)
+
+
+@cache
+def private_folder() -> Scratch:
+    """A folder of this process alone, removed at its end: after the kernels have been stopped, also on Ctrl-C.
+
+    Among the system's temporary files, or in /tmp where the name of their folder is too long for those of sockets in it.
+    """
+    usual = Path(tempfile.gettempdir())
+    return Scratch(usual if len(str(usual)) <= LONGEST else Path("/tmp"))
+
+
+def kernel_log() -> Path:
+    """The file that the present kernel's process prints to."""
+    return private_folder().path / "kernel.log"
+
+
+def last_printed() -> str:
+    """The last lines that the kernel's process printed, in one; empty where it printed nothing."""
+    log = kernel_log()
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return " | ".join([line.strip() for line in lines if line.strip()][-LAST:])
+
+
+def no_interruption(record: logging.LogRecord) -> bool:
+    """Whether the record is of anything but Ctrl-C: a task that it met keeps it as an exception, and asyncio logs it as one that nobody
+    asked for, at any later time."""
+    return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
+
+
+papermill_engines.register("qlab", WatchedEngine)

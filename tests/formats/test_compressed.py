@@ -1,0 +1,131 @@
+"""Grouped integers in compressed-tensors: what is written reads back as it was meant."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from qlab.formats.compressed_tensors import reading, writing
+from qlab.formats.compressed_tensors.rounding import round_inputs
+from qlab.formats.packing import WIDTHS
+from qlab.formats.stored import describe, plain_tensors
+from qlab.methods.activations import rounded_by_token
+from qlab.methods.grid import GroupedIntegers
+from qlab.support.errors import UserError
+from tests.formats.test_packed import random_tensor
+from tests.formats.test_stored import InMemory
+
+
+def made(bits: int, groups: int, symmetric: bool, scattered: bool) -> GroupedIntegers:
+    tensor = random_tensor(64, 192, groups, bits, seed=bits, lowest_zero=0)
+    if symmetric:
+        tensor = replace(tensor, zeros=torch.full_like(tensor.zeros, 2 ** (bits - 1)))
+    if scattered:
+        order = torch.randperm(192, generator=torch.Generator().manual_seed(5))
+        tensor = replace(tensor, group_of=torch.argsort(order) // (192 // groups))
+    return tensor
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(("groups", "scattered"), [(1, False), (3, False), (6, False), (6, True)])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_what_is_written_reads_back(bits: int, groups: int, scattered: bool, symmetric: bool) -> None:
+    tensor = made(bits, groups, symmetric, scattered)
+    size = -1 if groups == 1 else 192 // groups
+    quantization = writing.quantization_config(bits, size, symmetric, scattered)
+    stored = InMemory({f"model.layers.0.mlp.up_proj.{kind}": part for kind, part in writing.pack(tensor, symmetric).items()})
+    ((name, entry),) = plain_tensors(quantization, stored).items()
+    parts = {role: stored.read(part) for role, part in entry.parts.items()}
+    assert name == "model.layers.0.mlp.up_proj.weight"
+    assert entry.shape == (64, 192)
+    # The library rounds each product to the dtype of its scale.
+    assert torch.equal(entry.decode(parts), tensor.dequantize().half().float())
+    assert entry.integers is not None
+    again = entry.integers(parts)
+    assert torch.equal(again.codes, tensor.codes)
+    assert torch.equal(again.scales, tensor.scales)
+    assert torch.equal(again.zeros, tensor.zeros)
+    assert (again.group_of is None) == (not scattered)
+    assert torch.equal(again.dequantize(), tensor.dequantize())
+
+
+def test_the_configuration_says_it_in_words() -> None:
+    assert describe(writing.quantization_config(4, 128, False, False)) == "compressed-tensors, 4-bit int in groups of 128"
+    assert describe(writing.quantization_config(8, -1, True, False)) == "compressed-tensors, 8-bit int a scale a row"
+
+
+def test_what_is_left_alone_is_named_so_that_readers_find_it() -> None:
+    quantization = writing.quantization_config(4, 64, False, False, ["mlp.down_proj", "layers.3.mlp.up_proj"], ["vision_tower"])
+    ignored = [pattern.removeprefix("re:") for pattern in quantization["ignore"][1:]]
+    assert quantization["ignore"][0] == "lm_head"
+
+    def left(name: str) -> bool:
+        return any(reading.fits(pattern, name) for pattern in ignored)
+
+    assert left("model.layers.11.mlp.down_proj")
+    assert left("model.layers.3.mlp.up_proj")
+    assert left("model.vision_tower.blocks.0.fc1")
+    assert not left("model.layers.13.mlp.up_proj")
+    assert not left("model.layers.3.mlp.up_proj2")
+    assert not left("model.layers.3.mlp.gate_proj")
+
+
+def test_what_the_format_cannot_hold_is_refused() -> None:
+    with pytest.raises(UserError, match="store it as asymmetric"):
+        writing.pack(made(4, 6, False, False), True)
+    with pytest.raises(UserError, match="not both multiples of 32"):
+        writing.pack(random_tensor(48, 192, 6, 4), False)
+
+
+def test_int8_weights_for_8_bit_activations() -> None:
+    tensor = made(8, 1, True, False)
+    quantization = writing.quantization_config(8, -1, True, False, inputs=writing.BY_TOKEN)
+    stored = InMemory({f"a.{kind}": part for kind, part in writing.pack_int8(tensor).items()})
+    ((name, entry),) = plain_tensors(quantization, stored).items()
+    assert torch.equal(entry.decode({role: stored.read(part) for role, part in entry.parts.items()}), tensor.dequantize().half().float())
+    assert name == "a.weight"
+    assert stored.dtypes["a.weight"] == "I8"
+    with pytest.raises(UserError, match="quantize them so"):
+        writing.pack_int8(made(8, 3, True, False))
+
+
+def layer_in_a_model() -> torch.nn.Module:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 8))
+    return model.requires_grad_(False)
+
+
+def test_activations_are_rounded_before_the_layers_that_ask_for_it() -> None:
+    model, inputs = layer_in_a_model(), torch.randn(3, 64, generator=torch.Generator().manual_seed(2))
+    exact = model(inputs)
+    quantization = writing.quantization_config(8, -1, True, False, inputs=writing.BY_TOKEN)
+    round_inputs(model, quantization, ["1"], "a model")
+    hidden = model[0](inputs)  # type: ignore[operator]
+    assert torch.equal(model(inputs), model[1].forward(rounded_by_token(hidden)))  # type: ignore[operator]
+    assert not torch.equal(model(inputs), exact)
+    plain = layer_in_a_model()
+    round_inputs(plain, writing.quantization_config(4, 32, True, False), ["0", "1"], "a model")
+    assert not plain[0]._forward_pre_hooks  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dynamic": False}, "8-bit int by token, with stored scales"),
+        ({"num_bits": 4}, "4-bit int by token"),
+        ({"type": "float"}, "8-bit float by token"),
+        ({"strategy": "tensor"}, "8-bit int by tensor"),
+    ],
+)
+def test_activations_of_another_kind_are_not_measured_as_if_they_were_exact(changed: dict[str, Any], message: str) -> None:
+    quantization = writing.quantization_config(8, -1, True, False, inputs=writing.BY_TOKEN | changed)
+    with pytest.raises(UserError, match=message):
+        round_inputs(layer_in_a_model(), quantization, ["0"], "a model")
+
+
+def test_layers_that_are_computed_together_are_not_measured() -> None:
+    quantization = writing.quantization_config(8, -1, True, False, inputs=writing.BY_TOKEN)
+    with pytest.raises(UserError, match=r"before experts\.0\.up_proj, which transformers computes together"):
+        round_inputs(layer_in_a_model(), quantization, ["experts.0.up_proj"], "a model")

@@ -1,0 +1,134 @@
+"""The driver, on workers that do what a test tells them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from qlab.sweep.drive import KILLED, Progress, Room, drive
+from qlab.sweep.jobs import Job
+from qlab.sweep.results import DONE, FAILED, Result, Store
+from qlab.sweep.workers import Ended
+
+ROOM = Room(memory=10, cores=4, threads=1, tries=2, seconds=100, device="cpu")
+
+
+def job(key: str, *needs: str, memory: float = 1, seconds: float = 10) -> Job:
+    return Job("quantize", "m", key, (key,), key, needs, memory, seconds)
+
+
+@dataclass
+class Scripted:
+    """Workers that end each job by the next of its exit codes, one job a look; 0 where none is told."""
+
+    codes: dict[str, list[int]] = field(default_factory=dict)
+    takes: dict[str, float] = field(default_factory=dict)
+    started: list[str] = field(default_factory=list)
+    at_work: list[Job] = field(default_factory=list)
+    together: list[float] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+
+    def submit(self, job: Job, threads: int, device: str) -> None:
+        self.started.append(job.key)
+        self.at_work.append(job)
+        self.together.append(sum(each.memory for each in self.at_work))
+
+    def ended(self) -> dict[str, Ended]:
+        if not self.at_work:
+            return {}
+        job = self.at_work.pop(0)
+        told = self.codes.get(job.key, [])
+        code = told.pop(0) if told else 0
+        return {job.key: Ended(code, self.takes.get(job.key, 5.0), 'text\n{"kl": 0.5}\n', f"error: no {job.key}" if code else "")}
+
+    def running(self) -> dict[str, float]:
+        return {job.key: self.takes.get(job.key, 5.0) for job in self.at_work}
+
+    def cancel(self, key: str) -> None:
+        self.cancelled.append(key)
+
+    def close(self) -> None:
+        self.at_work.clear()
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlab.sweep.drive.PAUSE", 0.0)
+
+
+def run(jobs: list[Job], folder: Path, workers: Scripted, room: Room = ROOM) -> Progress:
+    folder.mkdir(exist_ok=True)
+    return drive(jobs, Store(folder), workers, room, lambda progress: None)
+
+
+def test_what_is_needed_comes_first_and_nothing_is_done_twice(tmp_path: Path) -> None:
+    jobs, workers = [job("a"), job("b", "a"), job("c", "a"), job("d")], Scripted()
+    end = run(jobs, tmp_path / "jobs", workers)
+    assert workers.started.index("a") < workers.started.index("b")
+    assert sorted(workers.started) == ["a", "b", "c", "d"]
+    assert [each.key for each in end.done] == ["a", "b", "c", "d"]
+    again = Scripted()
+    run(jobs, tmp_path / "jobs", again)
+    assert again.started == []
+    (tmp_path / "jobs" / "b.json").write_text("half")  # as nobody writes it; then it is done again, and alone
+    run(jobs, tmp_path / "jobs", again)
+    assert again.started == ["b"]
+
+
+def test_no_more_memory_than_there_is_is_set_aside(tmp_path: Path) -> None:
+    jobs, workers = [job(str(number), memory=4) for number in range(6)] + [job("large", memory=50)], Scripted()
+    run(jobs, tmp_path / "jobs", workers)
+    assert max(total for total, key in zip(workers.together, workers.started) if key != "large") <= ROOM.memory
+    assert workers.together[workers.started.index("large")] == 50  # alone
+    assert len(workers.started) == 7
+    one = Scripted()
+    run(jobs, tmp_path / "others", one, replace(ROOM, device="cuda"))
+    assert max(one.together[:6]) == 4
+
+
+def test_what_fails_is_tried_again_and_then_a_row(tmp_path: Path) -> None:
+    workers = Scripted({"a": [1, 0], "b": [1, 1], "d": [2]})
+    end = run([job("a"), job("b"), job("c", "b"), job("d"), job("e")], tmp_path / "jobs", workers)
+    assert [workers.started.count(key) for key in "abcde"] == [2, 2, 0, 1, 1]  # an input that is refused is not tried again
+    assert sorted(each.key for each in end.failed) == ["b", "c", "d"]
+    found = {key: Store(tmp_path / "jobs").read(key) for key in "abcde"}
+    assert found["a"] == Result(job="quantize m a", state=DONE, seconds=5, tries=2, figures={"kl": 0.5})
+    assert found["b"] == Result(job="quantize m b", state=FAILED, seconds=5, tries=2, error="no b")
+    assert found["c"] is not None
+    assert found["c"].error == "needs 'quantize m b', which failed"
+    again = Scripted()
+    run([job("a"), job("b"), job("c", "b"), job("d"), job("e")], tmp_path / "jobs", again)
+    assert sorted(again.started) == ["b", "c", "d"]  # the next run tries them anew
+
+
+def test_a_job_that_was_killed_gets_twice_the_room(tmp_path: Path) -> None:
+    workers = Scripted({"a": [KILLED, KILLED]})
+    jobs = [job("a", memory=6), job("b", memory=4), job("c", memory=4)]
+    run(jobs, tmp_path / "jobs", workers, replace(ROOM, tries=2))
+    assert workers.started[:2] == ["a", "b"]
+    assert workers.started.index("c") < len(workers.started) - 1 or workers.together[-1] == 6
+    found = Store(tmp_path / "jobs").read("a")
+    assert found is not None
+    assert "perhaps since memory was short" in found.error
+
+
+def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    workers = Scripted({"a": [-15, -15]}, {"a": 500.0})
+    jobs = [job("b"), job("a")]
+    run(jobs, tmp_path / "jobs", workers)
+    assert "a" in workers.cancelled
+    found = Store(tmp_path / "jobs").read("a")
+    assert found is not None
+    assert found.error.startswith("it took more than 0.02") or "hours" in found.error
+
+
+def test_time_left_goes_by_what_was_measured(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    (tmp_path / "jobs").mkdir()
+    drive([job(str(n)) for n in range(4)], Store(tmp_path / "jobs"), Scripted(), replace(ROOM, cores=1), seen.append)
+    assert seen[0].left is None
+    halves = [progress.left for progress in seen if progress.left]
+    assert halves[0] == pytest.approx(0.5 * 30, abs=6)  # predicted 10 s each, 5 s measured, three to go
+    assert halves == sorted(halves, reverse=True)

@@ -1,0 +1,82 @@
+"""A real sweep on the embedded model: jobs in processes, the table, the page, and a second run that does nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qlab.cli import call
+from qlab.support.errors import UserError
+from qlab.sweep.jobs import expand
+from qlab.sweep.plan import Sweep
+from qlab.sweep.recommend import fitting, recommendation
+
+PLAN = """models: [embedded]
+recipes: [nf4, q8_0]
+calibration: {windows: 2, length: 64}
+evaluation: {window: 64, tokens: 256}
+constraints: {memory: 1GB, context: 512}
+"""
+
+
+def test_a_sweep_from_its_file_to_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "plan.yaml", tmp_path / "out"
+    file.write_text(PLAN)
+    assert call(["sweep", str(file), "--out", str(out), "--dry-run"]) == 0
+    assert "4 jobs, 4 to do" in capsys.readouterr().out
+    assert not out.exists()
+    assert call(["sweep", str(file), "--out", str(out)]) == 0
+    table = pd.read_csv(out / "table.csv")
+    assert list(table["format"]) == ["original", "nf4", "q8_0"]
+    assert table["kl"][1] > table["kl"][2] > table["kl"][0]
+    shared = ["model", "format", "kl", "bytes"]
+    assert pd.read_parquet(out / "table.parquet")[shared].equals(table[shared])
+    page = (out / "index.html").read_text()
+    assert "q8_0, KL" in page
+    assert "http-equiv" not in page  # it is done
+    assert "https://" not in page.replace("https://www.w3.org", "")
+    times = {path: path.stat().st_mtime_ns for path in (out / "jobs").iterdir()}
+    capsys.readouterr()
+    assert call(["sweep", str(file), "--out", str(out)]) == 0
+    assert "4 jobs, 0 to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (out / "jobs").iterdir()} == times
+
+
+def test_keys_go_by_what_results_depend_on(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one " * 500)
+    plan = {"models": ["embedded"], "recipes": ["nf4"], "evaluation": {"text": [str(text)]}}
+    keys = [job.key for job in expand(Sweep.model_validate(plan), tmp_path / "a")]
+    assert [job.key for job in expand(Sweep.model_validate(plan), tmp_path / "b")] == keys  # wherever they lie
+    text.write_text("two " * 500)
+    other = [job.key for job in expand(Sweep.model_validate(plan), tmp_path / "a")]
+    assert other[0] == keys[0]  # the walk does not read it
+    assert other[1] != keys[1]
+    with pytest.raises(UserError):
+        expand(Sweep.model_validate(plan | {"models": ["embedded", "/nowhere"]}), tmp_path / "a")
+
+
+def row(name: str, kl: float, size: float, state: str = "done") -> dict[str, object]:
+    figures = {"kl": kl, "kl_stderr": 0.001, "perplexity": 10 * (1 + kl), "stderr": 0.1, "bytes": size}
+    return {"model": "m", "format": name, "state": state, "why": "", **figures}
+
+
+def test_the_recommendation_fits_and_passes() -> None:
+    table = pd.DataFrame(
+        [row("original", 0.0, 100e6), row("a", 0.01, 60e6), row("b", 0.05, 40e6), row("c", 0.3, 20e6), row("d", 0, 1, "x")]
+    )
+
+    def said(**changes: object) -> str:
+        sweep = Sweep.model_validate({"models": ["m"], "recipes": ["a"]} | changes)
+        (sentence,) = recommendation(fitting(table, sweep, {"m": 10e6}), sweep)
+        return sentence
+
+    assert "a, KL 0.0100 ± 0.0010, 70.00 MB with its cache. Next: b, 20.00 MB less, 0.0400 nats a token farther" in said()
+    assert ": b, KL" in said(constraints={"memory": "60MB"})  # 54 usable, of which a needs 70
+    assert said(constraints={"memory": "30MB"}) == "m: no format fits 1 x 4,096 tokens in 30MB and passes the gates."
+    assert "Next" not in said(gates={"kl": 0.02})
+    assert "no format" in said(gates={"perplexity": 1.001})
+    json.dumps(said())

@@ -1,0 +1,59 @@
+"""Lesson 5's exercise: readers' ways to round to levels, and what each is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qlab.workbook.exercises.nf4 import WRITTEN
+from qlab.workbook.exercises.trial import Unwritten, fault_of
+
+
+def by_lists(weights: Any, levels: Any) -> list[float]:
+    absmax = max(abs(float(w)) for w in weights)
+    if not absmax:
+        return [0.0 for _ in weights]
+    return [absmax * min(levels.tolist(), key=lambda level: abs(level - float(w) / absmax)) for w in weights]
+
+
+def rounded(weights: Any, levels: Any, divide: str = "absmax", back: bool = True, codes: bool = False, below: bool = False) -> Any:
+    w, ladder = weights.numpy(), levels.numpy()
+    by = {"absmax": np.abs(w).max(), "max": w.max(), "std": w.std(ddof=1), "nothing": 1.0}[divide] or 1.0
+    scaled = w / by
+    places = np.searchsorted(ladder, scaled + 1e-6, side="right") - 1 if below else np.abs(scaled[:, None] - ladder).argmin(1)
+    return places if codes else ladder[places.clip(0)] * (by if back else 1)
+
+
+@pytest.mark.parametrize("right", [by_lists, rounded])
+def test_a_right_one_passes(right: Any) -> None:
+    assert fault_of(WRITTEN, right) is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"divide": "max"}, "Take the largest magnitude"),
+        ({"divide": "std"}, "standard deviation"),
+        ({"divide": "nothing"}, "Divide the block by its absmax first"),
+        ({"back": False}, "missing on the way back"),
+        ({"codes": True}, "These are the codes"),
+        ({"below": True}, "level below"),
+    ],
+)
+def test_a_wrong_one_is_told_what_is_wrong(wrong: dict[str, Any], said: str) -> None:
+    fault = fault_of(WRITTEN, lambda weights, levels: rounded(weights, levels, **wrong))
+    assert fault is not None
+    assert said in fault.said
+
+
+def test_a_block_of_zeros_is_shown() -> None:
+    fault = fault_of(WRITTEN, lambda weights, levels: weights / weights.abs().max() * np.nan)
+    assert fault is not None
+    assert "divided by zero" in fault.said
+
+
+def test_an_empty_one_is_not_wrong() -> None:
+    with pytest.raises(Unwritten):
+        fault_of(WRITTEN, lambda weights, levels: None)
