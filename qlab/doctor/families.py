@@ -14,7 +14,8 @@ from qlab.formats.gguf.architectures import ARCHITECTURES
 from qlab.support.wording import listed
 
 REFUSED = {  # of the model types that transformers has, those that a library knows and qlab refuses; tests try each
-    "codegen": "queries, keys and values in an order of its own",
+    "gpt2": "its layers are no linear layers",
+    "qwen2_5_omni": "it is no language model alone or with images",
 }
 MODERN = "mixtures of experts and models that read images qlab alone takes, since transformers 5 holds them in another form than 4 did"
 

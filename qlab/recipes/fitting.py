@@ -113,10 +113,13 @@ def stored_layers(layout: Layout, parts: Sequence[Path]) -> tuple[list[str], lis
 
 
 def left_alone(source: OpenedModel) -> list[str]:
-    """Modules with linear layers that are never quantized: towers beside the decoder, by the last part of their names, and what chooses
-    and weighs experts, by its name from the list of blocks on, as the model's class and as its files call it."""
+    """Modules with linear layers that are never quantized: towers beside the decoder, and what chooses and weighs experts.
+
+    Towers by the last part of their names, which vLLM looks for in a layer's, and by the whole, with which transformers wants a layer's
+    to begin. Gates by their names from the list of blocks on, as the model's class and as its files call them.
+    """
     layout = source.layout
-    stack, found = layout.blocks.rpartition(".")[2], [tower.rpartition(".")[2] for tower in layout.towers]
+    stack, found = layout.blocks.rpartition(".")[2], [name for tower in layout.towers for name in (tower.rpartition(".")[2], tower)]
     for gate in layout.gates:
         for name in (gate, source.checkpoint.stored_name(f"{gate}.weight").removesuffix(".weight")):
             found.append(f"{stack}.{name.partition(f'{stack}.')[2]}")

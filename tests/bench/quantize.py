@@ -173,7 +173,7 @@ def memory(work: Path) -> None:
 def experts_in_memory(work: Path, experts: Sequence[int] = (8, 64), recipes: Sequence[str] = EXPERTS) -> None:
     """Peak memory of walks over blocks of few large or of many small experts, as predicted and as measured, by the command line."""
     for number in experts:
-        model = make_checkpoint(work / f"experts-{number}", 4, hidden=2048, mlp=16384, heads=16, kv_heads=4, experts=number)
+        model = make_checkpoint(work / f"experts-{number}", 3, hidden=2048, mlp=16384, heads=16, kv_heads=4, experts=number)
         for name in recipes:
             command = [sys.executable, "-m", "qlab", "quantize", "--model", str(model), "--out", str(work / f"{number}-{name}")]
             command += ["--recipe", name, "--windows", "4", "--length", "128"]
