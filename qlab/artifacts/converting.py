@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qlab.artifacts.artifact import LIBRARIES, Artifact, finish
 from qlab.artifacts.placing import check_place
-from qlab.formats.compressed_tensors.reading import scheme_in
+from qlab.formats.compressed_tensors.scheme import scheme_in
 from qlab.formats.folder import finish_folder
 from qlab.models.configuration import quantization_of
 from qlab.models.opening import OpenedModel

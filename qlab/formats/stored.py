@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from qlab.formats import awq, bitsandbytes, fp8, gptq, mxfp4
-from qlab.formats.compressed_tensors import reading as compressed
+from qlab.formats.compressed_tensors import reading, scheme
 from qlab.formats.plain import Plain, Stored, plainly_stored
 from qlab.support.errors import UserError
 
@@ -30,7 +30,7 @@ FORMATS = {
     "fp8": Format(fp8.plain, fp8.describe),
     "fbgemm_fp8": Format(fp8.plain, fp8.describe),
     "mxfp4": Format(mxfp4.plain, mxfp4.describe),
-    "compressed-tensors": Format(compressed.plain, compressed.describe),
+    "compressed-tensors": Format(reading.plain, scheme.describe),
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Scales of activations and of the key-value cache change no weight; masks and positions are no weights.

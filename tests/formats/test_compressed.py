@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qlab.formats.compressed_tensors import reading, writing
+from qlab.formats.compressed_tensors import scheme, writing
 from qlab.formats.compressed_tensors.rounding import round_inputs
 from qlab.formats.packing import WIDTHS
 from qlab.formats.stored import describe, plain_tensors
@@ -63,7 +63,7 @@ def test_what_is_left_alone_is_named_so_that_readers_find_it() -> None:
     assert quantization["ignore"][0] == "lm_head"
 
     def left(name: str) -> bool:
-        return any(reading.fits(pattern, name) for pattern in ignored)
+        return any(scheme.fits(pattern, name) for pattern in ignored)
 
     assert left("model.layers.11.mlp.down_proj")
     assert left("model.layers.3.mlp.up_proj")

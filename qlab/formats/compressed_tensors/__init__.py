@@ -1,1 +1,1 @@
-"""compressed-tensors, the format of llm-compressor and vLLM: `reading` decodes it, `writing` packs grouped integers."""
+"""compressed-tensors, the format of llm-compressor and vLLM: `scheme` is its configuration, `reading` decodes it, `writing` packs."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from qlab.formats.compressed_tensors.reading import Activations, inputs_of
+from qlab.formats.compressed_tensors.scheme import Activations, inputs_of
 from qlab.methods.activations import rounded_by_token
 from qlab.support.errors import UserError
 

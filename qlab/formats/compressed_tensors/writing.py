@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.formats.compressed_tensors.reading import PACKED
+from qlab.formats.compressed_tensors.scheme import PACKED
 from qlab.formats.packing import WORD, pack_words, period
 from qlab.methods.grid import GroupedIntegers
 from qlab.support.errors import UserError

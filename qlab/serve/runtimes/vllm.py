@@ -11,7 +11,7 @@ import torch
 from openai import OpenAI
 
 from qlab import ROOT
-from qlab.formats.compressed_tensors.reading import rounds_inputs
+from qlab.formats.compressed_tensors.scheme import rounds_inputs
 from qlab.models.configuration import quantization_of
 from qlab.plan.footprint import Footprint
 from qlab.plan.plan import cache_bytes
