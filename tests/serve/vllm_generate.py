@@ -19,7 +19,8 @@ from vllm.platforms import current_platform
 
 def kernels(model: Any) -> list[str]:
     """What multiplies by the quantized layers' weights."""
-    methods = [module.quant_method for name, module in model.named_modules() if name.endswith("_proj") and hasattr(module, "quant_method")]
+    layers = [module for name, module in model.named_modules() if name.endswith("_proj") and hasattr(module, "quant_method")]
+    methods = [getattr(layer, "scheme", layer.quant_method) for layer in layers]  # compressed-tensors has one method, and a scheme a layer
     return sorted({type(getattr(method, "kernel", method)).__name__ for method in methods})
 
 
