@@ -18,7 +18,7 @@ from qlab.sweep.plan import Sweep
 
 PROCESS = 0.6e9  # bytes of a process that has loaded PyTorch and transformers
 LOGITS = 6  # copies of a window's logits in FP32 while two models are compared
-WORDS_A_SECOND = 2e9  # weights that one thread multiplies a second, for the prediction alone
+WEIGHTS_A_SECOND = 4e10  # that one thread multiplies, for the prediction alone
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def jobs_of(sweep: Sweep, name: str, source: OpenedModel, fitted: Sequence[Fitte
     weights = sum(source.checkpoint.bytes_of(tensor) for tensor in source.layout.shapes) / 2  # as many as there are, near enough
     judged = sweep.evaluation
     logits = 4.0 * source.layout.shapes[source.layout.embedding][0] * judged.window * LOGITS
-    seconds = 20 + 4 * weights * judged.tokens / WORDS_A_SECOND
+    seconds = 20 + 4 * weights * judged.tokens / WEIGHTS_A_SECOND
     for recipe in ("", *made):
         place = str(folder / recipe) if recipe else where(name, source)
         words = ["evaluate", place, "--reference", where(name, source), "--json", "--results", "", "--device", sweep.device]
