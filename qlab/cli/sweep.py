@@ -63,7 +63,7 @@ def sweep(
         folder.mkdir(parents=True, exist_ok=True)
 
     def written(state: str, running: bool) -> Path:
-        found = fitting(rows_of(jobs, store, out), asked, cache)
+        found = fitting(rows_of(jobs, store), asked, cache)
         return write_page(out, found, [] if running else recommendation(found, asked), state, running)
 
     workers = Local(out / "logs")
@@ -77,7 +77,7 @@ def sweep(
             end = drive(jobs, store, workers, room, watch)
         finally:
             workers.close()
-    found = fitting(rows_of(jobs, store, out), asked, cache)
+    found = fitting(rows_of(jobs, store), asked, cache)
     found.to_csv(out / "table.csv", index=False)
     found.to_parquet(out / "table.parquet", index=False)
     page = written(sentence(end), False)

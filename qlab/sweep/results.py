@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qlab.models.opening import locate
 from qlab.support.disk.whole import write_whole
+from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.sweep.jobs import Job
 
@@ -64,7 +67,7 @@ def figures_of(printed: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def table(jobs: Sequence[Job], store: Store, out: Path) -> pd.DataFrame:
+def table(jobs: Sequence[Job], store: Store) -> pd.DataFrame:
     """A row for each model and format, in the order of the jobs: figures with standard errors, bytes on disk, or why there are none."""
     rows = []
     for job in jobs:
@@ -76,7 +79,8 @@ def table(jobs: Sequence[Job], store: Store, out: Path) -> pd.DataFrame:
         row: dict[str, Any] = {"model": job.model, "format": job.recipe, "state": found.state if found else "not run", "why": ""}
         if found and found.state == DONE:
             row |= {name: found.figures.get(name) for name in ("kl", "kl_stderr", "perplexity", "stderr", "top1", "kl_p99")}
-            row["bytes"] = float(disk_bytes(Path(job.words[1]))) if Path(job.words[1]).exists() else None
+            with suppress(UserError):  # somebody has removed the artifact since
+                row["bytes"] = float(disk_bytes(locate(job.words[1]).path))
             row |= {f"{score['task']} {score['metric']}": score["value"] for score in found.figures.get("tasks", [])}
         else:
             row["why"] = found.error if found else before.error if before and before.state == FAILED else ""
