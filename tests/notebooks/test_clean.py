@@ -21,6 +21,7 @@ def test_a_notebook_is_clean_and_its_cells_short(lesson: str) -> None:
     assert "explore(" in text
     assert text.count("prediction = predict(") == text.count("prediction.held_against(") == 1
     assert all(f'exercise.{help}("{lesson}"' in text for help in ("check_written", "hint", "solution"))
+    assert ["raise NotImplementedError" in cell.source for cell in code if "exercise" in cell.metadata.get("tags", [])] == [True]
     assert "your model" in exercises_of(notebook)[-1]  # the last exercise is on the reader's own model
     assert f'recap("{lesson}")' in text
 

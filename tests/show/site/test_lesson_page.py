@@ -75,6 +75,13 @@ def test_code_is_folded_and_what_papermill_injected_is_left_out(tmp_path: Path) 
     assert "/home/me" not in str(page)
 
 
+def test_what_the_reader_is_to_write_is_open(tmp_path: Path) -> None:
+    gap = new_code_cell("def f(x):\n    raise NotImplementedError  # your lines")
+    gap.metadata["tags"] = ["exercise"]
+    page = page_of(tmp_path, new_code_cell("answer = 1"), gap)
+    assert [code.has_attr("open") for code in page.select("details.code")] == [False, True]
+
+
 def test_nothing_is_asked_of_elsewhere(tmp_path: Path) -> None:
     page = page_of(tmp_path, new_markdown_cell("[a](https://arxiv.org/abs/1)"), output_cell({"text/html": TABLE}))
     assert page.select("script[src], link[rel=stylesheet], iframe, img[src^=http]") == []

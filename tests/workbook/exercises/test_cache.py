@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qlab.workbook.exercises.cache import WRITTEN
+from qlab.plan.plan import SHAPES
+from qlab.workbook.exercises.cache import WRITTEN, megabytes
 from qlab.workbook.exercises.trial import Unwritten, fault_of
 
 
@@ -39,3 +40,7 @@ def test_a_wrong_one_is_told_what_is_wrong(wrong: Any, said: str) -> None:
 def test_an_empty_one_is_not_wrong() -> None:
     with pytest.raises(Unwritten):
         fault_of(WRITTEN, lambda shape, context, users: None)
+
+
+def test_the_answer_on_a_model() -> None:
+    assert megabytes(SHAPES["Llama-3.1-70B"], 16384, 2) == pytest.approx(2 * 5368.7, rel=1e-4)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from qlab.methods.gptq import gptq
-from qlab.workbook.exercises.gptq import WRITTEN, hessian_of
+from qlab.methods.awq import output_error
+from qlab.methods.gptq import gptq, inverse_factor
+from qlab.methods.grid import fit_grid
+from qlab.workbook.exercises.gptq import WRITTEN, error_left, hessian_of
 from qlab.workbook.exercises.trial import Unwritten, fault_of
 
 
@@ -103,3 +105,18 @@ def test_the_cases_are_those_of_qlabs_function() -> None:
         assert not torch.equal(
             own.dequantize(), gptq(case["weight"], hessian_of(case["factor"]), case["bits"], -1, compensate=False).dequantize()
         )
+
+
+def test_the_answer_on_a_model_is_what_a_right_function_finds() -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight, inputs = (
+        torch.randn(16, 48, generator=generator),
+        torch.randn(200, 48, generator=generator) + 2 * torch.randn(200, 1, generator=generator),
+    )
+    hessian = inputs.T @ inputs
+    factor, _ = inverse_factor(hessian, torch.arange(48), 0.01)
+    scale, zero = fit_grid(weight, 4, symmetric=False)
+    back = torch.as_tensor(by_numpy(weight, factor, scale, zero, 4)).float()
+    assert error_left(weight, hessian) == pytest.approx(100 * output_error(back, weight, hessian), rel=1e-3)
+    plain = loop(weight, factor, scale, zero, 4, wrong="none")
+    assert output_error(plain, weight, hessian) > 1.5 * output_error(back, weight, hessian)

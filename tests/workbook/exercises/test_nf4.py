@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from qlab.workbook.exercises.nf4 import WRITTEN
+from qlab.methods.nf4 import normal_levels
+from qlab.workbook.exercises.nf4 import WRITTEN, relative_error
 from qlab.workbook.exercises.trial import Unwritten, fault_of
 
 
@@ -60,3 +62,10 @@ def test_a_block_of_zeros_is_shown() -> None:
 def test_an_empty_one_is_not_wrong() -> None:
     with pytest.raises(Unwritten):
         fault_of(WRITTEN, lambda weights, levels: None)
+
+
+def test_the_answer_on_a_model_is_what_a_right_function_finds() -> None:
+    weight = torch.randn(70, 96, generator=torch.Generator().manual_seed(0))
+    back = torch.stack([torch.as_tensor(rounded(block, normal_levels())) for block in weight[:64].reshape(-1, 64)]).view(64, 96)
+    error = 100 * float((back - weight[:64]).square().sum() / weight[:64].square().sum())
+    assert relative_error(weight) == pytest.approx(error, rel=1e-3)

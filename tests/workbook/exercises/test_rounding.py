@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qlab.workbook.exercises.rounding import WRITTEN
+from qlab.workbook.exercises.rounding import WRITTEN, relative_error
 from qlab.workbook.exercises.trial import Unwritten, fault_of
 
 
@@ -101,3 +101,10 @@ def test_the_first_case_that_fails_is_small_enough_to_read() -> None:
     assert torch.equal(fault.case["weights"], WRITTEN.cases()[0]["weights"])
     assert len(fault.case["weights"]) == 6
     assert list(fault.case) == ["weights", "bits", "your result", "expected"]
+
+
+def test_the_answer_on_a_model_is_what_a_right_function_finds() -> None:
+    weight = torch.randn(80, 64, generator=torch.Generator().manual_seed(0))
+    back = torch.stack([torch.as_tensor(by_numpy(group, 3)) for group in weight[:64].reshape(-1, 32)]).view(64, 64)
+    error = 100 * float((back - weight[:64]).square().sum() / weight[:64].square().sum())
+    assert relative_error(weight, 32) == pytest.approx(error, rel=5e-3)

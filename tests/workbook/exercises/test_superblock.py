@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from qlab.workbook.exercises.superblock import WRITTEN, superblock_of
+from qlab.workbook.exercises.superblock import WRITTEN, error_of, superblock_of
 from qlab.workbook.exercises.trial import Unwritten, fault_of
 
 
@@ -78,4 +78,6 @@ def test_a_superblock_of_any_matrix(shape: tuple[int, int]) -> None:
     assert block.shape == (144,)
     assert torch.equal(weights[: weight.numel()], weight.flatten()[:256])
     decoded = WRITTEN.solution(block)
-    assert float((decoded - weights).square().sum() / weights.square().sum()) < 0.02
+    error = float((decoded - weights).square().sum() / weights.square().sum())
+    assert error < 0.02
+    assert error_of(weights) == pytest.approx(100 * error, rel=1e-4)
