@@ -12,11 +12,11 @@ from typing import Any
 
 import gguf
 
-from qlab.formats.gguf import forms
+from qlab.formats.gguf import forms, variants
 from qlab.formats.gguf import settings as to
 from qlab.formats.gguf.forms import Form
 from qlab.formats.gguf.mix import expert_count
-from qlab.formats.gguf.settings import ATTENTION, LLM, Computed, Config, Known, Row
+from qlab.formats.gguf.settings import ATTENTION, LLM, Computed, Config, Row
 
 ARCH = gguf.MODEL_ARCH
 TANH = ("gelu_pytorch_tanh", "gelu_new")
@@ -54,95 +54,6 @@ class Architecture:
     told_by: str = ""
 
 
-def head_size(config: Config) -> int:
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-
-
-def attends(config: Config) -> str:
-    """One block in n attends to all tokens, the others to a window."""
-    kinds = config.get("layer_types") or []
-    regular = "full_attention" not in kinds or to.period(kinds, "full_attention")
-    return "" if regular else "one block in so many attends to all tokens there, and no others"
-
-
-def scaled(config: Config) -> float:
-    """What Gemma's attention is scaled by in llama.cpp: the size of a head, but for its two models of 27B."""
-    large = config["num_hidden_layers"] in (46, 62)
-    return config["hidden_size"] / config["num_attention_heads"] if large else head_size(config)
-
-
-def gemma(config: Config) -> str:
-    scale = scaled(config)
-    if config.get("query_pre_attn_scalar", scale) != scale:
-        return f"attention is scaled by heads of {scale:g} there, not {config['query_pre_attn_scalar']}"
-    return attends(config)
-
-
-def gemma_back(known: Known) -> Config:
-    heads, layers = known.whole(ATTENTION.HEAD_COUNT), known.whole(LLM.BLOCK_COUNT)
-    sizes = {"num_attention_heads": heads, "num_hidden_layers": layers, "hidden_size": known.whole(LLM.EMBEDDING_LENGTH)}
-    return {"query_pre_attn_scalar": scaled(sizes | {"head_dim": known.whole(ATTENTION.KEY_LENGTH, 0, least=0)})}
-
-
-def separate(config: Config) -> str:
-    apart = config.get("num_key_value_heads") in (None, config["num_attention_heads"])
-    return "" if apart else "every head has keys and values of its own there"
-
-
-def smollm3(config: Config) -> str:
-    kinds = [int((index + 1) % 4 != 0) for index in range(config["num_hidden_layers"])]
-    return "" if config.get("no_rope_layers", kinds) == kinds else "every fourth block has no rotary embedding there"
-
-
-def exaone4(config: Config) -> str:
-    if config.get("sliding_window") and config["num_hidden_layers"] != 64:
-        return "only the one of 64 blocks has sliding windows there"
-    return attends(config)
-
-
-def groups(config: Config) -> str:
-    grouped = config.get("topk_method", "greedy") != "greedy" and (config.get("n_group") or 1) > 1
-    return "groups of experts are chosen by their two best there, by the best in this model" if grouped else ""
-
-
-def ernie(config: Config) -> str:
-    last = config.get("moe_layer_end_index", -1) in (-1, config["num_hidden_layers"] - 1)
-    return "" if last else "experts reach to the last block there"
-
-
-def everywhere(config: Config) -> str:
-    """No block's attention slides."""
-    return "attention has no sliding windows there" if "sliding_attention" in (config.get("layer_types") or []) else ""
-
-
-def hybrid(config: Config) -> str:
-    attending = all(kind in to.ATTENDING for kind in config["layer_types"])
-    return "some blocks are Mamba's there" if attending else ""
-
-
-def falcon(config: Config) -> Config:
-    new, one = config.get("new_decoder_architecture"), config.get("multi_query")
-    return {"num_key_value_heads": config["num_kv_heads"] if new else 1 if one else config["num_attention_heads"]}
-
-
-def falcon_back(known: Known) -> Config:
-    heads, both = known.whole(ATTENTION.HEAD_COUNT_KV), "blk.0.attn_norm_2.weight" in known.shapes
-    new = both or heads not in (1, known.whole(ATTENTION.HEAD_COUNT))
-    return {"num_kv_heads": heads, "new_decoder_architecture": new, "num_ln_in_parallel_attn": 1 + both if new else None} | (
-        {} if new else {"multi_query": heads == 1}
-    )
-
-
-def lfm2(config: Config) -> Config:
-    """The width of LFM2's MLP, which its configuration may leave to be computed."""
-    if not config.get("block_auto_adjust_ff_dim"):
-        return {}
-    width, multiple = int(2 * config["intermediate_size"] / 3), config["block_multiple_of"]
-    if (factor := config.get("block_ffn_dim_multiplier")) is not None:
-        width = int(factor * width)
-    return {"intermediate_size": -(-width // multiple) * multiple}
-
-
 def back_to(**values: Any) -> Computed:
     """Nothing to write, these values to read."""
     return Computed(lambda config: {}, lambda known: dict(values))
@@ -151,7 +62,7 @@ def back_to(**values: Any) -> Computed:
 SOFTCAPS = (
     Row("attn_logit_softcapping", LLM.ATTN_LOGIT_SOFTCAPPING, float), Row("final_logit_softcapping", LLM.FINAL_LOGIT_SOFTCAPPING, float),
 )  # fmt: skip
-GEMMA = (to.windows(2), Computed(lambda config: {}, gemma_back))
+GEMMA = (to.windows(2), Computed(lambda config: {}, variants.gemma_back))
 LOGITS = Row("logit_scale", LLM.LOGIT_SCALE, float)
 GRANITE = (
     Row("logits_scaling", LLM.LOGIT_SCALE, float), Row("embedding_multiplier", LLM.EMBEDDING_SCALE, float),
@@ -185,8 +96,8 @@ ARCHITECTURES = {
     "qwen3": Architecture(ARCH.QWEN3, flags=BIAS),
     "qwen2_moe": Architecture(ARCH.QWEN2MOE, fixed=QWEN2_MOE),
     "qwen3_moe": Architecture(ARCH.QWEN3MOE, fixed=QWEN3_MOE, flags=BIAS),
-    "qwen2_vl_text": Architecture(ARCH.QWEN2VL, read_as="qwen2", differs=everywhere),
-    "qwen2_5_vl_text": Architecture(ARCH.QWEN2VL, read_as="qwen2", differs=everywhere),
+    "qwen2_vl_text": Architecture(ARCH.QWEN2VL, read_as="qwen2", differs=variants.everywhere),
+    "qwen2_5_vl_text": Architecture(ARCH.QWEN2VL, read_as="qwen2", differs=variants.everywhere),
     "qwen3_vl_text": Architecture(ARCH.QWEN3VL, read_as="qwen3"),
     "qwen3_vl_moe_text": Architecture(ARCH.QWEN3VLMOE, read_as="qwen3_moe", fixed=EVERY_BLOCK),
     "qwen3_next": Architecture(
@@ -194,11 +105,11 @@ ARCHITECTURES = {
         forms=(forms.DELTA, forms.CONVOLUTION, forms.DECAY, forms.STEP, forms.shifted(r"(?<!linear_attn\.)norm\.weight")),
         differs=lambda config: "" if to.period(config["layer_types"], "full_attention") else "one block in so many has attention there",
     ),
-    "olmoe": Architecture(ARCH.OLMOE, fixed={"norm_topk_prob": False, "clip_qkv": None}, differs=separate),
+    "olmoe": Architecture(ARCH.OLMOE, fixed={"norm_topk_prob": False, "clip_qkv": None}, differs=variants.separate),
     "deepseek_v2": Architecture(
         ARCH.DEEPSEEK2, own={"num_experts": "n_routed_experts"}, rows=LATENT,
         computed=(to.LATENT, to.SOFTMAX, back_to(topk_method="greedy")),
-        fixed={"attention_bias": False, "mlp_bias": False}, differs=groups, log_multiplier=0.1, forms=(forms.LATENT,),
+        fixed={"attention_bias": False, "mlp_bias": False}, differs=variants.groups, log_multiplier=0.1, forms=(forms.LATENT,),
     ),
     "deepseek_v3": Architecture(
         ARCH.DEEPSEEK2, own={"num_experts": "n_routed_experts"}, rows=(*LATENT, to.NORMALIZED, *to.GROUPS),
@@ -212,7 +123,8 @@ ARCHITECTURES = {
     ),
     "dots1": Architecture(
         ARCH.DOTS1, own={"num_experts": "n_routed_experts"}, rows=(*DEEP, to.NORMALIZED, *to.GROUPS), computed=(to.SIGMOID,),
-        fixed={"attention_bias": False}, differs=lambda config: separate(config) or everywhere(config), forms=(forms.CORRECTION,),
+        fixed={"attention_bias": False}, forms=(forms.CORRECTION,),
+        differs=lambda config: variants.separate(config) or variants.everywhere(config),
     ),
     "ernie4_5_moe": Architecture(
         ARCH.ERNIE4_5_MOE,
@@ -221,7 +133,7 @@ ARCHITECTURES = {
             "n_shared_experts": "moe_num_shared_experts",
         },
         rows=(to.LEADING, to.SHARED, Row("moe_layer_interval", LLM.INTERLEAVE_MOE_LAYER_STEP)), computed=(to.SHARED_WIDTH,),
-        fixed={"use_bias": False}, differs=ernie, forms=(forms.STATICS,),
+        fixed={"use_bias": False}, differs=variants.ernie, forms=(forms.STATICS,),
     ),
     "minimax_m2": Architecture(
         ARCH.MINIMAXM2, own={"num_experts": "num_local_experts"}, rows=(EXPERT_WIDTH,), computed=(to.SIGMOID,), partly=True,
@@ -234,16 +146,17 @@ ARCHITECTURES = {
     ),
     "granitemoehybrid": Architecture(
         ARCH.GRANITE_HYBRID, own={"num_experts": "num_local_experts"}, rows=(*GRANITE, SHARED_MLP, *to.MAMBA_ROWS),
-        computed=(to.mixers("linear_attention"), to.MAMBA), fixed={"mamba_proj_bias": False}, differs=hybrid,
+        computed=(to.mixers("linear_attention"), to.MAMBA), fixed={"mamba_proj_bias": False}, differs=variants.hybrid,
         forms=(*forms.TURNED, forms.SHARED_GATE_UP, forms.CONVOLUTION, forms.STEP, *forms.COLUMNS),
         flags=BIAS | {"mamba_conv_bias": "blk.0.ssm_conv1d.bias"},
     ),
     "gpt_oss": Architecture(
-        ARCH.GPT_OSS, own={"num_experts": "num_local_experts"}, rows=(EXPERT_WIDTH,), computed=(to.windows(2),), differs=attends,
+        ARCH.GPT_OSS, own={"num_experts": "num_local_experts"}, rows=(EXPERT_WIDTH,), computed=(to.windows(2),), differs=variants.attends,
         forms=(forms.SINKS,), rope={"truncate": False},
     ),
     "lfm2": Architecture(
-        ARCH.LFM2, own={"rms_norm_eps": "norm_eps"}, derived=lfm2, rows=(CONV,), fixed={"conv_bias": False}, forms=(forms.CONVOLUTION,),
+        ARCH.LFM2, own={"rms_norm_eps": "norm_eps"}, derived=variants.lfm2, rows=(CONV,), fixed={"conv_bias": False},
+        forms=(forms.CONVOLUTION,),
         computed=(to.mixers("conv"), back_to(block_auto_adjust_ff_dim=False)),
     ),
     "lfm2_moe": Architecture(
@@ -253,27 +166,29 @@ ARCHITECTURES = {
     ),
     "gemma": Architecture(ARCH.GEMMA, TANH, forms=(forms.NORMS,), fixed={"attention_bias": False}),
     "gemma2": Architecture(
-        ARCH.GEMMA2, TANH, forms=(forms.NORMS,), fixed={"attention_bias": False}, rows=SOFTCAPS, computed=GEMMA, differs=gemma,
+        ARCH.GEMMA2, TANH, forms=(forms.NORMS,), fixed={"attention_bias": False}, rows=SOFTCAPS, computed=GEMMA, differs=variants.gemma,
     ),
     "gemma3_text": Architecture(
         ARCH.GEMMA3, TANH, forms=(forms.NORMS,), fixed={"attention_bias": False}, rows=SOFTCAPS, computed=(to.windows(6), GEMMA[1]),
-        differs=gemma, kinds=True,
+        differs=variants.gemma, kinds=True,
     ),
     "phi3": Architecture(ARCH.PHI3, partly=True),
     "olmo2": Architecture(ARCH.OLMO2, fixed={"attention_bias": False}),
     "olmo3": Architecture(
-        ARCH.OLMO2, fixed={"attention_bias": False}, computed=(to.windows(4),), differs=attends, kinds=True,
+        ARCH.OLMO2, fixed={"attention_bias": False}, computed=(to.windows(4),), differs=variants.attends, kinds=True,
         told_by=ATTENTION.SLIDING_WINDOW,
     ),
-    "smollm3": Architecture(ARCH.SMOLLM3, forms=forms.TURNED, differs=smollm3, flags=BIAS),
+    "smollm3": Architecture(ARCH.SMOLLM3, forms=forms.TURNED, differs=variants.smollm3, flags=BIAS),
     "granite": Architecture(ARCH.GRANITE, forms=forms.TURNED, rows=GRANITE, flags=BIAS | {"mlp_bias": "blk.0.ffn_down.bias"}),
     "glm": Architecture(ARCH.CHATGLM, partly=True, flags=BIAS),
     "glm4": Architecture(ARCH.GLM4, partly=True, flags=BIAS),
     "cohere": Architecture(
         ARCH.COMMAND_R, rows=(LOGITS,), fixed={"use_qk_norm": False}, flags=BIAS,
     ),
-    "cohere2": Architecture(ARCH.COHERE2, rows=(LOGITS,), computed=(to.windows(4),), fixed={"attention_bias": False}, differs=attends),
-    "exaone4": Architecture(ARCH.EXAONE4, computed=(to.windows(4),), differs=exaone4),
+    "cohere2": Architecture(
+        ARCH.COHERE2, rows=(LOGITS,), computed=(to.windows(4),), fixed={"attention_bias": False}, differs=variants.attends,
+    ),
+    "exaone4": Architecture(ARCH.EXAONE4, computed=(to.windows(4),), differs=variants.exaone4),
     "seed_oss": Architecture(ARCH.SEED_OSS, fixed={"attention_out_bias": False, "mlp_bias": False}, flags=BIAS),
     "starcoder2": Architecture(
         ARCH.STARCODER2, TANH, own={"layer_norm_eps": "norm_epsilon"}, flags={"use_bias": "blk.0.attn_q.bias"},
@@ -287,8 +202,8 @@ ARCHITECTURES = {
         partly=True, forms=(forms.FUSED,),
     ),
     "falcon": Architecture(
-        ARCH.FALCON, GELU, own={"layer_norm_eps": "layer_norm_epsilon", "intermediate_size": "ffn_hidden_size"}, derived=falcon,
-        computed=(Computed(lambda config: {}, falcon_back),), fixed={"alibi": False, "bias": False, "parallel_attn": True},
+        ARCH.FALCON, GELU, own={"layer_norm_eps": "layer_norm_epsilon", "intermediate_size": "ffn_hidden_size"}, derived=variants.falcon,
+        computed=(Computed(lambda config: {}, variants.falcon_back),), fixed={"alibi": False, "bias": False, "parallel_attn": True},
         forms=(forms.FUSED,),
     ),
 }  # fmt: skip

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from qlab.formats.gguf import settings as rows
-from qlab.formats.gguf.architectures import ARCHITECTURES, UNLIKE, Architecture, head_size, standard
+from qlab.formats.gguf.architectures import ARCHITECTURES, UNLIKE, Architecture, standard
 from qlab.formats.gguf.mix import FILE_TYPES
 from qlab.formats.gguf.settings import ATTENTION, LLM, ROPE, Config
+from qlab.formats.gguf.variants import head_size
 from qlab.support.errors import UserError
 
 YARN = {

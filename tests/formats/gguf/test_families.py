@@ -72,7 +72,7 @@ def test_llama_cpp_computes_the_model_and_it_is_read_back(family: str, calibrati
     torch.testing.assert_close(logits(load(locate(str(plain))), ids), original, atol=1e-5, rtol=1e-5)
     kl, relative = distance(plain, original, ids)
     assert kl < 0.02
-    assert relative < 0.02  # a rotary embedding of half a head, a window or a norm that is missed makes 0.1 and more
+    assert relative < 0.01  # what is missed, a window, a norm, a scale of experts, makes 0.04 to 1
     kl, relative = distance(quantized, logits(load(locate(str(quantized))), ids), ids)
     assert kl < 0.05  # llama.cpp rounds activations to 8 bits, which may choose another expert
     assert len(made[1].errors) == len(source.layout.linear)

@@ -127,6 +127,14 @@ def test_norms_biases_and_routers_stay_and_f16_is_f16() -> None:
     assert tensor_type("blk.0.ffn_down_exps.weight", (8, 256, 512), "q4_k_m", model) == "Q6_K"
 
 
+@pytest.mark.parametrize("mix", ["q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m"])
+def test_a_fused_projection_gets_what_its_values_would(mix: str) -> None:
+    model = CONFIGS["Llama of 20 layers"]
+    for layer in range(20):
+        kinds = {tensor_type(f"blk.{layer}.{part}.weight", (8, 256), mix, model) for part in ("attn_v", "attn_qkv", "attn_kv_b")}
+        assert len(kinds) == 1
+
+
 def test_more_bits_where_llama_cpp_has_them() -> None:
     assert [layer for layer in range(32) if more_bits(layer, 32)] == [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
 
