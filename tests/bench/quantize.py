@@ -170,15 +170,21 @@ def memory(work: Path) -> None:
     experts_in_memory(work)
 
 
+def peak_and_prediction(model: Path, recipe: str, out: Path) -> tuple[float, float]:
+    """Bytes that `qlab quantize` took at its peak, and that it had said it would take."""
+    command = [sys.executable, "-m", "qlab", "quantize", "--model", str(model), "--out", str(out), "--recipe", recipe]
+    command += ["--windows", "4", "--length", "128"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found, predicted = map(parse_bytes, re.findall(r"peak memory (.+) \(predicted (.+)\)", printed)[0])
+    return found, predicted
+
+
 def experts_in_memory(work: Path, experts: Sequence[int] = (8, 64), recipes: Sequence[str] = EXPERTS) -> None:
     """Peak memory of walks over blocks of few large or of many small experts, as predicted and as measured, by the command line."""
     for number in experts:
         model = make_checkpoint(work / f"experts-{number}", 3, hidden=2048, mlp=16384, heads=16, kv_heads=4, experts=number)
         for name in recipes:
-            command = [sys.executable, "-m", "qlab", "quantize", "--model", str(model), "--out", str(work / f"{number}-{name}")]
-            command += ["--recipe", name, "--windows", "4", "--length", "128"]
-            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found, predicted = map(parse_bytes, re.findall(r"peak memory (.+) \(predicted (.+)\)", printed)[0])
+            found, predicted = peak_and_prediction(model, name, work / f"{number}-{name}")
             print(f"{number:3} experts, {name:16} found {found / 1e9:.2f} GB, {found / predicted:.2f}× what was predicted", flush=True)
 
 

@@ -1,0 +1,17 @@
+"""A walk over many small experts takes the memory that was predicted: one block, its experts one after another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench.made_up import make_checkpoint
+from tests.bench.quantize import peak_and_prediction
+
+
+@pytest.mark.parametrize("experts", [8, 64])
+def test_a_block_of_experts_is_in_memory_once(experts: int, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", 2, hidden=1024, mlp=12288, heads=8, kv_heads=2, experts=experts)
+    found, predicted = peak_and_prediction(model, "rtn-w4g64", tmp_path / "out")
+    assert 0.85 < found / predicted < 1.1
