@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ from qlab.workbook.record import record
 
 GROUP_SIZE = 128  # the guide's
 BLOCKS = 8  # that experiments layer by layer look at
-R, T = TypeVar("R", bound=Recipe | None), TypeVar("T")
+R = TypeVar("R", bound=Recipe | None)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def refusal(thing: T, check: Callable[[T], None]) -> str:
 def check_recipe(recipe: Recipe | None, source: OpenedModel) -> None:
     """Raise the UserError of a model that a recipe cannot take, fitted to it; None stands for the original."""
     if recipe:
-        (recipe.fitted(source).recipe if isinstance(recipe, Walked) else recipe).check(source)
+        fitted: Recipe = cast(WalkedRecipe, recipe).fitted(source).recipe if isinstance(recipe, Walked) else recipe
+        fitted.check(source)
 
 
 def open_lesson(
