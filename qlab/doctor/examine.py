@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -19,6 +15,7 @@ from pathlib import Path
 
 from qlab.doctor.advisories import FAULTS, OLLAMA, OWN, Fault, environments, faults_in
 from qlab.models.named import WHEELS, WheelModel
+from qlab.peers.patching import silent
 from qlab.serve.runtimes.registry import RUNTIMES
 from qlab.support.errors import UserError
 
@@ -168,19 +165,6 @@ def check_gguf() -> str:
     from qlab.doctor.families import gguf_files
 
     return f"{check_library('gguf')}; {gguf_files()}"
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Keep to themselves what libraries say while they are imported: the table says what counts."""
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            # Not simplefilter alone: AutoAWQ and torch set filters of their own as they are imported.
-            warnings.showwarning = lambda *_, **__: None
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _finding(subject: str, check: Callable[[], str]) -> Finding:

@@ -24,6 +24,7 @@ from qlab.models.loading import load
 from qlab.models.locating import kind_of
 from qlab.models.opening import locate
 from qlab.peers import autoawq, autogptq
+from qlab.peers.families import check_experts
 from qlab.plan.footprint import Footprint, packed_by_bitsandbytes
 from qlab.serve.deployment import Deployment
 from qlab.serve.runtimes import llamacpp, vllm
@@ -180,12 +181,16 @@ def in_transformers(folder: Path, context: int, dtype: str, label: str = "transf
     """FP16 on a GPU; on a CPU FP32, since most emulate half precision; or the `dtype` asked for."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = DTYPES.get(dtype, torch.float16 if device == "cuda" else torch.float32)
-    yield InProcess(label, load(locate(str(folder)), wanted, device, native=True))
+    source = locate(str(folder))
+    if kind_of(folder) == "bitsandbytes":
+        check_experts("bitsandbytes", source)
+    yield InProcess(label, load(source, wanted, device, native=True))
 
 
 @contextmanager
 def in_library(library: Any, label: str, folder: Path, context: int, dtype: str) -> Iterator[Engine]:
     """AutoAWQ's and AutoGPTQ's own layers, in the dtype that they choose."""
+    check_experts(label, locate(str(folder)))
     with library.running(folder) as model:
         yield InProcess(label, model)
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlab.models.loading import load_tokenizer
 from qlab.models.opening import OpenedModel
 from qlab.peers.families import check_family
-from qlab.peers.patching import patched
+from qlab.peers.patching import patched, silent
 
 CLIPPED_TOGETHER = 64  # outputs
 
@@ -51,7 +51,7 @@ def quantize(source: OpenedModel, windows: Tensor, out: Path, group_size: int) -
 
 def families() -> list[str]:
     """The model types that AutoAWQ has classes for."""
-    with imported() as awq:
+    with silent(), imported() as awq:
         return list(awq.models.auto.AWQ_CAUSAL_LM_MODEL_MAP)
 
 

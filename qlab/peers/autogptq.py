@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel
 from qlab.peers.families import check_family
-from qlab.peers.patching import patched
+from qlab.peers.patching import patched, silent
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def quantize(source: OpenedModel, windows: Tensor, out: Path, bits: int, group_s
 
 def families() -> list[str]:
     """The model types that AutoGPTQ has classes for."""
-    with revived():
+    with silent(), revived():
         from auto_gptq.modeling.auto import GPTQ_CAUSAL_LM_MODEL_MAP
 
         return list(GPTQ_CAUSAL_LM_MODEL_MAP)
