@@ -12,8 +12,8 @@ from typing import Any
 from qlab import ROOT
 from tests.walk.families import FAMILIES, Family, make
 
-SMALL = {"evaluation_windows": 3, "evaluation_length": 64, "calibration_windows": 4, "calibration_length": 64, "training_steps": 2}
-LONGER = {"max_position_embeddings": 512}
+SMALL = {"evaluation_windows": 6, "evaluation_length": 256, "calibration_windows": 8, "calibration_length": 128}
+LONGER = {"max_position_embeddings": 1024}
 
 
 def with_longer_context(family: Family) -> Family:
