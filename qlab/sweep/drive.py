@@ -13,7 +13,7 @@ from qlab.sweep.workers import Ended, Workers
 PAUSE = 0.2  # seconds between two looks at what runs
 MORE = 2.0  # times as much memory as before is set aside for a job that was killed, as one is that took too much
 SAID = 300  # characters of a job's complaint that are kept
-KILLED = -9
+KILLED = (128 + 9, -9)  # the job, or its keeper and with it the job
 
 
 @dataclass
@@ -85,7 +85,7 @@ def drive(jobs: Sequence[Job], store: Store, workers: Workers, room: Room, watch
                 pace.append((job.seconds, ended.seconds))
                 settle(key, result)
             elif tries[key] < room.tries and not final(ended):
-                memory[key] *= MORE if ended.code == KILLED else 1
+                memory[key] *= MORE if ended.code in KILLED else 1
                 waiting.append(job)
             else:
                 settle(key, result)
@@ -123,7 +123,7 @@ def judged(job: Job, ended: Ended, tries: int, room: Room) -> Result:
         return Result(job=job.name, state=DONE, seconds=ended.seconds, tries=tries, figures=figures_of(ended.printed))
     said = " ".join(ended.complained.split())
     why = said.rpartition("error: ")[2][:SAID] or f"exit code {ended.code}"
-    if ended.code == KILLED:
+    if ended.code in KILLED:
         why = "it was killed, perhaps since memory was short"
     elif ended.seconds > room.seconds:
         why = f"it took more than {room.seconds / 3600:g} hours"

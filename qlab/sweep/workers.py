@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +17,7 @@ GRACE = 30.0  # seconds that a stopped job has to end in order
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended: its exit code (-N by signal N), seconds, and what it printed."""
+    """How a job ended: its exit code (128 + N by signal N), seconds, and what it printed."""
 
     code: int
     seconds: float
@@ -62,18 +60,20 @@ class Started:
 
 @dataclass
 class Local:
-    """Processes of this machine, each with a session of its own; what they print goes to files in `logs`."""
+    """Processes of this machine; what they print goes to files in `logs`. Each has a keeper (qlab.serve.supervisor), which ends it and all
+    that it has started when this process is gone, however it went."""
 
     logs: Path
     jobs: dict[str, Started] = field(default_factory=dict)
+    cancelled: set[str] = field(default_factory=set)
 
     def submit(self, job: Job, threads: int, device: str) -> None:
         out, err = self.logs / f"{job.key}.out", self.logs / f"{job.key}.err"
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         with out.open("wb") as stdout, err.open("wb") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", "qlab", *job.words],
-                env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True,
+                [sys.executable, "-m", "qlab.serve.supervisor", sys.executable, "-m", "qlab", *job.words],
+                env=environment, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, start_new_session=True,
             )  # fmt: skip
         self.jobs[job.key] = Started(process, out, err, time.monotonic())
 
@@ -83,24 +83,30 @@ class Local:
             if (code := started.process.poll()) is not None:
                 printed, complained = (file.read_text(errors="replace") for file in (started.out, started.err))
                 found[key] = Ended(code, time.monotonic() - started.since, printed, complained)
-                del self.jobs[key]
+                self._forget(key)
         return found
 
     def running(self) -> dict[str, float]:
         return {key: time.monotonic() - started.since for key, started in self.jobs.items()}
 
     def cancel(self, key: str) -> None:
-        with suppress(ProcessLookupError):
-            self.jobs[key].process.send_signal(signal.SIGTERM)
+        if key not in self.cancelled:
+            self.cancelled.add(key)
+            self.jobs[key].process.terminate()
 
     def close(self) -> None:
         for key in self.jobs:
             self.cancel(key)
-        for started in self.jobs.values():
+        for key, started in list(self.jobs.items()):
             try:
                 started.process.wait(GRACE)
             except subprocess.TimeoutExpired:
-                with suppress(ProcessLookupError):
-                    os.killpg(started.process.pid, signal.SIGKILL)
+                started.process.kill()  # then the system kills the job
                 started.process.wait()
-        self.jobs.clear()
+            self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        lifeline = self.jobs.pop(key).process.stdin
+        self.cancelled.discard(key)
+        if lifeline:
+            lifeline.close()

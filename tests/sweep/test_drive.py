@@ -104,7 +104,7 @@ def test_what_fails_is_tried_again_and_then_a_row(tmp_path: Path) -> None:
 
 
 def test_a_job_that_was_killed_gets_twice_the_room(tmp_path: Path) -> None:
-    workers = Scripted({"a": [KILLED, KILLED]})
+    workers = Scripted({"a": [*KILLED]})
     jobs = [job("a", memory=6), job("b", memory=4), job("c", memory=4)]
     run(jobs, tmp_path / "jobs", workers, replace(ROOM, tries=2))
     assert workers.started[:2] == ["a", "b"]

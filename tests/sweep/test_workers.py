@@ -1,0 +1,94 @@
+"""Processes of this machine: nothing of a job outlives who wanted it, and how it ended is told."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from qlab import ROOT
+from qlab.sweep.drive import KILLED
+from qlab.sweep.jobs import Job
+from qlab.sweep.workers import Ended, Local
+
+
+def job(*words: str) -> Job:
+    return Job("quantize", "m", "", words, words[0], (), 1, 1)
+
+
+def until(found: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def end_of(workers: Local, key: str) -> Ended:
+    ended: dict[str, Ended] = {}
+    until(lambda: bool(ended.update(workers.ended()) or key in ended))
+    return ended[key]
+
+
+def of_job(mark: str) -> list[psutil.Process]:
+    """qlab's own process for a job whose last word is `mark`."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        if words[-1:] == [mark] and "qlab.serve.supervisor" not in words and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def test_what_a_job_prints_and_how_it_ends_is_told(tmp_path: Path) -> None:
+    workers = Local(tmp_path)
+    workers.submit(job("--version"), 1, "cpu")
+    workers.submit(job("evaluate", "/nowhere"), 1, "cpu")
+    good, bad = end_of(workers, "--version"), end_of(workers, "evaluate")
+    assert (good.code, good.printed[:5]) == (0, "qlab ")
+    assert bad.code == 2
+    assert "error:" in bad.complained
+    assert workers.running() == {}
+
+
+SLOW = ["quantize", "--recipe", "tuned-w4g128", "--windows", "64", "--length", "512", "--model", "embedded", "--device", "cpu", "--out"]
+
+
+def test_a_cancelled_job_ends_in_order(tmp_path: Path) -> None:
+    workers, mark = Local(tmp_path), str(tmp_path / "made")
+    workers.submit(job(*SLOW, mark), 1, "cpu")
+    until(lambda: (tmp_path / "made").exists())
+    workers.cancel("quantize")
+    workers.cancel("quantize")
+    assert end_of(workers, "quantize").code not in (0, *KILLED)
+    assert of_job(mark) == []
+
+
+def test_a_killed_job_is_told_as_killed(tmp_path: Path) -> None:
+    workers, mark = Local(tmp_path), str(tmp_path / "made")
+    workers.submit(job(*SLOW, mark), 1, "cpu")
+    until(lambda: (tmp_path / "made").exists())
+    of_job(mark)[0].kill()
+    assert end_of(workers, "quantize").code in KILLED
+
+
+def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
+    mark = str(tmp_path / "made")
+    script = f"""
+import time
+from pathlib import Path
+from qlab.sweep.jobs import Job
+from qlab.sweep.workers import Local
+Local(Path({str(tmp_path)!r})).submit(Job("quantize", "m", "", {(*SLOW, mark)!r}, "k", (), 1, 1), 1, "cpu")
+time.sleep(600)
+"""
+    driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    until(lambda: (tmp_path / "made").exists())
+    assert of_job(mark)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    until(lambda: of_job(mark) == [], 30)
