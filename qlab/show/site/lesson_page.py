@@ -34,10 +34,15 @@ class Renderer(IPythonRenderer):
         return str(convert(body))
 
     def block_math(self, body: str) -> str:
-        return str(convert(body, display="block"))
+        return displayed(body)
 
     def latex_environment(self, name: str, body: str) -> str:
-        return str(convert(f"\\begin{{{name}}}{body}\\end{{{name}}}", display="block"))
+        return displayed(f"\\begin{{{name}}}{body}\\end{{{name}}}")
+
+
+def displayed(body: str) -> str:
+    """A formula on lines of its own; on a narrow window it scrolls within itself, also by keyboard."""
+    return str(convert(body, display="block")).replace("<math ", '<math tabindex="0" ', 1)
 
 
 class Exporter(HTMLExporter):
