@@ -99,7 +99,12 @@ def inputs_of(recipe: Recipe, source: OpenedModel, windows: Tensor, device: str)
 
 def artifact_folder(recipe: Recipe, source: OpenedModel, work: str) -> Path:
     """Where `make_artifact` puts the artifact of `recipe`: `work`/<model>-<hash>/<recipe>."""
-    return Path(work) / f"{source.path.name}-{source.fingerprint[:8]}" / recipe.name
+    return Path(work) / model_folder(source) / recipe.name
+
+
+def model_folder(source: OpenedModel) -> str:
+    """What a model is called in folders and tables: its last name, and a part of its hash that tells two of one name apart."""
+    return f"{source.path.name}-{source.fingerprint[:8]}"
 
 
 def quantize_on(device: str, recipe: Recipe, source: OpenedModel, windows: Tensor, out: Path) -> Details:

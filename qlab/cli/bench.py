@@ -79,12 +79,12 @@ def subject_of(source: Any) -> Any:
     Raises:
         UserError: an artifact's manifest is damaged.
     """
-    from qlab.artifacts.artifact import Artifact
+    from qlab.artifacts.artifact import Artifact, model_folder
     from qlab.evaluate.store.results import Subject
 
     if Artifact.open(source.path):
         return Subject(source.path.parent.name, source.path.name, source.fingerprint)
-    return Subject(f"{source.path.name}-{source.fingerprint[:8]}", "original", source.fingerprint)
+    return Subject(model_folder(source), "original", source.fingerprint)
 
 
 def keep(store: str, model: str, found: list[Any]) -> None:

@@ -45,16 +45,8 @@ def plan(
     processor = find_device(cpu, ("cpu",)) if offload else None
     split = capacity.offload(shape, chosen, context, sequences, device, count, processor) if processor else None
     if as_json:
-        asked = {
-            "model": name,
-            "format": chosen,
-            "context": context,
-            "sequences": sequences,
-            "cache": cache,
-            "device": device["name"],
-            "count": count,
-        }
-        asked |= {"recipe": recipe}
+        asked = {"model": name, "format": chosen, "context": context, "sequences": sequences, "cache": cache}
+        asked |= {"device": device["name"], "count": count, "recipe": recipe}
         print(json.dumps(asked | asdict(found) | {"offload": asdict(split) if split else None}))
         return
     rows = {"linear layers": found.linear, "embedding, head": found.embedding, "KV cache": found.cache, "needed": found.needed}

@@ -47,7 +47,7 @@ def sweep(
     asked = read_sweep(file)
     memory = parse_bytes(asked.limits.memory) if asked.limits.memory else 0.9 * psutil.virtual_memory().available
     jobs = expand(asked, out.absolute())
-    cache = caches(asked, jobs)
+    cache = caches(asked)
     store = Store(out / "jobs")
     room = Room(memory, len(os.sched_getaffinity(0)), asked.limits.threads, asked.limits.tries, 3600 * asked.limits.hours, asked.device)
     missing = [job for job in jobs if not store.done(job)]
@@ -62,26 +62,23 @@ def sweep(
     for folder in (out, store.folder, out / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
 
-    def written(state: str, running: bool) -> Path:
-        found = fitting(rows_of(jobs, store), asked, cache)
-        return write_page(out, found, [] if running else recommendation(found, asked), state, running)
-
     workers = Local(out / "logs")
     with locked(out / ".lock", str(out)), Live(console=console, transient=True, refresh_per_second=2) as live:
 
         def watch(progress: Progress) -> None:
             live.update(standing(progress))
-            written(sentence(progress), True)
+            write_page(out, fitting(rows_of(jobs, store), asked, cache), [], sentence(progress), True)
 
         try:
             end = drive(jobs, store, workers, room, watch)
         finally:
             workers.close()
     found = fitting(rows_of(jobs, store), asked, cache)
+    advice = recommendation(found, asked)
     found.to_csv(out / "table.csv", index=False)
     found.to_parquet(out / "table.parquet", index=False)
-    page = written(sentence(end), False)
-    print("\n".join(recommendation(found, asked)))
+    page = write_page(out, found, advice, sentence(end), False)
+    print("\n".join(advice))
     for job in end.failed:
         result = store.read(job.key)
         console.print(f"[red]failed[/red]: {job.name}: ", end="")

@@ -14,7 +14,7 @@ def rounded_by_token(inputs: Tensor) -> Tensor:
     """Activations [..., in] as integers of 8 bits times a scale for each token, symmetric, in the dtype given
     (compressed-tensors' strategy "token", dynamic; vLLM's scaled_int8_quant)."""
     scale = inputs.float().abs().amax(-1, keepdim=True).clamp(min=SMALLEST) / LEVELS
-    return ((inputs.float() / scale).round().clamp(-LEVELS - 1, LEVELS) * scale).to(inputs.dtype)
+    return ((inputs.float() / scale).round() * scale).to(inputs.dtype)
 
 
 def smoothing_scale(weight: Tensor, mean_square: Tensor, exponent: float) -> Tensor:

@@ -71,7 +71,7 @@ CACHED: dict[str, Callable[[Tensor], Tensor]] = {
 
 def with_cache(rounding: Rounding, cache: str) -> Rounding:
     """A runtime's rounding, and keys and values rounded as its KV cache keeps them (of qlab.plan.plan.CACHES). Keys are rounded before they
-    are turned by their positions, runtimes do it after: as large an error, in other numbers."""
+    are turned by their positions, runtimes do it after."""
     if cache == "f16":
         return rounding
     kept = CACHED[cache]

@@ -73,7 +73,7 @@ def drive(jobs: Sequence[Job], store: Store, workers: Workers, room: Room, watch
             waiting.remove(job)
             running[job.key] = job
             tries[job.key] += 1
-            workers.submit(job, room.threads, room.device)
+            workers.submit(job, room.threads)
             watch(told())
         for key, seconds in workers.running().items():
             if seconds > room.seconds:

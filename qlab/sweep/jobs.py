@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlab import __version__
-from qlab.artifacts.artifact import fit
+from qlab.artifacts.artifact import fit, model_folder
 from qlab.artifacts.budget import predict
 from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.mixture import absolute, check_texts, files_of
@@ -63,7 +63,7 @@ def expand(sweep: Sweep, out: Path) -> list[Job]:
 
 def jobs_of(sweep: Sweep, name: str, source: OpenedModel, fitted: Sequence[Fitted], out: Path) -> list[Job]:
     """The jobs of one model: a walk that makes all formats, then an evaluation of the original and of each."""
-    called = short(name, source)
+    called = model_folder(source)
     folder = out / "artifacts" / called
     text = sweep.calibration
     made = [each.recipe.name for each in fitted]
@@ -98,11 +98,6 @@ def job(
     for file in sorted({file for text in inputs for file in files_of(text)}):
         digest.update(file.read_bytes())
     return Job(kind, model, recipe, tuple(words), digest.hexdigest()[:16], needs, memory, seconds)
-
-
-def short(name: str, source: OpenedModel) -> str:
-    """What a model is called in tables and folders: its last name, and a hash that tells two of one name apart."""
-    return f"{source.path.name}-{source.fingerprint[:8]}"
 
 
 def where(name: str, source: OpenedModel) -> str:

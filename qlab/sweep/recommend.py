@@ -6,25 +6,20 @@ from typing import Any
 
 import pandas as pd
 
+from qlab.artifacts.artifact import model_folder
 from qlab.artifacts.budget import parse_bytes, size_text
 from qlab.models.opening import locate
-from qlab.plan.plan import cache_bytes
+from qlab.plan.plan import USABLE, cache_bytes
 from qlab.plan.shapes import config_shape
-from qlab.sweep.jobs import Job
 from qlab.sweep.plan import Sweep
 from qlab.sweep.results import DONE, ORIGINAL
 
-USABLE = 0.9  # share of the memory that weights and cache may take, as in qlab.plan
 
-
-def caches(sweep: Sweep, jobs: list[Job]) -> dict[str, float]:
+def caches(sweep: Sweep) -> dict[str, float]:
     """Bytes of the KV cache that the constraints ask for, by model."""
-    asked, found = sweep.constraints, dict[str, float]()
-    for job in jobs:
-        if job.kind == "quantize":
-            source = locate(job.words[job.words.index("--model") + 1])
-            found[job.model] = cache_bytes(config_shape(source.config, source.name), asked.context, asked.sequences)
-    return found
+    asked = sweep.constraints
+    sources = map(locate, sweep.models)
+    return {model_folder(each): cache_bytes(config_shape(each.config, each.name), asked.context, asked.sequences) for each in sources}
 
 
 def fitting(table: pd.DataFrame, sweep: Sweep, cache: dict[str, float]) -> pd.DataFrame:

@@ -28,7 +28,7 @@ class Ended:
 class Workers(Protocol):
     """What runs jobs."""
 
-    def submit(self, job: Job, threads: int, device: str) -> None:
+    def submit(self, job: Job, threads: int) -> None:
         """Start a job.
 
         Raises:
@@ -67,7 +67,7 @@ class Local:
     jobs: dict[str, Started] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
 
-    def submit(self, job: Job, threads: int, device: str) -> None:
+    def submit(self, job: Job, threads: int) -> None:
         out, err = self.logs / f"{job.key}.out", self.logs / f"{job.key}.err"
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         with out.open("wb") as stdout, err.open("wb") as stderr:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -79,4 +78,3 @@ def test_the_recommendation_fits_and_passes() -> None:
     assert said(constraints={"memory": "30MB"}) == "m: no format fits 1 x 4,096 tokens in 30MB and passes the gates."
     assert "Next" not in said(gates={"kl": 0.02})
     assert "no format" in said(gates={"perplexity": 1.001})
-    json.dumps(said())

@@ -46,8 +46,8 @@ def of_job(mark: str) -> list[psutil.Process]:
 
 def test_what_a_job_prints_and_how_it_ends_is_told(tmp_path: Path) -> None:
     workers = Local(tmp_path)
-    workers.submit(job("--version"), 1, "cpu")
-    workers.submit(job("evaluate", "/nowhere"), 1, "cpu")
+    workers.submit(job("--version"), 1)
+    workers.submit(job("evaluate", "/nowhere"), 1)
     good, bad = end_of(workers, "--version"), end_of(workers, "evaluate")
     assert (good.code, good.printed[:5]) == (0, "qlab ")
     assert bad.code == 2
@@ -60,7 +60,7 @@ SLOW = ["quantize", "--recipe", "tuned-w4g128", "--windows", "64", "--length", "
 
 def test_a_cancelled_job_ends_in_order(tmp_path: Path) -> None:
     workers, mark = Local(tmp_path), str(tmp_path / "made")
-    workers.submit(job(*SLOW, mark), 1, "cpu")
+    workers.submit(job(*SLOW, mark), 1)
     until(lambda: (tmp_path / "made").exists())
     workers.cancel("quantize")
     workers.cancel("quantize")
@@ -70,7 +70,7 @@ def test_a_cancelled_job_ends_in_order(tmp_path: Path) -> None:
 
 def test_a_killed_job_is_told_as_killed(tmp_path: Path) -> None:
     workers, mark = Local(tmp_path), str(tmp_path / "made")
-    workers.submit(job(*SLOW, mark), 1, "cpu")
+    workers.submit(job(*SLOW, mark), 1)
     until(lambda: (tmp_path / "made").exists())
     of_job(mark)[0].kill()
     assert end_of(workers, "quantize").code in KILLED
@@ -83,7 +83,7 @@ import time
 from pathlib import Path
 from qlab.sweep.jobs import Job
 from qlab.sweep.workers import Local
-Local(Path({str(tmp_path)!r})).submit(Job("quantize", "m", "", {(*SLOW, mark)!r}, "k", (), 1, 1), 1, "cpu")
+Local(Path({str(tmp_path)!r})).submit(Job("quantize", "m", "", {(*SLOW, mark)!r}, "k", (), 1, 1), 1)
 time.sleep(600)
 """
     driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)

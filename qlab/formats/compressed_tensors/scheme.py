@@ -17,14 +17,19 @@ PATIENCE = 0.2  # seconds for a pattern and a name; they take microseconds
 Whole = Annotated[int, Field(ge=1, le=1 << 26)]
 
 
-class Weights(BaseModel):
-    """How the weights of a group are quantized."""
+class Numbers(BaseModel):
+    """How numbers of a group's layers are rounded."""
 
     model_config = ConfigDict(strict=True)
     num_bits: int
     type: str = "int"
     symmetric: bool = True
     strategy: str | None = None
+
+
+class Weights(Numbers):
+    """How its weights are."""
+
     group_size: Whole | None = None
     actorder: str | bool | None = None
     block_structure: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = None
@@ -36,14 +41,9 @@ class Weights(BaseModel):
         return None if given == -1 else given
 
 
-class Activations(BaseModel):
-    """How the inputs of a group's layers are rounded."""
+class Activations(Numbers):
+    """How their inputs are."""
 
-    model_config = ConfigDict(strict=True)
-    num_bits: int
-    type: str = "int"
-    symmetric: bool = True
-    strategy: str | None = None
     dynamic: bool | str = False
 
 
