@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qlab.evaluate.quality import Quality, measure_quality
-from qlab.formats.compressed_tensors.rounding import rounded_before
 from qlab.methods.awq import best_scale, output_error, sweep_exponents
 from qlab.methods.gptq import gptq
 from qlab.methods.grid import round_to_grid
@@ -93,17 +92,17 @@ def calibration_curves(lesson: Lesson, ways: Mapping[str, Rounding], counts: Ite
 
 def eight_bits(lesson: Lesson) -> dict[str, Quality]:
     """INT8, measured: of weights alone, of weights and activations, and of both once SmoothQuant has divided the largest activation
-    channels, which the weights then carry (recipe smooth-rtn-w8a8). Weights have a scale a row, activations a scale a token."""
-    model = lesson.with_weights(lambda _, weight: rtn(weight, 8, -1, symmetric=True).dequantize())
-    found = {"weights": lesson.evaluate("int8, a scale a row", model)}
-    for name, layer in decoder_layers(model).items():
-        if name in lesson.layers:
-            layer.register_forward_pre_hook(rounded_before)
-    found["weights and activations"] = lesson.evaluate("int8 weights and activations", model)
-    try:
-        found["the same, migrated"] = lesson.evaluate("smooth-rtn-w8a8", lesson.artifact(parse("smooth-rtn-w8a8")))
-    except UserError as error:  # experts, whose activations transformers does not show one by one
-        print(error)
+    channels, which the weights then carry. Weights have a searched scale a row, activations a scale a token; each row differs from the
+    one before in one thing."""
+    names = {"weights": "rtn-w8grow-sym-search", "weights and activations": "rtn-w8a8", "the same, migrated": "smooth-rtn-w8a8"}
+    recipes = {row: parse(name) for row, name in names.items()}
+    lesson.walk_together(list(recipes.values()))
+    found = {}
+    for row, recipe in recipes.items():
+        try:
+            found[row] = lesson.evaluate(recipe.name, lesson.artifact(recipe))
+        except UserError as error:  # experts, whose activations transformers does not show one by one
+            print(error)
     return found
 
 
