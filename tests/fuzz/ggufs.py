@@ -256,7 +256,7 @@ CASES = [
         )
     ),
     # tensors
-    GGUF("fewer rows in a matrix", reshaped("blk.0.ffn_up.weight", lambda old: old[:128]), RUN, says="up_proj"),
+    GGUF("fewer rows in a matrix", reshaped("blk.0.ffn_up.weight", lambda old: old[:128]), RUN, says="ffn_up"),
     GGUF("no rows in a matrix", reshaped("blk.0.ffn_up.weight", lambda old: old[:0]), RUN),
     GGUF("a matrix of one row", reshaped("blk.0.ffn_up.weight", lambda old: old[0]), RUN),
     GGUF("fewer rows in the embedding", reshaped("token_embd.weight", lambda old: old[:100]), RUN),

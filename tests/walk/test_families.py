@@ -44,7 +44,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], list[list[str]]]] = {
 UNFOLDED = {"phi": {"mlp.fc2"}, "nemotron": {"mlp.down_proj"}}  # their inputs come from an activation
 WRITTEN = ("llama", "mistral", "qwen2", "qwen3")  # as GGUF, and read from it
 NO_GGUF = {
-    "cohere-qk": "there is no use_qk_norm there", "gemma2": "attention is scaled by heads of 64 there",
+    "cohere-qk": "use_qk_norm is False there", "gemma2": "attention is scaled by heads of 64 there",
     "phi": "no GGUF writer for model type 'phi'", "nemotron": "no GGUF writer for model type 'nemotron'",
 }  # fmt: skip
 
