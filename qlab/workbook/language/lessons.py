@@ -1,7 +1,7 @@
-"""A lesson in the language that is spoken: its notebook with the text of its Markdown cells replaced; code and figures exist once.
+"""A lesson in the language that is spoken: its notebook with other text in its Markdown cells; code and figures exist once.
 
-`notebooks/fr/01_principles.md` has the French of `notebooks/01_principles.ipynb`: a section for each Markdown cell, in the notebook's order,
-after a comment with the cell's id and a hash of the English text that the section translates. So a text that changed is known.
+`notebooks/fr/01_principles.md` has the French of `notebooks/01_principles.ipynb`: a section for each Markdown cell, after a comment with
+the cell's id and a hash of the English text that the section translates. So a text that has changed since is known.
 """
 
 from __future__ import annotations
@@ -45,22 +45,16 @@ def faults(notebook: Path, language: str) -> list[str]:
     """What is wrong with the translation of a lesson, a sentence for each cell: it is missing, of an earlier text, or of no cell."""
     cells = {cell.id: hash_of(cell.source) for cell in markdown_cells(nbformat.read(notebook, as_version=4))}
     sections = {section.cell: section for section in sections_of(notebook, language)}
+    file = f"notebooks/{language}/{translation_of(notebook, language).name}"
     found = []
     for cell, origin in cells.items():
-        place = f"lesson {notebook.stem}, cell {cell}"
-        write = f"write it in {translation_of(notebook, language)}, after the line <!-- {cell} {origin} -->"
+        write = f"write its translation in {file}, after the line <!-- {cell} {origin} -->"
         if cell not in sections:
-            found.append(f"{place}: there is no translation ({language}): {write}")
+            found.append(f"lesson {notebook.stem}, cell {cell}: there is no translation; {write}")
         elif sections[cell].origin != origin:
-            found.append(f"{place}: the English text has changed since it was translated ({language}): {write}")
-    return [
-        *found,
-        *(
-            f"lesson {notebook.stem}, cell {cell}: the notebook has no such cell; delete its section in {translation_of(notebook, language)}"
-            for cell in sections
-            if cell not in cells
-        ),
-    ]
+            found.append(f"lesson {notebook.stem}, cell {cell}: the English text has changed since it was translated; {write}")
+    gone = [cell for cell in sections if cell not in cells]
+    return [*found, *(f"lesson {notebook.stem} has no cell {cell}: delete its section in {file}" for cell in gone)]
 
 
 def sections_of(notebook: Path, language: str) -> list[Section]:

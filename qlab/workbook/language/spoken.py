@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from functools import cache
 from gettext import GNUTranslations, NullTranslations
 
@@ -49,6 +50,11 @@ def gettext(message: str) -> str:
 def ngettext(one: str, several: str, count: int) -> str:
     """The message for `count` things, in the language that is spoken; `one` and `several` are English."""
     return messages(spoken()).ngettext(one, several, count)
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """A, B and C, in the language that is spoken."""
+    return gettext("{others} and {last}").format(others=", ".join(names[:-1]), last=names[-1]) if len(names) > 1 else "".join(names)
 
 
 @cache
