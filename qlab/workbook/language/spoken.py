@@ -44,7 +44,7 @@ def spoken() -> str:
 
 def gettext(message: str) -> str:
     """An English message in the language that is spoken; as it is where it has no translation."""
-    return messages(spoken()).gettext(message)
+    return messages(spoken()).gettext(message) if message else ""  # by the empty text a catalogue describes itself
 
 
 def ngettext(one: str, several: str, count: int) -> str:
