@@ -77,7 +77,9 @@ def start_page() -> str:
         state = {"need": plain(lesson.need), "exercises": len(lesson.exercises), "right": right, "finished": kept["finished"]}
         lessons.append(shown | state | {"href": f"/lab/tree/{place}/{lesson.lesson}.ipynb"})
     report = (REPORT / "index.html").exists()
-    content = {"lessons": lessons, "messages": messages, "report": report, "place": f"{place}/", "afresh": afresh_command()}
+    content: dict[str, Any] = {
+        "lessons": lessons, "messages": messages, "report": report, "place": f"{place}/", "afresh": afresh_command(),
+    }  # fmt: skip
     return page("start.html.jinja", f"{gettext('Contents')}{MARK}", links(), **content)
 
 
