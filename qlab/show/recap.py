@@ -20,8 +20,8 @@ def recap(lesson: str) -> Styler:
             gettext("claim"): gettext(v.claim["statement"]),
             gettext("guide"): gettext(v.claim["figure"] or ""),
             gettext("verdict"): gettext(v.verdict),
-            gettext("measured, or why not"): v.measured,
-            gettext("by the rule"): v.rule,
+            gettext("measured, or why not"): gettext(v.measured),
+            gettext("by the rule"): gettext(v.rule),
         }
         for v in judge(recorded(), lesson)
     ]

@@ -11,7 +11,7 @@ import nbformat
 from jinja2.ext import babel_extract
 
 from qlab import ROOT
-from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, UNTESTABLE, load_claims
+from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
 from qlab.show.widgets import label
 from qlab.workbook.batch.runner import DONE, FAILED, SKIPPED
 from qlab.workbook.benchmark import results_table
@@ -51,6 +51,9 @@ def of_data() -> Iterator[tuple[str, str]]:
     yield from (("data/glossary.yaml", term.meaning) for term in load_glossary())
     for claim in load_claims():
         yield from (("data/claims.yaml", claim[part]) for part in ("statement", "figure", "outdated") if claim[part])
+    yield from (("qlab/claims", test.rule) for test in TESTS.values())
+    untested = [found for found in judge({}) if found.claim["id"] not in TESTS and found.claim["test"] in ("advice", "machine")]
+    yield from (("qlab/claims", found.measured) for found in untested)
     yield from (("qlab/claims", verdict) for verdict in (HOLDS, FAILS, NOISE, UNTESTABLE, OPEN, ADVICE))
     yield from (("qlab/workbook/batch/runner.py", state) for state in (DONE, FAILED, SKIPPED))
     yield from (("qlab/workbook/benchmark.py", column) for column in results_table([])["columns"])
