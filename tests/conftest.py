@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from qlab import EMBEDDED, ROOT
 from qlab.models.loading import load_tokenizer
 from qlab.models.named import WHEELS
 from qlab.models.opening import OpenedModel, locate
+from qlab.workbook.language.spoken import VARIABLE
 from tests.browsing import CHROMIUM, lacking
 
 SHARED = ROOT.parent / "shared"
+os.environ.pop(VARIABLE, None)  # tests read English, whatever their user reads
 
 
 def tiny_folder(folder: Path, seed: int = 0) -> Path:

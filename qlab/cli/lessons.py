@@ -14,11 +14,13 @@ from qlab.cli.bench import keep
 from qlab.cli.numbers import whole
 from qlab.cli.words import readable, show, table
 from qlab.support.errors import UserError
+from qlab.workbook.language.spoken import ENGLISH, VARIABLE, speak, spoken
 
 WIDE = 140  # characters, where nobody watches
 ON_TERMINALS = (
     "format", "run by", "MB on disk", "MB at the peak", "perplexity", "KL to FP16 (nats/token)", "prompt tok/s", "generation tok/s",
 )  # fmt: skip
+LanguageOption = Annotated[str, typer.Option(envvar=VARIABLE, help="Language of the lessons, their copies and the report: en or fr.")]
 
 
 @app.command()
@@ -30,6 +32,7 @@ def run(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("build/report"),
     fresh: Annotated[bool, typer.Option(help="Do everything again, also what is done.")] = False,
+    language: LanguageOption = ENGLISH,
 ) -> None:
     """Execute lessons by papermill and write the report. Finished lessons are not done again."""
     from qlab.artifacts.going_on import LOCK
@@ -42,8 +45,10 @@ def run(
     from qlab.support.disk.room import room_for
     from qlab.workbook.batch.runner import DONE, Outcome, prepare, run_lessons
 
+    speak(language)
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
     check_report(out, values, locate(model).path)
+    say_untranslated(list(values))
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
 
@@ -83,6 +88,7 @@ def lessons() -> None:
 def lab(
     port: Annotated[int, whole("Port of this machine; the next free one if it is taken.", 1024, 65535)] = 8888,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    language: LanguageOption = ENGLISH,
 ) -> None:
     """Read the lessons in JupyterLab, on copies in workspace/, until Ctrl-C."""
     from jupyterlab.labapp import LabApp
@@ -90,6 +96,8 @@ def lab(
     from qlab.show.site.front import options
     from qlab.workbook.reader.workspace import open_workspace
 
+    speak(language)
+    say_untranslated(chosen_lessons([]))
     open_workspace()
     LabApp.launch_instance(argv=options(port, browser))
 
@@ -97,10 +105,12 @@ def lab(
 @app.command()
 def afresh(
     lessons: Annotated[list[str] | None, typer.Argument(help="Lessons, such as 03_gptq or 03; all of them if none is named.")] = None,
+    language: LanguageOption = ENGLISH,
 ) -> None:
     """Bring lessons in workspace/ back as they came; your copies are set aside."""
     from qlab.workbook.reader.workspace import start_afresh
 
+    speak(language)
     for file in start_afresh(chosen_lessons(lessons or [])):
         console.print(f"Your copy is now {os.path.relpath(file)}", highlight=False)
 
@@ -134,6 +144,16 @@ def chosen_lessons(names: list[str]) -> list[str]:
         if not name or not any(lesson.startswith(name) for lesson in known):
             raise UserError(f"no lesson {name[:60]!r}: expected one of {', '.join(known)}")
     return [lesson for lesson in known if not names or any(lesson.startswith(name) for name in names)]
+
+
+def say_untranslated(lessons: list[str]) -> None:
+    """Say of which cells the text stays English, where another language is spoken."""
+    from qlab.workbook.language.lessons import faults
+    from qlab.workbook.reader.about import NOTEBOOKS
+
+    for lesson in lessons if spoken() != ENGLISH else []:
+        if found := faults(NOTEBOOKS / f"{lesson}.ipynb", spoken()):
+            console.print(f"{lesson}: {len(found)} cells have no translation of their present text and stay English", highlight=False)
 
 
 def pairs(texts: list[str]) -> dict[str, str]:

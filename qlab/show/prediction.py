@@ -1,7 +1,8 @@
 """A prediction that the reader commits to before a figure appears, and one line that later holds it against what was measured.
 
 The control is of ipywidgets, since the kernel must learn the choice. Where nobody reads (papermill) or no kernel is (the exported lesson),
-the question stands with its choices as text, and the answer can be opened.
+the question stands with its choices as text, and the answer can be opened. Question and choices are kept in English, in whichever language
+they are shown.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from IPython.display import display
 
 from qlab.show.drawing import shown
 from qlab.show.widgets import beside
+from qlab.workbook.language.spoken import gettext
 from qlab.workbook.reader.progress import keep_prediction, kept_prediction
 
 CLOSE = 0.1  # of the range: a prediction nearer than that is said to be close
@@ -31,7 +33,7 @@ class Prediction:
         self.answer: tuple[str | float, str, tuple[str, ...]] | None = None
         self.place = None
         self.field = self.new_field()
-        self.button = ipywidgets.Button(description="I predict this", button_style="primary")
+        self.button = ipywidgets.Button(description=gettext("I predict this"), button_style="primary")
         self.button.on_click(self.commit)
         self.status = ipywidgets.HTML(self.kept())
 
@@ -45,7 +47,8 @@ class Prediction:
         """Radio buttons, none of them chosen at first; or a slider, in the middle at first."""
         if self.choices:
             chosen = self.choices.index(str(self.predicted)) if self.predicted is not None else None
-            return ipywidgets.RadioButtons(options=self.choices, index=chosen, layout=ipywidgets.Layout(width="auto"))
+            options = [(gettext(choice), choice) for choice in self.choices]
+            return ipywidgets.RadioButtons(options=options, index=chosen, layout=ipywidgets.Layout(width="auto"))
         low, high = self.between
         start = (low + high) / 2 if self.predicted is None else float(self.predicted)
         return ipywidgets.FloatSlider(
@@ -55,22 +58,24 @@ class Prediction:
     def show(self) -> None:
         """The question with its choices as text, and the control, which stands in their place in JupyterLab."""
         if self.choices:
-            listed = "".join(f"<li>{html.escape(choice)}</li>" for choice in self.choices)
+            listed = "".join(f"<li>{html.escape(gettext(choice))}</li>" for choice in self.choices)
             offered = f'<ul class="qlab-choices">{listed}</ul>'
         else:
             low, high = (f"{end:g}" for end in self.between)
-            offered = f'<p class="qlab-choices">A number from {low} to {high} {html.escape(self.unit)}.</p>'
+            range_ = gettext("A number from {low} to {high} {unit}.").format(low=low, high=high, unit=self.unit)
+            offered = f'<p class="qlab-choices">{html.escape(range_)}</p>'
+        heading, question = html.escape(gettext("Your prediction:")), html.escape(gettext(self.question))
         page = (
-            f'<div class="qlab-predict" style="{EDGE}"><p><strong>Your prediction:</strong> '
-            f'<span class="qlab-question">{html.escape(self.question)}</span></p>{offered}<script>{beside("prediction.js")}</script></div>'
+            f'<div class="qlab-predict" style="{EDGE}"><p><strong>{heading}</strong> <span class="qlab-question">{question}</span></p>'
+            f"{offered}<script>{beside('prediction.js')}</script></div>"
         )
-        display({"text/html": page, "text/plain": self.question}, raw=True)
+        display({"text/html": page, "text/plain": gettext(self.question)}, raw=True)
         display(ipywidgets.VBox([self.field, self.button, self.status]))
 
     def commit(self, button: ipywidgets.Button | None = None) -> None:
         """Take the control's choice as the prediction, and keep it."""
         if self.field.value is None:
-            self.status.value = '<span role="status">Choose one first.</span>'
+            self.status.value = status(gettext("Choose one first."))
             return
         self.predicted = self.field.value
         keep_prediction(self.question, self.field.value)
@@ -82,8 +87,8 @@ class Prediction:
     def kept(self) -> str:
         """The line under the control."""
         if self.predicted is None:
-            return '<span role="status">Choose, then press the button. Then go on to the next cell.</span>'
-        return f'<span role="status">You predict: {html.escape(self.worded(self.predicted))}.</span>'
+            return status(gettext("Choose, then press the button. Then go on to the next cell."))
+        return status(gettext("You predict: {prediction}.").format(prediction=self.worded(self.predicted)))
 
     def held_against(self, measured: str | float, detail: str = "", also: Collection[str] = ()) -> None:
         """Show what was measured beside the prediction, which cannot be changed any more.
@@ -105,7 +110,7 @@ class Prediction:
         """The answer, in the place where it stands already if it does."""
         opened = " open" if self.predicted is not None else ""
         said = html.escape(self.sentence())
-        page = f'<details{opened} style="{EDGE}"><summary>What was measured</summary><p>{said}</p></details>'
+        page = f'<details{opened} style="{EDGE}"><summary>{gettext("What was measured")}</summary><p>{said}</p></details>'
         content = {"text/html": page, "text/plain": self.sentence()}
         if self.place is None:
             self.place = display(content, raw=True, display_id=True)
@@ -116,28 +121,36 @@ class Prediction:
         """Prediction and measurement in words."""
         assert self.answer is not None
         measured, detail, also = self.answer
-        found = f"Measured: {self.worded(measured)}."
+        found = gettext("Measured: {measured}.").format(measured=self.worded(measured))
         if also:
-            found += f" Not told apart from it: {', '.join(also)}."
+            found += " " + gettext("Not told apart from it: {names}.").format(names=", ".join(map(gettext, also)))
         if detail:
             found += f" {detail}"
         if self.predicted is None:
-            return f"{self.question} {found}"
-        return f"You predicted: {self.worded(self.predicted)}. {found} {self.verdict(measured, also)}"
+            return f"{gettext(self.question)} {found}"
+        predicted = gettext("You predicted: {prediction}.").format(prediction=self.worded(self.predicted))
+        return f"{predicted} {found} {self.verdict(measured, also)}"
 
     def verdict(self, measured: str | float, also: Collection[str]) -> str:
         """How far the prediction is from what was measured, in words."""
         if isinstance(measured, str) or isinstance(self.predicted, str):
             if self.predicted == measured:
-                return "As you predicted."
-            return "Yours is within the error of it." if self.predicted in also else "It came out otherwise than you predicted."
+                return gettext("As you predicted.")
+            if self.predicted in also:
+                return gettext("Yours is within the error of it.")
+            return gettext("It came out otherwise than you predicted.")
         assert self.predicted is not None
         if abs(measured - self.predicted) <= CLOSE * (self.between[1] - self.between[0]):
-            return "Your prediction is close."
-        return f"It is {'more' if measured > self.predicted else 'less'} than you predicted."
+            return gettext("Your prediction is close.")
+        return gettext("It is more than you predicted.") if measured > self.predicted else gettext("It is less than you predicted.")
 
     def worded(self, value: str | float) -> str:
-        return value if isinstance(value, str) else f"{shown(float(value))} {self.unit}".strip()
+        return gettext(value) if isinstance(value, str) else f"{shown(float(value))} {self.unit}".strip()
+
+
+def status(text: str) -> str:
+    """A line that screen readers say when it changes."""
+    return f'<span role="status">{html.escape(text)}</span>'
 
 
 def predict(question: str, choices: Sequence[str] = (), between: tuple[float, float] = (0, 100), unit: str = "") -> Prediction:

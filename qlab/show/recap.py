@@ -7,6 +7,7 @@ from pandas.io.formats.style import Styler
 
 from qlab.claims import judge
 from qlab.show.tables import styled
+from qlab.workbook.language.spoken import gettext
 from qlab.workbook.reader.progress import keep_finished
 from qlab.workbook.record import recorded
 
@@ -16,11 +17,11 @@ def recap(lesson: str) -> Styler:
     keep_finished()
     rows = [
         {
-            "claim": v.claim["statement"],
-            "guide": v.claim["figure"] or "",
-            "verdict": v.verdict,
-            "measured, or why not": v.measured,
-            "by the rule": v.rule,
+            gettext("claim"): gettext(v.claim["statement"]),
+            gettext("guide"): gettext(v.claim["figure"] or ""),
+            gettext("verdict"): gettext(v.verdict),
+            gettext("measured, or why not"): gettext(v.measured),
+            gettext("by the rule"): gettext(v.rule),
         }
         for v in judge(recorded(), lesson)
     ]

@@ -12,8 +12,8 @@ from pandas.io.formats.style import Styler
 
 from qlab.evaluate.quality import Quality
 from qlab.support.wording import layer_place, signed
+from qlab.workbook.language.spoken import gettext
 
-MISSING = "not measured"
 FIGURE = re.compile(r"[+−-]?[\d.,]+( ± [\d.,]+)?( ?%)?")
 
 
@@ -21,12 +21,12 @@ def quality_table(results: Mapping[str, Quality]) -> Styler:
     """One row a name: perplexity, KL to the original, agreement, each with its standard error."""
     rows = {
         name: {
-            "perplexity": f"{q.perplexity:.2f} ± {q.stderr:.2f}",
-            "loss increase (nats/token)": "—"
+            gettext("perplexity"): f"{q.perplexity:.2f} ± {q.stderr:.2f}",
+            gettext("loss increase (nats/token)"): "—"
             if q.loss_increase is None
             else f"{signed(q.loss_increase, 4)} ± {q.loss_increase_stderr:.4f}",
-            "KL to original (nats/token)": "—" if q.kl is None else f"{abs(q.kl):.5f} ± {q.kl_stderr:.5f}",
-            "same top token": "—" if q.top1 is None else f"{q.top1:.1%}",
+            gettext("KL to original (nats/token)"): "—" if q.kl is None else f"{abs(q.kl):.5f} ± {q.kl_stderr:.5f}",
+            gettext("same top token"): "—" if q.top1 is None else f"{q.top1:.1%}",
         }
         for name, q in results.items()
     }
@@ -39,7 +39,7 @@ def styled(frame: pd.DataFrame) -> Styler:
     for position, name in enumerate(frame.columns):
         if is_number(frame[name]):
             styles.append({"selector": f"th.col{position}, td.col{position}", "props": "text-align:right"})
-    return frame.style.format(escape="html", na_rep=MISSING).set_table_styles(styles)
+    return frame.style.format(escape="html", na_rep=gettext("not measured")).set_table_styles(styles)
 
 
 def texts(frame: pd.DataFrame) -> Styler:

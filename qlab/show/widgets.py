@@ -18,6 +18,7 @@ from typing import Any
 from IPython.display import display
 
 from qlab.show.drawing import Drawing, shown
+from qlab.workbook.language.spoken import gettext
 
 MOST = 300  # pictures of one control: a page with more is slow to load
 
@@ -37,14 +38,14 @@ def explore(draw: Callable[..., Any], **choices: Sequence[Any]) -> None:
     pictures = {place: html_of(picture) for place, picture in drawn.items()}
     controls = "".join(control(name, values, values.index(choices[name][0])) for name, values in offered.items())
     left_out = [
-        f"{label(name)}: {len(offered[name])} of {len(values)} choices"
+        gettext("{name}: {shown} of {all} choices").format(name=label(name), shown=len(offered[name]), all=len(values))
         for name, values in choices.items()
         if len(offered[name]) < len(values)
     ]
     page = (
         f'<div class="qlab-explore"><style>{beside("control.css")}</style>'
         f'<form class="qlab-controls" autocomplete="off">{controls}</form>'
-        + "".join(f"<p>Shown of {html.escape(said)}.</p>" for said in left_out)
+        + "".join(f"<p>{html.escape(gettext('Shown of {choices}.').format(choices=said))}</p>" for said in left_out)
         + f'<div class="qlab-picture" aria-live="polite">{pictures[first]}</div>{numbers(drawn, offered)}'
         + f'<script type="application/json">{in_script(pictures)}</script><script>{beside("control.js")}</script></div>'
     )
@@ -72,12 +73,13 @@ def numeric(values: Sequence[Any]) -> bool:
 
 
 def label(name: str) -> str:
-    return name.replace("_", " ")
+    """A parameter's or column's name for readers, in the language that is spoken."""
+    return gettext(name.replace("_", " "))
 
 
 def control(name: str, values: list[Any], chosen: int) -> str:
     """A slider over numbers, its value written beside it; a list of words. Both are the browser's own, with its keys and names."""
-    texts = [f"{value:,}" if isinstance(value, int) else str(value) for value in values]
+    texts = [f"{value:,}" if isinstance(value, int) else gettext(str(value)) for value in values]
     if numeric(values):
         steps = html.escape(json.dumps(texts), quote=True)
         said = f'aria-label="{html.escape(label(name))}" aria-valuetext="{texts[chosen]}"'
@@ -98,13 +100,17 @@ def numbers(drawn: dict[str, Any], offered: dict[str, list[Any]]) -> str:
     rows = []
     for place, picture in drawn.items():
         chosen = [values[int(at)] for values, at in zip(offered.values(), place.split(), strict=True)]
-        cells = [*map(str, chosen), *(shown(picture.values[name]) if name in picture.values else "" for name in columns)]
+        cells = [
+            *(gettext(str(value)) for value in chosen),
+            *(shown(picture.values[name]) if name in picture.values else "" for name in columns),
+        ]
         rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
     body = "".join(f"<tr>{row}</tr>" for row in rows)
+    title = html.escape(gettext("All choices in numbers"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return (
-        "<details><summary>All choices in numbers</summary>"
-        f'<div class="qlab-scroll" tabindex="0" role="region" aria-label="All choices in numbers">{table}</div></details>'
+        f"<details><summary>{title}</summary>"
+        f'<div class="qlab-scroll" tabindex="0" role="region" aria-label="{title}">{table}</div></details>'
     )
 
 
@@ -113,7 +119,7 @@ def html_of(content: Any) -> str:
     if isinstance(content, Drawing):
         return content.html()
     body = str(content._repr_html_()) if hasattr(content, "_repr_html_") else f"<pre><code>{html.escape(str(content))}</code></pre>"
-    return f'<div class="qlab-scroll" tabindex="0" role="region" aria-label="What is chosen">{body}</div>'
+    return f'<div class="qlab-scroll" tabindex="0" role="region" aria-label="{html.escape(gettext("What is chosen"))}">{body}</div>'
 
 
 def words_of(content: Any) -> str:

@@ -40,7 +40,7 @@ class Lab:
         return subprocess.run(command, cwd=self.folder, env=environment(self.folder), capture_output=True, text=True, timeout=STARTS)
 
     def tracked(self) -> dict[str, bytes]:
-        return {file.name: file.read_bytes() for file in (self.folder / "notebooks").iterdir()}
+        return {file.name: file.read_bytes() for file in (self.folder / "notebooks").glob("*.ipynb")}
 
 
 def environment(folder: Path) -> dict[str, str]:

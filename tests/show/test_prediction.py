@@ -8,6 +8,7 @@ import pytest
 
 from qlab.show import prediction
 from qlab.show.prediction import Prediction, predict
+from qlab.workbook.language.spoken import VARIABLE
 
 Page = dict[str, str]
 
@@ -120,3 +121,17 @@ def test_a_kept_prediction_comes_back_if_it_can_still_be_chosen(outputs: list[An
     asked = predict("How much?", between=(0, 100))
     asked.held_against(31.0)
     assert "<details open" in answer_of(outputs)
+
+
+def test_a_prediction_in_french_is_kept_in_english(
+    outputs: list[Any], kept: dict[str, str | float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "fr")
+    asked = predict("Which of these has the smallest output error?", ["more than 8", "GPTQ"])
+    assert "Lequel de ceux-ci" in outputs[0]["text/html"]
+    assert "<li>plus de 8</li>" in outputs[0]["text/html"]
+    choose(asked, "more than 8")
+    assert kept == {"Which of these has the smallest output error?": "more than 8"}
+    asked.held_against("more than 8", also=["GPTQ"])
+    said = answer_of(outputs).replace("\u00a0", " ")
+    assert "Vous aviez prédit : plus de 8. Mesuré : plus de 8. Non distingués de lui : GPTQ. Comme vous l&#x27;aviez prédit." in said

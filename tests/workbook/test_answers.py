@@ -14,7 +14,7 @@ from qlab.models.opening import OpenedModel
 from qlab.show.site.report import write_report
 from qlab.show.tables import texts
 from qlab.support.errors import UserError
-from qlab.workbook.answers import BEGINNINGS, ENDED, QUESTIONS, answers, side_by_side
+from qlab.workbook.answers import BEGINNINGS, QUESTIONS, answers, side_by_side
 from qlab.workbook.batch.runner import SKIPPED, Outcome
 
 CHAT = [
@@ -67,7 +67,7 @@ def test_an_answer_stays_within_the_context(tiny: OpenedModel) -> None:
 def test_answers_stand_side_by_side_as_text(tmp_path: Path) -> None:
     table = side_by_side(CHAT)
     assert table.columns.tolist() == ["prompt", "original", "4 bits", "2 bits"]
-    assert table.iloc[0].tolist() == ["A & B?", "Paris.\nYes.", "<script>alert(1)</script>", ENDED]
+    assert table.iloc[0].tolist() == ["A & B?", "Paris.\nYes.", "<script>alert(1)</script>", "(the model ends its answer at once)"]
     assert "&lt;script&gt;" in texts(table).to_html()
     outcome = Outcome("01_principles", SKIPPED, {}, records={"chat": CHAT})
     page = write_report([outcome], provenance("embedded"), tmp_path).read_text()

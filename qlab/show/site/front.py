@@ -16,17 +16,22 @@ from tornado import web
 from qlab import ROOT
 from qlab.show.site.pages import MARK, Link, glossary_page, page
 from qlab.support.errors import UserError
+from qlab.workbook.language.spoken import ENGLISH, gettext, spoken
 from qlab.workbook.reader.about import every_lesson
 from qlab.workbook.reader.progress import read_progress
-from qlab.workbook.reader.workspace import CONTENTS, GLOSSARY, WORKSPACE, open_workspace
+from qlab.workbook.reader.workspace import CONTENTS, GLOSSARY, WORKSPACE, copies, open_workspace
 
 REPORT = ROOT / "build" / "report"
-LINKS = [
-    Link(f"{CONTENTS}#lessons", "Lessons"),
-    Link(f"{CONTENTS}#report", "Report"),
-    Link(GLOSSARY, "Glossary"),
-    Link("/lab", "JupyterLab"),
-]
+
+
+def links() -> list[Link]:
+    """At the top of every page."""
+    return [
+        Link(f"{CONTENTS}#lessons", gettext("Lessons")),
+        Link(f"{CONTENTS}#report", gettext("Report")),
+        Link(GLOSSARY, gettext("Glossary")),
+        Link("/lab", "JupyterLab"),
+    ]
 
 
 def options(port: int, browser: bool) -> list[str]:
@@ -38,7 +43,7 @@ def options(port: int, browser: bool) -> list[str]:
         "ServerApp.open_browser": browser,
         "ServerApp.allow_root": os.geteuid() == 0,  # root is the usual user of a container
         "ServerApp.root_dir": ROOT,  # the lessons name modules, and the report lies beside them
-        "FileContentsManager.preferred_dir": WORKSPACE,
+        "FileContentsManager.preferred_dir": copies(WORKSPACE, spoken()),
         "ServerApp.jpserver_extensions": {__name__: True},
         "LabApp.default_url": CONTENTS,
         "LabApp.app_settings_dir": Path(__file__).parent / "lab",  # no question about news
@@ -51,15 +56,14 @@ def options(port: int, browser: bool) -> list[str]:
 
 def start_page() -> str:
     """The contents: what each lesson shows, how long it takes, what it needs, how far the reader is."""
-    messages = [
-        f"Lesson {lesson[:2]} has changed since your copy was made: 'qlab afresh {lesson[:2]}' brings the new one and sets yours aside."
-        for lesson in open_workspace()
-    ]
+    changed = gettext("Lesson {number} has changed since your copy was made: '{command}' brings the new one and sets yours aside.")
+    messages = [changed.format(number=lesson[:2], command=f"{afresh_command()} {lesson[:2]}") for lesson in open_workspace()]
     try:
         progress = read_progress()
     except UserError as error:
         progress, messages = {}, [*messages, str(error)]
     lessons = []
+    place = copies(WORKSPACE, spoken()).relative_to(ROOT)
     for lesson in every_lesson():
         kept = progress.get(lesson.lesson, {"right": [], "finished": False})
         right = sum(name in kept["right"] for name in lesson.exercises)
@@ -71,9 +75,17 @@ def start_page() -> str:
             "time": plain(lesson.time),
         }
         state = {"need": plain(lesson.need), "exercises": len(lesson.exercises), "right": right, "finished": kept["finished"]}
-        lessons.append(shown | state | {"href": f"/lab/tree/{WORKSPACE.name}/{lesson.lesson}.ipynb"})
+        lessons.append(shown | state | {"href": f"/lab/tree/{place}/{lesson.lesson}.ipynb"})
     report = (REPORT / "index.html").exists()
-    return page("start.html.jinja", f"Contents{MARK}", LINKS, lessons=lessons, messages=messages, report=report)
+    content: dict[str, Any] = {
+        "lessons": lessons, "messages": messages, "report": report, "place": f"{place}/", "afresh": afresh_command(),
+    }  # fmt: skip
+    return page("start.html.jinja", f"{gettext('Contents')}{MARK}", links(), **content)
+
+
+def afresh_command() -> str:
+    """The command that brings lessons back in the language that is spoken."""
+    return "qlab afresh" if spoken() == ENGLISH else f"qlab afresh --language {spoken()}"
 
 
 def plain(markdown: str) -> str:
@@ -94,7 +106,7 @@ class GlossaryHandler(JupyterHandler):
 
     @web.authenticated
     def get(self) -> None:
-        self.finish(glossary_page(LINKS))
+        self.finish(glossary_page(links()))
 
 
 class ReportHandler(JupyterHandler, web.StaticFileHandler):

@@ -17,6 +17,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
 from qlab.show.site.pages import FOLDER, MARK, Link, Part, page
+from qlab.workbook.language.spoken import gettext
 from qlab.workbook.reader.about import about
 from qlab.workbook.reader.glossary import linked, load_glossary
 from qlab.workbook.record import MIME
@@ -57,7 +58,7 @@ def lesson_page(notebook: Path, neighbours: Sequence[Link]) -> str:
     """An executed lesson as one self-contained page, with links to its `neighbours`."""
     lesson = about(notebook)
     body, outline = lesson_body(notebook)
-    links = [Link(CONTENTS, "Contents and results"), *neighbours, Link(GLOSSARY, "Glossary")]
+    links = [Link(CONTENTS, gettext("Contents and results")), *neighbours, Link(GLOSSARY, gettext("Glossary"))]
     title = f"{lesson.number}. {lesson.title}{MARK}" if lesson.number else f"{lesson.title}{MARK}"
     return page("lesson.html.jinja", title, links, outline, body=body)
 
@@ -83,7 +84,8 @@ def lesson_body(notebook: Path) -> tuple[Markup, list[Part]]:
     count = itertools.count(1)
     for picture in soup.select("img"):
         if str(picture.get("alt", "")) in ("", NAMELESS):
-            picture["alt"] = f"Figure {next(count)} of lesson {notebook.stem}: {heading_above(picture)}"
+            alt = gettext("Figure {number} of lesson {lesson}: {section}")
+            picture["alt"] = alt.format(number=next(count), lesson=notebook.stem, section=heading_above(picture))
     outline = [Part(str(part["id"]), part.get_text(strip=True)) for part in soup.select("h2[id]")]
     return Markup(str(soup)), outline  # made by qlab from cells that this machine has run; what a model said is escaped in them
 
@@ -105,10 +107,12 @@ def shown_cells(notebook: Path) -> NotebookNode:
 
 def frame(soup: BeautifulSoup, label: str) -> Tag:
     """What scrolls in place of the page; it can be reached by the keyboard, and says what it holds."""
-    return soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": f"Table: {label}"})
+    return soup.new_tag(
+        "div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": gettext("Table: {section}").format(section=label)}
+    )
 
 
 def heading_above(part: Tag) -> str:
     """The section that a part of the page stands in."""
     heading = part.find_previous(["h1", "h2", "h3"])
-    return heading.get_text(strip=True) if heading else "the lesson"
+    return heading.get_text(strip=True) if heading else gettext("the lesson")

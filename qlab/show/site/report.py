@@ -24,16 +24,13 @@ from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.workbook.answers import side_by_side
 from qlab.workbook.batch.runner import DONE, Outcome
+from qlab.workbook.language.spoken import gettext
 from qlab.workbook.reader.about import NOTEBOOKS, About, about
 
 # What is found in the files of a report, by which they are known as qlab's own.
-OWN = {"index.html": "<title>qlab report", "results.json": '"provenance"', ".html": f"{MARK}</title>", ".ipynb": '"injected-parameters"'}
+OWN = {"index.html": "<title>qlab", "results.json": '"provenance"', ".html": f"{MARK}</title>", ".ipynb": '"injected-parameters"'}
 # The columns of the results that stand at the front; all are one click away.
 MAIN = ("format", "run by", "MB on disk", "KL to FP16 (nats/token)", "perplexity", "prompt tok/s", "generation tok/s")
-PARTS = {
-    "results": "Results", "said": "What the model says", "lessons": "Lessons", "claims-of-the-guide": "The guide's claims",
-    "made": "How this report was made",
-}  # fmt: skip
 
 
 def check_report(out: Path, lessons: Iterable[str], model: Path) -> None:
@@ -64,7 +61,7 @@ def write_report(outcomes: Sequence[Outcome], facts: dict[str, Any], out: Path) 
         write_whole(
             out / f"{lesson}.html", lesson_page(out / "notebooks" / f"{lesson}.ipynb", neighbours([lessons[name] for name in done], place))
         )
-    write_whole(out / GLOSSARY, glossary_page([Link(CONTENTS, "Contents and results")]))
+    write_whole(out / GLOSSARY, glossary_page([Link(CONTENTS, gettext("Contents and results"))]))
     write_whole(out / CONTENTS, first_page(outcomes, lessons, results, facts))
     write_whole(out / "results.json", json.dumps(everything(outcomes, results, facts), indent=1, allow_nan=False) + "\n")
     return out / CONTENTS
@@ -89,10 +86,15 @@ def first_page(outcomes: Sequence[Outcome], lessons: dict[str, About], results: 
     """Summary, results, what the model says, lessons, and the ledger of claims."""
     verdicts, drawn, table = judge(results), figure(results), results.get("table")
     chat = side_by_side(results.get("chat", [])).to_dict("split")
+    links = {"#lessons": gettext("Lessons"), "#results": gettext("Results"), "#claims-of-the-guide": gettext("Claims")}
+    parts = {
+        "results": gettext("Results"), "said": gettext("What the model says"), "lessons": gettext("Lessons"),
+        "claims-of-the-guide": gettext("The guide's claims"), "made": gettext("How this report was made"),
+    }  # fmt: skip
     return page(
-        "report.html.jinja", f"qlab report: {facts['model']['name']}",
-        [Link("#lessons", "Lessons"), Link("#results", "Results"), Link("#claims-of-the-guide", "Claims"), Link(GLOSSARY, "Glossary")],
-        [Part(place, text) for place, text in PARTS.items() if place != "said" or chat["data"]],
+        "report.html.jinja", gettext("qlab report: {model}").format(model=facts["model"]["name"]),
+        [*(Link(place, text) for place, text in links.items()), Link(GLOSSARY, gettext("Glossary"))],
+        [Part(place, text) for place, text in parts.items() if place != "said" or chat["data"]],
         outcomes=outcomes, about=lessons, pages=[outcome.lesson for outcome in outcomes if outcome.state == DONE],
         table=table, main_places=[table["columns"].index(name) for name in MAIN if name in table["columns"]] if table else [],
         summary=sentences(results, verdicts), figure=Markup(drawn.html()) if drawn else "",  # qlab's own drawing
@@ -120,4 +122,8 @@ def without_folder(value: Any) -> Any:
 def warnings_of(results: dict[str, Any]) -> list[str]:
     """What a reader should know before believing the table."""
     tokens = {value["tokens"] for name, value in results.items() if name.startswith("quality/")}
-    return [f"Quality was measured on {min(tokens):,} tokens." if tokens else "No quality was measured."]
+    return [
+        gettext("Quality was measured on {tokens} tokens.").format(tokens=f"{min(tokens):,}")
+        if tokens
+        else gettext("No quality was measured.")
+    ]

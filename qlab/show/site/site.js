@@ -1,5 +1,6 @@
 // What a page of qlab does by itself: code folded or shown, figures large, tables sorted, claims chosen by verdict. All of it works without.
 (function () {
+  const words = document.body.dataset; // the page's, in its language
   const every = (selector) => [...document.querySelectorAll(selector)];
   const made = (name, text, place, action) => {
     const button = document.createElement("button");
@@ -17,7 +18,7 @@
     const place = document.createElement("li");
     place.className = "last";
     bar.append(place);
-    const toggle = made("code-switch", "Show all code", place, () => {
+    const toggle = made("code-switch", words.showCode, place, () => {
       const open = toggle.getAttribute("aria-pressed") !== "true";
       toggle.setAttribute("aria-pressed", open);
       codes.forEach((code) => (code.open = open));
@@ -26,16 +27,16 @@
   }
 
   const dialog = document.createElement("dialog");
-  dialog.setAttribute("aria-label", "Figure, enlarged");
+  dialog.setAttribute("aria-label", words.enlarged);
   const large = document.createElement("div");
   large.tabIndex = 0;
-  made("small", "Close", dialog, () => dialog.close());
+  made("small", words.close, dialog, () => dialog.close());
   dialog.append(large);
   dialog.addEventListener("close", () => large.replaceChildren()); // what is hidden must not hold names that figures refer to
   document.body.append(dialog);
   for (const place of every(".qlab-picture, main .qlab-figure")) {
     if (!place.querySelector("svg") || (place.matches(".qlab-figure") && place.closest(".qlab-picture"))) continue;
-    const button = made("small enlarge", "Enlarge", place.parentElement, () => {
+    const button = made("small enlarge", words.enlarge, place.parentElement, () => {
       large.replaceChildren(place.querySelector("svg").cloneNode(true));
       dialog.showModal();
     });

@@ -9,8 +9,8 @@ from typing import Any
 from qlab.claims import FAILS, HOLDS, NOISE, Verdict
 from qlab.show import figures
 from qlab.show.drawing import Drawing
-from qlab.support.wording import listed
 from qlab.workbook.benchmark import ORIGINAL
+from qlab.workbook.language.spoken import enumerated, gettext
 
 LADDER = {8: "rtn-int8", 4: "rtn-int4", 3: "rtn-int3", 2: "rtn-int2"}
 
@@ -21,17 +21,19 @@ def sentences(results: Mapping[str, Any], verdicts: Sequence[Verdict]) -> list[s
     found += results.get("methods", {}).get("sentences", [])[:1]
     counts = Counter(v.verdict for v in verdicts)
     if decided := sum(counts[verdict] for verdict in (HOLDS, FAILS, NOISE)):
-        found.append(
-            f"Of the guide's {len(verdicts)} claims this run decides {decided}: {counts[HOLDS]} hold, {counts[FAILS]} do not, "
-            f"and {counts[NOISE]} are within the noise of the measurement."
+        text = gettext(
+            "Of the guide's {all} claims this run decides {decided}: {hold} hold, {fail} do not, and {noise} are within the noise of the "
+            "measurement."
         )
+        found.append(text.format(all=len(verdicts), decided=decided, hold=counts[HOLDS], fail=counts[FAILS], noise=counts[NOISE]))
     return [sentence for sentence in found if sentence]
 
 
 def model_sentence(results: Mapping[str, Any]) -> str:
     if not (model := results.get("model")):
         return ""
-    return f"The model {model['name']} has {model['parameters'] / 1e6:,.1f} million weights and takes {model['disk_bytes'] / 1e6:,.1f} MB."
+    text = gettext("The model {name} has {weights:,.1f} million weights and takes {size:,.1f} MB.")
+    return text.format(name=model["name"], weights=model["parameters"] / 1e6, size=model["disk_bytes"] / 1e6)
 
 
 def ladder_sentence(results: Mapping[str, Any]) -> str:
@@ -39,8 +41,12 @@ def ladder_sentence(results: Mapping[str, Any]) -> str:
     kept = {bits: results[f"quality/{name}"]["top1"] for bits, name in LADDER.items() if f"quality/{name}" in results}
     if not kept:
         return ""
-    shares = listed([f"{share:.1%}{'' if place else ' of cases'} at {bits} bits" for place, (bits, share) in enumerate(kept.items())])
-    return f"With its decoder layers rounded to the nearest level, the likeliest next token stays the same in {shares}."
+    form = gettext("{share:.1%} at {bits} bits")
+    first, *others = kept.items()
+    shares = [gettext("{share:.1%} of cases at {bits} bits").format(share=first[1], bits=first[0])]
+    shares += [form.format(share=share, bits=bits) for bits, share in others]
+    text = gettext("With its decoder layers rounded to the nearest level, the likeliest next token stays the same in {shares}.")
+    return text.format(shares=enumerated(shares))
 
 
 def best_sentence(results: Mapping[str, Any]) -> str:
@@ -50,12 +56,13 @@ def best_sentence(results: Mapping[str, Any]) -> str:
     rows = formats(results)
     nearest, smallest, fastest = (best[what] for what in ("nearest to the original", "smallest", "fastest generation here"))
     size, whole = (rows[name]["disk_bytes"] for name in (smallest[0], ORIGINAL))
-    equal = f" (not told apart from it: {listed(nearest[1:])})" if nearest[1:] else ""
-    distance = rows[nearest[0]]["quality"]["kl"]
-    text = f"Of the formats with about 4 bits, {nearest[0]} is nearest to the original, KL {distance:.4f} nats a token{equal}"
-    text += f"; {smallest[0]} is the smallest, {size / 1e6:,.1f} MB, {whole / size:.1f} times smaller than FP16"
+    equal = gettext(" (not told apart from it: {names})").format(names=enumerated(nearest[1:])) if nearest[1:] else ""
+    text = gettext("Of the formats with about 4 bits, {name} is nearest to the original, KL {distance:.4f} nats a token{equal}")
+    text = text.format(name=nearest[0], distance=rows[nearest[0]]["quality"]["kl"], equal=equal)
+    small = gettext("; {name} is the smallest, {size:,.1f} MB, {times:.1f} times smaller than FP16")
+    text += small.format(name=smallest[0], size=size / 1e6, times=whole / size)
     if speed := generation(rows[fastest[0]]):
-        text += f"; {fastest[0]} generates fastest here, {speed:,.0f} tokens a second"
+        text += gettext("; {name} generates fastest here, {speed:,.0f} tokens a second").format(name=fastest[0], speed=speed)
     return f"{text}."
 
 
@@ -76,11 +83,14 @@ def figure(results: Mapping[str, Any]) -> Drawing | None:
         points = {name: (row["disk_bytes"] / 1e6, row["quality"]["kl"]) for name, row in rows.items()}
         if points:
             nearest = min(points, key=lambda name: points[name][1])
-            title = f"{nearest} is nearest to the original, at {points[nearest][0]:,.1f} MB"
-            return figures.scatter(points, title, "MB on disk", "KL divergence (nats/token)", log_y=True)
+            title = gettext("{name} is nearest to the original, at {size:,.1f} MB").format(name=nearest, size=points[nearest][0])
+            return figures.scatter(points, title, gettext("MB on disk"), gettext("KL divergence (nats/token)"), log_y=True)
     kept = {bits: results[f"quality/{name}"]["kl"] for bits, name in LADDER.items() if f"quality/{name}" in results}
     if len(kept) < 2:
         return None
     most, least = max(kept), min(kept)
-    title = f"{least} bits are {kept[least] / kept[most]:,.0f} times farther from the original than {most}"
-    return figures.bars({f"{bits} bits": kl for bits, kl in kept.items()}, title, "KL divergence (nats/token, log scale)", log=True)
+    title = gettext("{least} bits are {times:,.0f} times farther from the original than {most}")
+    title = title.format(least=least, times=kept[least] / kept[most], most=most)
+    return figures.bars(
+        {f"{bits} bits": kl for bits, kl in kept.items()}, title, gettext("KL divergence (nats/token, log scale)"), log=True
+    )

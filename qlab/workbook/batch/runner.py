@@ -30,6 +30,8 @@ from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.support.reading import path_of, read_json
 from qlab.workbook.batch.kernels import WatchedEngine, Watcher, last_printed
+from qlab.workbook.language.lessons import read_lesson
+from qlab.workbook.language.spoken import FOLDER, spoken
 from qlab.workbook.lesson import check_recipe, refusal
 from qlab.workbook.parameters import check_values, parameters_of, resolve
 from qlab.workbook.reader.about import NOTEBOOKS
@@ -130,7 +132,13 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
         written = unfinished / finished.name
         try:
             papermill.execute_notebook(
-                NOTEBOOKS / finished.name, written, parameters, engine_name="qlab", progress_bar=False, cwd=str(ROOT), log_output=False
+                read_lesson(NOTEBOOKS / finished.name),
+                written,
+                parameters,
+                engine_name="qlab",
+                progress_bar=False,
+                cwd=str(ROOT),
+                log_output=False,
             )
         except PapermillExecutionError as error:
             said = f"{error.ename}: {error.evalue}".splitlines()[0]
@@ -179,15 +187,16 @@ def without_paths(notebook: Path) -> None:
 
 
 def lesson_key(lesson: str, parameters: Mapping[str, Any]) -> str:
-    """A hash of what a lesson's results depend on: notebook, parameters, model, texts, qlab's code and data, libraries, machine."""
+    """A hash of what a lesson depends on: notebook and language, parameters, model, texts, qlab's code and data, libraries, machine."""
     digest = hashlib.sha256()
-    digest.update((NOTEBOOKS / f"{lesson}.ipynb").read_bytes())
+    digest.update(nbformat.writes(read_lesson(NOTEBOOKS / f"{lesson}.ipynb")).encode())
+    digest.update(spoken().encode())
     digest.update(json.dumps(parameters, sort_keys=True).encode())
     digest.update(locate(parameters["model"]).fingerprint.encode())
     for text in ("calibration_text", "evaluation_text"):
         for path in files_of(parameters[text]) if text in parameters else []:
             digest.update(path.read_bytes())
-    for file in sorted([*(ROOT / "qlab").rglob("*.py"), *(ROOT / "data").glob("*.*")]):
+    for file in sorted([*(ROOT / "qlab").rglob("*.py"), *(ROOT / "data").glob("*.*"), *FOLDER.glob(f"{spoken()}/*.po")]):
         digest.update(file.read_bytes())
     digest.update(json.dumps(machine()).encode())
     digest.update(json.dumps(sorted(f"{found.name}=={found.version}" for found in distributions())).encode())

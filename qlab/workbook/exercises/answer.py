@@ -11,9 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from qlab.workbook.exercises.saying import NEUTRAL, RIGHT, WRONG, say
+from qlab.workbook.language.spoken import gettext
 from qlab.workbook.reader.progress import keep_right
-
-EMPTY = "Not answered yet: set the answer in the cell above and run both cells."
 
 
 @dataclass(frozen=True)
@@ -43,28 +42,33 @@ def check(unit: str, answer: Any, expected: float, hint: str, tolerance: float =
     """
     number = as_number(answer)
     if answer is None or answer is ...:
-        say(NEUTRAL, EMPTY)
+        say_empty()
     elif number is None:
-        say(WRONG, f"The answer should be a number of {unit}; {repr(answer)[:80]} is none.")
+        text = gettext("The answer should be a number of {unit}; {answer} is none.")
+        say(WRONG, text.format(unit=gettext(unit), answer=repr(answer)[:80]))
     elif abs(number - expected) <= tolerance * abs(expected):
         keep_right(name or unit)
-        say(RIGHT, "Right.")
+        say(RIGHT, gettext("Right."))
     else:
-        direction = "too large" if number > expected else "too small"
-        say(WRONG, f"{number:g} {unit} is {direction}. {hint}")
+        text = gettext("{number:g} {unit} is too large.") if number > expected else gettext("{number:g} {unit} is too small.")
+        say(WRONG, f"{text.format(number=number, unit=gettext(unit))} {gettext(hint)}")
 
 
 def check_names(name: str, answer: Any, wrong: Callable[[list[str]], str]) -> None:
     """Judge a reader's `answer`, a collection of names, by `wrong`; `name` is the exercise's in the reader's progress."""
     if answer is None or answer is ...:
-        say(NEUTRAL, EMPTY)
+        say_empty()
     elif isinstance(answer, str) or not hasattr(answer, "__iter__") or not all(isinstance(part, str) for part in answer):
-        say(WRONG, "The answer should be a list of names, each in quotes.")
+        say(WRONG, gettext("The answer should be a list of names, each in quotes."))
     elif said := wrong(list(answer)):
         say(WRONG, said)
     else:
         keep_right(name)
-        say(RIGHT, "Right.")
+        say(RIGHT, gettext("Right."))
+
+
+def say_empty() -> None:
+    say(NEUTRAL, gettext("Not answered yet: set the answer in the cell above and run both cells."))
 
 
 def as_number(answer: Any) -> float | None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from qlab.plan.plan import SHAPES, Shape, cache_bytes
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written
+from qlab.workbook.language.spoken import gettext
 
 
 def kv_cache_bytes(shape: Shape, context: int, users: int) -> float:
@@ -52,7 +53,7 @@ def times(factor: float, said: str) -> Mistake:
 
 def differs(case: Case, found: Tensor, expected: float) -> str:
     """By which factor."""
-    return f"Your sum is {float(found) / expected:.4g} times what the cache takes here."
+    return gettext("Your sum is {factor:.4g} times what the cache takes here.").format(factor=float(found) / expected)
 
 
 WRITTEN = Written(

@@ -14,6 +14,7 @@ from qlab.workbook.exercises import awq, cache, front, gptq, nf4, rounding, supe
 from qlab.workbook.exercises.answer import Asked, AskedNames, check, check_names
 from qlab.workbook.exercises.saying import NEUTRAL, RIGHT, WRONG, say
 from qlab.workbook.exercises.trial import Unwritten, Written, fault_of
+from qlab.workbook.language.spoken import gettext
 from qlab.workbook.reader.progress import keep_right
 
 WRITTEN: Mapping[str, Written] = {
@@ -23,7 +24,6 @@ WRITTEN: Mapping[str, Written] = {
 ASKED: Mapping[str, Asked | AskedNames] = {
     name: asked for lesson in (rounding, awq, gptq, superblock, nf4, cache, front) for name, asked in lesson.ASKED.items()
 }
-GAP = "Not written yet: replace the line “raise NotImplementedError” with your own, then run both cells."
 Kind = TypeVar("Kind")
 _hints_given: dict[str, int] = {}
 
@@ -38,13 +38,14 @@ def check_written(name: str, function: Any) -> None:
     try:
         fault = fault_of(written, function)
     except Unwritten:
-        say(NEUTRAL, GAP)
+        say(NEUTRAL, gettext("Not written yet: replace the line “raise NotImplementedError” with your own, then run both cells."))
         return
     if fault:
         say(WRONG, fault.said, fault.case)
     else:
         keep_right(name)
-        say(RIGHT, f"Right: it does what qlab's own function does in all {len(written.cases())} cases.")
+        text = gettext("Right: it does what qlab's own function does in all {count} cases.")
+        say(RIGHT, text.format(count=len(written.cases())))
 
 
 def hint(name: str) -> None:
@@ -56,7 +57,8 @@ def hint(name: str) -> None:
     hints = named(name, WRITTEN).hints
     _hints_given[name] = min(_hints_given.get(name, 0) + 1, len(hints))
     for number, text in enumerate(hints[: _hints_given[name]], 1):
-        say(NEUTRAL, f"Hint {number} of {len(hints)}: {text}")
+        place = gettext("Hint {number} of {all}:").format(number=number, all=len(hints))
+        say(NEUTRAL, f"{place} {gettext(text)}")
 
 
 def solution(name: str) -> None:

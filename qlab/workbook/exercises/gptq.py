@@ -12,6 +12,7 @@ from qlab.methods.gptq import gptq, inverse_factor
 from qlab.methods.grid import fit_grid
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written, first_difference
+from qlab.workbook.language.spoken import gettext
 
 DAMPING = 0.01  # the guide's
 
@@ -83,9 +84,9 @@ def differs(case: Case, found: Tensor, expected: Tensor) -> str:
     """Values that are not on the grid; the first column, which no error reaches; else where."""
     codes = found / case["scale"][:, None] + case["zero"][:, None]
     if bool(((codes - codes.round()).abs() > 0.02).any()):
-        return "Some values are not on the grid, (code − zero) · scale with a whole code. The error changes `work`, not `result`."
+        return gettext("Some values are not on the grid, (code − zero) · scale with a whole code. The error changes `work`, not `result`.")
     if bool(((found - expected)[:, 0].abs() > 1e-3).any()):
-        return "The first column is wrong already: no error has reached it yet, so it is rounded as it is given."
+        return gettext("The first column is wrong already: no error has reached it yet, so it is rounded as it is given.")
     return first_difference(found, expected.double(), 1e-3)
 
 

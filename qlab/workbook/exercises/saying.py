@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from IPython.display import HTML, display
 
+from qlab.workbook.language.spoken import gettext
+
 RIGHT, WRONG, NEUTRAL = "#1a7f37", "#b35900", "#666"
 MOST = 144  # numbers that are written out; of more, the first and the last of each row
 
@@ -21,7 +23,8 @@ def say(colour: str, text: str, case: Mapping[str, Any] | None = None) -> None:
         f'<td style="text-align:left"><pre style="margin:0">{html.escape(written_out(value))}</pre></td></tr>'
         for name, value in (case or {}).items()
     )
-    table = f'<p style="padding:0 10px">The first case that fails:</p><table>{rows}</table>' if rows else ""
+    first = html.escape(gettext("The first case that fails:"))
+    table = f'<p style="padding:0 10px">{first}</p><table>{rows}</table>' if rows else ""
     display(HTML(f'<p style="border-left:4px solid {colour};padding:4px 10px">{html.escape(text)}</p>{table}'))
 
 
@@ -32,5 +35,5 @@ def written_out(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return str(np.array2string(value, precision=3, suppress_small=True, threshold=MOST, edgeitems=4, max_line_width=100))
     if isinstance(value, (list, set, frozenset)) and all(isinstance(part, str) for part in value):
-        return ", ".join(sorted(value)) or "(none)"
+        return ", ".join(sorted(value)) or gettext("(none)")
     return f"{value:.6g}" if isinstance(value, float) else str(value)[:2000]

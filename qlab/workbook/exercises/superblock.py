@@ -11,6 +11,7 @@ from qlab.formats.gguf.block_bytes import byte_tensor
 from qlab.methods.kquants.blocks import SUPERBLOCK, encode
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written, first_difference
+from qlab.workbook.language.spoken import gettext
 
 KIND = "Q4_K"
 
@@ -82,11 +83,12 @@ def differs(case: Case, found: Tensor, expected: Tensor) -> str:
         for a, b in zip(found.view(8, 32), expected.double().view(8, 32))
     ]
     if all(right[:4]):
-        return "Sub-blocks 0 to 3 are right; of 4 to 7 the scales or the minima are not. Their bits lie in two places."
+        return gettext("Sub-blocks 0 to 3 are right; of 4 to 7 the scales or the minima are not. Their bits lie in two places.")
     if all(right[4:]):
-        return "Sub-blocks 4 to 7 are right; of 0 to 3 the scales or the minima are not."
+        return gettext("Sub-blocks 4 to 7 are right; of 0 to 3 the scales or the minima are not.")
     wrong = [str(place) for place, good in enumerate(right) if not good]
-    return f"Wrong are sub-blocks {', '.join(wrong)}. " + first_difference(found, expected.double(), 1e-3)
+    text = gettext("Wrong are sub-blocks {places}.").format(places=", ".join(wrong))
+    return f"{text} {first_difference(found, expected.double(), 1e-3)}"
 
 
 WRITTEN = Written(

@@ -1,6 +1,7 @@
 """A function that a reader has written, tried on small cases beside qlab's own: what is wrong is said in words.
 
 The words come from typical mistakes, each kept as a function too: where the reader's results are a mistake's on every case, that was it.
+What exercises keep as data (mistakes, hints, what is expected) is in English; it is translated where it is said.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
+from qlab.workbook.language.spoken import gettext
 
 LONGEST = 5.0  # seconds that a reader's function may take for all cases
 LARGEST = 1 << 20  # numbers of a result that are looked at
@@ -91,13 +94,14 @@ class Numbers:
         found, wanted = as_tensor(value), as_tensor(expected)
         assert wanted is not None
         if found is None:
-            raise Misread(f"Your function returns {kind_of(value)}. Expected: {self.what}.")
+            raise Misread(gettext("Your function returns {kind}. Expected: {what}.").format(kind=kind_of(value), what=gettext(self.what)))
         if found.squeeze().shape != wanted.squeeze().shape:
-            shapes = f"shape {list(found.shape)} instead of {list(wanted.shape)}"
-            turned = " Rows and columns are exchanged." if wanted.ndim == 2 and found.shape == wanted.T.shape else ""
-            raise Misread(f"Your result has {shapes}. Expected: {self.what}.{turned}")
+            text = gettext("Your result has shape {found} instead of {wanted}. Expected: {what}.")
+            said = text.format(found=list(found.shape), wanted=list(wanted.shape), what=gettext(self.what))
+            turned = wanted.ndim == 2 and found.shape == wanted.T.shape
+            raise Misread(f"{said} {gettext('Rows and columns are exchanged.')}" if turned else said)
         if not bool(found.isfinite().all()):
-            raise Misread("Your result holds NaN or infinity. Something is divided by zero in the case below.")
+            raise Misread(gettext("Your result holds NaN or infinity. Something is divided by zero in the case below."))
         return found.reshape(wanted.shape)
 
     def same(self, found: Any, expected: Any) -> bool:
@@ -117,10 +121,10 @@ class Names:
 
     def read(self, value: Any, expected: Any) -> frozenset[str]:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise Misread(f"Your function returns {kind_of(value)}. Expected: {self.what}.")
+            raise Misread(gettext("Your function returns {kind}. Expected: {what}.").format(kind=kind_of(value), what=gettext(self.what)))
         names = list(value)
         if odd := [name for name in names if not isinstance(name, str)]:
-            raise Misread(f"Your result holds {kind_of(odd[0])}. Expected: {self.what}.")
+            raise Misread(gettext("Your result holds {kind}. Expected: {what}.").format(kind=kind_of(odd[0]), what=gettext(self.what)))
         return frozenset(names)
 
     def same(self, found: Any, expected: Any) -> bool:
@@ -136,7 +140,8 @@ def fault_of(written: Written, function: Any) -> Fault | None:
     if function is None or function is ...:
         raise Unwritten
     if not callable(function):
-        return Fault(f"The check needs your function itself, not {kind_of(function)}: give its name without brackets.")
+        text = gettext("The check needs your function itself, not {kind}: give its name without brackets.")
+        return Fault(text.format(kind=kind_of(function)))
     done: list[tuple[Case, Any, Any]] = []
     try:
         with limited(LONGEST):
@@ -144,14 +149,15 @@ def fault_of(written: Written, function: Any) -> Fault | None:
                 expected = written.expected(**case)
                 done.append((case, read_result(written.form, function, case, expected), expected))
     except Misread as misread:
-        values = {**case, **({} if misread.result is None else {"your result": misread.result})}
+        values = {**case, **({} if misread.result is None else {gettext("your result"): misread.result})}
         return wrong(written, done) or Fault(str(misread), values)
     except Unwritten:
         if not done:
             raise
-        return wrong(written, done) or Fault("Your function returns nothing for the case below.", case)
+        return wrong(written, done) or Fault(gettext("Your function returns nothing for the case below."), case)
     except TimeoutError:
-        return Fault(f"Your function takes longer than {LONGEST:.0f} seconds for small cases, and was stopped: does a loop never end?")
+        text = gettext("Your function takes longer than {seconds:.0f} seconds for small cases, and was stopped: does a loop never end?")
+        return Fault(text.format(seconds=LONGEST))
     return wrong(written, done)
 
 
@@ -186,10 +192,10 @@ def wrong(written: Written, done: Sequence[tuple[Case, Any, Any]]) -> Fault | No
     if failed is None:
         return None
     case, found, expected = failed
-    values = {**case, "your result": found, "expected": expected}
+    values = {**case, gettext("your result"): found, gettext("expected"): expected}
     for mistake in written.mistakes:
         if all(form.same(found, mistake.way(**case)) for case, found, _ in done):
-            return Fault(mistake.said, values)
+            return Fault(gettext(mistake.said), values)
     return Fault(written.differs(case, found, expected), values)
 
 
@@ -197,9 +203,16 @@ def first_difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
     """The first number that is not as expected, with its place."""
     apart = (found - expected).abs() > tolerance * float(expected.abs().max())
     at = apart.nonzero()[0].tolist()
-    words = [f"row {at[0]}, column {at[1]}"] if len(at) == 2 else [f"place {place}" for place in at]
-    where = f" at {words[0]} (counted from 0)" if words else ""
-    return f"The result is wrong{where}: {float(found[tuple(at)]):.4g}, where {float(expected[tuple(at)]):.4g} was expected."
+    if len(at) == 2:
+        text = gettext(
+            "The result is wrong at row {row}, column {column} (counted from 0): {found:.4g}, where {expected:.4g} was expected."
+        )
+    elif at:
+        text = gettext("The result is wrong at place {row} (counted from 0): {found:.4g}, where {expected:.4g} was expected.")
+    else:
+        text = gettext("The result is wrong: {found:.4g}, where {expected:.4g} was expected.")
+    place = dict(zip(("row", "column"), at))
+    return text.format(found=float(found[tuple(at)]), expected=float(expected[tuple(at)]), **place)
 
 
 def failure(function: Callable[..., Any], error: Exception) -> str:
@@ -208,9 +221,11 @@ def failure(function: Callable[..., Any], error: Exception) -> str:
     code = getattr(inspect.unwrap(function), "__code__", None)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if code and frame.filename == code.co_filename]
     if not frames:
-        return f"Your function could not be called with the arguments below ({said})."
+        return gettext("Your function could not be called with the arguments below ({error}).").format(error=said)
     line = (linecache.getline(frames[-1].filename, frames[-1].lineno or 0)).strip()
-    return f"Your function stops with {said}, at the line: {line}" if line else f"Your function stops with {said}."
+    if line:
+        return gettext("Your function stops with {error}, at the line: {line}").format(error=said, line=line)
+    return gettext("Your function stops with {error}.").format(error=said)
 
 
 @contextmanager
@@ -247,5 +262,5 @@ def kind_of(value: Any) -> str:
     """What a value is, in words."""
     name = type(value).__name__
     if isinstance(value, (list, tuple, dict, set)):
-        return f"a {name} of length {len(value)}"
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+        return gettext("a {type} of length {length}").format(type=name, length=len(value))
+    return (gettext("an {type}") if name[0].lower() in "aeiou" else gettext("a {type}")).format(type=name)

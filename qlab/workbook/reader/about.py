@@ -7,14 +7,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 from nbformat import NotebookNode
 
 from qlab import ROOT
+from qlab.workbook.language.lessons import read_lesson
+from qlab.workbook.language.spoken import gettext
 
 NOTEBOOKS = ROOT / "notebooks"
 CHECKS = ("check", "check_answer", "check_written")  # functions of exercises/ that judge; the first argument names the exercise
-AIM, TIME, NEED = r"\*\*What this lesson proves:\*\*", r"\*Time:\*", r"\*You need:\*"
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ def lesson_names() -> list[str]:
 
 
 def about(notebook: Path) -> About:
-    """What the lesson in a notebook file is about; a part that its first cell does not say is empty."""
-    content = nbformat.read(notebook, as_version=4)
+    """What the lesson in a notebook file is about, in the language that is spoken; a part that its first cell does not say is empty."""
+    content = read_lesson(notebook)
     opening = "\n\n".join(cell.source for cell in content.cells[:2] if cell.cell_type == "markdown")
     heading = re.search(r"^# (?:(\d+)\. )?(.+)$", opening, re.M)
     number, title = heading.groups() if heading else (None, notebook.stem)
-    return About(
-        notebook.stem, number or "", title, said(AIM, opening), said(TIME, opening), said(NEED, opening), tuple(exercises_of(content))
-    )
+    aim = said(gettext("What this lesson proves:"), opening)
+    time, need = said(gettext("Time:"), opening), said(gettext("You need:"), opening)
+    return About(notebook.stem, number or "", title, aim, time, need, tuple(exercises_of(content)))
 
 
 def every_lesson() -> list[About]:
@@ -56,7 +56,7 @@ def every_lesson() -> list[About]:
 
 def said(mark: str, text: str) -> str:
     """What stands behind a mark such as `*Time:*`, to the next mark or the end of the paragraph."""
-    found = re.search(mark + r"\s*(.+?)(?=\s*\*{1,2}[A-Z][^*]*:\*|\n\n|\Z)", text, re.S)
+    found = re.search(rf"\*{re.escape(mark)}\*{{1,2}}\s*(.+?)(?=\s*\*{{1,2}}[A-ZÀ-Ý][^*]*:\*|\n\n|\Z)", text, re.S)
     text = " ".join(found[1].split()) if found else ""
     return text[:1].upper() + text[1:]
 

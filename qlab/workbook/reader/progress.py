@@ -1,7 +1,7 @@
 """A reader's progress, in `workspace/.progress.json`: exercises answered rightly, predictions, lessons run to
 their end. It stays on this machine.
 
-Only the copies in `workspace/` count: a lesson that `qlab run` or papermill executes leaves no progress.
+Only the copies in `workspace/` count, in whichever language: a lesson that `qlab run` or papermill executes leaves no progress.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from qlab.support.disk.lock import locked
 from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.support.reading import read_json
-from qlab.workbook.reader.workspace import WORKSPACE
+from qlab.workbook.language.spoken import languages
+from qlab.workbook.reader.workspace import WORKSPACE, copies
 
 FILE, LOCK = ".progress.json", ".progress.lock"
 NOTEBOOK = "JPY_SESSION_NAME"  # where Jupyter tells a kernel the file of the notebook that it was started for
@@ -24,7 +25,8 @@ NOTEBOOK = "JPY_SESSION_NAME"  # where Jupyter tells a kernel the file of the no
 def open_lesson_of_reader(workspace: Path = WORKSPACE) -> str:
     """The lesson whose copy in `workspace` this kernel runs; empty in every other process."""
     notebook = Path(os.environ.get(NOTEBOOK) or ".")
-    return notebook.stem if notebook.suffix == ".ipynb" and notebook.parent.resolve() == workspace.resolve() else ""
+    folders = [copies(workspace, language).resolve() for language in languages()]
+    return notebook.stem if notebook.suffix == ".ipynb" and notebook.parent.resolve() in folders else ""
 
 
 def keep_right(exercise: str, workspace: Path = WORKSPACE) -> None:

@@ -9,16 +9,20 @@ from typing import Any
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from rich.console import Console
 
 from qlab.models.opening import OpenedModel
 from qlab.recipes import Recipe
 from qlab.show.progress import LessonProgress
+from qlab.show.site.lesson_page import lesson_page
 from qlab.support.errors import UserError
 from qlab.workbook.batch import kernels
 from qlab.workbook.batch import runner as workbook
 from qlab.workbook.batch.runner import DONE, FAILED, LEFT_OUT, SKIPPED, Outcome, run_lessons, without_paths
+from qlab.workbook.language.lessons import hash_of
+from qlab.workbook.language.spoken import VARIABLE
 
 
 @pytest.fixture
@@ -128,6 +132,28 @@ def test_only_what_changed_is_done_again(lessons: dict[str, dict[str, Any]], tmp
     assert run(fresh=True) == [False, False]
     (tmp_path / "out" / "notebooks" / "01_fine.json").unlink()  # as after an interruption
     assert run() == [False, True]
+
+
+def test_a_lesson_runs_in_french(lessons: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = workbook.NOTEBOOKS / "01_fine.ipynb"
+    content = nbformat.read(notebook, as_version=4)
+    content.cells.insert(0, new_markdown_cell("# 1. A title\n\n## The scale", id="title"))
+    content.cells.append(new_code_cell("from qlab.workbook.language.spoken import gettext\nprint(gettext('Right.'))"))
+    nbformat.write(content, notebook)
+    (workbook.NOTEBOOKS / "fr").mkdir()
+    section = f"<!-- title {hash_of(content.cells[0].source)} -->\n# 1. Un titre\n\n## La taille\n\nUne échelle.\n"
+    (workbook.NOTEBOOKS / "fr" / "01_fine.md").write_text(section, encoding="utf-8")
+    chosen = {"01_fine": lessons["01_fine"]}
+    pages = []
+    for language in ("en", "fr"):  # one after the other: what was done in another language is done again
+        monkeypatch.setenv(VARIABLE, language)
+        (found,) = run_lessons(chosen, tmp_path / "out", False, lambda *_: None)
+        assert (found.state, found.earlier, found.records) == (DONE, False, {"value": 42})
+        pages.append(BeautifulSoup(lesson_page(tmp_path / "out" / "notebooks" / "01_fine.ipynb", []), "html.parser"))
+    assert [page.html["lang"] for page in pages] == ["en", "fr"]
+    assert [page.title.get_text() for page in pages] == ["1. A title · qlab", "1. Un titre · qlab"]
+    assert all(word in pages[1].get_text() for word in ("Juste.", "Glossaire", "Sur cette page"))
+    assert pages[1].select_one('main a[href="glossary.html#scale"]').get_text() == "échelle"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from qlab.support.errors import UserError
 from qlab.workbook.exercises import answer, checks, saying
 from qlab.workbook.exercises.checks import ASKED, WRITTEN, check_answer, check_written, hint, solution
 from qlab.workbook.exercises.trial import Unwritten, fault_of
+from qlab.workbook.language.spoken import VARIABLE
 from qlab.workbook.reader.about import NOTEBOOKS, exercises_of, lesson_names
 
 
@@ -100,3 +101,19 @@ def test_hints_come_one_by_one_and_the_solution_on_demand(shown: list[str]) -> N
 def test_an_unknown_exercise_is_named(call: Any) -> None:
     with pytest.raises(UserError, match="there is no exercise 'x': expected one of"):
         call()
+
+
+def test_what_a_french_reader_meets(shown: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "fr")
+    monkeypatch.setattr(checks, "keep_right", lambda name: None)
+    check_written("01_principles", lambda weights, bits: weights)
+    assert "rien n&#x27;est arrondi" in shown[-1]
+    assert "Le premier cas qui échoue" in shown[-1]
+    check_written("01_principles", lambda weights, bits: weights[:2])
+    assert "Votre résultat est de forme [2] au lieu de [6]. Attendu\u00a0: les poids arrondis" in shown[-1]
+    check_written("01_principles", WRITTEN["01_principles"].solution)
+    assert "Juste\u00a0:" in shown[-1]
+    hint("01_principles")
+    assert "Indice 1 sur 4\u00a0: Trois étapes" in shown[-1]
+    check_answer("GB of a 70B model", 1)
+    assert "1 Go, c&#x27;est trop petit. Les poids fois les bits" in shown[-1]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import nbformat
 import pytest
 
+from qlab.workbook.language.lessons import read_lesson
+from qlab.workbook.language.spoken import VARIABLE
 from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
-from qlab.workbook.reader.glossary import Term, linked, load_glossary
+from qlab.workbook.reader.glossary import Term, in_order, linked, load_glossary
 
 TERMS = [Term("KL divergence", "f", "m", ("KL",)), Term("group", "groupe", "m"), Term("scale", "échelle", "m")]
 
@@ -20,8 +21,9 @@ def test_every_term_is_whole_and_stands_once() -> None:
     assert len(terms) > 40
     assert len({term.place for term in terms}) == len(terms)
     assert all(term.french and term.meaning.endswith(".") for term in terms)
-    forms = [form.lower() for term in terms for form in (term.term, *term.also)]
-    assert len(forms) == len(set(forms))
+    for forms in ([(term.term, *term.also) for term in terms], [(term.french, *term.french_also) for term in terms]):
+        words = [form.lower() for each in forms for form in each]
+        assert len(words) == len(set(words))
 
 
 def test_the_first_use_is_linked_in_the_form_that_it_has() -> None:
@@ -39,10 +41,22 @@ def test_what_is_no_word_of_the_text_is_left_alone(text: str) -> None:
     assert link(text) == text
 
 
+def test_in_french_the_terms_go_by_their_french_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "fr")
+    assert (
+        link("*L'échelle :* des échelles d'un groupe, the scale.")
+        == "*L'échelle :* des [échelles](g#scale) d'un [groupe](g#group), the scale."
+    )
+    names = [term.forms[0] for term in in_order()]
+    assert names.index("divergence de Kullback-Leibler") < names.index("échelle") < names.index("fenêtre")
+
+
+@pytest.mark.parametrize("language", ["en", "fr"])
 @pytest.mark.parametrize("lesson", lesson_names())
-def test_links_change_nothing_else_of_a_lesson(lesson: str) -> None:
+def test_links_change_nothing_else_of_a_lesson(lesson: str, language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, language)
     used = set[str]()
-    for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells:
+    for cell in read_lesson(NOTEBOOKS / f"{lesson}.ipynb").cells:
         if cell.cell_type == "markdown":
             text = linked(cell.source, load_glossary(), "PAGE", used)
             without = text

@@ -30,7 +30,16 @@ def test_what_is_right_is_kept_once(place: Path) -> None:
     assert read_progress(place) == {}
 
 
-@pytest.mark.parametrize("notebook", ["", "/elsewhere/02_awq.ipynb", "{}/set-aside/02_awq.ipynb", "{}/console"])
+def test_a_french_copy_counts_as_the_lesson(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_right("bits", place)
+    monkeypatch.setenv("JPY_SESSION_NAME", str(place / "fr" / "02_awq.ipynb"))
+    keep_right("GB", place)
+    assert read_progress(place)["02_awq"]["right"] == ["bits", "GB"]
+
+
+@pytest.mark.parametrize(
+    "notebook", ["", "/elsewhere/02_awq.ipynb", "{}/set-aside/02_awq.ipynb", "{}/fr/set-aside/02_awq.ipynb", "{}/console"]
+)
 def test_only_copies_of_the_workspace_count(notebook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JPY_SESSION_NAME", notebook.format(tmp_path))
     keep_right("bits", tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from qlab.workbook.language.spoken import VARIABLE
 from qlab.workbook.parameters import parameters_of
 from qlab.workbook.reader import about, workspace
 from qlab.workbook.reader.about import lesson_names
@@ -80,3 +81,22 @@ def test_a_copy_that_is_gone_comes_back(notebooks: Path, tmp_path: Path) -> None
     assert open_workspace(place) == []
     assert (place / "02_awq.ipynb").exists()
     assert set(json.loads((place / ".lessons.json").read_text())) == set(lesson_names())
+
+
+def test_french_copies_lie_beside_the_english_ones(notebooks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "workspace"
+    open_workspace(place)
+    english = (place / "02_awq.ipynb").read_text()
+    monkeypatch.setenv(VARIABLE, "fr")
+    assert open_workspace(place) == []
+    assert sorted(file.stem for file in (place / "fr").glob("*.ipynb")) == lesson_names()
+    french = nbformat.read(place / "fr" / "02_awq.ipynb", as_version=4)
+    assert "[← 1. Principes" in french.cells[0].source
+    assert "[Sommaire](/qlab/)" in french.cells[0].source
+    text = "\n".join(cell.source for cell in french.cells if cell.cell_type == "markdown")
+    assert "[texte de calibration](/qlab/glossary#calibration-text)" in text
+    assert "What it shows" not in text
+    change(place / "fr" / "02_awq.ipynb", "# the reader's")
+    (aside,) = start_afresh(["02_awq"], place)
+    assert aside.parent == place / "fr" / ASIDE
+    assert (place / "02_awq.ipynb").read_text() == english

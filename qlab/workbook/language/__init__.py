@@ -1,0 +1,1 @@
+"""Other languages than English: which there are, which is spoken, and lessons and messages in it."""

@@ -1,0 +1,80 @@
+"""A lesson in the language that is spoken: its notebook with other text in its Markdown cells; code and figures exist once.
+
+`notebooks/fr/01_principles.md` has the French of `notebooks/01_principles.ipynb`: a section for each Markdown cell, after a comment with
+the cell's id and a hash of the English text that the section translates. So a text that has changed since is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from qlab.workbook.language.spoken import ENGLISH, spoken
+
+BEGINNING = re.compile(r"^<!-- ([\w-]+) ([0-9a-f]{12}) -->\n", re.M)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A cell's text in another language; `origin` is the hash of the English text."""
+
+    cell: str
+    origin: str
+    text: str
+
+
+def read_lesson(notebook: Path) -> NotebookNode:
+    """A lesson in the language that is spoken. A cell whose translation is missing, or is of an earlier text, stays English."""
+    content = nbformat.read(notebook, as_version=4)
+    if spoken() == ENGLISH:
+        return content
+    sections = {section.cell: section for section in sections_of(notebook, spoken())}
+    for cell in markdown_cells(content):
+        section = sections.get(cell.id)
+        if section and section.origin == hash_of(cell.source):
+            cell.source = section.text
+    return content
+
+
+def faults(notebook: Path, language: str) -> list[str]:
+    """What is wrong with the translation of a lesson, a sentence for each cell: it is missing, of an earlier text, or of no cell."""
+    cells = {cell.id: hash_of(cell.source) for cell in markdown_cells(nbformat.read(notebook, as_version=4))}
+    sections = {section.cell: section for section in sections_of(notebook, language)}
+    file = f"notebooks/{language}/{translation_of(notebook, language).name}"
+    found = []
+    for cell, origin in cells.items():
+        write = f"write its translation in {file}, after the line <!-- {cell} {origin} -->"
+        if cell not in sections:
+            found.append(f"lesson {notebook.stem}, cell {cell}: there is no translation; {write}")
+        elif sections[cell].origin != origin:
+            found.append(f"lesson {notebook.stem}, cell {cell}: the English text has changed since it was translated; {write}")
+    gone = [cell for cell in sections if cell not in cells]
+    return [*found, *(f"lesson {notebook.stem} has no cell {cell}: delete its section in {file}" for cell in gone)]
+
+
+def sections_of(notebook: Path, language: str) -> list[Section]:
+    """The sections of a lesson's translation; none where there is no file."""
+    file = translation_of(notebook, language)
+    if not file.exists():
+        return []
+    _, *parts = BEGINNING.split(file.read_text(encoding="utf-8"))
+    return [Section(cell, origin, text.strip("\n")) for cell, origin, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True)]
+
+
+def translation_of(notebook: Path, language: str) -> Path:
+    """The file of a lesson's translation."""
+    return notebook.parent / language / f"{notebook.stem}.md"
+
+
+def markdown_cells(content: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in content.cells if cell.cell_type == "markdown"]
+
+
+def hash_of(text: str) -> str:
+    """Twelve digits that change with the text, but for empty lines at its ends."""
+    return hashlib.sha256(text.strip("\n").encode()).hexdigest()[:12]

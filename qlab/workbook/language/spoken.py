@@ -1,0 +1,72 @@
+"""The language that a reader is spoken to in, and messages in it.
+
+English is what qlab is written in. Another language is a folder beside the notebooks: `messages.po`, a catalogue of GNU gettext, and a file
+a lesson. The language that is spoken stands in the environment, because a lesson's cells run in processes of their own.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from functools import cache
+from gettext import GNUTranslations, NullTranslations
+
+from qlab import ROOT
+from qlab.support.errors import UserError
+
+VARIABLE = "QLAB_LANGUAGE"
+ENGLISH = "en"
+FOLDER = ROOT / "notebooks"  # of the languages' folders
+MESSAGES = "messages.po"
+
+
+def languages() -> list[str]:
+    """English, then all others, by their codes of two letters."""
+    return [ENGLISH, *sorted(file.parent.name for file in FOLDER.glob(f"*/{MESSAGES}"))]
+
+
+def speak(language: str) -> None:
+    """Speak `language` in this process, and in those that it starts.
+
+    Raises:
+        UserError: there is no such language.
+    """
+    if language not in languages():
+        raise UserError(f"no language {language[:60]!r}: expected {' or '.join(languages())}")
+    os.environ[VARIABLE] = language
+
+
+def spoken() -> str:
+    """The language that is spoken: what `speak` set, in this process or the one that started it."""
+    return os.environ.get(VARIABLE) or ENGLISH
+
+
+def gettext(message: str) -> str:
+    """An English message in the language that is spoken; as it is where it has no translation."""
+    return messages(spoken()).gettext(message) if message else ""  # by the empty text a catalogue describes itself
+
+
+def ngettext(one: str, several: str, count: int) -> str:
+    """The message for `count` things, in the language that is spoken; `one` and `several` are English."""
+    return messages(spoken()).ngettext(one, several, count)
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """A, B and C, in the language that is spoken."""
+    return gettext("{others} and {last}").format(others=", ".join(names[:-1]), last=names[-1]) if len(names) > 1 else "".join(names)
+
+
+@cache
+def messages(language: str) -> NullTranslations:
+    """All messages in a language."""
+    if language == ENGLISH:
+        return NullTranslations()
+    from babel.messages.mofile import write_mo
+    from babel.messages.pofile import read_po
+
+    compiled = io.BytesIO()
+    with (FOLDER / language / MESSAGES).open("rb") as file:
+        write_mo(compiled, read_po(file))
+    compiled.seek(0)
+    return GNUTranslations(compiled)

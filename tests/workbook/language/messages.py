@@ -1,0 +1,108 @@
+"""All messages that qlab says through gettext: those in its code and pages, and those that it keeps as data."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+from jinja2.ext import babel_extract
+
+from qlab import ROOT
+from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
+from qlab.show.widgets import label
+from qlab.workbook.batch.runner import DONE, FAILED, SKIPPED
+from qlab.workbook.benchmark import results_table
+from qlab.workbook.exercises.answer import Asked
+from qlab.workbook.exercises.checks import ASKED, WRITTEN
+from qlab.workbook.exercises.trial import Names, Numbers
+from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
+from qlab.workbook.reader.glossary import load_glossary
+
+FUNCTIONS = {"gettext": 1, "ngettext": 2, "_": 1}  # and how many of their arguments are messages
+
+
+def every_message() -> dict[str, str]:
+    """{message: where it is said}; the first of two forms stands for both."""
+    found: dict[str, str] = {}
+    for where, message in [*of_code(), *of_pages(), *of_data(), *of_lessons()]:
+        found.setdefault(message, where)
+    return found
+
+
+def of_code() -> Iterator[tuple[str, str]]:
+    for file in sorted((ROOT / "qlab").rglob("*.py")):
+        for call in calls(ast.parse(file.read_text(encoding="utf-8"))):
+            first = call.args[0] if named(call) in FUNCTIONS and call.args else None
+            if isinstance(first, ast.Constant):
+                yield str(file.relative_to(ROOT)), str(first.value)
+
+
+def of_pages() -> Iterator[tuple[str, str]]:
+    for file in sorted((ROOT / "qlab").rglob("*.jinja")):
+        with file.open("rb") as text:
+            for _, _, message, _ in babel_extract(text, list(FUNCTIONS), [], {"trimmed": "true", "newstyle_gettext": "true"}):
+                yield str(file.relative_to(ROOT)), str(message[0] if isinstance(message, tuple) else message)
+
+
+def of_data() -> Iterator[tuple[str, str]]:
+    yield from (("data/glossary.yaml", term.meaning) for term in load_glossary())
+    for claim in load_claims():
+        yield from (("data/claims.yaml", claim[part]) for part in ("statement", "figure", "outdated") if claim[part])
+    yield from (("qlab/claims", test.rule) for test in TESTS.values())
+    untested = [found for found in judge({}) if found.claim["id"] not in TESTS and found.claim["test"] in ("advice", "machine")]
+    yield from (("qlab/claims", found.measured) for found in untested)
+    yield from (("qlab/claims", verdict) for verdict in (HOLDS, FAILS, NOISE, UNTESTABLE, OPEN, ADVICE))
+    yield from (("qlab/workbook/batch/runner.py", state) for state in (DONE, FAILED, SKIPPED))
+    yield from (("qlab/workbook/benchmark.py", column) for column in results_table([])["columns"])
+    for name, written in WRITTEN.items():
+        assert isinstance(written.form, (Numbers, Names))
+        said = [written.form.what, *written.hints, *(mistake.said for mistake in written.mistakes)]
+        yield from ((f"exercise {name}", message) for message in said)
+    for name, asked in ASKED.items():
+        if isinstance(asked, Asked):
+            yield from ((f"exercise {name!r}", message) for message in (asked.unit, asked.hint))
+
+
+def of_lessons() -> Iterator[tuple[str, str]]:
+    """Questions and choices of predictions, names and choices of controls, where they are written out; what is computed stays English."""
+    for lesson in lesson_names():
+        for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells:
+            if cell.cell_type == "code":
+                yield from ((f"lesson {lesson}", message) for message in of_cell(ast.parse(cell.source)))
+
+
+def of_cell(cell: ast.Module) -> Iterator[str]:
+    for node in cell.body:  # question = "…", for the line below it
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "question":
+            yield from texts(node.value)
+    for call in calls(cell):
+        if named(call) == "predict":
+            for argument in call.args:
+                yield from texts(argument)
+        elif named(call) == "explore":
+            for keyword in call.keywords:
+                yield label(str(keyword.arg))
+                yield from texts(keyword.value)
+
+
+def texts(node: ast.expr) -> Iterator[str]:
+    """A text, or those of a list, but for numbers and names such as int3, which are the same in every language."""
+    for part in node.elts if isinstance(node, ast.List) else [node]:
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and (" " in part.value or not re.search(r"\d", part.value)):
+            yield part.value
+
+
+def calls(tree: ast.AST) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def named(call: ast.Call) -> str:
+    """The name of the function that is called."""
+    return call.func.id if isinstance(call.func, ast.Name) else ""
+
+
+def catalogue(language: str) -> Path:
+    return NOTEBOOKS / language / "messages.po"

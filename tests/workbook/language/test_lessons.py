@@ -1,0 +1,99 @@
+"""Lessons in other languages: each text of a lesson translated as it stands now, its formulas, links and code kept."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from qlab.workbook.language.lessons import faults, markdown_cells, read_lesson, sections_of
+from qlab.workbook.language.spoken import VARIABLE, languages
+from qlab.workbook.reader.about import NOTEBOOKS, about, lesson_names
+
+OTHERS = languages()[1:]
+LESSON = "01_principles"
+# What is the same in every language: formulas, code, where links lead, HTML.
+KEPT = re.compile(r"\$\$.*?\$\$|\$[^$\n]+\$|```.*?```|`[^`]*`|(?<=\]\()[^)]*|<[^>]+>", re.S)
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> Path:
+    """A lesson with its translations, to be changed."""
+    for language in OTHERS:
+        (tmp_path / language).mkdir()
+        shutil.copy(NOTEBOOKS / language / f"{LESSON}.md", tmp_path / language)
+    return Path(shutil.copy(NOTEBOOKS / f"{LESSON}.ipynb", tmp_path))
+
+
+@pytest.mark.parametrize("language", OTHERS)
+@pytest.mark.parametrize("lesson", lesson_names())
+def test_every_text_of_a_lesson_is_translated_as_it_stands(lesson: str, language: str) -> None:
+    found = faults(NOTEBOOKS / f"{lesson}.ipynb", language)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("language", OTHERS)
+@pytest.mark.parametrize("lesson", lesson_names())
+def test_formulas_code_and_links_stay(lesson: str, language: str) -> None:
+    english = {cell.id: cell.source for cell in markdown_cells(nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4))}
+    for section in sections_of(NOTEBOOKS / f"{lesson}.ipynb", language):
+        assert Counter(KEPT.findall(section.text)) == Counter(KEPT.findall(english[section.cell])), f"{lesson}, cell {section.cell}"
+        headings = [re.findall(r"^(#+)(?: (\d\S*))?", text, re.M) for text in (section.text, english[section.cell])]
+        assert headings[0] == headings[1], f"{lesson}, cell {section.cell}"
+
+
+@pytest.mark.parametrize("lesson", lesson_names())
+def test_french_has_its_spaces_and_quotes(lesson: str) -> None:
+    for section in sections_of(NOTEBOOKS / f"{lesson}.ipynb", "fr"):
+        text = KEPT.sub("", section.text)
+        assert re.findall(r".{0,20}(?: [:;?!»%]|« | \"|“).{0,20}", text) == [], f"{lesson}, cell {section.cell}"
+
+
+def test_a_text_that_changed_is_named_and_stays_english(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "fr")
+    assert faults(notebook, "fr") == []
+    content = nbformat.read(notebook, as_version=4)
+    changed, gone, *_ = markdown_cells(content)
+    changed.source = changed.source.replace("few levels", "few steps")
+    content.cells = [cell for cell in content.cells if cell.id != gone.id]
+    content.cells.append(nbformat.v4.new_markdown_cell("New.", id="new-text"))
+    nbformat.write(content, notebook)
+    stale, missing, left = faults(notebook, "fr")
+    assert stale.startswith(f"lesson {LESSON}, cell {changed.id}: the English text has changed since it was translated")
+    assert missing.startswith(f"lesson {LESSON}, cell new-text: there is no translation")
+    assert left == f"lesson {LESSON} has no cell {gone.id}: delete its section in notebooks/fr/{LESSON}.md"
+    texts = {cell.id: cell.source for cell in markdown_cells(read_lesson(notebook))}
+    assert "few steps" in texts[changed.id]
+    assert texts["new-text"] == "New."
+    assert texts["8af9967b"].startswith("## 1.1 Un poids est un nombre") if gone.id != "8af9967b" else "8af9967b" not in texts
+    # The line that the message gives is what makes it right.
+    file = notebook.parent / "fr" / f"{LESSON}.md"
+    text = file.read_text(encoding="utf-8").replace(f"<!-- {gone.id}", f"<!-- new-text {missing.split()[-2]} -->\nNeuf.\n\n<!-- {gone.id}")
+    text = re.sub(rf"<!-- {changed.id} \w+ -->", stale[stale.index("<!--") :], text)
+    file.write_text(text, encoding="utf-8")
+    assert faults(notebook, "fr") == [left]
+
+
+def test_code_and_figures_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for lesson in lesson_names():
+        english = nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4)
+        monkeypatch.setenv(VARIABLE, "fr")
+        french = read_lesson(NOTEBOOKS / f"{lesson}.ipynb")
+        nbformat.validate(french)
+        kept = [[(cell.id, cell.cell_type, cell.cell_type == "code" and cell.source) for cell in each.cells] for each in (english, french)]
+        assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("lesson", lesson_names())
+def test_a_lesson_says_in_french_what_it_is_about(lesson: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "fr")
+    found = about(NOTEBOOKS / f"{lesson}.ipynb")
+    assert found.number == str(int(lesson[:2]))
+    assert found.aim.endswith(".")
+    assert "sur deux cœurs" in found.time
+    assert found.need
+    assert "*" not in found.title + found.aim.replace("*votre*", "").replace("*", "") + found.need.replace("*", "")
