@@ -116,6 +116,19 @@ def afresh(
 
 
 @app.command()
+def teach(
+    folder: Annotated[Path, typer.Argument(help="The folder to make.")],
+    language: LanguageOption = ENGLISH,
+) -> None:
+    """Make copies of the lessons for a class, without solutions, and a file with all solutions for who teaches."""
+    from qlab.workbook.exercises.teaching import TEACHER, write_class
+
+    speak(language)
+    made = write_class(folder)
+    console.print(f"{len(made) - 1} lessons in {folder}; solutions, hints and mistakes in {folder / TEACHER}", highlight=False)
+
+
+@app.command()
 def progress(erase: Annotated[bool, typer.Option("--erase", help="Forget all progress.")] = False) -> None:
     """Show which exercises you have solved, or forget it."""
     from qlab.workbook.reader.about import every_lesson
