@@ -15,8 +15,8 @@ help: ## what can be made
 run: $(READY) ## run the whole workbook on the embedded model; prints the results table and where the report lies
 	$(BIN)/qlab run
 
-test: $(READY) ## all tests
-	$(BIN)/python -m pytest
+test: $(READY) ## all tests, two files at a time on one core each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 20
 
 fuzz: $(READY) ## many more damaged and hostile input files than `make test` tries (long)
 	QLAB_FUZZ=20 $(BIN)/python -m pytest tests/fuzz
