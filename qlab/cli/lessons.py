@@ -65,9 +65,10 @@ def run(
     for outcome in outcomes:
         if outcome.state != DONE:
             where = f" in cell {outcome.cell}" if outcome.cell else ""
-            console.print(f"[red]{outcome.lesson} {outcome.state}[/red]{where}: ", end="")
+            colour = "red" if outcome.broken else "yellow"
+            console.print(f"[{colour}]{outcome.lesson} {outcome.state}[/{colour}]{where}: ", end="")
             console.print(readable(outcome.error), markup=False, highlight=False)
-    if any(outcome.state != DONE for outcome in outcomes):
+    if any(outcome.broken for outcome in outcomes):
         raise typer.Exit(1)
 
 

@@ -45,7 +45,8 @@ class Filed(Sequence[Tensor]):
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         rows, columns = self._shapes[index]
         first = sum(above * across for above, across in self._shapes[:index])
-        values = np.fromfile(self._file, np.float32, rows * columns, offset=4 * first)
+        # Mapped, not read: what is in the system's cache is used where it lies. Copy on write, since a tensor must be writable.
+        values = np.memmap(self._file, np.float32, "c", 4 * first, (rows * columns,))
         return torch.from_numpy(values).view(rows, columns)
 
 

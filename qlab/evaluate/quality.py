@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from qlab.evaluate.kept import next_token_logits, reference_logits
+from qlab.methods.grid import rows_at_once
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
 
-POSITIONS = 64  # whose logits are compared at a time
 SURE = 0.5  # probability
 LARGEST_LOSS = 700.0  # nats a token; e^709 is the largest float, and a model that guesses loses 12
 
@@ -121,9 +121,9 @@ def by_position(logits: Tensor, target: Tensor, expected: Tensor | None) -> dict
     """Figures of each position, float32 [positions], of logits [positions, vocabulary] and the tokens [positions] that follow: `loss`, and
     with a reference's `expected` logits its loss, KL, whether both choose one token, and whether the reference gives that at least SURE. A
     few positions at a time lie in the cache."""
-    parts = []
-    for index in range(0, len(target), POSITIONS):
-        some = slice(index, index + POSITIONS)
+    parts, rows = [], rows_at_once(logits)
+    for index in range(0, len(target), rows):
+        some = slice(index, index + rows)
         log_q = logits[some].log_softmax(-1)
         part = {"loss": nn.functional.nll_loss(log_q, target[some], reduction="none")}
         if expected is not None:

@@ -19,7 +19,9 @@ class EightBits(Integers):
     """INT8 both ways: a scale a row for weights, one a token for activations, which the runtime finds as it goes (W8A8, dynamic).
 
     `smooth`: activations' outlier channels are divided by a scale that the layer's weights are multiplied with, folded into the norm
-    before (SmoothQuant, Xiao et al. 2023; which scale: qlab.methods.activations). Codes are then rounded to nearest or by GPTQ.
+    before (SmoothQuant, Xiao et al. 2023; which scale: qlab.methods.activations). Codes are then rounded to nearest, on grids that cover
+    their rows, or by GPTQ. A search for better grids is left out with the former: it takes minutes with groups as long as a row, and what
+    rounded activations cost is several times what it gains.
     """
 
     method: str = "gptq"
@@ -48,4 +50,4 @@ class EightBits(Integers):
 def parse_eight_bits(name: str) -> EightBits | None:
     """The recipe of a short name such as smooth-gptq-w8a8, if it is one of this family."""
     match = PATTERN.fullmatch(name)
-    return EightBits(match[2], smooth=bool(match[1])) if match else None
+    return EightBits(match[2], search=match[2] == "gptq", smooth=bool(match[1])) if match else None

@@ -100,7 +100,10 @@ def numbers(drawn: dict[str, Any], offered: dict[str, list[Any]]) -> str:
     rows = []
     for place, picture in drawn.items():
         chosen = [values[int(at)] for values, at in zip(offered.values(), place.split(), strict=True)]
-        cells = [*(gettext(str(value)) for value in chosen), *(shown(picture.values[name]) if name in picture.values else "" for name in columns)]
+        cells = [
+            *(gettext(str(value)) for value in chosen),
+            *(shown(picture.values[name]) if name in picture.values else "" for name in columns),
+        ]
         rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     title = html.escape(gettext("All choices in numbers"))

@@ -92,9 +92,9 @@ def calibration_curves(lesson: Lesson, ways: Mapping[str, Rounding], counts: Ite
 
 def eight_bits(lesson: Lesson) -> dict[str, Quality]:
     """INT8, measured: of weights alone, of weights and activations, and of both once SmoothQuant has divided the largest activation
-    channels, which the weights then carry. Weights have a searched scale a row, activations a scale a token; each row differs from the
-    one before in one thing."""
-    names = {"weights": "rtn-w8grow-sym-search", "weights and activations": "rtn-w8a8", "the same, migrated": "smooth-rtn-w8a8"}
+    channels, which the weights then carry. Weights have a scale a row, activations a scale a token; each row differs from the one before
+    in one thing."""
+    names = {"weights": "rtn-w8grow-sym", "weights and activations": "rtn-w8a8", "the same, migrated": "smooth-rtn-w8a8"}
     recipes = {row: parse(name) for row, name in names.items()}
     lesson.walk_together(list(recipes.values()))
     found = {}

@@ -24,13 +24,13 @@ def with_longer_context(family: Family) -> Family:
 
 
 def run(kind: str, lessons: list[str], folder: Path) -> tuple[dict[str, Any], str]:
-    """What the lessons recorded on a tiny model of a family, and all that their cells printed."""
+    """What the lessons recorded on a tiny model of a family, and all that the command and their cells printed."""
     make(folder / "model", with_longer_context(FAMILIES[kind]))
     words = [word for name, value in {**SMALL, "work": str(folder / "work")}.items() for word in ("-p", name, str(value))]
     command = [sys.executable, "-m", "qlab", "run", *lessons, "--model", str(folder / "model"), "--out", str(folder / "report"), *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    printed = "".join((folder / "report" / "notebooks" / f"{lesson}.ipynb").read_text() for lesson in lessons)
+    printed = done.stdout + "".join(path.read_text() for path in (folder / "report" / "notebooks").glob("*.ipynb"))
     return json.loads((folder / "report" / "results.json").read_text())["results"], printed
 
 
@@ -47,3 +47,11 @@ def test_a_model_that_reads_images(tmp_path: Path) -> None:
     assert "Left out" not in printed
     assert results["nf4/same-bytes"]
     assert set(results["nf4/training"]) == {"NF4 (QLoRA)", "unquantized (control)"}
+
+
+def test_lessons_on_gguf_are_left_out_where_llama_cpp_cannot_run_the_family(tmp_path: Path) -> None:
+    results, printed = run("phimoe", ["04_gguf", "06_deployment"], tmp_path)
+    assert not results
+    for lesson in ("04_gguf", "06_deployment"):
+        assert f"{lesson} left out: no GGUF writer for model type 'phimoe'" in printed
+    assert "left out" in (tmp_path / "report" / "index.html").read_text()

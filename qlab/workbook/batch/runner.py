@@ -23,6 +23,7 @@ from qlab.evaluate.store.provenance import machine
 from qlab.models.named import named_folder
 from qlab.models.opening import locate
 from qlab.models.texts.mixture import absolute, files_of
+from qlab.recipes import parse
 from qlab.support.disk.room import full_by, no_room
 from qlab.support.disk.scratch import Scratch, sweep
 from qlab.support.disk.whole import write_whole
@@ -31,17 +32,20 @@ from qlab.support.reading import path_of, read_json
 from qlab.workbook.batch.kernels import WatchedEngine, Watcher, last_printed
 from qlab.workbook.language.lessons import read_lesson
 from qlab.workbook.language.spoken import FOLDER, spoken
+from qlab.workbook.lesson import check_recipe, refusal
 from qlab.workbook.parameters import check_values, parameters_of, resolve
 from qlab.workbook.reader.about import NOTEBOOKS
 from qlab.workbook.record import records_of
 
 NEEDS = {"06_deployment": ("04_gguf",), "07_benchmarks": ("02_awq", "03_gptq", "04_gguf", "05_nf4")}
-DONE, FAILED, SKIPPED = "done", "failed", "not run"
+SUBJECTS = {"04_gguf": "q4_k_m", "06_deployment": "q4_k_m"}  # the recipe that a lesson is about, or serves
+DONE, FAILED, SKIPPED, LEFT_OUT = "done", "failed", "not run", "left out"
 
 
 @dataclass
 class Outcome:
-    """What became of a lesson: DONE (perhaps `earlier`), FAILED with cell and error, or SKIPPED for the lesson it needs."""
+    """What became of a lesson: DONE (perhaps `earlier`), FAILED with cell and error, SKIPPED for the lesson it needs, or LEFT_OUT,
+    since the model cannot be what the lesson is about; `error` says why."""
 
     lesson: str
     state: str
@@ -52,6 +56,11 @@ class Outcome:
     cell: int = 0
     error: str = ""
     records: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the run is to end with an error for it."""
+        return self.state in (FAILED, SKIPPED)
 
 
 Keeper = Callable[[Outcome], None]
@@ -90,13 +99,21 @@ def run_lessons(
     WatchedEngine.watcher = staticmethod(watcher)
     outcomes: dict[str, Outcome] = {}
     for lesson, parameters in values.items():
-        failed = [need for need in NEEDS.get(lesson, ()) if need in outcomes and outcomes[need].state != DONE]
-        if failed:
+        failed = [need for need in NEEDS.get(lesson, ()) if need in outcomes and outcomes[need].broken]
+        if reason := unfit(lesson, parameters["model"]):
+            outcomes[lesson] = Outcome(lesson, LEFT_OUT, parameters, error=reason)
+        elif failed:
             outcomes[lesson] = Outcome(lesson, SKIPPED, parameters, error=f"needs {failed[0]}, which did not finish")
         else:
             outcomes[lesson] = run_lesson(lesson, parameters, out, fresh, keep)
         watcher(lesson, 1, 1, outcomes[lesson].state)
     return list(outcomes.values())
+
+
+def unfit(lesson: str, model: str) -> str:
+    """Why a model cannot be what a lesson is about; empty where it can."""
+    subject = SUBJECTS.get(lesson)
+    return refusal(parse(subject), lambda recipe: check_recipe(recipe, locate(model))) if subject else ""
 
 
 def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, keep: Keeper) -> Outcome:
@@ -112,16 +129,10 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
     started = time.monotonic()
     outcome = Outcome(lesson, DONE, parameters, key=key)
     with Scratch(out) as unfinished:
-        written = unfinished / finished.name
+        notebook, written = read_lesson(NOTEBOOKS / finished.name), unfinished / finished.name
         try:
             papermill.execute_notebook(
-                read_lesson(NOTEBOOKS / finished.name),
-                written,
-                parameters,
-                engine_name="qlab",
-                progress_bar=False,
-                cwd=str(ROOT),
-                log_output=False,
+                notebook, written, parameters, engine_name="qlab", progress_bar=False, cwd=str(ROOT), log_output=False
             )
         except PapermillExecutionError as error:
             said = f"{error.ename}: {error.evalue}".splitlines()[0]

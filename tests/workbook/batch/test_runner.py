@@ -14,11 +14,13 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from rich.console import Console
 
 from qlab.models.opening import OpenedModel
+from qlab.recipes import Recipe
 from qlab.show.progress import LessonProgress
 from qlab.show.site.lesson_page import lesson_page
+from qlab.support.errors import UserError
 from qlab.workbook.batch import kernels
 from qlab.workbook.batch import runner as workbook
-from qlab.workbook.batch.runner import DONE, FAILED, SKIPPED, Outcome, run_lessons, without_paths
+from qlab.workbook.batch.runner import DONE, FAILED, LEFT_OUT, SKIPPED, Outcome, run_lessons, without_paths
 from qlab.workbook.language.lessons import hash_of
 from qlab.workbook.language.spoken import VARIABLE
 
@@ -51,6 +53,20 @@ def test_a_failure_is_reported_and_what_needs_it_is_not_run(lessons: dict[str, d
         ("02_awq", 1, 1, FAILED),
         ("07_benchmarks", 1, 1, SKIPPED),
     ]
+
+
+def test_a_lesson_on_what_a_model_cannot_be_is_left_out_and_what_needs_it_is_run(
+    lessons: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(recipe: Recipe, source: OpenedModel) -> None:
+        raise UserError(f"no {recipe.name} of {source.name}")
+
+    monkeypatch.setattr(workbook, "SUBJECTS", {"02_awq": "q4_k_m"})
+    monkeypatch.setattr(workbook, "check_recipe", check)
+    fine, apart, after = run_lessons(lessons, tmp_path / "out", False, lambda *_: None)
+    assert (fine.state, apart.state, after.state) == (DONE, LEFT_OUT, DONE)
+    assert apart.error.startswith("no q4_k_m of ")
+    assert not apart.broken
 
 
 def test_a_lesson_counts_as_done_once_its_figures_are_kept(lessons: dict[str, dict[str, Any]], tmp_path: Path) -> None:
