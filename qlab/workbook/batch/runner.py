@@ -129,16 +129,10 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
     started = time.monotonic()
     outcome = Outcome(lesson, DONE, parameters, key=key)
     with Scratch(out) as unfinished:
-        written = unfinished / finished.name
+        notebook, written = read_lesson(NOTEBOOKS / finished.name), unfinished / finished.name
         try:
             papermill.execute_notebook(
-                read_lesson(NOTEBOOKS / finished.name),
-                written,
-                parameters,
-                engine_name="qlab",
-                progress_bar=False,
-                cwd=str(ROOT),
-                log_output=False,
+                notebook, written, parameters, engine_name="qlab", progress_bar=False, cwd=str(ROOT), log_output=False
             )
         except PapermillExecutionError as error:
             said = f"{error.ename}: {error.evalue}".splitlines()[0]

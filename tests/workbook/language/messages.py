@@ -13,7 +13,7 @@ from jinja2.ext import babel_extract
 from qlab import ROOT
 from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
 from qlab.show.widgets import label
-from qlab.workbook.batch.runner import DONE, FAILED, SKIPPED
+from qlab.workbook.batch.runner import DONE, FAILED, LEFT_OUT, SKIPPED
 from qlab.workbook.benchmark import results_table
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.checks import ASKED, WRITTEN
@@ -55,7 +55,7 @@ def of_data() -> Iterator[tuple[str, str]]:
     untested = [found for found in judge({}) if found.claim["id"] not in TESTS and found.claim["test"] in ("advice", "machine")]
     yield from (("qlab/claims", found.measured) for found in untested)
     yield from (("qlab/claims", verdict) for verdict in (HOLDS, FAILS, NOISE, UNTESTABLE, OPEN, ADVICE))
-    yield from (("qlab/workbook/batch/runner.py", state) for state in (DONE, FAILED, SKIPPED))
+    yield from (("qlab/workbook/batch/runner.py", state) for state in (DONE, FAILED, SKIPPED, LEFT_OUT))
     yield from (("qlab/workbook/benchmark.py", column) for column in results_table([])["columns"])
     for name, written in WRITTEN.items():
         assert isinstance(written.form, (Numbers, Names))
