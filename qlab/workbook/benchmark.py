@@ -164,8 +164,8 @@ def best_of(measured: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def results_table(measured: Sequence[Row], floor: Mapping[str, Quality]) -> dict[str, Any]:
-    """The table as text, for notebook, terminal and report: `columns`, `rows` of as many cells, and `notes`; `floor`, the noise floor by its
-    name (qlab.evaluate.arithmetic), is a row that has quality alone.
+    """The table as text, for notebook, terminal and report: `columns`, `rows` of as many cells, and `notes`. `floor`: the noise floor by
+    its name (qlab.evaluate.arithmetic), a row that has quality alone.
 
     Lists keep their order where a notebook file sorts a dictionary's names.
     """
