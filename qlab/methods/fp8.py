@@ -1,7 +1,8 @@
 """FP8 (E4M3): floats of 8 bits, 4 of them exponent and 3 mantissa, times a scale that a row or a block of the weights shares.
 
-A float is rounded by a share of itself, at most 1/16, where an integer is rounded by a share of the largest number beside it. So outliers
-cost little, and channel scales (AWQ, SmoothQuant) or searched grids have little to win: weights are rounded to nearest as they are.
+A float is rounded by a share of itself, at most 1/16, where an integer is rounded by a share of the largest number beside it. So channels
+of unequal size cost little, and scaling them (AWQ, SmoothQuant) wins little. With 3 bits of mantissa the share is large, though: where
+channels are equal, integers of 8 bits are nearer.
 """
 
 from __future__ import annotations

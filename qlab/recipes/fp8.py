@@ -1,7 +1,7 @@
 """Recipes of FP8: weights rounded to nearest, activations by the runtime as it goes; stored as compressed-tensors.
 
-No recipe scales channels for it first (SmoothQuant, AWQ): a float is rounded by a share of itself, wherever its scale lies, so there is
-nothing to win by moving outliers from activations into weights (tests/methods/test_fp8.py shows it beside INT8).
+No recipe scales channels for it first (SmoothQuant, AWQ): that needs calibration text, and wins little, since a float is rounded by a
+share of itself (tests/methods/test_fp8.py shows it beside INT8).
 """
 
 from __future__ import annotations

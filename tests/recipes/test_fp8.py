@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from qlab.plan.plan import weight_bytes
 from qlab.plan.shapes import find_shape
 from qlab.recipes import parse
 from qlab.support.errors import UserError
-from tests.walk.families import FAMILIES, make
+from tests.walk.families import Family, make
 
 LAYER = "model.layers.1.mlp.down_proj"
 
@@ -41,8 +40,7 @@ def test_an_artifact_computes_as_its_runtime_will(
 
 
 def test_layers_that_blocks_do_not_divide_stay_in_half_precision(calibration: Tensor, tmp_path: Path) -> None:
-    family = replace(FAMILIES["llama"], options=FAMILIES["llama"].options | {"hidden_size": 128, "intermediate_size": 192})
-    source = make(tmp_path / "source", family)
+    source = make(tmp_path / "source", Family("llama", {"hidden_size": 128, "intermediate_size": 192}))
     (fitted,) = fit(source, [parse("rtn-fp8-b128")])
     assert "in half precision, since 192 outputs and 128 inputs are not both multiples of 128, the side of a block" in " ".join(
         fitted.remarks
