@@ -21,7 +21,7 @@ from qlab.formats.gguf.encoding import weights_at_once
 from qlab.methods.grid_search import REFIT_ROWS
 from qlab.methods.nf4 import CHUNK as NF4_BLOCKS
 from qlab.models.opening import OpenedModel
-from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
+from qlab.recipes import FP8, GGUF, NF4, Integers, WalkedRecipe
 from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.support.errors import UserError
 from qlab.support.process import peak_bytes
@@ -142,6 +142,8 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
     largest = 4.0 * max(width * out for width, out in groups)
     if isinstance(recipe, NF4):
         return 16.0 * min(largest / 4, 64 * NF4_BLOCKS) + 1.5 * largest  # temporaries of the blocks that are rounded at once
+    if isinstance(recipe, FP8):
+        return 3.0 * largest  # of one layer: in steps of its scale, in FP8, and back, and their difference
     if isinstance(recipe, GGUF):
         at_once = weights_at_once(torch.device(device))
         settling = max(4.0 * width**2 + 28.0 * min(width * out, at_once) for width, out in groups) if recipe.settles else 0.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qlab.artifacts.block_shape import BlockShape, Group
-from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe
+from qlab.recipes import FP8, GGUF, NF4, Integers, WalkedRecipe
 from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.support.threads import half_the_threads
 from qlab.walk.walk import observes_original
@@ -81,6 +81,8 @@ def weight_passes(recipe: WalkedRecipe) -> float:
     """How often a recipe goes over a block's weights, element by element."""
     if isinstance(recipe, NF4):
         return 120.0  # most of it the search for the nearest level
+    if isinstance(recipe, FP8):
+        return 20.0
     if isinstance(recipe, GGUF):
         return 100.0 if recipe.data_matters else 10.0
     assert isinstance(recipe, Integers)

@@ -36,6 +36,9 @@ def evaluate(
     window: Annotated[int, whole("Tokens a window; windows do not overlap. GPTQ's protocol: 2048 of wikitext-2.", 2, TOKENS)] = 512,
     tokens: Annotated[int, whole("Tokens to read, at most.", 2, 10**9)] = 20480,
     reference: Annotated[str | None, typer.Option(help="Also the distance from this model.")] = None,
+    floor: Annotated[
+        bool, typer.Option("--floor/--no-floor", help="With --reference also its own distance from itself when computed in BF16.")
+    ] = True,
     tasks: Annotated[str, typer.Option(help="lm-eval's tasks, such as mmlu,hellaswag,lambada, and heldout-cloze, made of --text.")] = "",
     limit: Annotated[int | None, whole("Documents a task, at most (mmlu: a subject).", 1, 10**6)] = None,
     task_data: Annotated[Path | None, typer.Option(help="Folder with mmlu/, hellaswag/, lambada/; else the hub.")] = None,
@@ -49,7 +52,8 @@ def evaluate(
     import torch
 
     from qlab.evaluate.agreement import agreement_table, answer_prompts, part
-    from qlab.evaluate.quality import measure_quality
+    from qlab.evaluate.arithmetic import FLOOR, InBfloat16
+    from qlab.evaluate.quality import measure_each
     from qlab.evaluate.store.results import Figure, quality_figures, score_figures
     from qlab.evaluate.tasks import check_tasks, run_tasks
     from qlab.models.loading import load_and_rest, load_tokenizer
@@ -77,11 +81,13 @@ def evaluate(
     check_tasks(wanted, limit, task_data, task_text := load_text(text) if wanted else "")
     model, rest = load_and_rest(source, torch.float32, device)
     judge, rest_of_judge = load_and_rest(original, torch.float32, device) if original else (None, [])
-    quality = measure_quality(model, reading.windows, judge)
+    quality, *floors = measure_each([model, *([InBfloat16(judge)] if judge and floor else [])], reading.windows, judge)
     under = {"dtype": "float32", "device": torch.device(device).type}
     measured_from = f"{original.name} {original.fingerprint[:8]}" if original else ""
     figures = quality_figures(quality, reading.conditions | under, measured_from)
     found: dict[str, Any] = {name: value for name, value in quality.as_dict().items() if isinstance(value, (int, float))}
+    for each in floors:
+        found["floor"] = {"kl": each.kl, "kl_stderr": each.kl_stderr, "top1": each.top1}
     found |= {"text": reading.as_dicts(), "protocol": reading.protocol}
     found |= {"left_out": rest} if rest else {}
     if not as_json:
@@ -91,6 +97,8 @@ def evaluate(
         if quality.kl is not None:
             print(f"KL to {reference} {quality.kl:.5f} ± {quality.kl_stderr:.5f} nats/token; same top token {quality.top1:.1%}")
             print(f"  of single tokens: {spread(quality)}")
+        for each in floors:
+            print(f"  noise floor, the {FLOOR}: KL {each.kl:.5f} ± {each.kl_stderr:.5f}; same top token {each.top1:.1%}")
     if agreement and judge:
         answered = answer_prompts(judge, tokenizer, asked)
         table = agreement_table(part(model, judge, answered))

@@ -18,7 +18,7 @@ def plan(
     model: Annotated[
         str, typer.Argument(help="Llama-3.1-70B, a size such as 70B, 'embedded', a folder, .gguf file, config.json or hub id.")
     ],
-    format_name: Annotated[str, typer.Option("--format", help="fp16, awq, gptq, int8, int3, nf4, q4_k_m, …")] = "awq",
+    format_name: Annotated[str, typer.Option("--format", help="fp16, awq, gptq, int8, w8a8, fp8, int3, nf4, q4_k_m, …")] = "awq",
     context: Annotated[int, whole("Tokens a sequence, prompt and answer.", 1, 10**8)] = 4096,
     sequences: Annotated[int, whole("Sequences served at once.", 1, 10**6)] = 1,
     cache: Annotated[str, typer.Option(help="What the KV cache is kept in: f16, q8_0, q4_0 or fp8.")] = "f16",

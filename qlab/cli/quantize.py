@@ -16,7 +16,7 @@ from qlab.cli.numbers import TOKENS, WINDOWS, whole
 def quantize(
     recipe: Annotated[
         list[str],
-        typer.Option(help="Such as awq-gptq-w4g128, gptq-w4g128, nf4, q4_k_m. May be repeated: one walk makes all."),
+        typer.Option(help="Such as awq-gptq-w4g128, gptq-w4g128, rtn-fp8, nf4, q4_k_m. May be repeated: one walk makes all."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the artifacts; each lies in OUT/RECIPE.")],
     model: ModelOption = "embedded",

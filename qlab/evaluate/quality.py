@@ -60,11 +60,19 @@ class Quality:
         return asdict(self)
 
 
-@torch.inference_mode()
 def measure_quality(
     model: nn.Module, windows: Tensor, reference: nn.Module | Sequence[Tensor] | None = None, label: str = "evaluating"
 ) -> Quality:
-    """Run the windows, int64 [windows, length], through `model`, and through `reference` where one is given, or its logits for each.
+    """The quality of one model, as `measure_each` measures it, and as it raises."""
+    return measure_each([model], windows, reference, label)[0]
+
+
+@torch.inference_mode()
+def measure_each(
+    models: Sequence[nn.Module], windows: Tensor, reference: nn.Module | Sequence[Tensor] | None = None, label: str = "evaluating"
+) -> list[Quality]:
+    """Run the windows, int64 [windows, length], through each of `models`, and once through `reference` where one is given, or take its
+    logits for each.
 
     Raises:
         UserError: fewer than two windows, windows of fewer than two tokens, the two models' vocabularies differ, or predictions that
@@ -74,19 +82,27 @@ def measure_quality(
         raise UserError("one window has no standard error: give a longer text, shorter windows or more of them")
     if windows.shape[1] < 2:
         raise UserError("a window needs at least two tokens: one to predict from and one to predict")
-    rows, single = [], []
+    found: list[list[dict[str, Tensor]]] = [[] for _ in models]
     for index, window in enumerate(progress(windows.split(1), label, leave=False)):
-        logits, expected = next_token_logits(model, window), None
-        if reference is not None:
-            expected = reference_logits(reference, index, window).to(logits.device)
-            if expected.shape != logits.shape:
+        expected = None if reference is None else reference_logits(reference, index, window)
+        for model, own in zip(models, found):
+            logits = next_token_logits(model, window)
+            if expected is not None and expected.shape != logits.shape:
                 raise UserError(
                     f"the reference predicts {expected.shape[1]} tokens, the model {logits.shape[1]}: they are not of one family"
                 )
-        found = by_position(logits, window[0, 1:].to(logits.device), expected)
-        if "kl" in found:
-            single.append(torch.stack([found[name].double().cpu() for name in ("kl", "top1", "sure")]))
-        rows.append({name: float(values.mean()) for name, values in found.items()})
+            seen = by_position(logits, window[0, 1:].to(logits.device), None if expected is None else expected.to(logits.device))
+            own.append({name: values.cpu() for name, values in seen.items()})
+    return [summarized(own) for own in found]
+
+
+def summarized(found: Sequence[dict[str, Tensor]]) -> Quality:
+    """The figures of a model, of what by_position found in each window.
+
+    Raises:
+        UserError: predictions that are not finite.
+    """
+    rows = [{name: float(values.mean()) for name, values in window.items()} for window in found]
     if not all(math.isfinite(value) for row in rows for value in row.values()) or max(row["loss"] for row in rows) > LARGEST_LOSS:
         raise UserError(
             "the model's predictions are no numbers, or beyond counting, on this text: its weights or its configuration are damaged, or it "
@@ -97,15 +113,15 @@ def measure_quality(
     result: dict[str, Any] = {
         "perplexity": math.exp(loss),
         "stderr": math.exp(loss) * loss_error,  # first order: d exp(x) = exp(x) dx
-        "tokens": windows.shape[0] * (windows.shape[1] - 1),
-        "window": windows.shape[1],
+        "tokens": sum(len(window["loss"]) for window in found),
+        "window": len(found[0]["loss"]) + 1,
     }
-    if reference is not None:
+    if "kl" in columns:
         result["kl"], result["kl_stderr"] = mean_and_error(columns["kl"])
         result["kl_windows"] = [row["kl"] for row in rows]
         result["top1"] = float(columns["top1"].mean())
         result["loss_increase"], result["loss_increase_stderr"] = mean_and_error(columns["loss"] - columns["reference"])
-        result |= by_token(torch.cat(single, 1))
+        result |= by_token(torch.cat([torch.stack([window[name].double() for name in ("kl", "top1", "sure")]) for window in found], 1))
     return Quality(**result)
 
 

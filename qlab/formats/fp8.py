@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qlab.formats.plain import AGAIN, HALVES, Plain, Stored
+from qlab.methods.fp8 import times_scales
 from qlab.support.errors import UserError
 
 DTYPES = {"F8_E4M3": "E4M3", "F8_E5M2": "E5M2"}  # safetensors' names, and the field's
@@ -103,18 +104,8 @@ def grid(scale: tuple[int, ...], rows: int) -> tuple[int, int]:
 
 
 def decode(parts: dict[str, Tensor], block: tuple[int, int]) -> Tensor:
-    """q · scale, float32; the last block of a row or column may be a part of one."""
-    weight, scale = parts["weight"].float(), scale_values(parts["scale"])
-    rows, columns = weight.shape[-2:] if weight.dim() > 1 else (1, len(weight))
-    down, across = -(-rows // block[0]), -(-columns // block[1])
-    scale = scale.reshape(*weight.shape[:-2], down, across) if scale.numel() > 1 else scale.reshape(1, 1)
-    scale = scale.repeat_interleave(block[0], dim=-2)[..., :rows, :]
-    whole = columns // block[1] * block[1]
-    if whole:
-        weight[..., :whole].unflatten(-1, (-1, block[1])).mul_(scale[..., : whole // block[1], None])
-    if whole < columns:
-        weight[..., whole:].mul_(scale[..., -1:])
-    return weight
+    """q · scale, float32."""
+    return times_scales(parts["weight"], scale_values(parts["scale"]), block)
 
 
 def scale_values(scale: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ RECIPES = {
     "AWQ and GPTQ: quantize with both, measure on your own test set, keep the better": (AWQ, GPTQ),
 }
 PLANNED = {  # by the names of qlab.plan.plan.BITS, without the group size
-    "INT8": "gptq-w8g{}", "INT8 W8A8": "smooth-gptq-w8a8", "AWQ/GPTQ INT4": AWQ, "INT3": "gptq-w3g{}", "INT2": "gptq-w2g{}",
-    "GGUF Q4_K_M": "q4_k_m", "NF4 double quant": "nf4",
+    "INT8": "gptq-w8g{}", "INT8 W8A8": "smooth-gptq-w8a8", "FP8 W8A8": "rtn-fp8", "AWQ/GPTQ INT4": AWQ,
+    "INT3": "gptq-w3g{}", "INT2": "gptq-w2g{}", "GGUF Q4_K_M": "q4_k_m", "NF4 double quant": "nf4",
 }  # fmt: skip
 
 

@@ -22,9 +22,10 @@ NEAR = 1.5  # a size such as 70B is planned as a published model of at most this
 INT4 = "AWQ/GPTQ INT4 g128"
 ALIASES = {
     "fp32": "FP32", "fp16": "FP16", "bf16": "FP16", "int8": "INT8", "int4": INT4, "awq": INT4, "gptq": INT4,
-    "q4_k_m": "GGUF Q4_K_M", "nf4": "NF4 double quant", "w8a8": "INT8 W8A8", "int3": "INT3 g128", "int2": "INT2 g128",
+    "q4_k_m": "GGUF Q4_K_M", "nf4": "NF4 double quant", "w8a8": "INT8 W8A8", "fp8": "FP8 W8A8",
+    "int3": "INT3 g128", "int2": "INT2 g128",
 }  # fmt: skip
-EIGHT_BITS = re.compile(r"(?:smooth-)?(?:rtn|gptq)-w8a8")
+EIGHT_BITS = {"w8a8": re.compile(r"(?:smooth-)?(?:rtn|gptq)-w8a8"), "fp8": re.compile(r"rtn-fp8(?:-b128)?")}  # recipes, by ALIASES
 RECIPE = re.compile(r"(?:rtn|awq|gptq|awq-gptq|tuned)-w([2348])g(128|64|32)(?:-.*)?")  # of grouped integers: bits and group size
 
 
@@ -105,8 +106,7 @@ def find_format(name: str) -> str:
     known = {key.lower(): key for key in BITS} | ALIASES
     if recipe := RECIPE.fullmatch(name.lower()):
         known |= {name.lower(): of_groups(key, int(recipe[2])) for key, bits in WIDTHS.items() if bits == int(recipe[1])}
-    if EIGHT_BITS.fullmatch(name.lower()):
-        return ALIASES["w8a8"]
+    known |= {name.lower(): ALIASES[key] for key, recipes in EIGHT_BITS.items() if recipes.fullmatch(name.lower())}
     if name.lower() not in known:
         raise UserError(f"no format {name!r}: expected one of {', '.join(ALIASES)}")
     return known[name.lower()]

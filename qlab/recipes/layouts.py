@@ -61,11 +61,13 @@ GPTQ = Layout(
 COMPRESSED = Layout(
     "compressed-tensors", "compressed-tensors", WIDTHS, compressed.unfit, lambda layer, scheme: compressed.pack(layer, scheme.symmetric),
     lambda scheme, left: compressed.quantization_config(
-        scheme.bits, scheme.group_size, scheme.symmetric, scheme.scattered, left.kept, left.apart
+        compressed.integers(scheme.bits, scheme.group_size, scheme.symmetric, scheme.scattered), None, left.kept, left.apart
     ),
 )  # fmt: skip
 W8A8 = Layout(
     "compressed-tensors", "compressed-tensors INT8", (8,), lambda outputs, inputs: "", lambda layer, scheme: compressed.pack_int8(layer),
-    lambda scheme, left: compressed.quantization_config(8, -1, True, False, left.kept, left.apart, compressed.BY_TOKEN),
+    lambda scheme, left: compressed.quantization_config(
+        compressed.integers(8, -1, True, False), compressed.BY_TOKEN, left.kept, left.apart
+    ),
 )  # fmt: skip
 LAYOUTS = {layout.format: layout for layout in (AWQ, GPTQ, COMPRESSED)}

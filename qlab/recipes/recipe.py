@@ -86,13 +86,18 @@ class Walked:
         return {name: tensor}
 
     def dtype(self: WalkedRecipe, source: OpenedModel, largest: float) -> torch.dtype:
-        """What the tensors that are not quantized are stored in, and the model is to be run in: BF16 where FP16 may overflow."""
-        return torch.bfloat16 if overflows(largest) else torch.float16
+        """What the tensors that are not quantized are stored in, and the model is to be run in: BF16 where FP16 may overflow.
+
+        Without calibration nothing tells whether the activations of a BF16 model fit FP16: such a model stays in BF16.
+        """
+        return torch.bfloat16 if overflows(largest) or (not self.data and source.trained_in == torch.bfloat16) else torch.float16
 
     def dtype_note(self: WalkedRecipe, source: OpenedModel, largest: float) -> str:
         """Why the artifact is BF16; empty where it is not."""
         if self.dtype(source, largest) == torch.float16:
             return ""
+        if not self.data and source.trained_in == torch.bfloat16:
+            return "stored as BF16, as the original is: without calibration nothing tells whether its activations fit FP16"
         return (
             f"stored as BF16 and marked so in config.json, since FP16, which ends at {FP16_LARGEST:.0f}, may overflow: "
             f"weights and activations of up to {largest:.3g} were seen. Do not run it with --dtype float16"

@@ -79,7 +79,7 @@ def jobs_of(sweep: Sweep, name: str, source: OpenedModel, fitted: Sequence[Fitte
     seconds = 20 + 4 * weights * judged.tokens / WEIGHTS_A_SECOND
     for recipe in ("", *made):
         place = str(folder / recipe) if recipe else where(name, source)
-        words = ["evaluate", place, "--reference", where(name, source), "--json", "--results", "", "--device", sweep.device]
+        words = ["evaluate", place, "--reference", where(name, source), "--no-floor", "--json", "--results", "", "--device", sweep.device]
         words += [*texts("--text", judged.text), "--window", str(judged.window), "--tokens", str(judged.tokens)]
         words += ["--tasks", ",".join(judged.tasks)] if judged.tasks else []
         inputs = [source.fingerprint, *judged.text] + ([walk.key, recipe] if recipe else [])

@@ -26,11 +26,13 @@ from qlab.workbook.lesson import Lesson, check_recipe, refusal
 
 ORIGINAL = "FP16 original"
 EIGHT_BIT = "GGUF Q8_0"
+DISTANCE = ("loss increase (nats/token)", "KL to FP16 (nats/token)")
 NO_PEAK = "no peak is predicted for a runtime whose work space has not been measured"
 NOTES = (
     "MB in memory: how much the process that runs the format grew by loading it; at the peak: the most while it works. "
     "Predicted: weights and cache, from the files' headers, and what llama.cpp and vLLM need for themselves; at the peak also what "
     "computing needs. vLLM's server counts with all its processes.",
+    "The original, computed in BF16: what arithmetic alone changes. A distance below its own is no damage that could be seen.",
     "Loss increase: against the original on the same text. It is paired window by window: its ± does not include how the windows differ.",
     "Tokens a second at batch 1. The ± is the spread over rounds in which the formats take turns; it includes slow changes of the machine. "
     "% of ceiling: the share of the tokens/s that this machine's memory bandwidth, measured, allows.",
@@ -161,15 +163,16 @@ def best_of(measured: Sequence[Row]) -> dict[str, list[str]]:
     }
 
 
-def results_table(measured: Sequence[Row]) -> dict[str, Any]:
-    """The table as text, for notebook, terminal and report: `columns`, `rows` of as many cells, and `notes`.
+def results_table(measured: Sequence[Row], floor: Mapping[str, Quality]) -> dict[str, Any]:
+    """The table as text, for notebook, terminal and report: `columns`, `rows` of as many cells, and `notes`. `floor`: the noise floor by
+    its name (qlab.evaluate.arithmetic), a row that has quality alone.
 
     Lists keep their order where a notebook file sorts a dictionary's names.
     """
     tasks = [f"{score.task} {score.metric}" for score in measured[0].scores] if measured else []
     columns = [
         "format", "run by", "MB on disk", "MB predicted", "MB in memory", "MB predicted at the peak", "MB at the peak", "perplexity",
-        "loss increase (nats/token)", "KL to FP16 (nats/token)", *tasks, "prompt tok/s", "generation tok/s", "% of ceiling",
+        *DISTANCE, *tasks, "prompt tok/s", "generation tok/s", "% of ceiling",
     ]  # fmt: skip
     rows, reasons, elsewhere = [], dict[str, int](), dict[str, None]()
     ran = {row.name for row in measured if row.figures}
@@ -181,7 +184,7 @@ def results_table(measured: Sequence[Row]) -> dict[str, Any]:
         if ABSENT in row.problem and row.name in ran:  # a format that ran in another runtime needs no empty line
             elsewhere[row.problem] = None
             continue
-        quality = [f"{row.quality.perplexity:.2f}", *distance_cells(row)]
+        quality = [f"{row.quality.perplexity:.2f}", *(["0", "0"] if row.name == ORIGINAL else distance_cells(row.quality))]
         quality += [f"{100 * score.value:.1f} ± {100 * score.stderr:.1f} %" for score in row.scores]
         if row.figures:
             memory, speed = row.figures.memory, row.figures.speed
@@ -192,6 +195,9 @@ def results_table(measured: Sequence[Row]) -> dict[str, Any]:
         else:
             cells = [[no(row.problem)] * 4, [no(row.problem)] * 3]
         rows.append([row.name, row.runtime, f"{row.disk_bytes / 1e6:.1f}", *cells[0], *quality, *cells[1]])
+    for name, found in floor.items():
+        known = {"format": name, "perplexity": f"{found.perplexity:.2f}"} | dict(zip(DISTANCE, distance_cells(found)))
+        rows.append([known.get(column, "—") for column in columns])
     return {
         "columns": columns,
         "rows": rows,
@@ -199,11 +205,8 @@ def results_table(measured: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def distance_cells(row: Row) -> list[str]:
+def distance_cells(quality: Quality) -> list[str]:
     """Loss increase and KL, in as many digits as their errors need."""
-    if row.name == ORIGINAL:
-        return ["0", "0"]
-    quality = row.quality
     digits = min(9, max(5, 1 - math.floor(math.log10(quality.kl_stderr)))) if quality.kl_stderr else 5
     return [
         f"{signed(quality.loss_increase or 0, 4)} ± {quality.loss_increase_stderr or 0:.4f}",

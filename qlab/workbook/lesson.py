@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab import ROOT
 from qlab.artifacts.artifact import Artifact, artifact_folder, make_artifact, quantize_model
+from qlab.evaluate.arithmetic import FLOOR, InBfloat16
 from qlab.evaluate.kept import kept_logits
 from qlab.evaluate.quality import Quality, measure_quality
 from qlab.formats import awq
@@ -108,7 +109,7 @@ class Lesson:
         arguments = (self.source, recipes, self.calibration, folder, None, self.device, self.calibration_reading.as_dicts())
         run_isolated(quantize_model, *arguments)
 
-    def evaluate(self, name: str, model: PreTrainedModel | Artifact) -> Quality:
+    def evaluate(self, name: str, model: nn.Module | Artifact) -> Quality:
         """Quality of a model or artifact against the original; recorded as `quality/name`. An artifact's is kept for other lessons."""
 
         def judge() -> Quality:
@@ -121,6 +122,11 @@ class Lesson:
             quality = judge()
         record(f"quality/{name}", quality.as_dict())
         return quality
+
+    @cached_property
+    def floor(self) -> dict[str, Quality]:
+        """A row for every table of quality: the original's distance from itself when it is computed in BF16."""
+        return {FLOOR: self.evaluate("original-bf16", InBfloat16(self.reference))}
 
     @cached_property
     def expected(self) -> nn.Module | Sequence[Tensor]:

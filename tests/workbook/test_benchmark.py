@@ -67,17 +67,25 @@ def test_pairs_cancel_what_makes_a_window_hard() -> None:
 
 
 def test_the_table_has_units_notes_and_no_minus_before_zero() -> None:
-    table = results_table(ROWS)
+    table = results_table(ROWS, {})
     assert table["notes"] == list(NOTES)
     assert "KL to FP16 (nats/token)" in table["columns"]
     assert not any("-0.0000" in cell for cells in table["rows"] for cell in cells)
     assert {len(cells) for cells in table["rows"]} == {len(table["columns"])}
 
 
+def test_the_noise_floor_is_a_row_without_a_runtime() -> None:
+    table = results_table(ROWS, {"original in BF16": dataclasses.replace(ROWS[1].quality, kl=0.00002, kl_stderr=0.0000011)})
+    floor = dict(zip(table["columns"], table["rows"][-1]))
+    assert (floor["format"], floor["KL to FP16 (nats/token)"]) == ("original in BF16", "0.0000200 ± 0.0000011")
+    assert floor["perplexity"] == "20.00"
+    assert {floor[name] for name in ("run by", "MB on disk", "cloze acc", "generation tok/s")} == {"—"}
+
+
 def test_what_could_not_be_measured_has_its_reason_below_the_table() -> None:
     crashed = dataclasses.replace(ROWS[3], figures=None, problem="killed: out of memory")
     absent = dataclasses.replace(ROWS[4], figures=None, problem="vLLM is not on this machine: make vllm")
-    table = results_table([ROWS[0], crashed, absent, absent])
+    table = results_table([ROWS[0], crashed, absent, absent], {})
     assert table["rows"][1].count("no (1)") == 7
     assert "no (2)" in table["rows"][2]
     assert "no (2)" in table["rows"][3]
@@ -93,7 +101,7 @@ def test_a_peak_that_nobody_can_predict_has_its_reason_too() -> None:
     unknown = dataclasses.replace(
         ROWS[0], figures=dataclasses.replace(figures, memory=dataclasses.replace(figures.memory, expected=expected))
     )
-    table = results_table([ROWS[0], unknown])
+    table = results_table([ROWS[0], unknown], {})
     at = table["columns"].index("MB predicted at the peak")
     assert [cells[at] for cells in table["rows"]] == ["0", "no (1)"]
     assert table["notes"][-1] == f"no (1): {NO_PEAK}"
@@ -101,14 +109,14 @@ def test_a_peak_that_nobody_can_predict_has_its_reason_too() -> None:
 
 def test_an_absent_runtime_is_named_once_where_the_format_ran_in_another() -> None:
     absent = [dataclasses.replace(row, figures=None, runtime="vLLM", problem="vLLM is not on this machine: make vllm") for row in ROWS]
-    table = results_table([*ROWS, *absent])
+    table = results_table([*ROWS, *absent], {})
     assert len(table["rows"]) == len(ROWS)
     assert table["notes"].count("vLLM is not on this machine: make vllm") == 1
 
 
 def test_an_error_smaller_than_its_digits_is_not_nothing() -> None:
     near = dataclasses.replace(ROWS[1], quality=dataclasses.replace(ROWS[1].quality, kl=0.000204, kl_stderr=0.0000031))
-    assert "0.0002040 ± 0.0000031" in results_table([near])["rows"][0]
+    assert "0.0002040 ± 0.0000031" in results_table([near], {})["rows"][0]
 
 
 def test_of_several_runtimes_the_fastest_stands_for_the_format() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from qlab.formats.compressed_tensors.scheme import Activations, inputs_of
 from qlab.methods.activations import rounded_by_token
+from qlab.methods.fp8 import rounded_floats
 from qlab.support.errors import UserError
+
+Rounding = Callable[[Tensor], Tensor]
 
 
 def round_inputs(model: nn.Module, quantization: dict[str, Any], layers: Iterable[str], called: str) -> None:
@@ -25,7 +29,7 @@ def round_inputs(model: nn.Module, quantization: dict[str, Any], layers: Iterabl
     for layer in layers:
         if (asked := inputs_of(layer, quantization)) is None:
             continue
-        check_known(asked, called)
+        rounding = rounding_of(asked, called)
         try:
             module: nn.Module | None = model.get_submodule(layer)
         except AttributeError:
@@ -35,19 +39,31 @@ def round_inputs(model: nn.Module, quantization: dict[str, Any], layers: Iterabl
                 f"{called} rounds the activations before {layer}, which transformers computes together with other layers: "
                 "qlab cannot measure what a runtime serves of it"
             )
-        module.register_forward_pre_hook(rounded_before)
+        module.register_forward_pre_hook(partial(rounded_before, rounding))
 
 
-def rounded_before(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A linear layer's inputs, rounded by token."""
-    return (rounded_by_token(given[0]), *given[1:])
+def rounded_before(rounding: Rounding, _: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A linear layer's inputs, rounded."""
+    return (rounding(given[0]), *given[1:])
 
 
-def check_known(asked: Activations, called: str) -> None:
-    """Raise a UserError unless activations are integers of 8 bits, symmetric, with a scale for each token that is found as it goes."""
-    if (asked.num_bits, asked.type, asked.symmetric, asked.strategy, asked.dynamic) != (8, "int", True, "token", True):
-        raise UserError(
-            f"{called} rounds activations as {asked.num_bits}-bit {asked.type[:20]} by {str(asked.strategy)[:20]}"
-            f"{'' if asked.dynamic is True else ', with stored scales'}; qlab measures 8-bit integers by token, whose scales are found as "
-            "it goes: take the original checkpoint"
-        )
+def rounding_of(asked: Activations, called: str) -> Rounding:
+    """How activations are rounded: to 8 bits, symmetric, with scales that are found as it goes: integers or floats by token, or floats by
+    groups of a token's channels.
+
+    Raises:
+        UserError: in another way.
+    """
+    if (asked.num_bits, asked.symmetric, asked.dynamic) == (8, True, True):
+        match asked.type, asked.strategy, asked.group_size:
+            case "int", "token", _:
+                return rounded_by_token
+            case "float", "token", _:
+                return rounded_floats
+            case "float", "group", int(size):
+                return partial(rounded_floats, group_size=size)
+    raise UserError(
+        f"{called} rounds activations as {asked.num_bits}-bit {asked.type[:20]} by {str(asked.strategy)[:20]}"
+        f"{'' if asked.dynamic is True else ', with stored scales'}; qlab measures integers and floats of 8 bits by token, and floats by "
+        "groups of channels, whose scales are found as it goes: take the original checkpoint"
+    )

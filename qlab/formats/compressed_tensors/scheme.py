@@ -25,20 +25,20 @@ class Numbers(BaseModel):
     type: str = "int"
     symmetric: bool = True
     strategy: str | None = None
-
-
-class Weights(Numbers):
-    """How its weights are."""
-
     group_size: Whole | None = None
-    actorder: str | bool | None = None
-    block_structure: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = None
 
     @field_validator("group_size", mode="before")
     @classmethod
     def none_by_minus_one(cls, given: Any) -> Any:
         """-1 stands for a group a row."""
         return None if given == -1 else given
+
+
+class Weights(Numbers):
+    """How its weights are."""
+
+    actorder: str | bool | None = None
+    block_structure: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = None
 
 
 class Activations(Numbers):

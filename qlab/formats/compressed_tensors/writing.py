@@ -1,8 +1,8 @@
-"""Grouped integers as compressed-tensors stores them: packed, for activations of 16 bits; or as int8, for activations of 8 bits."""
+"""What compressed-tensors stores: integers packed, for activations of 16 bits; int8 and FP8, for activations of 8 bits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from qlab.formats.compressed_tensors.scheme import PACKED
 from qlab.formats.packing import WORD, pack_words, period
+from qlab.methods.fp8 import Block, ScaledFloats
 from qlab.methods.grid import GroupedIntegers
 from qlab.support.errors import UserError
 
-INT8 = "int-quantized"
 BY_TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 
 
@@ -58,28 +58,23 @@ def pack_int8(tensor: GroupedIntegers) -> dict[str, Tensor]:
     return {"weight": (tensor.codes.short() - 128).to(torch.int8), "weight_scale": tensor.scales.half().contiguous()}
 
 
+def pack_floats(tensor: ScaledFloats) -> dict[str, Tensor]:
+    """One layer's stored tensors: weight float8_e4m3fn [out, in], and weight_scale float32, one a row [out, 1] or a block [down, across].
+
+    Scales are float32, as vLLM holds them. FP16 has few digits below 6e-5, where the scales of weights smaller than 0.03 lie.
+    """
+    return {"weight": tensor.codes, "weight_scale": tensor.scales.contiguous()}
+
+
 def unfit(outputs: int, inputs: int) -> str:
     """Why runtimes cannot read a layer of this shape; empty where they can. The format itself pads a last word, their kernels do not."""
     whole = outputs % WORD == 0 and inputs % WORD == 0
     return "" if whole else f"{outputs} outputs and {inputs} inputs are not both multiples of {WORD}, which packed words need"
 
 
-def quantization_config(
-    bits: int,
-    group_size: int,
-    symmetric: bool,
-    act_order: bool,
-    skipped: Sequence[str] = (),
-    apart: Sequence[str] = (),
-    inputs: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """`quantization_config` of config.json. `act_order` says that groups are scattered (weight_g_idx), `inputs` how activations are
-    rounded, such as BY_TOKEN.
-
-    `skipped` names the linear layers that are left unquantized and `apart` modules that no layer of a block is, with all that lies in
-    them: both by the last parts of their names. "lm_head" is among neither; it is always left (`ignore`).
-    """
-    weights = {
+def integers(bits: int, group_size: int, symmetric: bool, act_order: bool) -> dict[str, Any]:
+    """How weights are rounded to grouped integers; `act_order` says that groups are scattered (weight_g_idx)."""
+    return {
         "num_bits": bits,
         "type": "int",
         "symmetric": symmetric,
@@ -88,11 +83,32 @@ def quantization_config(
         "actorder": "group" if act_order else None,
         "dynamic": False,
     }
+
+
+def floats(block: Block | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How weights are rounded to FP8, with a scale a row or a `block`, and how activations are then: by token, or by as many channels of a
+    token as a block has columns (compressed_tensors.quantization.quant_scheme: FP8_DYNAMIC and FP8_BLOCK)."""
+    both = {"num_bits": 8, "type": "float", "symmetric": True}
+    if block is None:
+        return both | {"strategy": "channel", "dynamic": False}, both | {"strategy": "token", "dynamic": True}
+    weights = both | {"strategy": "block", "block_structure": list(block), "dynamic": False}
+    return weights, both | {"strategy": "group", "group_size": block[1], "dynamic": True}
+
+
+def quantization_config(
+    weights: Mapping[str, Any], inputs: Mapping[str, Any] | None = None, skipped: Sequence[str] = (), apart: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`quantization_config` of config.json: how weights are rounded (`integers`, `floats`), and activations where they are (`BY_TOKEN`).
+
+    `skipped` names the linear layers that are left unquantized and `apart` modules that no layer of a block is, with all that lies in
+    them: both by the last parts of their names. "lm_head" is among neither; it is always left (`ignore`).
+    """
+    group = {"targets": ["Linear"], "weights": dict(weights), "input_activations": dict(inputs) if inputs else None}
     return {
         "quant_method": "compressed-tensors",
-        "format": INT8 if inputs else PACKED,
+        "format": f"{weights['type']}-quantized" if inputs else PACKED,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}},
+        "config_groups": {"group_0": group | {"output_activations": None}},
         "ignore": ["lm_head", *(ending(name) for name in skipped), *(ending(name, within=True) for name in apart)],
     }
 
