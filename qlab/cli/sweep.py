@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,65 +27,68 @@ def sweep(
     dry_run: Annotated[bool, typer.Option(help="Only print the jobs, with the memory and time that they will take.")] = False,
 ) -> None:
     """Quantize and evaluate every model by every recipe of a file. Interrupted, the same command goes on; nothing is done twice."""
-    import psutil
     from rich.live import Live
 
     from qlab.artifacts.budget import parse_bytes, size_text
-    from qlab.artifacts.duration import time_text
-    from qlab.show.site.sweep_page import write_page
+    from qlab.show.site.sweep_page import LivePage, write_page
     from qlab.support.disk.lock import locked
-    from qlab.sweep.drive import Room, drive
-    from qlab.sweep.jobs import expand
+    from qlab.sweep.drive import Patience, drive
+    from qlab.sweep.jobs import expand, opened
+    from qlab.sweep.local import Local, free_memory, jobs_at_once
     from qlab.sweep.plan import read_sweep
     from qlab.sweep.recommend import caches, fitting, recommendation
     from qlab.sweep.results import Store
     from qlab.sweep.results import table as rows_of
-    from qlab.sweep.workers import Local
     from qlab.workbook.lesson import quiet
 
     quiet()
     asked = read_sweep(file)
-    memory = parse_bytes(asked.limits.memory) if asked.limits.memory else 0.9 * psutil.virtual_memory().available
-    jobs = expand(asked, out.absolute())
-    cache = caches(asked)
+    limits = asked.limits
+    memory = parse_bytes(limits.memory) if limits.memory else free_memory()
+    models = opened(asked)
+    jobs, cache = expand(asked, models, out.absolute()), caches(asked, models)
     store = Store(out / "jobs")
-    room = Room(memory, len(os.sched_getaffinity(0)), asked.limits.threads, asked.limits.tries, 3600 * asked.limits.hours, asked.device)
-    missing = [job for job in jobs if not store.done(job)]
-    rows = [(job.name, "done" if job not in missing else "to do", size_text(job.memory), time_text(job.seconds)) for job in jobs]
-    show(table(("job", "", "memory", "time of one thread"), rows), WIDE)
-    total = sum(job.seconds for job in missing) / room.at_once
-    print(
-        f"{len(jobs)} jobs, {len(missing)} to do, about {time_text(total)} with {room.at_once} at a time in {size_text(memory)} of memory"
-    )
+    workers = Local(out / "logs", memory, jobs_at_once(asked.device, limits.threads), limits.threads)
+    show_plan(jobs, {job.key for job in jobs if not store.done(job)}, workers.at_once, size_text(memory))
     if dry_run:
         return
     for folder in (out, store.folder, out / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
-
-    workers = Local(out / "logs")
+    page = LivePage(lambda progress: write_page(out, fitting(rows_of(jobs, store), asked, cache), [], sentence(progress), True))
     with locked(out / ".lock", str(out)), Live(console=console, transient=True, refresh_per_second=2) as live:
 
         def watch(progress: Progress) -> None:
             live.update(standing(progress))
-            write_page(out, fitting(rows_of(jobs, store), asked, cache), [], sentence(progress), True)
+            page.update(progress)
 
         try:
-            end = drive(jobs, store, workers, room, watch)
+            end = drive(jobs, store, workers, Patience(limits.tries, 3600 * limits.hours), watch)
         finally:
             workers.close()
     found = fitting(rows_of(jobs, store), asked, cache)
     advice = recommendation(found, asked)
     found.to_csv(out / "table.csv", index=False)
     found.to_parquet(out / "table.parquet", index=False)
-    page = write_page(out, found, advice, sentence(end), False)
+    index = write_page(out, found, advice, sentence(end), False)
     print("\n".join(advice))
     for job in end.failed:
         result = store.read(job.key)
         console.print(f"[red]failed[/red]: {job.name}: ", end="")
         console.print(result.error if result else "", markup=False, highlight=False)
-    console.print(f"{page} and {out / 'table.csv'}", markup=False, highlight=False)
+    console.print(f"{index} and {out / 'table.csv'}", markup=False, highlight=False)
     if end.failed:
         raise typer.Exit(1)
+
+
+def show_plan(jobs: Sequence[Job], missing: set[str], at_once: int, memory: str) -> None:
+    """The jobs with what they will take, and in a sentence what the `missing` ones take together."""
+    from qlab.artifacts.budget import size_text
+    from qlab.artifacts.duration import time_text
+
+    rows = [(job.name, "to do" if job.key in missing else "done", size_text(job.memory), time_text(job.seconds)) for job in jobs]
+    show(table(("job", "", "memory", "time of one thread"), rows), WIDE)
+    total = time_text(sum(job.seconds for job in jobs if job.key in missing) / at_once)
+    print(f"{len(jobs)} jobs, {len(missing)} to do, about {total} with {at_once} at a time in {memory} of memory")
 
 
 def sentence(progress: Progress) -> str:
@@ -99,6 +102,5 @@ def sentence(progress: Progress) -> str:
 
 
 def standing(progress: Progress) -> Table:
-    """The jobs at work as a table, and the rest in a sentence below."""
-    rows: list[Job] = progress.running
-    return table(("running", ""), [(job.name, "") for job in rows], title=sentence(progress))
+    """The jobs at work as a table, and the rest in a sentence above."""
+    return table(("running", ""), [(job.name, progress.where[job.key]) for job in progress.running], title=sentence(progress))

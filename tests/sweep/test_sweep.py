@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from qlab import EMBEDDED
 from qlab.cli import call
 from qlab.support.errors import UserError
-from qlab.sweep.jobs import expand
+from qlab.sweep.jobs import Job, expand, opened
 from qlab.sweep.plan import Sweep
 from qlab.sweep.recommend import fitting, recommendation
 
@@ -44,18 +45,27 @@ def test_a_sweep_from_its_file_to_its_page(tmp_path: Path, capsys: pytest.Captur
     assert {path: path.stat().st_mtime_ns for path in (out / "jobs").iterdir()} == times
 
 
+def jobs_of(plan: dict[str, object], out: Path) -> list[Job]:
+    sweep = Sweep.model_validate(plan)
+    return expand(sweep, opened(sweep), out)
+
+
 def test_keys_go_by_what_results_depend_on(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("one " * 500)
     plan = {"models": ["embedded"], "recipes": ["nf4"], "evaluation": {"text": [str(text)]}}
-    keys = [job.key for job in expand(Sweep.model_validate(plan), tmp_path / "a")]
-    assert [job.key for job in expand(Sweep.model_validate(plan), tmp_path / "b")] == keys  # wherever they lie
+    keys = [job.key for job in jobs_of(plan, tmp_path / "a")]
+    assert [job.key for job in jobs_of(plan, tmp_path / "b")] == keys  # wherever they lie
     text.write_text("two " * 500)
-    other = [job.key for job in expand(Sweep.model_validate(plan), tmp_path / "a")]
+    other = [job.key for job in jobs_of(plan, tmp_path / "a")]
     assert other[0] == keys[0]  # the walk does not read it
     assert other[1] != keys[1]
     with pytest.raises(UserError):
-        expand(Sweep.model_validate(plan | {"models": ["embedded", "/nowhere"]}), tmp_path / "a")
+        jobs_of(plan | {"models": ["embedded", "/nowhere"]}, tmp_path / "a")
+    more = jobs_of(plan | {"recipes": ["nf4", "q8_0"]}, tmp_path / "a")
+    assert more[0].key != other[0].key  # the walk has one more format to make
+    assert [job.key for job in more[1:3]] == [job.key for job in other[1:]]  # what was evaluated is not evaluated again
+    assert len(jobs_of(plan | {"models": ["embedded", str(EMBEDDED)]}, tmp_path / "a")) == len(other)  # one model by two names
 
 
 def row(name: str, kl: float, size: float, state: str = "done") -> dict[str, object]:

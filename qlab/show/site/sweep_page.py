@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,34 @@ from markupsafe import Markup
 from qlab.show import figures
 from qlab.show.site.pages import MARK, page
 from qlab.support.disk.whole import write_whole
+from qlab.sweep.drive import Progress
 from qlab.sweep.results import DONE, ORIGINAL
 
 PAGE = "index.html"
+EVERY = 5.0  # seconds from one page of a running sweep to the next; a browser that has it open reloads it as often
+SHARE = 0.1  # of the time, at most, is spent on writing pages
+
+
+@dataclass
+class LivePage:
+    """The page of a running sweep: `write` is called where something has changed, but only every few seconds."""
+
+    write: Callable[[Progress], object]
+    due: float = 0.0
+    shown: Progress | None = None
+
+    def update(self, progress: Progress) -> None:
+        """Take note of where the sweep stands.
+
+        Raises:
+            OSError: the page cannot be written.
+        """
+        started = time.monotonic()
+        if progress is self.shown or started < self.due:
+            return
+        self.write(progress)
+        ended = time.monotonic()
+        self.due, self.shown = ended + max(EVERY, (ended - started) / SHARE), progress
 
 
 def write_page(out: Path, table: pd.DataFrame, sentences: list[str], state: str, running: bool) -> Path:
@@ -27,7 +55,7 @@ def write_page(out: Path, table: pd.DataFrame, sentences: list[str], state: str,
     content: dict[str, Any] = {
         "models": f"{len(names)} model{'s' if len(names) != 1 else ''}",
         "formats": f"{len(set(table['format']) - {ORIGINAL})} formats",
-        "state": state, "sentences": sentences, "figures": drawings, "running": running, "columns": COLUMNS,
+        "state": state, "sentences": sentences, "figures": drawings, "running": running, "every": int(EVERY), "columns": COLUMNS,
         "rows": [cells(row) for row in table.to_dict("records")],
     }  # fmt: skip
     file = out / PAGE
