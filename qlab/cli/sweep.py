@@ -32,6 +32,7 @@ def sweep(
     from qlab.artifacts.budget import parse_bytes, size_text
     from qlab.show.site.sweep_page import LivePage, write_page
     from qlab.support.disk.lock import locked
+    from qlab.sweep.cards import renew_cards
     from qlab.sweep.drive import Patience, drive
     from qlab.sweep.jobs import expand, opened
     from qlab.sweep.local import Local, free_memory, jobs_at_once
@@ -70,6 +71,7 @@ def sweep(
     found.to_csv(out / "table.csv", index=False)
     found.to_parquet(out / "table.parquet", index=False)
     index = write_page(out, found, advice, sentence(end), False)
+    renew_cards(jobs, store, models)
     print("\n".join(advice))
     for job in end.failed:
         result = store.read(job.key)

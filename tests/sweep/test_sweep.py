@@ -38,6 +38,10 @@ def test_a_sweep_from_its_file_to_its_page(tmp_path: Path, capsys: pytest.Captur
     assert "q8_0, KL" in page
     assert "http-equiv" not in page  # it is done
     assert "https://" not in page.replace("https://www.w3.org", "")
+    for name in ("nf4", "q8_0"):
+        (card,) = (out / "artifacts").glob(f"embedded-*/{name}/README.md")
+        assert "| licence of the original | apache-2.0, as its card or header states |" in card.read_text()
+        assert "| KL divergence to the original (nats/token) | 0.0" in card.read_text()
     times = {path: path.stat().st_mtime_ns for path in (out / "jobs").iterdir()}
     capsys.readouterr()
     assert call(["sweep", str(file), "--out", str(out)]) == 0
