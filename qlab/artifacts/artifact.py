@@ -184,11 +184,12 @@ def fit(source: OpenedModel, recipes: Sequence[WalkedRecipe], strict: bool = Fal
 
 def quantize_model(
     source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu",
-    read: Sequence[dict[str, Any]] = (), beside: Sequence[str] = (),
+    read: Sequence[dict[str, Any]] = (), beside: Sequence[str] = (), wait: bool = False,
 ) -> list[Artifact]:  # fmt: skip
     """Quantize by all `recipes`, fitted to the model, in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
 
-    `read` says for the manifest what the windows were cut from; `beside`: further devices, of `device`'s kind, that share it.
+    `read` says for the manifest what the windows were cut from; `beside`: further devices, of `device`'s kind, that share it. With `wait`,
+    another process that works in `out` is waited for.
 
     Raises:
         UserError: a model or layer that a recipe cannot take, something at `out`/<recipe> that qlab did not make, or another process
@@ -204,7 +205,7 @@ def quantize_model(
         stored = {"stored": source.checkpoint.description} if source.checkpoint.quantized else {}
         about = {each.recipe.name: {"asked": each.asked, "calibration": list(read)} | stored for each in fitted}
         out.mkdir(parents=True, exist_ok=True)
-        with locked(out / LOCK, str(out)), room_for(out, disk_needed(source, recipes, tuple(windows.shape))):
+        with locked(out / LOCK, str(out), wait), room_for(out, disk_needed(source, recipes, tuple(windows.shape))):
             if missing := unfinished(recipes, wanted, out):
                 _walk(source, recipes, missing, wanted, about, windows, out, batch, [device, *beside])
     clear_away(recipes, wanted, out)

@@ -19,6 +19,7 @@ from qlab.models.locating import kind_of
 from qlab.models.opening import OpenedModel
 from qlab.support.disk.whole import write_whole
 from qlab.support.memory import disk_bytes
+from qlab.support.wording import listed
 
 MARK = "<!-- qlab wrote this card, and writes it anew with new figures. Without this line it leaves the file alone. -->"
 LONGEST = 400  # characters of a name or a remark
@@ -135,7 +136,7 @@ def serving(kind: str) -> list[str]:
     if not labels:
         return ["No runtime that qlab knows serves this format; transformers loads it."]
     return [
-        f"{' and '.join(labels)} {'serve' if len(labels) > 1 else 'serves'} this format. In this folder:",
+        f"{listed(labels)} {'serve' if len(labels) > 1 else 'serves'} this format. In this folder:",
         "```sh\nqlab serve .                  # checks first that the server's answers are this model's\n"
         "qlab serve . --write deploy   # only writes the files with which others serve it\n```",
     ]

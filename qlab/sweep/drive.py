@@ -157,7 +157,8 @@ def judged(job: Job, ended: Ended, tries: int, patience: Patience) -> Result:
     if ended.code == 0:
         return Result(job=job.name, state=DONE, seconds=ended.seconds, tries=tries, figures=figures_of(ended.printed))
     said = " ".join(ended.complained.split())
-    why = said.rpartition("error: ")[2][:SAID] or f"exit code {ended.code}"
+    _, found, message = said.rpartition("error: ")
+    why = (message[:SAID] if found else said[-SAID:]) or f"exit code {ended.code}"
     if ended.code in KILLED:
         why = "it was killed, perhaps since memory was short"
     elif ended.seconds > patience.seconds:

@@ -24,10 +24,10 @@ WEIGHTS_A_SECOND = 4e10  # that one thread multiplies, for the prediction alone
 
 @dataclass(frozen=True)
 class Job:
-    """A command of qlab, `words`, for `model`, and for `recipe` where it is of one artifact alone.
+    """A command of qlab, `words`, for `model`, and for `recipe` where it is of one artifact alone; of a lesson, its name.
 
     `key`: of all that its result depends on. `needs`: keys of jobs that must be done before. `memory`: bytes predicted at the peak;
-    `seconds` predicted, of one thread. `place`: the model or artifact that is measured.
+    `seconds` predicted, of one thread. `place`: the model or artifact that is measured; of a lesson, its page.
     """
 
     kind: str
@@ -54,21 +54,21 @@ class Subject(NamedTuple):
 
 
 def opened(sweep: Sweep) -> dict[str, Subject]:
-    """The models of a sweep, each once, by the names that they have in folders and tables.
+    """The models of a sweep, by the names that they have in folders and tables; one that is named twice, or lies in two places, once.
 
     Raises:
         UserError: a model that cannot be used.
     """
-    found = {}
+    found = dict[str, Subject]()
     for name in sweep.models:
         source = locate(name)
         word = str(source.path) if Path(name).expanduser().exists() else name
-        found.setdefault(model_folder(source), Subject(word, source))
-    return found
+        found.setdefault(source.fingerprint, Subject(word, source))
+    return {model_folder(subject.source): subject for subject in found.values()}
 
 
 def expand(sweep: Sweep, models: dict[str, Subject], out: Path) -> list[Job]:
-    """All jobs of a sweep of these models, whose artifacts lie below the folder `out`, each after those that it needs.
+    """The jobs that make and measure formats of these models, whose artifacts lie below the folder `out`, each after those that it needs.
 
     Raises:
         UserError: a text or a recipe that cannot be used.
@@ -76,7 +76,7 @@ def expand(sweep: Sweep, models: dict[str, Subject], out: Path) -> list[Job]:
     calibration, evaluation = said_of(sweep.calibration.text), said_of(sweep.evaluation.text)
     recipes = [parse(name) for name in dict.fromkeys(sweep.recipes)]
     jobs = []
-    for called, subject in models.items():
+    for called, subject in models.items() if recipes else ():
         fitted = fit(subject.source, recipes)
         jobs += jobs_of(sweep, called, subject, fitted, calibration, evaluation, out)
     return jobs
@@ -114,10 +114,14 @@ def jobs_of(
     return found
 
 
+def weights_of(source: OpenedModel) -> float:
+    """How many weights a model has, near enough."""
+    return sum(source.checkpoint.bytes_of(tensor) for tensor in source.layout.shapes) / 2
+
+
 def evaluation_cost(sweep: Sweep, source: OpenedModel) -> tuple[float, float]:
     """Bytes at the peak of an evaluation, and seconds of one thread, as predicted."""
-    judged, layout = sweep.evaluation, source.layout
-    weights = sum(source.checkpoint.bytes_of(tensor) for tensor in layout.shapes) / 2  # as many as there are, near enough
+    judged, layout, weights = sweep.evaluation, source.layout, weights_of(source)
     logits = 4.0 * layout.shapes[layout.embedding][0] * judged.window * LOGITS
     return PROCESS + 8 * weights + logits, 20 + 4 * weights * judged.tokens / WEIGHTS_A_SECOND
 

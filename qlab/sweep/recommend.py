@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,7 @@ from qlab.sweep.plan import Sweep
 from qlab.sweep.results import DONE, ORIGINAL
 
 
-def caches(sweep: Sweep, models: dict[str, Subject]) -> dict[str, float]:
+def caches(sweep: Sweep, models: Mapping[str, Subject]) -> dict[str, float]:
     """Bytes of the KV cache that the constraints ask for, by model."""
     asked = sweep.constraints
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -89,6 +90,23 @@ def table(jobs: Sequence[Job], store: Store) -> pd.DataFrame:
             needed = [before for key in job.needs if key in by_key and (before := store.read(key)) and before.state == FAILED]
             row["why"] = found.error if found else needed[0].error if needed else ""
         rows.append(row)
+    return pd.DataFrame(rows, columns=None if rows else ["model", "format", "state", "why"])
+
+
+def lessons_table(jobs: Sequence[Job], store: Store, out: Path) -> pd.DataFrame:
+    """A row for each model or artifact that a lesson measured, one for a lesson that measured none or is not done; `page`: the lesson's
+    page, as a path from the folder `out`, where it is there."""
+    rows = []
+    for job in jobs:
+        if job.kind != "lesson":
+            continue
+        found = store.read(job.key)
+        row: dict[str, Any] = {"lesson": job.recipe, "model": job.model, "state": found.state if found else "not run", "why": ""}
+        row |= {"why": found.error, "seconds": found.seconds} if found else {}
+        row["page"] = os.path.relpath(job.place, out.absolute()) if Path(job.place).is_file() else ""
+        measured = found.figures.get("lessons", {}).get(job.recipe, {}).get("quality", {}) if found else {}
+        names = ("kl", "kl_stderr", "perplexity", "stderr", "top1")
+        rows += [row | {"measured": name} | {key: figures.get(key) for key in names} for name, figures in measured.items()] or [row]
     return pd.DataFrame(rows)
 
 

@@ -1,4 +1,4 @@
-"""The card of an artifact: what it was made from, text whatever names hold, the same for the same inputs, and never in the place of a user's."""
+"""The card of an artifact: what it was made from; names are text in it; it never takes the place of a user's."""
 
 from __future__ import annotations
 

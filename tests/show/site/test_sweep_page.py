@@ -48,7 +48,11 @@ def test_names_and_complaints_are_text(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script>"
     rows = [{"model": hostile, "format": "nf4", "state": "failed", "why": hostile}]
     table = fitting(pd.DataFrame(rows), Sweep.model_validate({"models": ["m"], "recipes": ["nf4"]}), {hostile: 1.0})
-    page = write_page(tmp_path, table, [hostile], "1 failed.", True).read_text()
+    lesson = {"lesson": "03_gptq", "model": hostile, "state": "done", "why": "", "seconds": 90.0, "page": 'lessons/a b"c#/03_gptq.html'}
+    figures = {"measured": hostile, "kl": 0.01, "kl_stderr": 0.001, "perplexity": 20.0, "stderr": 1.0, "top1": 0.9}
+    page = write_page(tmp_path, table, pd.DataFrame([lesson | figures]), [hostile], "1 failed.", True).read_text()
     assert hostile not in page
-    assert page.count("&lt;script&gt;") == 3
+    assert page.count("&lt;script&gt;") == 5
+    assert '<a href="lessons/a%20b%22c%23/03_gptq.html">03_gptq</a>' in page
+    assert "0.0100 ± 0.0010" in page
     assert f'content="{EVERY:.0f}"' in page
