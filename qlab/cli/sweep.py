@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,24 +17,30 @@ if TYPE_CHECKING:
 
     from qlab.sweep.drive import Progress
     from qlab.sweep.jobs import Job
+    from qlab.sweep.plan import Sweep
+    from qlab.sweep.workers import Workers
+
+LOCK, LOGS = ".lock", "logs"  # in the folder of a sweep
 
 
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML with models, recipes, lessons, texts, constraints and gates; docs/using.md has one.")],
     out: Annotated[Path, typer.Option(help="Folder of artifacts, results, table and page.")] = Path("build/sweep"),
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="auto|HOST:PORT", help="Run the jobs on the machines of a Ray cluster; --out on a disk they share."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only print the jobs, with the memory and time that they will take.")] = False,
 ) -> None:
     """Quantize and evaluate every model by every recipe of a file, and run its lessons. Interrupted, the same command goes on; nothing is
     done twice."""
     from rich.live import Live
 
-    from qlab.artifacts.budget import parse_bytes, size_text
     from qlab.support.disk.lock import locked
     from qlab.sweep.drive import Patience, drive
     from qlab.sweep.jobs import expand, opened
     from qlab.sweep.lessons import lesson_jobs
-    from qlab.sweep.local import Local, free_memory, jobs_at_once
     from qlab.sweep.plan import read_sweep
     from qlab.sweep.results import Store
     from qlab.workbook.lesson import quiet
@@ -43,28 +50,27 @@ def sweep(
     limits, models = asked.limits, opened(asked)
     jobs = [*expand(asked, models, out.absolute()), *lesson_jobs(asked, models, out.absolute())]
     store = Store(out / "jobs")
-    memory = parse_bytes(limits.memory) if limits.memory else free_memory()
-    workers = Local(out / "logs", memory, jobs_at_once(asked.device, limits.threads), limits.threads)
-    show_plan(jobs, {job.key for job in jobs if not store.done(job)}, workers.at_once, size_text(memory))
-    if dry_run:
-        return
-    from qlab.show.site.sweep_page import PAGE, LivePage  # here: what draws takes seconds to import
-    from qlab.show.site.sweep_report import SweepReport
+    with closing(workers_for(asked, out, ray)) as workers:
+        show_plan(jobs, {job.key for job in jobs if not store.done(job)}, workers)
+        if dry_run:
+            return
+        from qlab.show.site.sweep_page import PAGE, LivePage  # here: what draws takes seconds to import
+        from qlab.show.site.sweep_report import SweepReport
 
-    for folder in (out, store.folder, out / "logs"):
-        folder.mkdir(parents=True, exist_ok=True)
-    report = SweepReport(out, asked, models, jobs, store)
-    page = LivePage(lambda progress: report.live(sentence(progress)))
-    with locked(out / ".lock", str(out)), Live(console=console, transient=True, refresh_per_second=2) as live:
+        for folder in (out, store.folder, out / LOGS):
+            folder.mkdir(parents=True, exist_ok=True)
+        report = SweepReport(out, asked, models, jobs, store)
+        page = LivePage(lambda progress: report.live(sentence(progress)))
+        with locked(out / LOCK, str(out)), Live(console=console, transient=True, refresh_per_second=2) as live:
 
-        def watch(progress: Progress) -> None:
-            live.update(standing(progress))
-            page.update(progress)
+            def watch(progress: Progress) -> None:
+                live.update(standing(progress))
+                page.update(progress)
 
-        try:
-            end = drive(jobs, store, workers, Patience(limits.tries, 3600 * limits.hours), watch)
-        finally:
-            workers.close()
+            try:
+                end = drive(jobs, store, workers, Patience(limits.tries, 3600 * limits.hours), watch)
+            finally:
+                workers.close()  # while the folder is still ours
     for advice in report.final(sentence(end)):
         print(advice)
     for job in end.failed:
@@ -76,15 +82,32 @@ def sweep(
         raise typer.Exit(1)
 
 
-def show_plan(jobs: Sequence[Job], missing: set[str], at_once: int, memory: str) -> None:
+def workers_for(asked: Sweep, out: Path, ray: str | None) -> Workers:
+    """Processes of this machine, or the machines of a Ray cluster.
+
+    Raises:
+        UserError: the cluster cannot be used.
+    """
+    from qlab.artifacts.budget import parse_bytes
+    from qlab.sweep.cluster import connect
+    from qlab.sweep.local import Local, free_memory, jobs_at_once
+
+    limits, logs = asked.limits, out / LOGS
+    if ray is not None:
+        return connect(ray, logs, (out / LOCK).absolute(), limits.threads, asked.device)
+    memory = parse_bytes(limits.memory) if limits.memory else free_memory()
+    return Local(logs, memory, jobs_at_once(asked.device, limits.threads), limits.threads)
+
+
+def show_plan(jobs: Sequence[Job], missing: set[str], workers: Workers) -> None:
     """The jobs with what they will take, and in a sentence what the `missing` ones take together."""
     from qlab.artifacts.budget import size_text
     from qlab.artifacts.duration import time_text
 
     rows = [(job.name, "to do" if job.key in missing else "done", size_text(job.memory), time_text(job.seconds)) for job in jobs]
     print(aligned(("job", "", "memory", "time of one thread"), rows))
-    total = time_text(sum(job.seconds for job in jobs if job.key in missing) / at_once)
-    print(f"{len(jobs)} jobs, {len(missing)} to do, about {total} with {at_once} at a time in {memory} of memory")
+    total = time_text(sum(job.seconds for job in jobs if job.key in missing) / workers.at_once)
+    print(f"{len(jobs)} jobs, {len(missing)} to do, about {total} with {workers.at_once} at a time {workers.described}")
 
 
 def sentence(progress: Progress) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from qlab.artifacts.budget import size_text
 from qlab.sweep.jobs import Job
 from qlab.sweep.kept import Kept
 from qlab.sweep.workers import Ended, Left, Work
@@ -26,6 +27,10 @@ class Local:
     jobs: dict[str, Kept] = field(default_factory=dict)
     held: dict[str, float] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
+
+    @property
+    def described(self) -> str:
+        return f"in {size_text(self.memory)} of memory"
 
     def left(self) -> Left:
         return Left(self.memory - sum(self.held.values()), self.at_once - len(self.jobs))

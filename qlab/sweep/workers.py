@@ -39,6 +39,10 @@ class Workers(Protocol):
     def at_once(self) -> int:
         """How many jobs work at the same time where memory allows."""
 
+    @property
+    def described(self) -> str:
+        """Where jobs work, in words."""
+
     def left(self) -> Left:
         """What is left for more jobs."""
 

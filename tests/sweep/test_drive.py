@@ -34,6 +34,7 @@ class Scripted:
     held: dict[str, float] = field(default_factory=dict)
     memory: float = 10
     at_once: int = 4
+    described: str = "in a test"
 
     def left(self) -> Left:
         return Left(self.memory - sum(self.held[job.key] for job in self.at_work), self.at_once - len(self.at_work))
