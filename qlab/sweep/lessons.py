@@ -8,7 +8,7 @@ from qlab.sweep.jobs import PROCESS, Job, Subject, weights_of
 from qlab.sweep.plan import Sweep, as_typed
 
 KIND = "lesson"
-PROCESSES, BYTES_A_WEIGHT = 3, 16  # the command, its kernel and what this starts; two models in FP32, and copies of their largest parts
+PROCESSES, BYTES_A_WEIGHT = 3, 40  # the command, its kernel and what this starts; models in FP32, their gradients and statistics
 SECONDS, EMBEDDED = 150.0, 11e6  # of one thread, for a lesson on a model of so many weights
 
 

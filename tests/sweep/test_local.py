@@ -15,7 +15,7 @@ from qlab import ROOT
 from qlab.sweep.drive import KILLED
 from qlab.sweep.jobs import Job
 from qlab.sweep.local import Local
-from qlab.sweep.workers import Ended
+from qlab.sweep.workers import Ended, Workers
 
 
 def local(logs: Path) -> Local:
@@ -33,9 +33,9 @@ def until(found: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def end_of(workers: Local, key: str) -> Ended:
+def end_of(workers: Workers, key: str, seconds: float = 60) -> Ended:
     ended: dict[str, Ended] = {}
-    until(lambda: bool(ended.update(workers.ended()) or key in ended))
+    until(lambda: bool(ended.update(workers.ended()) or key in ended), seconds)
     return ended[key]
 
 
