@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qlab.cli.app import ModelOption, app, console
+from qlab.cli.app import ModelOption, WaitOption, app, console
 from qlab.cli.bench import keep
 from qlab.cli.numbers import whole
 from qlab.cli.words import readable, show, table
@@ -35,6 +35,7 @@ def run(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("build/report"),
     fresh: Annotated[bool, typer.Option(help="Do everything again, also what is done.")] = False,
+    wait: WaitOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line, in place of the table.")] = False,
 ) -> None:
     """Execute lessons by papermill and write the report. Finished lessons are not done again."""
@@ -57,7 +58,7 @@ def run(
         if new := outcome.records.get("figures"):
             keep(str(out.parent / STORE.name), model, [(Subject(**e["subject"]), [Figure(**f) for f in e["figures"]]) for e in new])
 
-    with locked(out / LOCK, str(out)), room_for(out):
+    with locked(out / LOCK, str(out), wait), room_for(out):
         with LessonProgress(list(values), console) as progress:
             outcomes = run_lessons(values, out, fresh, progress.update, keep_figures)
         index = write_report(outcomes, provenance(model), out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import signal
 import socket
 import time
 from dataclasses import dataclass, field
@@ -155,7 +156,9 @@ def connect(address: str, logs: Path, lock: Path, threads: int, device: str) -> 
     try:
         if match:  # Ray itself would try for minutes, and then end this process
             socket.create_connection((match[1].strip("[]"), int(match[2])), ANSWERS).close()
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level="ERROR")
+        signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which ends this process before its jobs have ended
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(

@@ -94,7 +94,7 @@ def jobs_of(
     def walk_of(recipes: Sequence[str]) -> list[str]:
         words = ["quantize", "--model", subject.word, "--out", str(folder), "--device", sweep.device]
         words += [word for recipe in recipes for word in ("--recipe", recipe)] + texts("--calibration", text.text)
-        return [*words, "--windows", str(text.windows), "--length", str(text.length)]
+        return [*words, "--windows", str(text.windows), "--length", str(text.length), "--wait"]  # for what a lost driver has not ended yet
 
     budget = predict(source, [each.recipe for each in fitted], (text.windows, text.length), None, sweep.device)
     inputs, words = [source.fingerprint, *calibration], walk_of(made)

@@ -32,7 +32,7 @@ def jobs_on(sweep: Sweep, called: str, subject: Subject, out: Path) -> list[Job]
         chosen = {"device": sweep.device} | {name: as_typed(value) for name, value in given.items()}
         values = prepare([lesson], subject.word, chosen)[lesson]
         folder = out / "lessons" / called / lesson
-        words = ["run", lesson, "--model", subject.word, "--out", str(folder), "--json"]
+        words = ["run", lesson, "--model", subject.word, "--out", str(folder), "--json", "--wait"]
         words += [word for name in chosen for word in ("-p", f"{name}={as_typed(values[name])}")]  # files by their whole paths
         needs = tuple(found[need].key for need in NEEDS.get(lesson, ()) if need in found)
         place = str(folder / f"{lesson}.html")

@@ -32,10 +32,12 @@ from tests.sweep.test_sweep import PLAN
 
 pytest.importorskip("ray", reason="Ray is not installed: 'make cluster' installs it")
 
-MEMORY, CORES = 1_000_000_000, 3  # of a node
+MEMORY, CORES = 1_000_000_000, 3  # of a node; the head has half the memory
 STARTING, WORKING = 240, 240  # seconds that a node, and a job, have on a busy machine
-QUICK = ["--disable-usage-stats", f"--num-cpus={CORES}", f"--memory={MEMORY}", "--object-store-memory=80000000", "--block"]
-WALK = ["quantize", "--recipe", "gptq-w4g128", "--windows", "32", "--length", "256", "--model", "embedded", "--device", "cpu", "--out"]
+QUICK = ["--disable-usage-stats", f"--num-cpus={CORES}", "--object-store-memory=80000000", "--block"]
+WALK = [
+    "quantize", "--recipe", "gptq-w4g128", "--windows", "32", "--length", "256", "--model", "embedded", "--device", "cpu", "--wait", "--out",
+]  # fmt: skip
 
 
 @dataclass
@@ -67,10 +69,12 @@ def nodes() -> Iterator[Nodes]:
     port = free_port()
     found = Nodes(f"127.0.0.1:{port}", [])
     try:
-        found.start("--head", f"--port={port}", f"--temp-dir={place}", "--include-dashboard=false")
+        found.start(
+            "--head", f"--port={port}", f"--memory={MEMORY // 2}", f"--temp-dir={place}", "--include-dashboard=false", "--no-monitor"
+        )
         until(lambda: len(found.raylets()) == 1, STARTING)
         for _ in range(2):
-            found.start(f"--address={found.address}")
+            found.start(f"--address={found.address}", f"--memory={MEMORY}")
         until(lambda: len(found.raylets()) == 3, STARTING)
         yield found
     finally:
@@ -126,8 +130,7 @@ def test_jobs_are_packed_by_what_they_will_take(cluster: Cluster) -> None:
 
     until(all_ended, WORKING)
     assert set(ended.values()) == {0}
-    assert max(most.values()) <= 2  # a node has cores for three, and memory for two
-    assert len(most) == 3
+    assert sorted(most.values()) == [1, 2, 2]  # each node has cores for three
 
 
 def test_a_cancelled_job_ends_in_order(cluster: Cluster, tmp_path: Path) -> None:
@@ -187,14 +190,12 @@ def test_a_machine_that_is_killed_in_mid_walk_costs_a_try(nodes: Nodes, tmp_path
         if progress.running and not killed and list(place.glob(".walk*/*")):
             worker = psutil.Process(of_job(str(place))[0].pid)
             raylet = next(parent for parent in worker.parents() if parent.name() == "raylet")
-            if raylet.pid == nodes.raylets()[0].pid:  # the head has the cluster's own state
-                cluster.cancel("quantize")
-                return
+            assert raylet.pid != nodes.raylets()[0].pid  # the head has the cluster's own state, and too little memory for this job
             killed.extend(progress.where.values())
             raylet.kill()
 
     try:
-        end = drive([job(*WALK, str(place))], Store(tmp_path / "jobs"), cluster, Patience(4, 600), kill_where_it_works)
+        end = drive([job(*WALK, str(place), memory=0.6 * MEMORY)], Store(tmp_path / "jobs"), cluster, Patience(4, 600), kill_where_it_works)
     finally:
         cluster.close()
     assert killed
