@@ -36,7 +36,8 @@ MEMORY, CORES = 1_000_000_000, 3  # of a node; the head has half the memory
 STARTING, WORKING = 240, 240  # seconds that a node, and a job, have on a busy machine
 QUICK = ["--disable-usage-stats", f"--num-cpus={CORES}", "--object-store-memory=80000000", "--block"]
 WALK = [
-    "quantize", "--recipe", "gptq-w4g128", "--windows", "32", "--length", "256", "--model", "embedded", "--device", "cpu", "--wait", "--out",
+    "quantize", "--recipe", "gptq-w4g128", "--windows", "32", "--length", "256", "--model", "embedded", "--device", "cpu", "--wait",
+    "--out",
 ]  # fmt: skip
 
 
