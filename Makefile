@@ -7,7 +7,7 @@ VLLM := .venv-vllm
 # A Python that the user names is taken or refused; where none is named and there is no python3.11, uv may bring one.
 FIND_PYTHON := tools/find-python.sh '$(PYTHON)' $(if $(filter file,$(origin PYTHON)),--bring)
 
-.PHONY: run test lab afresh browser lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels soak kill fuzz vllm environment lock embedded-model doctor clean help
+.PHONY: run test lab afresh browser cluster lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-neighbour bench-kernels soak kill fuzz vllm environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,6 +29,9 @@ afresh: $(READY) ## bring the lessons in workspace/ back as they came; your copi
 
 browser: $(READY) ## what the tests in a real browser need (150 MB); Chromium itself comes from your system
 	$(BIN)/pip install --quiet --no-deps $$(sed -n 's/^browser = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+
+cluster: $(READY) ## what `qlab sweep --ray` needs (80 MB), on every machine of the cluster
+	$(BIN)/pip install --quiet --no-deps $$(sed -n 's/^cluster = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff format --check qlab tests data docs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 import yaml
 
 from qlab import ROOT
+from qlab.cli.sweep import sweep
+from qlab.show.site.sweep_page import PAGE
+from qlab.sweep.plan import read_sweep
 
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 PINNED = re.compile(r"uses: [\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
@@ -60,3 +64,14 @@ def test_the_lock_is_audited_weekly_and_when_it_changes() -> None:
     assert any("pip-audit" in command and "--requirement requirements.lock" in command for command in commands)
     assert audit[True]["schedule"]
     assert "requirements.lock" in audit[True]["push"]["paths"]
+
+
+def test_a_small_sweep_is_run_and_its_page_kept() -> None:
+    steps = parsed(ROOT / ".github" / "workflows" / "workbook.yml")["jobs"]["sweep"]["steps"]
+    (command,) = [step["run"] for step in steps if "qlab sweep" in step.get("run", "")]
+    file = ROOT / command.split()[-1]
+    assert read_sweep(file).models == ["embedded"]  # nothing is downloaded
+    (kept,) = [step for step in steps if "actions/upload-artifact" in step.get("uses", "")]
+    assert kept["if"] == "always()"
+    assert f"build/sweep/{PAGE}" in kept["with"]["path"]
+    assert inspect.signature(sweep).parameters["out"].default == Path("build/sweep")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qlab.artifacts.budget import disk_needed
+from qlab.artifacts.card import Original, original_of, write_card
 from qlab.artifacts.devices import walk_on
 from qlab.artifacts.going_on import LOCK, clear_away, walk_to_go_on, work_folder
 from qlab.artifacts.manifest import COST, MANIFEST, Cost, Manifest, read_note
@@ -143,12 +144,15 @@ def make_artifact(
         out.mkdir()
         outcome = run_isolated(quantize_on, device, recipe, source, windows, out)
         details = outcome.value | {"calibration": list(read)}
-        return finish(out, folder, inputs, details, {"seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes})
+        cost = {"seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes}
+        return finish(out, folder, original_of(source), inputs, details, cost)
 
 
-def finish(out: Path, folder: Path, inputs: dict[str, Any], details: dict[str, Any], cost: dict[str, Any]) -> Artifact:
-    """Write manifest and cost into the complete folder `out` and put it in its place, as qlab.artifacts.placing does."""
-    manifest = {"inputs": inputs, "errors": {}, "notes": {}} | details | {"files": sorted(file.name for file in out.iterdir())}
+def finish(out: Path, folder: Path, original: Original, inputs: dict[str, Any], details: dict[str, Any], cost: dict[str, Any]) -> Artifact:
+    """Write card, manifest and cost into the complete folder `out` and put it in its place, as qlab.artifacts.placing does."""
+    manifest = {"inputs": inputs, "errors": {}, "notes": {}} | details
+    write_card(out, folder.name, manifest, original)
+    manifest["files"] = sorted(file.name for file in out.iterdir())
     (out / COST).write_text(json.dumps(cost, indent=2) + "\n")
     (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     put(out, folder)
@@ -180,11 +184,12 @@ def fit(source: OpenedModel, recipes: Sequence[WalkedRecipe], strict: bool = Fal
 
 def quantize_model(
     source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: Tensor, out: Path, batch: int | None = None, device: str = "cpu",
-    read: Sequence[dict[str, Any]] = (), beside: Sequence[str] = (),
+    read: Sequence[dict[str, Any]] = (), beside: Sequence[str] = (), wait: bool = False,
 ) -> list[Artifact]:  # fmt: skip
     """Quantize by all `recipes`, fitted to the model, in one walk, each into the folder `out`/<recipe>; interrupted, the same call goes on.
 
-    `read` says for the manifest what the windows were cut from; `beside`: further devices, of `device`'s kind, that share it.
+    `read` says for the manifest what the windows were cut from; `beside`: further devices, of `device`'s kind, that share it. With `wait`,
+    another process that works in `out` is waited for.
 
     Raises:
         UserError: a model or layer that a recipe cannot take, something at `out`/<recipe> that qlab did not make, or another process
@@ -200,7 +205,7 @@ def quantize_model(
         stored = {"stored": source.checkpoint.description} if source.checkpoint.quantized else {}
         about = {each.recipe.name: {"asked": each.asked, "calibration": list(read)} | stored for each in fitted}
         out.mkdir(parents=True, exist_ok=True)
-        with locked(out / LOCK, str(out)), room_for(out, disk_needed(source, recipes, tuple(windows.shape))):
+        with locked(out / LOCK, str(out), wait), room_for(out, disk_needed(source, recipes, tuple(windows.shape))):
             if missing := unfinished(recipes, wanted, out):
                 _walk(source, recipes, missing, wanted, about, windows, out, batch, [device, *beside])
     clear_away(recipes, wanted, out)
@@ -225,7 +230,7 @@ def _walk(
     devices: Sequence[str],
 ) -> None:
     walked = walk_to_go_on(recipes, missing, wanted, out)
-    work = work_folder(walked, wanted, out)
+    work, original = work_folder(walked, wanted, out), original_of(source)
     work.mkdir(exist_ok=True)
     try:
         with stage("rest"):
@@ -242,6 +247,7 @@ def _walk(
             recipe.assemble(source, encoded_parts(work, recipe.name), folder, found.journal.largest[recipe.name])
         seconds = found.journal.seconds[recipe.name] + time.perf_counter() - started
         cost = {"seconds": seconds, "peak_bytes": max(found.peak_bytes, peak_bytes())}
-        finish(folder, out / recipe.name, wanted[recipe.name], about[recipe.name] | details(recipe, source, found.journal), cost)
+        told = about[recipe.name] | details(recipe, source, found.journal)
+        finish(folder, out / recipe.name, original, wanted[recipe.name], told, cost)
     with stage("clean up"):
         discard(work)

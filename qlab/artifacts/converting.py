@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qlab.artifacts.artifact import LIBRARIES, Artifact, finish
+from qlab.artifacts.card import original_of
 from qlab.artifacts.placing import check_place
 from qlab.formats.compressed_tensors.scheme import scheme_in
 from qlab.formats.folder import finish_folder
@@ -54,7 +55,7 @@ def convert(source: OpenedModel, wanted: str, out: Path) -> Artifact:
         entry = layout.configuration(scheme, Left(kept, quantized, left_alone(source)))
         finish_folder(source.folder, source.config, parts, made, entry, dtype=source.trained_in, called=source.checkpoint.stored_name)
         cost = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
-        return finish(made, out, inputs_of(source, wanted), details(source), cost)
+        return finish(made, out, original_of(source), inputs_of(source, wanted), details(source), cost)
 
 
 def repacked(source: OpenedModel, layout: Layout, scheme: Scheme) -> Iterator[dict[str, Tensor]]:

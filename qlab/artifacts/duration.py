@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -90,6 +91,7 @@ def weight_passes(recipe: WalkedRecipe) -> float:
     return 20.0 + 17.0 * trials * recipe.search + 130.0 * recipe.scales_inputs
 
 
+@cache  # a plan of many models asks again and again
 def speeds(device: str) -> tuple[float, float, float]:
     """Seconds of a floating-point operation in a matrix product, of one element in a pass over a tensor, of an operation on one column."""
     matrix, rows, column = (torch.randn(*shape, device=device) for shape in ((1024, 1024), (4096, 64), (1024,)))

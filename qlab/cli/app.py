@@ -24,6 +24,7 @@ CalibrationOption = Annotated[
         "a file of UTF-8 text or of JSON lines (messages, text or prompt). May be repeated, each with a weight: chat.jsonl:2."
     ),
 ]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for another process that works in the same folder, instead of an error.")]
 DEBUG = "--debug"  # anywhere on the command line
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1, …")]
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qlab.cli.app import ModelOption, app, console
+from qlab.cli.app import ModelOption, WaitOption, app, console
 from qlab.cli.bench import keep
 from qlab.cli.numbers import whole
 from qlab.cli.words import readable, show, table
 from qlab.support.errors import UserError
 from qlab.workbook.language.spoken import ENGLISH, VARIABLE, speak, spoken
 
+if TYPE_CHECKING:
+    from qlab.workbook.batch.runner import Outcome
+
 WIDE = 140  # characters, where nobody watches
+QUALITY = "quality/"  # begins the names of records of quality (qlab.workbook.lesson)
 ON_TERMINALS = (
     "format", "run by", "MB on disk", "MB at the peak", "perplexity", "KL to FP16 (nats/token)", "prompt tok/s", "generation tok/s",
 )  # fmt: skip
@@ -33,6 +38,8 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("build/report"),
     fresh: Annotated[bool, typer.Option(help="Do everything again, also what is done.")] = False,
     language: LanguageOption = ENGLISH,
+    wait: WaitOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line, in place of the table.")] = False,
 ) -> None:
     """Execute lessons by papermill and write the report. Finished lessons are not done again."""
     from qlab.artifacts.going_on import LOCK
@@ -43,7 +50,7 @@ def run(
     from qlab.show.site.report import check_report, write_report
     from qlab.support.disk.lock import locked
     from qlab.support.disk.room import room_for
-    from qlab.workbook.batch.runner import DONE, Outcome, prepare, run_lessons
+    from qlab.workbook.batch.runner import DONE, prepare, run_lessons
 
     speak(language)
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
@@ -56,11 +63,14 @@ def run(
         if new := outcome.records.get("figures"):
             keep(str(out.parent / STORE.name), model, [(Subject(**e["subject"]), [Figure(**f) for f in e["figures"]]) for e in new])
 
-    with locked(out / LOCK, str(out)), room_for(out):
+    with locked(out / LOCK, str(out), wait), room_for(out):
         with LessonProgress(list(values), console) as progress:
             outcomes = run_lessons(values, out, fresh, progress.update, keep_figures)
         index = write_report(outcomes, provenance(model), out)
-    print_results(outcomes)
+    if as_json:
+        print(json.dumps({"lessons": {outcome.lesson: told(outcome) for outcome in outcomes}}))
+    else:
+        print_results(outcomes)
     console.print(f"{time.monotonic() - started:.0f} s. Report: {index}", highlight=False)
     for outcome in outcomes:
         if outcome.state != DONE:
@@ -182,6 +192,13 @@ def pairs(texts: list[str]) -> dict[str, str]:
             raise UserError(f"-p {text!r}: expected a name and a value, such as -p evaluation_windows 8")
         found[name.strip()] = value.strip()
     return found
+
+
+def told(outcome: Outcome) -> dict[str, Any]:
+    """What became of a lesson, for programs: its state, and the quality of each model and artifact that it measured."""
+    quality = {name.removeprefix(QUALITY): value for name, value in outcome.records.items() if name.startswith(QUALITY)}
+    figures = {name: {key: figure for key, figure in value.items() if isinstance(figure, (int, float))} for name, value in quality.items()}
+    return {"state": outcome.state, "seconds": outcome.seconds, "error": outcome.error, "quality": figures}
 
 
 def print_results(outcomes: list[Any]) -> None:

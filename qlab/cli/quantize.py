@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, StrictOption, app
+from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, StrictOption, WaitOption, app
 from qlab.cli.numbers import TOKENS, WINDOWS, whole
 
 
@@ -27,6 +27,7 @@ def quantize(
     device: DeviceOption = "auto",
     devices: Annotated[str | None, typer.Option(help="GPUs that share the blocks: cuda:0,cuda:1 or all. Bytes stay the same.")] = None,
     strict: StrictOption = False,
+    wait: WaitOption = False,
     profile: Annotated[bool, typer.Option(help="Print at the end where the time went, by stage; it takes somewhat longer then.")] = False,
     dry_run: Annotated[
         bool, typer.Option(help="Only print what memory, disk and time it would take; a folder with a config.json is enough.")
@@ -74,7 +75,7 @@ def quantize(
     reading = read_windows(calibration, load_tokenizer(source), length, windows, embedding_rows(source.config))
     print("\n".join(reading.lines("calibration")))
     with profiled(device) if profile else nullcontext() as stages:
-        made = quantize_model(source, recipes, reading.windows, out, plan.batch, device, reading.as_dicts(), beside)
+        made = quantize_model(source, recipes, reading.windows, out, plan.batch, device, reading.as_dicts(), beside, wait)
     for artifact in made:
         worst = max(artifact.errors, key=lambda name: artifact.errors[name], default="")
         found = f", worst layer {worst} {artifact.errors[worst]:.2%}" if worst else ""

@@ -1,91 +1,113 @@
-"""`qlab sweep`: many models and recipes by one file, and one table at the end."""
+"""`qlab sweep`: many models, recipes and lessons by one file, and one table at the end."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qlab.cli.app import app, console
-from qlab.cli.words import show, table
+from qlab.cli.words import aligned, table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from qlab.sweep.drive import Progress
     from qlab.sweep.jobs import Job
+    from qlab.sweep.plan import Sweep
+    from qlab.sweep.workers import Workers
 
-WIDE = 160  # characters, where nobody watches
+LOCK, LOGS = ".lock", "logs"  # in the folder of a sweep
 
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(help="YAML with models, recipes, texts, constraints and gates; docs/using.md has one.")],
+    file: Annotated[Path, typer.Argument(help="YAML with models, recipes, lessons, texts, constraints and gates; docs/using.md has one.")],
     out: Annotated[Path, typer.Option(help="Folder of artifacts, results, table and page.")] = Path("build/sweep"),
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="auto|HOST:PORT", help="Run the jobs on the machines of a Ray cluster; --out on a disk they share."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only print the jobs, with the memory and time that they will take.")] = False,
 ) -> None:
-    """Quantize and evaluate every model by every recipe of a file. Interrupted, the same command goes on; nothing is done twice."""
-    import psutil
+    """Quantize and evaluate every model by every recipe of a file, and run its lessons. Interrupted, the same command goes on; nothing is
+    done twice."""
     from rich.live import Live
 
-    from qlab.artifacts.budget import parse_bytes, size_text
-    from qlab.artifacts.duration import time_text
-    from qlab.show.site.sweep_page import write_page
     from qlab.support.disk.lock import locked
-    from qlab.sweep.drive import Room, drive
-    from qlab.sweep.jobs import expand
+    from qlab.sweep.drive import Patience, drive
+    from qlab.sweep.jobs import expand, opened
+    from qlab.sweep.lessons import lesson_jobs
     from qlab.sweep.plan import read_sweep
-    from qlab.sweep.recommend import caches, fitting, recommendation
     from qlab.sweep.results import Store
-    from qlab.sweep.results import table as rows_of
-    from qlab.sweep.workers import Local
     from qlab.workbook.lesson import quiet
 
     quiet()
     asked = read_sweep(file)
-    memory = parse_bytes(asked.limits.memory) if asked.limits.memory else 0.9 * psutil.virtual_memory().available
-    jobs = expand(asked, out.absolute())
-    cache = caches(asked)
+    limits, models = asked.limits, opened(asked)
+    jobs = [*expand(asked, models, out.absolute()), *lesson_jobs(asked, models, out.absolute())]
     store = Store(out / "jobs")
-    room = Room(memory, len(os.sched_getaffinity(0)), asked.limits.threads, asked.limits.tries, 3600 * asked.limits.hours, asked.device)
-    missing = [job for job in jobs if not store.done(job)]
-    rows = [(job.name, "done" if job not in missing else "to do", size_text(job.memory), time_text(job.seconds)) for job in jobs]
-    show(table(("job", "", "memory", "time of one thread"), rows), WIDE)
-    total = sum(job.seconds for job in missing) / room.at_once
-    print(
-        f"{len(jobs)} jobs, {len(missing)} to do, about {time_text(total)} with {room.at_once} at a time in {size_text(memory)} of memory"
-    )
-    if dry_run:
-        return
-    for folder in (out, store.folder, out / "logs"):
-        folder.mkdir(parents=True, exist_ok=True)
+    with closing(workers_for(asked, out, ray)) as workers:
+        show_plan(jobs, {job.key for job in jobs if not store.done(job)}, workers)
+        if dry_run:
+            return
+        from qlab.show.site.sweep_page import PAGE, LivePage  # here: what draws takes seconds to import
+        from qlab.show.site.sweep_report import SweepReport
 
-    workers = Local(out / "logs")
-    with locked(out / ".lock", str(out)), Live(console=console, transient=True, refresh_per_second=2) as live:
+        for folder in (out, store.folder, out / LOGS):
+            folder.mkdir(parents=True, exist_ok=True)
+        report = SweepReport(out, asked, models, jobs, store)
+        page = LivePage(lambda progress: report.live(sentence(progress)))
+        with locked(out / LOCK, str(out)), Live(console=console, transient=True, refresh_per_second=2) as live:
 
-        def watch(progress: Progress) -> None:
-            live.update(standing(progress))
-            write_page(out, fitting(rows_of(jobs, store), asked, cache), [], sentence(progress), True)
+            def watch(progress: Progress) -> None:
+                live.update(standing(progress))
+                page.update(progress)
 
-        try:
-            end = drive(jobs, store, workers, room, watch)
-        finally:
-            workers.close()
-    found = fitting(rows_of(jobs, store), asked, cache)
-    advice = recommendation(found, asked)
-    found.to_csv(out / "table.csv", index=False)
-    found.to_parquet(out / "table.parquet", index=False)
-    page = write_page(out, found, advice, sentence(end), False)
-    print("\n".join(advice))
+            try:
+                end = drive(jobs, store, workers, Patience(limits.tries, 3600 * limits.hours), watch)
+            finally:
+                workers.close()  # while the folder is still ours
+    for advice in report.final(sentence(end)):
+        print(advice)
     for job in end.failed:
         result = store.read(job.key)
         console.print(f"[red]failed[/red]: {job.name}: ", end="")
         console.print(result.error if result else "", markup=False, highlight=False)
-    console.print(f"{page} and {out / 'table.csv'}", markup=False, highlight=False)
+    console.print(f"the page is {out / PAGE}, the tables for other programs lie beside it", markup=False, highlight=False)
     if end.failed:
         raise typer.Exit(1)
+
+
+def workers_for(asked: Sweep, out: Path, ray: str | None) -> Workers:
+    """Processes of this machine, or the machines of a Ray cluster.
+
+    Raises:
+        UserError: the cluster cannot be used.
+    """
+    from qlab.artifacts.budget import parse_bytes
+    from qlab.sweep.cluster import connect
+    from qlab.sweep.local import Local, free_memory, jobs_at_once
+
+    limits, logs = asked.limits, out / LOGS
+    if ray is not None:
+        return connect(ray, logs, (out / LOCK).absolute(), limits.threads, asked.device)
+    memory = parse_bytes(limits.memory) if limits.memory else free_memory()
+    return Local(logs, memory, jobs_at_once(asked.device, limits.threads), limits.threads)
+
+
+def show_plan(jobs: Sequence[Job], missing: set[str], workers: Workers) -> None:
+    """The jobs with what they will take, and in a sentence what the `missing` ones take together."""
+    from qlab.artifacts.budget import size_text
+    from qlab.artifacts.duration import time_text
+
+    rows = [(job.name, "to do" if job.key in missing else "done", size_text(job.memory), time_text(job.seconds)) for job in jobs]
+    print(aligned(("job", "", "memory", "time of one thread"), rows))
+    total = time_text(sum(job.seconds for job in jobs if job.key in missing) / workers.at_once)
+    print(f"{len(jobs)} jobs, {len(missing)} to do, about {total} with {workers.at_once} at a time {workers.described}")
 
 
 def sentence(progress: Progress) -> str:
@@ -99,6 +121,5 @@ def sentence(progress: Progress) -> str:
 
 
 def standing(progress: Progress) -> Table:
-    """The jobs at work as a table, and the rest in a sentence below."""
-    rows: list[Job] = progress.running
-    return table(("running", ""), [(job.name, "") for job in rows], title=sentence(progress))
+    """The jobs at work as a table, and the rest in a sentence above."""
+    return table(("running", ""), [(job.name, progress.where[job.key]) for job in progress.running], title=sentence(progress))

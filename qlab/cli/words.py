@@ -41,3 +41,10 @@ def show(made: Table, width: int | None = None) -> None:
     """Print a table on standard output; `width` where that is no terminal."""
     terminal = Console()
     Console(width=terminal.width if terminal.is_terminal or width is None else width).print(made)
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text under their columns, as lines: of thousands of rows, for which a table that fits itself to a terminal takes too long."""
+    lines = [tuple(map(printable, row)) for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)

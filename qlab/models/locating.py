@@ -22,7 +22,7 @@ from qlab.support.reading import check_regular, path_of, read_json
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
-HUB_FILES = ("*.safetensors", *COMPANIONS)  # no pickles, no Python
+HUB_FILES = ("*.safetensors", *COMPANIONS, "README.md")  # no pickles, no Python; the card states the licence
 TEMPLATES = "additional_chat_templates"  # a folder of them, beside the one of every conversation
 FUNCTION = (  # what a model computes and is given depends on these, beside its weights
     "config.json", "quantize_config.json", "*.safetensors.index.json", *COPIED,

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from qlab.artifacts.artifact import fit, inputs_of, quantize_model
 from qlab.artifacts.budget import disk_needed
+from qlab.artifacts.card import Figures, Original, renew_card
 from qlab.artifacts.going_on import LOCK
+from qlab.artifacts.licence import licence_of
 from qlab.artifacts.manifest import COST
 from qlab.artifacts.placing import check_place, put
 from qlab.evaluate.quality import measure_quality
@@ -133,6 +135,9 @@ def release(
         if not refused:
             proof = served_once(runtime, artifact.path)
             refused = [f"{found.name}: {found.found}" for found in proof.checks if not found.passed]
+        if not refused:
+            original = Original(source.name, source.fingerprint, licence_of(source), made_from["adapter"] or "")
+            renew_card(artifact.path, original, shown(figures, held_out, gates))
         note = {"release": name, "refused": refused, "figures": figures, "gates": [asdict(gate) for gate in gates], "inputs": made_from}
         if not refused and not same_files(artifact.path, out / name / artifact.path.name):  # what is being served stays where it is
             put(work / "quantized", out / name)
@@ -199,6 +204,14 @@ def measure(artifact: OpenedModel, merged: OpenedModel, before: OpenedModel, hel
     base = measure_quality(load(before, device=device), held_out, label="gate: the model before")
     assert quality.kl is not None and quality.top1 is not None  # noqa: PT018
     return {"kl": quality.kl, "top1": quality.top1, "perplexity": quality.perplexity / base.perplexity}
+
+
+def shown(figures: dict[str, float], held_out: Tensor, gates: Sequence[Gate]) -> Figures:
+    """The figures of a release, as its card shows them."""
+    count, length = held_out.shape
+    passed = ", ".join(f"{gate.figure} {gate.bound:g}" for gate in gates)
+    how = f"Measured before the release on {count} held-out windows of {length} tokens; the gates that it passed: {passed}."
+    return Figures([(FIGURES[name], f"{value:.4g}", "") for name, value in figures.items()], how)
 
 
 def served_once(runtime: Runtime, folder: Path) -> Proof:

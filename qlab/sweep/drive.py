@@ -10,106 +10,141 @@ from qlab.sweep.jobs import Job
 from qlab.sweep.results import DONE, FAILED, Result, Store, figures_of
 from qlab.sweep.workers import Ended, Workers
 
-PAUSE = 0.2  # seconds between two looks at what runs
+PAUSE = 0.05  # seconds between two looks at what runs
 MORE = 2.0  # times as much memory as before is set aside for a job that was killed, as one is that took too much
 SAID = 300  # characters of a job's complaint that are kept
 KILLED = (128 + 9, -9)  # the job, or its keeper and with it the job
 
 
-@dataclass
+@dataclass(frozen=True)
 class Progress:
-    """Where a sweep stands: jobs by their state, and seconds left by what was measured; None before anything was."""
+    """Where a sweep stands: jobs by their state, and seconds left by what was measured; None before anything was.
+
+    `where`: the machines of those that run, by their keys, where there are several."""
 
     done: list[Job] = field(default_factory=list)
     failed: list[Job] = field(default_factory=list)
     running: list[Job] = field(default_factory=list)
     waiting: list[Job] = field(default_factory=list)
     left: float | None = None
+    where: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Room:
-    """What jobs may take together: bytes of memory, and processes of `threads` threads on so many cores; a job's tries and seconds."""
+class Patience:
+    """How often a job is tried, and after how many seconds it counts as failed."""
 
-    memory: float
-    cores: int
-    threads: int
     tries: int
     seconds: float
-    device: str
-
-    @property
-    def at_once(self) -> int:
-        """Jobs at the same time: one where a GPU works, else as many as have cores of their own."""
-        return 1 if self.device != "cpu" else max(1, self.cores // self.threads)
 
 
-def drive(jobs: Sequence[Job], store: Store, workers: Workers, room: Room, watch: Callable[[Progress], None]) -> Progress:
-    """Run the jobs that have no result, those that they need first; a job whose need failed is not run. `watch` is told of every change.
+def drive(jobs: Sequence[Job], store: Store, workers: Workers, patience: Patience, watch: Callable[[Progress], None]) -> Progress:
+    """Run the jobs that have no result, those that they need first; a job whose need failed is not run.
 
-    Never more memory is set aside than `room` has, but for a job that alone needs more: it runs alone.
+    `watch` is told where the sweep stands at every look; it is the same object as before where nothing has changed.
 
     Raises:
         OSError: no process can be made, or a result cannot be written.
     """
-    waiting, running = [job for job in jobs if not store.done(job)], dict[str, Job]()
-    memory, tries = {job.key: job.memory for job in jobs}, dict.fromkeys((job.key for job in jobs), 0)
-    done, failed = {job.key for job in jobs} - {job.key for job in waiting}, set[str]()
-    by_key, pace = {job.key: job for job in jobs}, list[tuple[float, float]]()
-
-    def settle(key: str, result: Result) -> None:
-        store.write(key, result)
-        (done if result.state == DONE else failed).add(key)
-
-    def told() -> Progress:
-        keys = {state: [by_key[key] for key in by_key if key in group] for state, group in (("done", done), ("failed", failed))}
-        return Progress(
-            keys["done"], keys["failed"], list(running.values()), list(waiting), time_left(waiting, running, pace, room.at_once)
-        )
-
-    watch(told())
-    while waiting or running:
-        for job in next_jobs(waiting, running, done, memory, room):
-            waiting.remove(job)
-            running[job.key] = job
-            tries[job.key] += 1
-            workers.submit(job, room.threads)
-            watch(told())
-        for key, seconds in workers.running().items():
-            if seconds > room.seconds:
-                workers.cancel(key)
-        for key, ended in workers.ended().items():
-            job = running.pop(key)
-            result = judged(job, ended, tries[key], room)
-            if result.state == DONE:
-                pace.append((job.seconds, ended.seconds))
-                settle(key, result)
-            elif tries[key] < room.tries and not final(ended):
-                memory[key] *= MORE if ended.code in KILLED else 1
-                waiting.append(job)
-            else:
-                settle(key, result)
-            watch(told())
-        for job in [job for job in waiting if set(job.needs) & failed]:
-            waiting.remove(job)
-            needed = next(by_key[key] for key in job.needs if key in failed)
-            settle(job.key, Result(job=job.name, state=FAILED, seconds=0.0, tries=0, error=f"needs '{needed.name}', which failed"))
-            watch(told())
-        if running:
+    state = Driver(jobs, store, workers, patience)
+    progress = state.progress()
+    watch(progress)
+    while state.ready or state.submitted:
+        if state.start() | state.collect() | state.moved():
+            progress = state.progress()
+        else:
             time.sleep(PAUSE)
-    return told()
+        watch(progress)
+    return progress
 
 
-def next_jobs(waiting: Sequence[Job], running: dict[str, Job], done: set[str], memory: dict[str, float], room: Room) -> list[Job]:
-    """The jobs to start now, in their order: what they need is done, and they fit beside those at work and each other."""
-    held, count, found = sum(memory[key] for key in running), len(running), list[Job]()
-    for job in waiting:
-        if count >= room.at_once:
-            break
-        if set(job.needs) <= done and (held + memory[job.key] <= room.memory or not count):
-            found.append(job)
-            held, count = held + memory[job.key], count + 1
-    return found
+class Driver:
+    """The jobs of a sweep by their state: `ready` can be started, `blocked` need others before, `submitted` are with the workers."""
+
+    def __init__(self, jobs: Sequence[Job], store: Store, workers: Workers, patience: Patience) -> None:
+        self.store, self.workers, self.patience = store, workers, patience
+        self.by_key = {job.key: job for job in jobs}
+        self.memory = {job.key: job.memory for job in jobs}
+        self.tries = dict.fromkeys(self.by_key, 0)
+        self.done, self.failed = {job.key for job in jobs if store.done(job)}, set[str]()
+        self.lacking = {job.key: set(job.needs) - self.done for job in jobs if job.key not in self.done}
+        self.ready = {key: self.by_key[key] for key, needs in self.lacking.items() if not needs}
+        self.blocked = {key: self.by_key[key] for key, needs in self.lacking.items() if needs}
+        self.submitted: dict[str, Job] = {}
+        self.running: dict[str, str] = {}
+        self.pace: list[tuple[float, float]] = []
+        self.wanted_by: dict[str, list[str]] = {}
+        for key, needs in self.lacking.items():
+            for need in needs:
+                self.wanted_by.setdefault(need, []).append(key)
+
+    def start(self) -> bool:
+        """Hand out the ready jobs that fit, in their order; whether there was one. A job that needs more than there is runs alone."""
+        memory, slots = self.workers.left()
+        found = list[str]()
+        for key in self.ready:
+            if slots <= len(found):
+                break
+            if self.memory[key] <= memory or not (self.submitted or found):
+                memory -= self.memory[key]
+                found.append(key)
+        for key in found:
+            job = self.submitted[key] = self.ready.pop(key)
+            self.tries[key] += 1
+            self.workers.submit(job, self.memory[key])
+        return bool(found)
+
+    def collect(self) -> bool:
+        """Take what has ended, and stop what takes too long; whether anything had ended."""
+        ended = self.workers.ended()
+        for key, how in ended.items():
+            self.judge(self.submitted.pop(key), how)
+        for key, work in self.workers.running().items():
+            if work.seconds > self.patience.seconds:
+                self.workers.cancel(key)
+        return bool(ended)
+
+    def moved(self) -> bool:
+        """Whether other jobs are at work than before, or elsewhere."""
+        before, self.running = self.running, {key: work.where for key, work in self.workers.running().items()}
+        return before != self.running
+
+    def judge(self, job: Job, ended: Ended) -> None:
+        """Keep a job's result, or have it tried again."""
+        result = judged(job, ended, self.tries[job.key], self.patience)
+        if result.state == DONE:
+            self.pace.append((job.seconds, ended.seconds))
+            self.finish(job.key, result)
+        elif self.tries[job.key] < self.patience.tries and not final(ended):
+            self.memory[job.key] *= MORE if ended.code in KILLED else 1
+            self.ready[job.key] = job
+        else:
+            self.fail(job.key, result)
+
+    def finish(self, key: str, result: Result) -> None:
+        """Keep the result of a job that is done; who needed it alone is ready."""
+        self.store.write(key, result)
+        self.done.add(key)
+        for other in self.wanted_by.get(key, ()):
+            self.lacking[other].discard(key)
+            if not self.lacking[other] and other in self.blocked:
+                self.ready[other] = self.blocked.pop(other)
+
+    def fail(self, key: str, result: Result) -> None:
+        """Keep the result of a job that failed, and those of all that need it."""
+        self.store.write(key, result)
+        self.failed.add(key)
+        for other in self.wanted_by.get(key, ()):
+            if job := self.blocked.pop(other, None):
+                why = f"needs '{self.by_key[key].name}', which failed"
+                self.fail(other, Result(job=job.name, state=FAILED, seconds=0.0, tries=0, error=why))
+
+    def progress(self) -> Progress:
+        """Where the sweep stands. A job that waits for a machine counts as waiting."""
+        done, failed = ([job for key, job in self.by_key.items() if key in group] for group in (self.done, self.failed))
+        running = [job for key, job in self.submitted.items() if key in self.running]
+        waiting = [job for group in (self.submitted, self.ready, self.blocked) for key, job in group.items() if key not in self.running]
+        return Progress(done, failed, running, waiting, time_left(waiting, running, self.pace, self.workers.at_once), self.running)
 
 
 def final(ended: Ended) -> bool:
@@ -117,23 +152,24 @@ def final(ended: Ended) -> bool:
     return ended.code == 2
 
 
-def judged(job: Job, ended: Ended, tries: int, room: Room) -> Result:
+def judged(job: Job, ended: Ended, tries: int, patience: Patience) -> Result:
     """What became of a job."""
     if ended.code == 0:
         return Result(job=job.name, state=DONE, seconds=ended.seconds, tries=tries, figures=figures_of(ended.printed))
     said = " ".join(ended.complained.split())
-    why = said.rpartition("error: ")[2][:SAID] or f"exit code {ended.code}"
+    _, found, message = said.rpartition("error: ")
+    why = (message[:SAID] if found else said[-SAID:]) or f"exit code {ended.code}"
     if ended.code in KILLED:
         why = "it was killed, perhaps since memory was short"
-    elif ended.seconds > room.seconds:
-        why = f"it took more than {room.seconds / 3600:g} hours"
+    elif ended.seconds > patience.seconds:
+        why = f"it took more than {patience.seconds / 3600:g} hours"
     return Result(job=job.name, state=FAILED, seconds=ended.seconds, tries=tries, error=why)
 
 
-def time_left(waiting: Sequence[Job], running: dict[str, Job], pace: Sequence[tuple[float, float]], at_once: int) -> float | None:
+def time_left(waiting: Sequence[Job], running: Sequence[Job], pace: Sequence[tuple[float, float]], at_once: int) -> float | None:
     """Seconds, by how long jobs took against what was predicted; None before one is done."""
     predicted, took = (sum(pair[side] for pair in pace) for side in (0, 1))
     if not took or not predicted:
         return None
-    rest = sum(job.seconds for job in waiting) + sum(job.seconds for job in running.values()) / 2
+    rest = sum(job.seconds for job in waiting) + sum(job.seconds for job in running) / 2
     return took / predicted * rest / at_once

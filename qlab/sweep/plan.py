@@ -1,7 +1,8 @@
-"""The sweep file: YAML with models, recipes, texts, constraints and gates, checked before anything starts."""
+"""The sweep file: YAML with models, recipes, lessons, texts, constraints and gates, checked before anything starts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,8 @@ from qlab.support.reading import check_regular
 
 LARGEST = 1 << 20  # bytes of a sweep file
 MOST = 1000  # models, recipes or texts of one
-Names = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(min_length=1, max_length=MOST)]
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
+Names = Annotated[list[Name], Field(min_length=1, max_length=MOST)]
 
 
 class Part(BaseModel):
@@ -58,10 +60,12 @@ class Limits(Part):
 
 
 class Sweep(Part):
-    """The file. `gates`: the largest KL, or the largest factor of perplexity, that a format may have to be recommended."""
+    """The file. `gates`: the largest KL, or the largest factor of perplexity, that a format may have to be recommended. `lessons`: names of
+    lessons, each with the parameters that are not to be its defaults."""
 
     models: Names
-    recipes: Names
+    recipes: Annotated[list[Name], Field(max_length=MOST)] = []
+    lessons: Annotated[dict[str, dict[str, str | int | float | bool]], Field(max_length=MOST)] = {}
     calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()
     constraints: Constraints = Constraints()
@@ -98,11 +102,42 @@ def read_sweep(file: Path) -> Sweep:
         first = error.errors(include_url=False, include_input=False)[0]
         where = [step for step in first["loc"] if isinstance(step, (str, int))]
         raise UserError(f"{file.name}, line {line_of(tree, where)}: {'.'.join(map(str, where))[:80]}: {first['msg'][:120]}") from error
-    if unknown := sorted(set(sweep.gates) - set(GATES)):
-        raise UserError(
-            f"{file.name}, line {line_of(tree, ['gates', unknown[0]])}: no gate {unknown[0][:40]!r}: expected {', '.join(GATES)}"
-        )
+    if wrong := first_wrong(sweep):
+        raise UserError(f"{file.name}, line {line_of(tree, wrong[0])}: {wrong[1]}")
     return sweep
+
+
+def first_wrong(sweep: Sweep) -> tuple[list[str], str] | None:
+    """The first thing that the form of the file allows and that makes no sense, as its place and what to say of it."""
+    if not sweep.recipes and not sweep.lessons:
+        return [], "nothing to do: expected recipes, lessons or both"
+    if unknown := sorted(set(sweep.gates) - set(GATES)):
+        return ["gates", unknown[0]], f"no gate {unknown[0][:40]!r}: expected {', '.join(GATES)}"
+    return wrong_lesson(sweep.lessons) if sweep.lessons else None
+
+
+def wrong_lesson(lessons: Mapping[str, Mapping[str, str | int | float | bool]]) -> tuple[list[str], str] | None:
+    """The first lesson or parameter that is not there, or value that a parameter cannot have."""
+    from qlab.workbook.parameters import parameters_of, resolve  # here: what reads notebooks takes seconds to import
+    from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
+
+    for lesson, given in lessons.items():
+        if lesson not in lesson_names():
+            return ["lessons", lesson], f"no lesson {lesson[:40]!r}: expected one of {', '.join(lesson_names())}"
+        if "model" in given:
+            return ["lessons", lesson, "model"], "a lesson runs on each of the models above: leave out its model"
+        known = {lesson: parameters_of(NOTEBOOKS / f"{lesson}.ipynb")}
+        for name, value in given.items():
+            try:
+                resolve(known, {name: as_typed(value)})
+            except UserError as error:
+                return ["lessons", lesson, name], str(error)
+    return None
+
+
+def as_typed(value: str | int | float | bool) -> str:
+    """A lesson's parameter as one types it on a command line."""
+    return value if isinstance(value, str) else repr(value)
 
 
 def line_of(tree: yaml.Node | None, path: list[Any]) -> int:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from qlab.artifacts.artifact import model_folder
 from qlab.artifacts.budget import parse_bytes, size_text
-from qlab.models.opening import locate
 from qlab.plan.plan import USABLE, cache_bytes
 from qlab.plan.shapes import config_shape
+from qlab.sweep.jobs import Subject
 from qlab.sweep.plan import Sweep
 from qlab.sweep.results import DONE, ORIGINAL
 
 
-def caches(sweep: Sweep) -> dict[str, float]:
+def caches(sweep: Sweep, models: Mapping[str, Subject]) -> dict[str, float]:
     """Bytes of the KV cache that the constraints ask for, by model."""
     asked = sweep.constraints
-    sources = map(locate, sweep.models)
-    return {model_folder(each): cache_bytes(config_shape(each.config, each.name), asked.context, asked.sequences) for each in sources}
+    return {
+        called: cache_bytes(config_shape(source.config, source.name), asked.context, asked.sequences)
+        for called, (_, source) in models.items()
+    }
 
 
 def fitting(table: pd.DataFrame, sweep: Sweep, cache: dict[str, float]) -> pd.DataFrame:
@@ -30,20 +32,18 @@ def fitting(table: pd.DataFrame, sweep: Sweep, cache: dict[str, float]) -> pd.Da
     found["needed"] = [size + cache[model] if pd.notna(size) else None for size, model in zip(found["bytes"], found["model"])]
     memory = parse_bytes(sweep.constraints.memory) if sweep.constraints.memory else None
     found["fits"] = [memory is None or (pd.notna(needed) and needed <= USABLE * memory) for needed in found["needed"]]
-    found["passes"] = [passes(row, found, sweep.gates) for row in found.to_dict("records")]
+    originals = found[found["format"] == ORIGINAL].set_index("model")["perplexity"].to_dict() if "perplexity" in found else {}
+    found["passes"] = [passes(row, originals.get(row["model"]), sweep.gates) for row in found.to_dict("records")]
     return found
 
 
-def passes(row: dict[str, Any], table: pd.DataFrame, gates: dict[str, float]) -> bool:
-    """Whether a row is within the gates: KL at most so many nats, perplexity at most so many times the original's."""
+def passes(row: dict[str, Any], original: float | None, gates: dict[str, float]) -> bool:
+    """Whether a row is within the gates: KL at most so many nats, perplexity at most so many times the `original`'s; a gate on perplexity
+    is not passed where that is unknown."""
     if row["state"] != DONE:
         return False
-    original = table[(table["model"] == row["model"]) & (table["format"] == ORIGINAL)]
-    for gate, most in gates.items():
-        least = float(original["perplexity"].iloc[0]) if gate == "perplexity" and len(original) else 1.0
-        if row[gate] is None or row[gate] > most * (least if gate == "perplexity" else 1):
-            return False
-    return True
+    most = gates | ({"perplexity": gates["perplexity"] * original} if "perplexity" in gates and original else {})
+    return all(row[gate] is not None and row[gate] <= bound for gate, bound in most.items())
 
 
 def recommendation(table: pd.DataFrame, sweep: Sweep) -> list[str]:

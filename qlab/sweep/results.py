@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qlab.models.opening import locate
+from qlab.models.locating import weight_files
 from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
-from qlab.support.memory import disk_bytes
 from qlab.sweep.jobs import Job
 
 DONE, FAILED = "done", "failed"
@@ -36,16 +36,22 @@ class Result(BaseModel):
 
 @dataclass(frozen=True)
 class Store:
-    """The results of a sweep, in `folder`."""
+    """The results of a sweep, in `folder`. One that is DONE is for good, and read once."""
 
     folder: Path
+    known: dict[str, Result] = field(default_factory=dict, compare=False)
 
     def read(self, key: str) -> Result | None:
         """The result of a job; None where there is none, or a damaged one."""
+        if key in self.known:
+            return self.known[key]
         try:
-            return Result.model_validate_json((self.folder / f"{key}.json").read_bytes())
+            found = Result.model_validate_json((self.folder / f"{key}.json").read_bytes())
         except (OSError, ValidationError):
             return None
+        if found.state == DONE:
+            self.known[key] = found
+        return found
 
     def done(self, job: Job) -> bool:
         """Whether a job has its result."""
@@ -69,20 +75,43 @@ def figures_of(printed: str) -> dict[str, Any]:
 
 def table(jobs: Sequence[Job], store: Store) -> pd.DataFrame:
     """A row for each model and format, in the order of the jobs: figures with standard errors, bytes on disk, or why there are none."""
+    by_key = {job.key: job for job in jobs}
     rows = []
     for job in jobs:
         if job.kind != "evaluate":
             continue
         found = store.read(job.key)
-        walk = next((other for other in jobs if other.key in job.needs), None)
-        before = store.read(walk.key) if walk else None
         row: dict[str, Any] = {"model": job.model, "format": job.recipe, "state": found.state if found else "not run", "why": ""}
         if found and found.state == DONE:
             row |= {name: found.figures.get(name) for name in ("kl", "kl_stderr", "perplexity", "stderr", "top1", "kl_p99")}
-            with suppress(UserError):  # somebody has removed the artifact since
-                row["bytes"] = float(disk_bytes(locate(job.words[1]).path))
+            row["bytes"] = stored_bytes(Path(job.place))
             row |= {f"{score['task']} {score['metric']}": score["value"] for score in found.figures.get("tasks", [])}
         else:
-            row["why"] = found.error if found else before.error if before and before.state == FAILED else ""
+            needed = [before for key in job.needs if key in by_key and (before := store.read(key)) and before.state == FAILED]
+            row["why"] = found.error if found else needed[0].error if needed else ""
         rows.append(row)
+    return pd.DataFrame(rows, columns=None if rows else ["model", "format", "state", "why"])
+
+
+def lessons_table(jobs: Sequence[Job], store: Store, out: Path) -> pd.DataFrame:
+    """A row for each model or artifact that a lesson measured, one for a lesson that measured none or is not done; `page`: the lesson's
+    page, as a path from the folder `out`, where it is there."""
+    rows = []
+    for job in jobs:
+        if job.kind != "lesson":
+            continue
+        found = store.read(job.key)
+        row: dict[str, Any] = {"lesson": job.recipe, "model": job.model, "state": found.state if found else "not run", "why": ""}
+        row |= {"why": found.error, "seconds": found.seconds} if found else {}
+        row["page"] = os.path.relpath(job.place, out.absolute()) if Path(job.place).is_file() else ""
+        measured = found.figures.get("lessons", {}).get(job.recipe, {}).get("quality", {}) if found else {}
+        names = ("kl", "kl_stderr", "perplexity", "stderr", "top1")
+        rows += [row | {"measured": name} | {key: figures.get(key) for key in names} for name, figures in measured.items()] or [row]
     return pd.DataFrame(rows)
+
+
+def stored_bytes(place: Path) -> float | None:
+    """Bytes of the weights of a model or artifact, a folder or a GGUF file; None where somebody has removed it since."""
+    with suppress(UserError, OSError):
+        return float(sum(file.stat().st_size for file in weight_files(place))) or None
+    return None

@@ -103,10 +103,11 @@ class Lesson:
     def walk_together(self, recipes: Sequence[WalkedRecipe]) -> None:
         """Make the artifacts of `recipes` that are not there in one walk, which reads and computes each block once for all of them.
 
-        `artifact` then finds them. What each costs alone is not known from such a walk.
+        `artifact` then finds them. What each costs alone is not known from such a walk. Another lesson that walks over the model is waited
+        for.
         """
         folder = artifact_folder(recipes[0], self.source, self.work).parent
-        arguments = (self.source, recipes, self.calibration, folder, None, self.device, self.calibration_reading.as_dicts())
+        arguments = (self.source, recipes, self.calibration, folder, None, self.device, self.calibration_reading.as_dicts(), (), True)
         run_isolated(quantize_model, *arguments)
 
     def evaluate(self, name: str, model: nn.Module | Artifact) -> Quality:

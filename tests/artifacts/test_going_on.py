@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ import torch
 
 from qlab.artifacts import artifact
 from qlab.artifacts.artifact import quantize_model
+from qlab.artifacts.going_on import LOCK
 from qlab.models.opening import OpenedModel
 from qlab.recipes import parse
+from qlab.support.disk.lock import locked
+from qlab.support.errors import UserError
 from qlab.walk.walk import Walk
 
 RECIPES = [parse("rtn-w4g64"), parse("nf4")]
@@ -69,3 +74,14 @@ def test_when_all_were_finished_the_same_call_clears_away(
     (tmp_path / "out" / ".qlab-lock").touch()  # as a killed process leaves it
     quantize_model(tiny, RECIPES, calibration, tmp_path / "out")
     assert names(tmp_path / "out") == [foreign.name, "nf4", "rtn-w4g64"]
+
+
+def test_lessons_that_walk_over_one_model_wait_for_each_other(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / LOCK, "the folder"):
+            with pytest.raises(UserError, match="is being worked on"):
+                quantize_model(tiny, RECIPES, calibration, tmp_path)
+            waiting = pool.submit(quantize_model, tiny, RECIPES, calibration, tmp_path, wait=True)
+            time.sleep(0.5)
+            assert not waiting.done()
+        assert [made.path.name for made in waiting.result()] == [recipe.name for recipe in RECIPES]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from qlab.artifacts.artifact import quantize_model
+from qlab.models import plain_copy as copies
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.models.plain_copy import ORIGIN, plain_copy
@@ -45,4 +49,21 @@ def test_a_copy_is_made_once_and_anew_for_another_model(gguf: Path, tmp_path: Pa
     (place / ORIGIN).write_text('{"model": "another"}')
     plain_copy(locate(str(gguf)), place)
     assert (place / "model.safetensors").stat().st_mtime_ns > before
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_who_wants_the_copy_while_it_is_made_waits_for_it(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As lessons do that run at the same time."""
+    made, make = list[float](), copies.make_copy
+
+    def slowly(*arguments: Any) -> None:
+        made.append(time.monotonic())
+        time.sleep(0.5)
+        make(*arguments)
+
+    monkeypatch.setattr(copies, "make_copy", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: plain_copy(locate(str(gguf)), tmp_path / "tiny"), range(2)))
+    assert len(made) == 1
+    assert found[0].fingerprint == found[1].fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]

@@ -64,6 +64,10 @@ def test_from_adapter_to_served_model_and_no_further_with_a_damaged_one(
     assert first.refused == []
     assert first.path == tmp_path / "releases/current/q4_k_m"
     assert first.figures["perplexity"] < 0.99  # it has learnt something of this text
+    card = (first.path / "README.md").read_text()
+    assert "# embedded as q4\\_k\\_m" in card
+    assert "| adapter merged into it | LoRA, fingerprint" in card
+    assert f"| {first.figures['perplexity']:.4g} |" in card
     with serving(LlamaCpp(), Deployment(locate(str(first.path)).path, "domain", 256, 1, port=free_port())) as server:
         assert server.alive
 

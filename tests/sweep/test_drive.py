@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from qlab.sweep.drive import KILLED, Progress, Room, drive
+from qlab.sweep.drive import KILLED, Patience, Progress, drive
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import DONE, FAILED, Result, Store
-from qlab.sweep.workers import Ended
+from qlab.sweep.workers import Ended, Left, Work
 
-ROOM = Room(memory=10, cores=4, threads=1, tries=2, seconds=100, device="cpu")
+PATIENCE = Patience(tries=2, seconds=100)
 
 
 def job(key: str, *needs: str, memory: float = 1, seconds: float = 10) -> Job:
@@ -30,11 +31,19 @@ class Scripted:
     together: list[float] = field(default_factory=list)
     beside: list[tuple[str, int]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    held: dict[str, float] = field(default_factory=dict)
+    memory: float = 10
+    at_once: int = 4
+    described: str = "in a test"
 
-    def submit(self, job: Job, threads: int) -> None:
+    def left(self) -> Left:
+        return Left(self.memory - sum(self.held[job.key] for job in self.at_work), self.at_once - len(self.at_work))
+
+    def submit(self, job: Job, memory: float) -> None:
         self.started.append(job.key)
         self.at_work.append(job)
-        self.together.append(sum(each.memory for each in self.at_work))
+        self.held[job.key] = memory
+        self.together.append(sum(self.held[each.key] for each in self.at_work))
         self.beside.append((job.key, len(self.at_work) - 1))
 
     def ended(self) -> dict[str, Ended]:
@@ -45,8 +54,8 @@ class Scripted:
         code = told.pop(0) if told else 0
         return {job.key: Ended(code, self.takes.get(job.key, 5.0), 'text\n{"kl": 0.5}\n', f"error: no {job.key}" if code else "")}
 
-    def running(self) -> dict[str, float]:
-        return {job.key: self.takes.get(job.key, 5.0) for job in self.at_work}
+    def running(self) -> dict[str, Work]:
+        return {job.key: Work(self.takes.get(job.key, 5.0)) for job in self.at_work}
 
     def cancel(self, key: str) -> None:
         self.cancelled.append(key)
@@ -60,9 +69,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qlab.sweep.drive.PAUSE", 0.0)
 
 
-def run(jobs: list[Job], folder: Path, workers: Scripted, room: Room = ROOM) -> Progress:
+def run(jobs: list[Job], folder: Path, workers: Scripted) -> Progress:
     folder.mkdir(exist_ok=True)
-    return drive(jobs, Store(folder), workers, room, lambda progress: None)
+    return drive(jobs, Store(folder), workers, PATIENCE, lambda progress: None)
 
 
 def test_what_is_needed_comes_first_and_nothing_is_done_twice(tmp_path: Path) -> None:
@@ -82,11 +91,11 @@ def test_what_is_needed_comes_first_and_nothing_is_done_twice(tmp_path: Path) ->
 def test_no_more_memory_than_there_is_is_set_aside(tmp_path: Path) -> None:
     jobs, workers = [job(str(number), memory=4) for number in range(6)] + [job("large", memory=50)], Scripted()
     run(jobs, tmp_path / "jobs", workers)
-    assert max(total for total, key in zip(workers.together, workers.started) if key != "large") <= ROOM.memory
+    assert max(total for total, key in zip(workers.together, workers.started) if key != "large") <= workers.memory
     assert workers.together[workers.started.index("large")] == 50  # alone
     assert len(workers.started) == 7
-    one = Scripted()
-    run(jobs, tmp_path / "others", one, replace(ROOM, device="cuda"))
+    one = Scripted(at_once=1)
+    run(jobs, tmp_path / "others", one)
     assert max(one.together[:6]) == 4
 
 
@@ -108,7 +117,7 @@ def test_what_fails_is_tried_again_and_then_a_row(tmp_path: Path) -> None:
 def test_a_job_that_was_killed_gets_twice_the_room(tmp_path: Path) -> None:
     workers = Scripted({"a": [*KILLED]})
     jobs = [job("a", memory=6), job("b", memory=4), job("c", memory=4)]
-    run(jobs, tmp_path / "jobs", workers, replace(ROOM, tries=2))
+    run(jobs, tmp_path / "jobs", workers)
     assert workers.started[:2] == ["a", "b"]
     assert [others for key, others in workers.beside if key == "a"] == [0, 0]  # 12 of 10: alone
     assert ("b", 1) in workers.beside  # at first it had company
@@ -130,8 +139,38 @@ def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:
 def test_time_left_goes_by_what_was_measured(tmp_path: Path) -> None:
     seen: list[Progress] = []
     (tmp_path / "jobs").mkdir()
-    drive([job(str(n)) for n in range(4)], Store(tmp_path / "jobs"), Scripted(), replace(ROOM, cores=1), seen.append)
+    drive([job(str(n)) for n in range(4)], Store(tmp_path / "jobs"), Scripted(at_once=1), PATIENCE, seen.append)
     assert seen[0].left is None
     halves = [progress.left for progress in seen if progress.left]
     assert halves[0] == pytest.approx(0.5 * 30, abs=6)  # predicted 10 s each, 5 s measured, three to go
     assert halves == sorted(halves, reverse=True)
+
+
+def test_thousands_of_jobs_are_scheduled_in_seconds(tmp_path: Path) -> None:
+    """A walk and two hundred evaluations for each of five models: by far more than a look at every job for each that ends would allow."""
+    jobs = []
+    for model in range(5):
+        jobs += [job(f"w{model}"), *(job(f"e{model}-{number}", f"w{model}") for number in range(200))]
+    begin = time.monotonic()
+    end = run(jobs, tmp_path / "jobs", Scripted())
+    assert len(end.done) == 1005
+    assert time.monotonic() - begin < 10
+    begin = time.monotonic()
+    assert len(run(jobs, tmp_path / "jobs", Scripted()).done) == 1005
+    assert time.monotonic() - begin < 2
+
+
+def test_who_watches_is_told_by_the_same_object_that_nothing_changed(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+
+    class Slow(Scripted):
+        looks = 0
+
+        def ended(self) -> dict[str, Ended]:
+            self.looks += 1
+            return {} if self.looks < 5 else super().ended()
+
+    (tmp_path / "jobs").mkdir()
+    drive([job("a")], Store(tmp_path / "jobs"), Slow(), PATIENCE, seen.append)
+    assert len(seen) > 5
+    assert len({id(progress) for progress in seen}) == 3  # waiting, running, done

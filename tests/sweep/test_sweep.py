@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from qlab import EMBEDDED
 from qlab.cli import call
 from qlab.support.errors import UserError
-from qlab.sweep.jobs import expand
+from qlab.sweep.jobs import Job, expand, opened
 from qlab.sweep.plan import Sweep
 from qlab.sweep.recommend import fitting, recommendation
 
@@ -37,6 +38,10 @@ def test_a_sweep_from_its_file_to_its_page(tmp_path: Path, capsys: pytest.Captur
     assert "q8_0, KL" in page
     assert "http-equiv" not in page  # it is done
     assert "https://" not in page.replace("https://www.w3.org", "")
+    for name in ("nf4", "q8_0"):
+        (card,) = (out / "artifacts").glob(f"embedded-*/{name}/README.md")
+        assert "| licence of the original | apache-2.0, as its card or header states |" in card.read_text()
+        assert "| KL divergence to the original (nats/token) | 0.0" in card.read_text()
     times = {path: path.stat().st_mtime_ns for path in (out / "jobs").iterdir()}
     capsys.readouterr()
     assert call(["sweep", str(file), "--out", str(out)]) == 0
@@ -44,18 +49,31 @@ def test_a_sweep_from_its_file_to_its_page(tmp_path: Path, capsys: pytest.Captur
     assert {path: path.stat().st_mtime_ns for path in (out / "jobs").iterdir()} == times
 
 
+def jobs_of(plan: dict[str, object], out: Path) -> list[Job]:
+    sweep = Sweep.model_validate(plan)
+    return expand(sweep, opened(sweep), out)
+
+
 def test_keys_go_by_what_results_depend_on(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("one " * 500)
     plan = {"models": ["embedded"], "recipes": ["nf4"], "evaluation": {"text": [str(text)]}}
-    keys = [job.key for job in expand(Sweep.model_validate(plan), tmp_path / "a")]
-    assert [job.key for job in expand(Sweep.model_validate(plan), tmp_path / "b")] == keys  # wherever they lie
+
+    def keys_of(**changes: object) -> list[str]:
+        return [job.key for job in jobs_of(plan | changes, tmp_path / "a")]
+
+    keys = keys_of()
+    assert [job.key for job in jobs_of(plan, tmp_path / "b")] == keys  # wherever they lie
     text.write_text("two " * 500)
-    other = [job.key for job in expand(Sweep.model_validate(plan), tmp_path / "a")]
+    other = keys_of()
     assert other[0] == keys[0]  # the walk does not read it
     assert other[1] != keys[1]
     with pytest.raises(UserError):
-        expand(Sweep.model_validate(plan | {"models": ["embedded", "/nowhere"]}), tmp_path / "a")
+        keys_of(models=["embedded", "/nowhere"])
+    more = keys_of(recipes=["nf4", "q8_0"])
+    assert more[0] != other[0]  # the walk has one more format to make
+    assert more[1:3] == other[1:]  # what was evaluated is not evaluated again
+    assert keys_of(models=["embedded", str(EMBEDDED)]) == other  # one model by two names
 
 
 def row(name: str, kl: float, size: float, state: str = "done") -> dict[str, object]:

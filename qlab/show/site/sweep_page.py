@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 from markupsafe import Markup
@@ -11,24 +15,53 @@ from markupsafe import Markup
 from qlab.show import figures
 from qlab.show.site.pages import MARK, page
 from qlab.support.disk.whole import write_whole
+from qlab.support.wording import counted
+from qlab.sweep.drive import Progress
 from qlab.sweep.results import DONE, ORIGINAL
 
 PAGE = "index.html"
+EVERY = 5.0  # seconds from one page of a running sweep to the next; a browser that has it open reloads it as often
+SHARE = 0.1  # of the time, at most, is spent on writing pages
 
 
-def write_page(out: Path, table: pd.DataFrame, sentences: list[str], state: str, running: bool) -> Path:
-    """Write the page of a sweep's `table` (qlab.sweep.recommend.fitting) into the folder `out`; one of a running sweep reloads itself.
+@dataclass
+class LivePage:
+    """The page of a running sweep: `write` is called where something has changed, but only every few seconds."""
+
+    write: Callable[[Progress], object]
+    due: float = 0.0
+    shown: Progress | None = None
+
+    def update(self, progress: Progress) -> None:
+        """Take note of where the sweep stands.
+
+        Raises:
+            OSError: the page cannot be written.
+        """
+        started = time.monotonic()
+        if progress is self.shown or started < self.due:
+            return
+        self.write(progress)
+        ended = time.monotonic()
+        self.due, self.shown = ended + max(EVERY, (ended - started) / SHARE), progress
+
+
+def write_page(out: Path, table: pd.DataFrame, lessons: pd.DataFrame, sentences: list[str], state: str, running: bool) -> Path:
+    """Write the page of a sweep into the folder `out`: of its `table` (qlab.sweep.recommend.fitting) and its `lessons`
+    (qlab.sweep.results.lessons_table). That of a running sweep reloads itself.
 
     Raises:
         OSError: it cannot be written.
     """
-    names = list(dict.fromkeys(table["model"]))
+    names = list(dict.fromkeys([*table["model"], *lessons.get("model", [])]))
     drawings = [] if running else [Markup(drawing.html()) for name in names if (drawing := front(table, name)) is not None]
+    parts = [counted(len(names), "model")]
+    parts += [counted(len(set(table["format"]) - {ORIGINAL}), "format")] if len(table) else []
+    parts += [counted(lessons["lesson"].nunique(), "lesson")] if len(lessons) else []
     content: dict[str, Any] = {
-        "models": f"{len(names)} model{'s' if len(names) != 1 else ''}",
-        "formats": f"{len(set(table['format']) - {ORIGINAL})} formats",
-        "state": state, "sentences": sentences, "figures": drawings, "running": running, "columns": COLUMNS,
-        "rows": [cells(row) for row in table.to_dict("records")],
+        "subject": " × ".join(parts), "state": state, "sentences": sentences, "figures": drawings, "running": running, "every": int(EVERY),
+        "columns": COLUMNS, "rows": [cells(row) for row in table.to_dict("records")],
+        "lesson_columns": LESSON_COLUMNS, "lessons": [lesson_cells(row) for row in lessons.to_dict("records")],
     }  # fmt: skip
     file = out / PAGE
     write_whole(file, page("sweep.html.jinja", f"Sweep{MARK}", [], **content))
@@ -49,20 +82,40 @@ COLUMNS = (
 )
 
 
+LESSON_COLUMNS = ("lesson", "model", "measured", "KL to the original", "perplexity", "same top token", "minutes")
+
+
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of the table, as text."""
     if row["state"] != DONE:
         return [row["model"], row["format"], row["why"] or row["state"], *[""] * (len(COLUMNS) - 3)]
-
-    def number(name: str, form: str, factor: float = 1.0) -> str:
-        value = row.get(name)
-        return "" if value is None or pd.isna(value) else format(value * factor, form)
-
     return [
-        row["model"], row["format"], f"{number('kl', '.4f')} ± {number('kl_stderr', '.4f')}",
-        f"{number('perplexity', '.3f')} ± {number('stderr', '.3f')}", number("top1", ".1%"), number("kl_p99", ".3f"),
-        number("bytes", ",.1f", 1e-6), number("needed", ",.1f", 1e-6), "yes" if row["fits"] else "no", "pass" if row["passes"] else "fail",
+        row["model"], row["format"], with_error(row, "kl", "kl_stderr", ".4f"), with_error(row, "perplexity", "stderr", ".3f"),
+        number(row, "top1", ".1%"), number(row, "kl_p99", ".3f"), number(row, "bytes", ",.1f", 1e-6), number(row, "needed", ",.1f", 1e-6),
+        "yes" if row["fits"] else "no", "pass" if row["passes"] else "fail",
     ]  # fmt: skip
+
+
+def lesson_cells(row: dict[str, Any]) -> tuple[str, list[str]]:
+    """The link to a lesson's page, empty where there is none, and its row of the table as text."""
+    measured = row.get("measured")
+    named = measured if isinstance(measured, str) else "" if row["state"] == DONE else row["why"] or row["state"]
+    return quote(row["page"]), [
+        row["lesson"], row["model"], named, with_error(row, "kl", "kl_stderr", ".4f"), with_error(row, "perplexity", "stderr", ".3f"),
+        number(row, "top1", ".1%"), number(row, "seconds", ".1f", 1 / 60),
+    ]  # fmt: skip
+
+
+def number(row: dict[str, Any], name: str, form: str, factor: float = 1.0) -> str:
+    """A number of a row as text; empty where there is none."""
+    value = row.get(name)
+    return "" if value is None or pd.isna(value) else format(value * factor, form)
+
+
+def with_error(row: dict[str, Any], name: str, error: str, form: str) -> str:
+    """A number of a row with its standard error; empty where there is none."""
+    value = number(row, name, form)
+    return value and f"{value} ± {number(row, error, form)}"
 
 
 def front(table: pd.DataFrame, model: str) -> Any:

@@ -14,7 +14,12 @@ import psutil
 from qlab import ROOT
 from qlab.sweep.drive import KILLED
 from qlab.sweep.jobs import Job
-from qlab.sweep.workers import Ended, Local
+from qlab.sweep.local import Local
+from qlab.sweep.workers import Ended, Workers
+
+
+def local(logs: Path) -> Local:
+    return Local(logs, memory=1e9, at_once=4, threads=1)
 
 
 def job(*words: str) -> Job:
@@ -28,9 +33,9 @@ def until(found: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def end_of(workers: Local, key: str) -> Ended:
+def end_of(workers: Workers, key: str, seconds: float = 60) -> Ended:
     ended: dict[str, Ended] = {}
-    until(lambda: bool(ended.update(workers.ended()) or key in ended))
+    until(lambda: bool(ended.update(workers.ended()) or key in ended), seconds)
     return ended[key]
 
 
@@ -45,7 +50,7 @@ def of_job(mark: str) -> list[psutil.Process]:
 
 
 def test_what_a_job_prints_and_how_it_ends_is_told(tmp_path: Path) -> None:
-    workers = Local(tmp_path)
+    workers = local(tmp_path)
     workers.submit(job("--version"), 1)
     workers.submit(job("evaluate", "/nowhere"), 1)
     good, bad = end_of(workers, "--version"), end_of(workers, "evaluate")
@@ -59,7 +64,7 @@ SLOW = ["quantize", "--recipe", "tuned-w4g128", "--windows", "64", "--length", "
 
 
 def test_a_cancelled_job_ends_in_order(tmp_path: Path) -> None:
-    workers, mark = Local(tmp_path), str(tmp_path / "made")
+    workers, mark = local(tmp_path), str(tmp_path / "made")
     workers.submit(job(*SLOW, mark), 1)
     until(lambda: (tmp_path / "made").exists())
     workers.cancel("quantize")
@@ -69,7 +74,7 @@ def test_a_cancelled_job_ends_in_order(tmp_path: Path) -> None:
 
 
 def test_a_killed_job_is_told_as_killed(tmp_path: Path) -> None:
-    workers, mark = Local(tmp_path), str(tmp_path / "made")
+    workers, mark = local(tmp_path), str(tmp_path / "made")
     workers.submit(job(*SLOW, mark), 1)
     until(lambda: (tmp_path / "made").exists())
     of_job(mark)[0].kill()
@@ -82,8 +87,8 @@ def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
 import time
 from pathlib import Path
 from qlab.sweep.jobs import Job
-from qlab.sweep.workers import Local
-Local(Path({str(tmp_path)!r})).submit(Job("quantize", "m", "", {(*SLOW, mark)!r}, "k", (), 1, 1), 1)
+from qlab.sweep.local import Local
+Local(Path({str(tmp_path)!r}), 1e9, 4, 1).submit(Job("quantize", "m", "", {(*SLOW, mark)!r}, "k", (), 1, 1), 1)
 time.sleep(600)
 """
     driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)

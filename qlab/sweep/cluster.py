@@ -1,0 +1,173 @@
+"""Jobs on a Ray cluster: each job's predicted memory, its cores and its GPU are its demands, and packing is Ray's."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qlab.support.errors import UserError
+from qlab.support.wording import counted
+from qlab.sweep.jobs import Job
+from qlab.sweep.remote import run_job
+from qlab.sweep.workers import Ended, Left, Work
+
+AUTO, ADDRESS = "auto", re.compile(r"([\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
+QUEUED = 3  # jobs for each that can work at once are with Ray, so that it has some to choose from
+EVERY = 5.0  # seconds until the cluster is asked again which machines it has
+GRACE = 40.0  # seconds in which cancelled jobs have ended
+ANSWERS = 10.0  # seconds that a cluster has to answer
+CANCELLED, LOST = 128 + 15, 255  # exit codes of jobs that were cancelled, and whose machine or worker is gone
+
+
+@dataclass
+class Task:
+    """A job that Ray has: its results as they come, and where it works since when (monotonic seconds), once it does."""
+
+    results: Any
+    where: str = ""
+    since: float = 0.0
+
+
+@dataclass
+class Cluster:
+    """The machines of a Ray cluster that this process is connected to. What jobs print goes to files in `logs`.
+
+    `lock` is the file in the sweep's folder that this process holds: machines that do not see it are told apart by it. Each job computes
+    with so many `threads`, and with a GPU of its own if it needs one.
+    """
+
+    logs: Path
+    lock: Path
+    threads: int
+    gpus: int
+    tasks: dict[str, Task] = field(default_factory=dict)
+    cancelled: set[str] = field(default_factory=set)
+    known: list[dict[str, float]] = field(default_factory=list)
+    asked: float = float("-inf")
+
+    @property
+    def nodes(self) -> list[dict[str, float]]:
+        """What the machines have that can take a job: CPU, GPU and memory in bytes; as it was some seconds ago at most."""
+        import ray
+
+        if time.monotonic() - self.asked > EVERY:
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            self.known = [node for node in alive if node.get("CPU", 0) >= self.threads and node.get("GPU", 0) >= self.gpus]
+            self.asked = time.monotonic()
+        return self.known
+
+    @property
+    def at_once(self) -> int:
+        able = [min(node["CPU"] // self.threads, node["GPU"] if self.gpus else float("inf")) for node in self.nodes]
+        return max(1, int(sum(able)))
+
+    @property
+    def described(self) -> str:
+        """What the jobs have, in words."""
+        return f"on {counted(len(self.nodes), 'machine')} of a Ray cluster"
+
+    def left(self) -> Left:
+        return Left(float("inf"), QUEUED * self.at_once - len(self.tasks))
+
+    def submit(self, job: Job, memory: float) -> None:
+        import ray
+
+        largest = max((node.get("memory", 0.0) for node in self.nodes), default=memory)
+        asked = int(min(memory, largest))  # a job that needs more than any machine has gets one for itself
+        task = ray.remote(run_job).options(num_cpus=self.threads, num_gpus=self.gpus, memory=asked, max_retries=0)
+        self.tasks[job.key] = Task(task.remote(list(job.words), self.threads, str(self.lock), self.lock.read_text(errors="replace")))
+
+    def running(self) -> dict[str, Work]:
+        return {key: Work(time.monotonic() - task.since, task.where) for key, task in self.tasks.items() if task.where}
+
+    def ended(self) -> dict[str, Ended]:
+        found = {key: ended for key, task in self.tasks.items() if (ended := self._news(task)) is not None}
+        for key, ended in found.items():
+            self.tasks.pop(key)
+            self.cancelled.discard(key)
+            for name, text in (("out", ended.printed), ("err", ended.complained)):
+                (self.logs / f"{key}.{name}").write_text(text)
+        return found
+
+    def _news(self, task: Task) -> Ended | None:
+        """How a job has ended; None while it has not. Its start is noted in passing."""
+        import ray
+
+        while ray.wait([task.results], timeout=0, fetch_local=False)[0]:
+            try:
+                said = ray.get(next(task.results))
+            except StopIteration:
+                return self._failed(task, LOST, "it ended without a word")
+            except ray.exceptions.TaskCancelledError:
+                return self._failed(task, CANCELLED, "it was stopped")
+            except ray.exceptions.OutOfMemoryError:
+                return self._failed(task, 128 + 9, "memory was short there")
+            except ray.exceptions.RayTaskError as error:
+                return self._failed(task, 1, str(error.cause or error).strip().splitlines()[-1])
+            except ray.exceptions.RayError as error:
+                return self._failed(task, LOST, f"the machine that it ran on is gone ({type(error).__name__})")
+            if isinstance(said, Ended):
+                return said
+            task.where, task.since = said, time.monotonic()
+        return None
+
+    def _failed(self, task: Task, code: int, why: str) -> Ended:
+        seconds, where = (time.monotonic() - task.since, f", on {task.where}") if task.where else (0.0, "")
+        return Ended(code, seconds, "", f"error: {why}{where}")
+
+    def cancel(self, key: str) -> None:
+        import ray
+
+        if key not in self.cancelled:
+            self.cancelled.add(key)
+            ray.cancel(self.tasks[key].results)
+
+    def close(self) -> None:
+        import ray
+
+        for key in self.tasks:
+            self.cancel(key)
+        end = time.monotonic() + GRACE
+        while self.tasks and time.monotonic() < end:
+            self.ended()
+            time.sleep(0.1)
+        ray.shutdown()  # ends what has not ended: its worker, and with it the job
+
+
+def connect(address: str, logs: Path, lock: Path, threads: int, device: str) -> Cluster:
+    """The Ray cluster at `address`, HOST:PORT, or "auto" for the one that this machine is part of.
+
+    Raises:
+        UserError: Ray is not installed, no cluster answers there, or no machine of it can take a job.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("Ray is not installed in this environment: 'make cluster' installs it; without --ray the jobs run on this machine")
+    match = ADDRESS.fullmatch(address)
+    if address != AUTO and not match:
+        raise UserError(f"--ray {address[:60]!r}: expected auto, or the HOST:PORT that 'ray start --head' prints")
+    import ray
+
+    try:
+        if match:  # Ray itself would try for minutes, and then end this process
+            socket.create_connection((match[1].strip("[]"), int(match[2])), ANSWERS).close()
+        handler = signal.getsignal(signal.SIGTERM)
+        ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level="ERROR")
+        signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which ends this process before its jobs have ended
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"no Ray cluster at {address} that this environment can join ({said}): 'ray start --head' starts one, and "
+            "'ray start --address=HOST:PORT' on each further machine, with the same versions of Ray and Python"
+        ) from error
+    found = Cluster(logs, lock, threads, 0 if device == "cpu" else 1)
+    if not found.nodes:
+        found.close()
+        wanted = f"{counted(threads, 'core')}{' and a GPU' if found.gpus else ''}"
+        raise UserError(f"no machine of the Ray cluster has {wanted} for a job: set 'threads' in the file's limits lower, or add machines")
+    return found

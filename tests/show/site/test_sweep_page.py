@@ -1,0 +1,58 @@
+"""The page of a sweep: not written more often than somebody can read it, and names are text in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qlab.show.site import sweep_page
+from qlab.show.site.sweep_page import EVERY, LivePage, write_page
+from qlab.sweep.drive import Progress
+from qlab.sweep.plan import Sweep
+from qlab.sweep.recommend import fitting
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(sweep_page.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_page_is_written_every_few_seconds_and_never_forgotten(clock: list[float]) -> None:
+    written: list[float] = []
+    live, first, second = LivePage(lambda progress: written.append(clock[0])), Progress(), Progress()
+    for _ in range(40):  # something changes once, at the beginning, and then nothing for long
+        live.update(first if not written else second)
+        clock[0] += EVERY / 10
+    assert written == [100.0, 100.0 + EVERY]
+
+
+def test_a_large_page_is_written_less_often(clock: list[float]) -> None:
+    written: list[float] = []
+
+    def slow(progress: Progress) -> None:
+        written.append(clock[0])
+        clock[0] += 3.0
+
+    live = LivePage(slow)
+    while clock[0] < 200:
+        live.update(Progress())
+        clock[0] += 0.5
+    assert len(written) == 4  # 3 s each, 10 % of the time
+
+
+def test_names_and_complaints_are_text(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>"
+    rows = [{"model": hostile, "format": "nf4", "state": "failed", "why": hostile}]
+    table = fitting(pd.DataFrame(rows), Sweep.model_validate({"models": ["m"], "recipes": ["nf4"]}), {hostile: 1.0})
+    lesson = {"lesson": "03_gptq", "model": hostile, "state": "done", "why": "", "seconds": 90.0, "page": 'lessons/a b"c#/03_gptq.html'}
+    figures = {"measured": hostile, "kl": 0.01, "kl_stderr": 0.001, "perplexity": 20.0, "stderr": 1.0, "top1": 0.9}
+    page = write_page(tmp_path, table, pd.DataFrame([lesson | figures]), [hostile], "1 failed.", True).read_text()
+    assert hostile not in page
+    assert page.count("&lt;script&gt;") == 5
+    assert '<a href="lessons/a%20b%22c%23/03_gptq.html">03_gptq</a>' in page
+    assert "0.0100 ± 0.0010" in page
+    assert f'content="{EVERY:.0f}"' in page

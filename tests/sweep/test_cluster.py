@@ -1,0 +1,214 @@
+"""A real Ray cluster of three nodes on this machine, each started by itself with resources of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from qlab import ROOT
+from qlab.artifacts.manifest import COST
+from qlab.cli import call
+from qlab.serve.server import free_port
+from qlab.support.errors import UserError
+from qlab.sweep.cluster import LOST, Cluster, connect
+from qlab.sweep.drive import Patience, Progress, drive
+from qlab.sweep.jobs import Job
+from qlab.sweep.results import Store
+from tests.sweep.test_local import end_of, of_job, until
+from tests.sweep.test_sweep import PLAN
+
+pytest.importorskip("ray", reason="Ray is not installed: 'make cluster' installs it")
+
+MEMORY, CORES = 1_000_000_000, 3  # of a node; the head has half the memory
+STARTING, WORKING = 240, 240  # seconds that a node, and a job, have on a busy machine
+QUICK = ["--disable-usage-stats", f"--num-cpus={CORES}", "--object-store-memory=80000000", "--block"]
+WALK = [
+    "quantize", "--recipe", "gptq-w4g128", "--windows", "32", "--length", "256", "--model", "embedded", "--device", "cpu", "--wait",
+    "--out",
+]  # fmt: skip
+
+
+@dataclass
+class Nodes:
+    """The nodes' processes, of which the first is the head, and the address of the cluster."""
+
+    address: str
+    started: list[subprocess.Popen[bytes]]
+
+    def start(self, *words: str) -> None:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, *QUICK, "--node-ip-address=127.0.0.1"]
+        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+        self.started.append(
+            subprocess.Popen(
+                command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+        )
+
+    def raylets(self) -> list[psutil.Process]:
+        """The process of each node that starts the jobs' workers; the head's first."""
+        own = {node.pid for node in self.started}
+        found = [process for process in psutil.process_iter(["name", "ppid"]) if process.info["name"] == "raylet"]
+        return sorted((process for process in found if process.info["ppid"] in own), key=lambda process: process.info["ppid"])
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    place = tempfile.mkdtemp(prefix="q", dir="/tmp")  # names of sockets have to be short
+    port = free_port()
+    found = Nodes(f"127.0.0.1:{port}", [])
+    try:
+        found.start(
+            "--head", f"--port={port}", f"--memory={MEMORY // 2}", f"--temp-dir={place}", "--include-dashboard=false", "--no-monitor"
+        )
+        until(lambda: len(found.raylets()) == 1, STARTING)
+        for _ in range(2):
+            found.start(f"--address={found.address}", f"--memory={MEMORY}")
+        until(lambda: len(found.raylets()) == 3, STARTING)
+        yield found
+    finally:
+        for node in found.started:
+            node.terminate()
+        for node in found.started:
+            node.wait(60)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(nodes: Nodes, tmp_path: Path) -> Iterator[Cluster]:
+    (tmp_path / ".lock").write_text("owner")
+    found = connect(nodes.address, tmp_path, tmp_path / ".lock", 1, "cpu")
+    until(lambda: not setattr(found, "asked", 0.0) and len(found.nodes) == 3, STARTING)
+    yield found
+    found.close()
+
+
+def job(*words: str, key: str = "", memory: float = 1e8) -> Job:
+    return Job("quantize", "m", "", words, key or words[0], (), memory, 1)
+
+
+def test_what_a_job_prints_and_how_it_ends_is_told(cluster: Cluster, tmp_path: Path) -> None:
+    assert (cluster.at_once, cluster.described) == (9, "on 3 machines of a Ray cluster")
+    cluster.submit(job("--version"), 1e8)
+    cluster.submit(job("evaluate", "/nowhere"), 1e12)  # more than any machine has: one to itself
+    good, bad = end_of(cluster, "--version", WORKING), end_of(cluster, "evaluate", WORKING)
+    assert (good.code, good.printed[:5]) == (0, "qlab ")
+    assert bad.code == 2
+    assert "error:" in bad.complained
+    assert (tmp_path / "--version.out").read_text() == good.printed
+    assert cluster.running() == {}
+    (tmp_path / ".lock").write_text("somebody else")
+    cluster.submit(job("--version"), 1e8)
+    (tmp_path / ".lock").write_text("owner")
+    refused = end_of(cluster, "--version", WORKING)
+    assert refused.code == 2
+    assert "does not see the folder" in refused.complained
+
+
+def test_jobs_are_packed_by_what_they_will_take(cluster: Cluster) -> None:
+    jobs = [job("--version", key=f"k{number}", memory=0.45 * MEMORY) for number in range(8)]
+    for each in jobs:
+        cluster.submit(each, each.memory)
+    ended, most = dict[str, int](), Counter[str]()
+
+    def all_ended() -> bool:
+        ended.update({key: how.code for key, how in cluster.ended().items()})
+        for where, count in Counter(work.where for work in cluster.running().values()).items():
+            most[where] = max(most[where], count)
+        return len(ended) == len(jobs)
+
+    until(all_ended, WORKING)
+    assert set(ended.values()) == {0}
+    assert sorted(most.values()) == [1, 2, 2]  # each node has cores for three
+
+
+def test_a_cancelled_job_ends_in_order(cluster: Cluster, tmp_path: Path) -> None:
+    mark = str(tmp_path / "made")
+    cluster.submit(job(*WALK, mark), 1e8)
+    until(lambda: (tmp_path / "made").exists(), WORKING)
+    cluster.cancel("quantize")
+    assert end_of(cluster, "quantize", WORKING).code not in (0, LOST)
+    until(lambda: of_job(mark) == [], WORKING)
+
+
+def test_nothing_outlives_a_driver_that_is_killed(nodes: Nodes, tmp_path: Path) -> None:
+    mark = str(tmp_path / "made")
+    (tmp_path / ".lock").write_text("owner")
+    script = f"""
+import time
+from pathlib import Path
+from qlab.sweep.cluster import connect
+from qlab.sweep.jobs import Job
+cluster = connect({nodes.address!r}, Path({str(tmp_path)!r}), Path({str(tmp_path / ".lock")!r}), 1, "cpu")
+cluster.submit(Job("quantize", "m", "", {(*WALK, mark)!r}, "k"), 1e8)
+time.sleep(600)
+"""
+    driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    until(lambda: (tmp_path / "made").exists(), WORKING)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    until(lambda: of_job(mark) == [], WORKING)
+
+
+def test_the_same_bytes_and_figures_as_on_one_machine(nodes: Nodes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, one, many = tmp_path / "plan.yaml", tmp_path / "one", tmp_path / "many"
+    file.write_text(PLAN)
+    assert call(["sweep", str(file), "--out", str(one)]) == 0
+    capsys.readouterr()
+    assert call(["sweep", str(file), "--out", str(many), "--ray", nodes.address]) == 0
+    assert "4 to do" in capsys.readouterr().out
+    made = [{path.relative_to(out): path for path in (out / "artifacts").rglob("*") if path.is_file()} for out in (one, many)]
+    assert made[0].keys() == made[1].keys()
+    assert [name for name in made[0] if name.name != COST and made[0][name].read_bytes() != made[1][name].read_bytes()] == []
+    tables = [pd.read_csv(out / "table.csv") for out in (one, many)]
+    assert tables[0].equals(tables[1])
+    begin = time.monotonic()
+    assert call(["sweep", str(file), "--out", str(many), "--ray", nodes.address]) == 0
+    assert "0 to do" in capsys.readouterr().out
+    assert time.monotonic() - begin < 30
+
+
+def test_a_machine_that_is_killed_in_mid_walk_costs_a_try(nodes: Nodes, tmp_path: Path) -> None:
+    """The last test: a node is gone after it."""
+    (tmp_path / ".lock").write_text("owner")
+    (tmp_path / "jobs").mkdir()
+    cluster = connect(nodes.address, tmp_path, tmp_path / ".lock", 1, "cpu")
+    place, killed = tmp_path / "made", list[str]()
+
+    def kill_where_it_works(progress: Progress) -> None:
+        if progress.running and not killed and list(place.glob(".walk*/*")):
+            worker = psutil.Process(of_job(str(place))[0].pid)
+            raylet = next(parent for parent in worker.parents() if parent.name() == "raylet")
+            assert raylet.pid != nodes.raylets()[0].pid  # the head has the cluster's own state, and too little memory for this job
+            killed.extend(progress.where.values())
+            raylet.kill()
+
+    try:
+        end = drive([job(*WALK, str(place), memory=0.6 * MEMORY)], Store(tmp_path / "jobs"), cluster, Patience(4, 600), kill_where_it_works)
+    finally:
+        cluster.close()
+    assert killed
+    assert len(end.done) == 1
+    found = Store(tmp_path / "jobs").read("quantize")
+    assert found is not None
+    assert found.tries > 1
+    assert (place / "gptq-w4g128" / "qlab.json").is_file()
+    assert [path.name for path in place.iterdir() if not path.name.startswith(".")] == ["gptq-w4g128"]
+
+
+@pytest.mark.parametrize(("address", "message"), [("nowhere", "expected auto"), ("127.0.0.1:9", "no Ray cluster at")])
+def test_where_no_cluster_is_one_message_says_so(address: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        connect(address, tmp_path, tmp_path / ".lock", 1, "cpu")
