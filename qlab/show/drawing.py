@@ -8,7 +8,8 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -35,6 +36,7 @@ STYLE = {
 }  # fmt: skip
 NAMES = re.compile(r' id="[A-Za-z0-9]+_\d+"')  # of parts, the same in every figure; what is referred to has another kind of name
 NAMED = 12  # values that the alt text says; more are in the table
+NARROW, LINE = 5.2, 56  # inches of a drawing whose text is read on a phone, and the characters of a line of its title
 
 
 class Drawing(Figure):
@@ -53,7 +55,7 @@ class Drawing(Figure):
         named = [f"{way}: {label}" for way, label in labels.items() if label]
         said = [f"{name} {shown(value)}" for name, value in self.values.items()]
         values = ", ".join(said) if len(said) <= NAMED else f"{len(said)} values, from {said[0]} to {said[-1]}"
-        return ". ".join(part for part in (title, "; ".join(named), values) if part)
+        return ". ".join(part for part in (" ".join(title.split()), "; ".join(named), values) if part)
 
     def svg(self) -> str:
         """The figure as one `<svg>` element, with its alt text."""
@@ -95,6 +97,23 @@ def new_axes(title: str, x: str, y: str, size: tuple[float, float] = (8, 4)) -> 
 
 def panels(count: int, size: tuple[float, float]) -> tuple[Drawing, list[Axes]]:
     """A drawing of `size` inches with `count` pairs of axes beside each other, whose scales are the same."""
-    sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, rc=STYLE)
-    figure = Drawing(figsize=size, layout="constrained", dpi=110)  # not pyplot's, which would show it once more
+    figure = blank(size)
     return figure, list(figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)[0])
+
+
+def stacked(title: str, heights: Sequence[float], shared: bool = True) -> tuple[Drawing, list[Axes]]:
+    """A drawing as wide as a phone shows it in full size, with pairs of axes of so many inches below each other; `shared`: of one x."""
+    figure = blank((NARROW, sum(heights)))
+    figure.suptitle(fill(title, LINE), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return figure, list(figure.subplots(len(heights), 1, squeeze=False, sharex=shared, height_ratios=list(heights))[:, 0])
+
+
+def caption(axes: Axes, text: str) -> None:
+    """What one of several pairs of axes shows, above it."""
+    axes.text(0, 1.03, text, transform=axes.transAxes, fontsize=9, va="bottom")
+
+
+def blank(size: tuple[float, float]) -> Drawing:
+    """A drawing of `size` inches with nothing on it."""
+    sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, rc=STYLE)
+    return Drawing(figsize=size, layout="constrained", dpi=110)  # not pyplot's, which would show it once more
