@@ -11,10 +11,9 @@ from qlab.workbook.drawn.outlier import Outlier
 
 def outlier_picture(layer: str, found: Outlier) -> Drawing:
     """A group of weights on the values that its codes stand for: those with the outlier, and those without it."""
-    times = found.error_with / max(found.error_without, 1e-30)
     others = len(found.weights) - 1
     channel = f"one channel, {found.times:.1f} times its group's median"
-    title = f"{layer}: {channel}, makes the error of the other {others} {times:.1f} times as large"
+    title = f"{layer}: {channel}, makes the error of the other {others} {found.harm:.1f} times as large"
     figure, (beside, alone) = stacked(title, (2.6, 2.4))
     draw_group(
         beside, found, found.levels_with, f"rounded with channel {found.channel}; error of the others {100 * found.error_with:.2g} %"

@@ -31,6 +31,11 @@ class Outlier:
     levels_with: Tensor
     levels_without: Tensor
 
+    @property
+    def harm(self) -> float:
+        """By how many times the outlier makes the error of the others larger."""
+        return self.error_with / max(self.error_without, 1e-30)
+
 
 def worst_channel(weight: Tensor, group_size: int, bits: int) -> Outlier:
     """The outlier of `weight` [out, in], and what it costs the others of its group at `bits`.
