@@ -9,6 +9,7 @@ import torch
 
 from qlab.show.drawing import INK, Drawing
 from qlab.show.methods.columns import column_picture
+from qlab.show.methods.levels import levels_picture
 from qlab.show.methods.nested import nested_picture
 from qlab.show.methods.outlier import outlier_picture
 from qlab.show.methods.spectrum import spectrum_picture
@@ -62,6 +63,11 @@ def test_a_title_follows_the_numbers() -> None:
     found = worst_channel(WEIGHT, 128, 4)
     assert found.channel == 9
     assert f"{found.error_with / found.error_without:.1f} times as large" in outlier_picture("q", found).words()
+
+
+def test_the_title_of_levels_says_how_evenly_they_are_used() -> None:
+    drawing = levels_picture("q", torch.randn(64, 64, generator=torch.Generator().manual_seed(1)))
+    assert re.match(r"q: NF4's fullest level has \d+% of the weights, of uniform ones \d+%\.", drawing.words())
 
 
 def test_tiles_take_the_sign_for_the_colour_and_the_size_for_how_much_shows_through() -> None:
