@@ -28,10 +28,9 @@ def nested_picture(layer: str, found: Nested) -> Drawing:
     dots.plot(exact, stored, "o", color=PALETTE[1], markersize=3)
     dots.set(xlabel="absmax of a block", ylabel="absmax, in 8 bits")
     caption(dots, f"the first {len(exact)} blocks; on the line: not moved")
-    figure.values = {"bits a weight, single": before, "bits a weight, double": after, "absmax moves by": found.moved}
-    figure.values |= {
-        f"bytes of {name}, {row}": count
-        for row, held in (("single", found.single), ("double", found.double))
-        for name, count in held.items()
-    }
+    kept = (("single", found.single), ("double", found.double))
+    figure.values = {
+        "bits a weight, single": before, "bits a weight, double": after, "absmax moves by": found.moved,
+        **{f"bytes of {name}, {row}": count for row, held in kept for name, count in held.items()},
+    }  # fmt: skip
     return figure

@@ -28,10 +28,11 @@ def spectrum_picture(layer: str, found: Spectrum, dampings: Sequence[float]) -> 
     )
     axes.set_ylabel("eigenvalue, in means of H's diagonal")
     axes.legend(fontsize=9)
-    figure.values = {"condition of H": found.condition()} | {
-        f"condition, damping {damping:g}": found.condition(damping) for damping in dampings
+    figure.values = {
+        "condition of H": found.condition(),
+        **{f"condition, damping {damping:g}": found.condition(damping) for damping in dampings},
+        **{f"share below damping {damping:g}": found.below(damping) for damping in dampings},
     }
-    figure.values |= {f"share below damping {damping:g}": found.below(damping) for damping in dampings}
     return figure
 
 
