@@ -19,7 +19,7 @@ def column_picture(walk: Columns, column: int) -> Drawing:
     with_it, without = errors[here]
     updates = walk.updates(here)
     share = f"{with_it / max(without, 1e-30):.0%} of plain rounding's"
-    moved = f"its error moves {count - column} to come" if column < count else "the last, whose error nothing takes over"
+    moved = f"its error moves the {count - column} to come" if column < count else "the last, whose error nothing takes over"
     figure, (weights, moves, curve) = stacked(f"Column {column} of {count}, {moved}; output error so far: {share}", (2.9, 2.8, 1.8))
     draw_weights(weights, walk, here)
     draw_moves(moves, walk, here, updates)
@@ -28,7 +28,7 @@ def column_picture(walk: Columns, column: int) -> Drawing:
         curve.plot(range(1, column + 1), [100 * pair[place] for pair in errors[:column]], color=colour, linewidth=3, label=name)
     curve.axvline(column, color=INK, linewidth=1)
     curve.set_ylim(bottom=0)
-    curve.legend(fontsize=9)
+    curve.legend(fontsize=9, loc="upper left")
     curve.set_xlabel("column, in the order of rounding")
     curve.set_ylabel("output error, %")
     figure.values = {
@@ -48,18 +48,18 @@ def draw_weights(axes: Axes, walk: Columns, here: int) -> None:
         axes.text(here + 1, row, str(code), ha="center", va="center", fontsize=9)
     axes.axvline(here + 0.5, color=INK, linewidth=1)
     axes.axvline(here + 1.5, color=INK, linewidth=1)
-    caption(axes, f"left: rounded; framed: codes; right: weights to come (full colour: ±{reach:.2g})")
+    caption(axes, f"left rounded, framed codes, right to come; full colour ±{reach:.2g}")
 
 
 def draw_moves(axes: Axes, walk: Columns, here: int, updates: Tensor) -> None:
     """The error of the column at hand, and what it adds to each column to come."""
     moves = updates.clone()
     moves[:, here] = walk.error(here)
-    reach = float(moves.abs().max())
+    reach = float(updates.abs().max()) or float(moves.abs().max())
     tiles(axes, moves, reach)
     axes.axvline(here + 0.5, color=INK, linewidth=1)
     axes.axvline(here + 1.5, color=INK, linewidth=1)
-    caption(axes, f"framed: the column's error; right: what it adds (full colour: ±{reach:.2g})")
+    caption(axes, f"framed its error, right what it adds; full colour ±{reach:.2g} and beyond")
 
 
 def tiles(axes: Axes, values: Tensor, reach: float) -> None:

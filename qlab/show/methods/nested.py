@@ -23,11 +23,12 @@ def nested_picture(layer: str, found: Nested) -> Drawing:
     bars.invert_yaxis()
     bars.set_xlabel("bits a weight")
     bars.legend(fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1)
-    exact, stored = found.exact[:SHOWN].tolist(), found.stored[:SHOWN].tolist()
-    dots.plot([min(exact), max(exact)], [min(exact), max(exact)], color=INK, linewidth=1)
-    dots.plot(exact, stored, "o", color=PALETTE[1], markersize=3)
-    dots.set(xlabel="absmax of a block", ylabel="absmax, in 8 bits")
-    caption(dots, f"the first {len(exact)} blocks; on the line: not moved")
+    exact, stored = found.exact[:SHOWN], found.stored[:SHOWN]
+    off = 100 * (stored - exact) / exact.clamp(min=1e-30)
+    dots.axhline(0, color=INK, linewidth=1)
+    dots.plot(exact.tolist(), off.tolist(), "o", color=PALETTE[1], markersize=3)
+    dots.set(xlabel="absmax of a block", ylabel="moved by, %")
+    caption(dots, f"the first {len(exact)} blocks, each a dot")
     kept = (("single", found.single), ("double", found.double))
     figure.values = {
         "bits a weight, single": before, "bits a weight, double": after, "absmax moves by": found.moved,

@@ -1,4 +1,4 @@
-"""Lesson 1: one channel that stands out, and the steps that the rest of its group gets with it and without it."""
+"""Lesson 1: one weight that stands out, and the steps that the rest of its group gets with it and without it."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from qlab.show.drawing import FAINT, INK, PALETTE, Drawing, caption, stacked
 from qlab.workbook.drawn.outlier import Outlier
 
 
-def outlier_picture(layer: str, found: Outlier) -> Drawing:
-    """A group of weights on the values that its codes stand for: those with the outlier, and those without it."""
+def outlier_picture(found: Outlier, times: int) -> Drawing:
+    """A group of weights on the values that its codes stand for, with the outlier so many times as large, and without it."""
+    large = found.enlarged(times)
     others = len(found.weights) - 1
-    channel = f"one channel, {found.times:.1f} times its group's median"
-    title = f"{layer}: {channel}, makes the error of the other {others} {found.harm:.1f} times as large"
-    figure, (beside, alone) = stacked(title, (2.6, 2.4))
-    draw_group(
-        beside, found, found.levels_with, f"rounded with channel {found.channel}; error of the others {100 * found.error_with:.2g} %"
-    )
-    draw_group(alone, found, found.levels_without, f"rounded without it; error of the others {100 * found.error_without:.2g} %")
-    alone.set_xlabel("weight of the group")
+    which = f"The outlier of {found.layer}" + ("" if times == 1 else f", made {times} times as large,")
+    title = f"{which} makes the steps {large.wider:.1f} times as wide and the error of the other {others} {large.harm:.1f} times as large"
+    figure, (beside, alone) = stacked(title, (2.2, 2.2))
+    errors = large.error(large.weights), large.error(large.others)
+    draw_group(beside, large, large.weights, f"rounded with the outlier; error of the others {100 * errors[0]:.2g} %")
+    draw_group(alone, large, large.others, f"rounded without it; error of the others {100 * errors[1]:.2g} %")
+    alone.set_xlabel(f"weight of the group (row {found.row}, from input channel {found.channel - found.place})")
     figure.values = {
-        "channel": found.channel, "times the median": found.times,
-        "error of the others with it": found.error_with, "error of the others without it": found.error_without,
+        "outlier": float(large.weights[large.place]),
+        "step with it": large.step(large.weights), "step without it": large.step(large.others),
+        "error of the others with it": errors[0], "error of the others without it": errors[1],
     }  # fmt: skip
     return figure
 
 
-def draw_group(axes: Axes, found: Outlier, levels: Tensor, text: str) -> None:
-    """The group's weights in one row, the outlier in its colour, and a line for each value that a code stands for."""
-    for level in levels.tolist():
+def draw_group(axes: Axes, found: Outlier, group: Tensor, text: str) -> None:
+    """The weights, the outlier as a diamond, and a line for each value that a code of `group` stands for."""
+    for level in found.levels(group).tolist():
         axes.axhline(level, color=FAINT, linewidth=1)
     weights = found.weights.tolist()
     axes.plot(range(len(weights)), weights, "o", color=INK, markersize=2.5)
@@ -37,5 +38,5 @@ def draw_group(axes: Axes, found: Outlier, levels: Tensor, text: str) -> None:
     room = 0.08 * (max(weights) - min(weights))
     axes.set_ylim(min(*weights, 0) - room, max(*weights, 0) + room)
     axes.grid(visible=False)
-    axes.set_ylabel(f"value, row {found.row}")
+    axes.set_ylabel("value")
     caption(axes, text)

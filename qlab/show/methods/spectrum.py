@@ -23,10 +23,11 @@ def spectrum_picture(layer: str, found: Spectrum, dampings: Sequence[float]) -> 
         axes.plot(share, found.damped(damping).tolist(), color=colour, label=f"damping {damping:g}")
     axes.plot(share, found.values.clamp(min=FLOOR).tolist(), color=INK, linewidth=2.5, label="H")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(
         f"eigenvalues by size, % of {found.taken:,}" + ("" if found.taken == found.channels else f" ({found.channels:,} channels)")
     )
-    axes.set_ylabel("eigenvalue, in means of H's diagonal")
+    axes.set_ylabel("eigenvalue / mean of H's diagonal")
     axes.legend(fontsize=9)
     figure.values = {
         "condition of H": found.condition(),
@@ -37,5 +38,5 @@ def spectrum_picture(layer: str, found: Spectrum, dampings: Sequence[float]) -> 
 
 
 def ratio(value: float) -> str:
-    """A condition number in two digits; of a singular matrix none."""
-    return "infinity" if value == float("inf") else f"{value:,.0f}" if value < 1e5 else f"{value:.1e}"
+    """A condition number in two digits; beyond what FP32 sums can tell, none."""
+    return "more than a billion" if value > 1e9 else f"{float(f'{value:.2g}'):,.0f}"

@@ -21,11 +21,11 @@ def superblock_picture(weights: Tensor, block: Tensor, place: int) -> Drawing:
     part, own = sub_block(block, place), weights[place * SIZE :][:SIZE]
     error = float((part.values - own).square().sum() / own.square().sum().clamp(min=1e-30))
     title = f"Sub-block {place}: 16 values from {shown(part.lowest)} in steps of {shown(part.step)}; squared error {100 * error:.2g} %"
-    figure, (where, how, values) = stacked(title, (3.3, 1.7, 2.4), shared=False)
+    figure, (where, how, values) = stacked(title, (3.1, 1.0, 2.2), shared=False)
     fields = {"d, dmin": HEAD, "scale": scale_pieces(place), "minimum": minimum_pieces(place), "codes": code_pieces(place)}
     draw_bytes(where, block, fields)
     how.axis("off")
-    how.text(0, 1, "\n".join(by_hand(block, part, fields)), transform=how.transAxes, fontsize=9, va="top", linespacing=1.6)
+    how.text(-0.13, 1, "\n".join(by_hand(block, part, fields)), transform=how.transAxes, fontsize=9, va="top", linespacing=1.6)
     draw_values(values, own, part)
     figure.values = {
         "d": part.d, "dmin": part.dmin, "scale": part.scale, "minimum": part.minimum, "step": part.step, "value of code 0": part.lowest,
@@ -39,8 +39,8 @@ def draw_bytes(axes: Axes, block: Tensor, fields: dict[str, list[Piece]]) -> Non
     for name, pieces in fields.items():
         for piece in pieces:
             line, byte = divmod(piece.byte, ACROSS)
-            left = byte + (8 - piece.low - piece.count) / 8
-            axes.add_patch(Rectangle((left, line), piece.count / 8, 1, facecolor=COLOURS[name], alpha=0.45))
+            left = byte + (8 - piece.low - piece.width) / 8
+            axes.add_patch(Rectangle((left, line), piece.width / 8, 1, facecolor=COLOURS[name], alpha=0.45))
     for offset, byte in enumerate(block.tolist()):
         line, place = divmod(offset, ACROSS)
         axes.text(place + 0.5, line + 0.5, f"{byte:02x}", ha="center", va="center", fontsize=9)
@@ -67,7 +67,7 @@ def by_hand(block: Tensor, part: SubBlock, fields: dict[str, list[Piece]]) -> li
 
 def spelled(block: Tensor, pieces: Sequence[Piece]) -> str:
     """The bits of a number, and the bytes that they lie in."""
-    return " and ".join(f"{piece.digits(block)} (bits {piece.low + piece.count - 1}–{piece.low} of byte {piece.byte})" for piece in pieces)
+    return " and ".join(f"{piece.digits(block)} (bits {piece.low + piece.width - 1}–{piece.low} of byte {piece.byte})" for piece in pieces)
 
 
 def draw_values(axes: Axes, own: Tensor, part: SubBlock) -> None:

@@ -12,20 +12,20 @@ SIZE = 32  # weights of a sub-block
 
 
 class Piece(NamedTuple):
-    """`count` bits of a byte, from bit `low` upwards, that stand `shift` bits higher in the number that they are part of."""
+    """`width` bits of a byte, from bit `low` upwards, that stand `shift` bits higher in the number that they are part of."""
 
     byte: int
     low: int
-    count: int
+    width: int
     shift: int = 0
 
     def of(self, block: Tensor) -> int:
         """What these bits of a superblock, uint8 [144], add to the number."""
-        return (int(block[self.byte]) >> self.low & 2**self.count - 1) << self.shift
+        return (int(block[self.byte]) >> self.low & 2**self.width - 1) << self.shift
 
     def digits(self, block: Tensor) -> str:
         """The bits, highest first."""
-        return f"{self.of(block) >> self.shift:0{self.count}b}"
+        return f"{self.of(block) >> self.shift:0{self.width}b}"
 
 
 @dataclass(frozen=True)

@@ -31,5 +31,5 @@ def test_the_scales_need_all_six_bits() -> None:
 
 def test_every_bit_belongs_to_one_field() -> None:
     pieces = [piece for place in range(8) for field in (scale_pieces, minimum_pieces, code_pieces) for piece in field(place)]
-    bits = [(piece.byte, bit) for piece in pieces for bit in range(piece.low, piece.low + piece.count)]
+    bits = [(piece.byte, bit) for piece in pieces for bit in range(piece.low, piece.low + piece.width)]
     assert sorted(bits) == [(byte, bit) for byte in range(4, 144) for bit in range(8)]
