@@ -52,7 +52,10 @@ class Drawing(Figure):
     def words(self) -> str:
         """The alt text."""
         title = next((text for axes in self.axes if (text := axes.get_title(loc="left"))), "") or self.get_suptitle()
-        labels = {"across": self.axes[0].get_xlabel(), "upwards": self.axes[0].get_ylabel()} if self.axes else {}
+        labels = {
+            "across": next((text for axes in self.axes if (text := axes.get_xlabel())), ""),
+            "upwards": next((text for axes in self.axes if (text := axes.get_ylabel())), ""),
+        }
         named = [f"{way}: {label}" for way, label in labels.items() if label]
         said = [f"{name} {shown(value)}" for name, value in self.values.items()]
         values = ", ".join(said) if len(said) <= NAMED else f"{len(said)} values, from {said[0]} to {said[-1]}"

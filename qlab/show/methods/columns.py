@@ -48,7 +48,7 @@ def draw_weights(axes: Axes, walk: Columns, here: int) -> None:
         axes.text(here + 1, row, str(code), ha="center", va="center", fontsize=9)
     axes.axvline(here + 0.5, color=INK, linewidth=1)
     axes.axvline(here + 1.5, color=INK, linewidth=1)
-    caption(axes, f"left rounded, framed codes, right to come; full colour ±{reach:.2g}")
+    caption(axes, f"left: rounded; framed: codes; right: to come; full colour: ±{reach:.2g}")
 
 
 def draw_moves(axes: Axes, walk: Columns, here: int, updates: Tensor) -> None:
@@ -59,7 +59,7 @@ def draw_moves(axes: Axes, walk: Columns, here: int, updates: Tensor) -> None:
     tiles(axes, moves, reach)
     axes.axvline(here + 0.5, color=INK, linewidth=1)
     axes.axvline(here + 1.5, color=INK, linewidth=1)
-    caption(axes, f"framed its error, right what it adds; full colour ±{reach:.2g} and beyond")
+    caption(axes, f"framed: error; right: what it adds; full colour: ±{reach:.2g} and more")
 
 
 def tiles(axes: Axes, values: Tensor, reach: float) -> None:

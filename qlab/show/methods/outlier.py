@@ -12,9 +12,8 @@ from qlab.workbook.drawn.outlier import Outlier
 def outlier_picture(found: Outlier, times: int) -> Drawing:
     """A group of weights on the values that its codes stand for, with the outlier so many times as large, and without it."""
     large = found.enlarged(times)
-    others = len(found.weights) - 1
     which = f"The outlier of {found.layer}" + ("" if times == 1 else f", made {times} times as large,")
-    title = f"{which} makes the steps {large.wider:.1f} times as wide and the error of the other {others} {large.harm:.1f} times as large"
+    title = f"{which} makes its group's steps {large.wider:.1f} times as wide and the others' error {large.harm:.1f} times as large"
     figure, (beside, alone) = stacked(title, (2.2, 2.2))
     errors = large.error(large.weights), large.error(large.others)
     draw_group(beside, large, large.weights, f"rounded with the outlier; error of the others {100 * errors[0]:.2g} %")

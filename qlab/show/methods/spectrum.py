@@ -14,7 +14,7 @@ def spectrum_picture(layer: str, found: Spectrum, dampings: Sequence[float]) -> 
     """The spectrum of a layer's H, and what becomes of it by each of `dampings`; the first is the one that the title speaks of."""
     first = dampings[0]
     title = (
-        f"{layer}: {found.below(first):.0%} of H's eigenvalues are smaller than the damping of {first:g} adds; "
+        f"{layer}: {found.below(first):.0%} of H's eigenvalues are smaller than what damping {first:g} adds; "
         f"largest over smallest falls from {ratio(found.condition())} to {ratio(found.condition(first))}"
     )
     figure, (axes,) = stacked(title, (3.6,))

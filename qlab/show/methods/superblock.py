@@ -21,11 +21,11 @@ def superblock_picture(weights: Tensor, block: Tensor, place: int) -> Drawing:
     part, own = sub_block(block, place), weights[place * SIZE :][:SIZE]
     error = float((part.values - own).square().sum() / own.square().sum().clamp(min=1e-30))
     title = f"Sub-block {place}: 16 values from {shown(part.lowest)} in steps of {shown(part.step)}; squared error {100 * error:.2g} %"
-    figure, (where, how, values) = stacked(title, (3.1, 1.0, 2.2), shared=False)
+    figure, (where, how, values) = stacked(title, (3.1, 0.7, 2.2), shared=False)
     fields = {"d, dmin": HEAD, "scale": scale_pieces(place), "minimum": minimum_pieces(place), "codes": code_pieces(place)}
     draw_bytes(where, block, fields)
     how.axis("off")
-    how.text(-0.13, 1, "\n".join(by_hand(block, part, fields)), transform=how.transAxes, fontsize=9, va="top", linespacing=1.6)
+    how.text(-0.13, 1.4, "\n".join(by_hand(block, part, fields)), transform=how.transAxes, fontsize=9, va="top", linespacing=1.6)
     draw_values(values, own, part)
     figure.values = {
         "d": part.d, "dmin": part.dmin, "scale": part.scale, "minimum": part.minimum, "step": part.step, "value of code 0": part.lowest,

@@ -36,7 +36,7 @@ def every_drawing() -> dict[str, Drawing]:
         "Column 3 of 16, its error moves 13 to come": walk_picture(3),
         "Column 16 of 16, the last": walk_picture(16),
         "Sub-block 6: 16 values from": superblock_picture(*superblock_of(WEIGHT), 6),
-        "The outlier of q, made 4 times as large, makes the steps": outlier_picture(outlier_of("q", WEIGHT, 128, 4), 4),
+        "The outlier of q, made 4 times as large, makes its group's steps": outlier_picture(outlier_of("q", WEIGHT, 128, 4), 4),
         "q: 0% of H's eigenvalues": spectrum_picture("q", spectrum(HESSIAN + 10 * torch.eye(256)), (0.01, 1.0)),
         "q: double quantization takes 4.500 to ": nested_picture("q", nested_bytes(WEIGHT)),
     }
@@ -60,7 +60,7 @@ def test_a_title_follows_the_numbers() -> None:
     compensating, plain = walk.output_errors(7)
     assert f"output error so far: {compensating / plain:.0%} of plain" in column_picture(walk, 8).words()
     found = outlier_of("q", WEIGHT, 128, 4).enlarged(2)
-    assert f"the other 127 {found.harm:.1f} times as large" in outlier_picture(outlier_of("q", WEIGHT, 128, 4), 2).words()
+    assert f"the others' error {found.harm:.1f} times as large" in outlier_picture(outlier_of("q", WEIGHT, 128, 4), 2).words()
 
 
 def test_the_title_of_levels_says_how_evenly_they_are_used() -> None:
