@@ -15,7 +15,7 @@ POSITIVE, NEGATIVE = PALETTE[0], PALETTE[1]
 def column_picture(walk: Columns, column: int) -> Drawing:
     """The walk over a small matrix as it stands once `column`, counted from 1, is rounded."""
     here, count = column - 1, walk.count
-    errors = [walk.output_errors(place) for place in range(count)]
+    errors = walk.output_errors
     with_it, without = errors[here]
     updates = walk.updates(here)
     share = f"{with_it / max(without, 1e-30):.0%} of plain rounding's"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from qlab.show.drawing import FAINT, INK, PALETTE, Drawing, caption, stacked
+from qlab.show.drawing import FAINT, INK, PALETTE, Drawing, caption, shown, stacked
 from qlab.workbook.drawn.outlier import Outlier
 
 
@@ -16,8 +16,8 @@ def outlier_picture(found: Outlier, times: int) -> Drawing:
     title = f"{which} makes its group's steps {large.wider:.1f} times as wide and the others' error {large.harm:.1f} times as large"
     figure, (beside, alone) = stacked(title, (2.2, 2.2))
     errors = large.error(large.weights), large.error(large.others)
-    draw_group(beside, large, large.weights, f"rounded with the outlier; error of the others {100 * errors[0]:.2g} %")
-    draw_group(alone, large, large.others, f"rounded without it; error of the others {100 * errors[1]:.2g} %")
+    draw_group(beside, large, large.weights, f"rounded with the outlier; error of the others {shown(100 * errors[0])} %")
+    draw_group(alone, large, large.others, f"rounded without it; error of the others {shown(100 * errors[1])} %")
     alone.set_xlabel(f"weight of the group (row {found.row}, from input channel {found.channel - found.place})")
     figure.values = {
         "outlier": float(large.weights[large.place]),

@@ -20,7 +20,7 @@ def superblock_picture(weights: Tensor, block: Tensor, place: int) -> Drawing:
     """Sub-block `place`, 0 to 7, of a superblock of Q4_K, uint8 [144], of 256 `weights` float32 [256]."""
     part, own = sub_block(block, place), weights[place * SIZE :][:SIZE]
     error = float((part.values - own).square().sum() / own.square().sum().clamp(min=1e-30))
-    title = f"Sub-block {place}: 16 values from {shown(part.lowest)} in steps of {shown(part.step)}; squared error {100 * error:.2g} %"
+    title = f"Sub-block {place}: 16 values from {shown(part.lowest)} in steps of {shown(part.step)}; squared error {shown(100 * error)} %"
     figure, (where, how, values) = stacked(title, (3.1, 0.7, 2.2), shared=False)
     fields = {"d, dmin": HEAD, "scale": scale_pieces(place), "minimum": minimum_pieces(place), "codes": code_pieces(place)}
     draw_bytes(where, block, fields)

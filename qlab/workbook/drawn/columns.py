@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,12 +52,15 @@ class Columns:
         weight[:, : column + 1] = self.rounded[:, : column + 1]
         return weight
 
-    def output_errors(self, column: int) -> tuple[float, float]:
-        """Relative squared output error once a column is done: as GPTQ has it, and with the same columns plainly rounded."""
-        plain = self.weight.clone()
-        plain[:, : column + 1] = self.plain[:, : column + 1]
-        compensating, without = (output_error(found, self.weight, self.hessian) for found in (self.standing(column), plain))
-        return compensating, without
+    @cached_property
+    def output_errors(self) -> list[tuple[float, float]]:
+        """Relative squared output error once each column is done: as GPTQ has it, and with the same columns plainly rounded."""
+        errors = []
+        for done in range(1, self.count + 1):
+            plain = torch.cat([self.plain[:, :done], self.weight[:, done:]], dim=1)
+            with_it, without = (output_error(found, self.weight, self.hessian) for found in (self.standing(done - 1), plain))
+            errors.append((with_it, without))
+        return errors
 
 
 def column_by_column(weight: Tensor, hessian: Tensor, bits: int) -> Columns:

@@ -57,7 +57,7 @@ def test_every_drawing_says_its_finding_and_its_numbers_and_fits_a_phone() -> No
 
 def test_a_title_follows_the_numbers() -> None:
     walk = column_by_column(WEIGHT[:12, :16], HESSIAN[:16, :16], 4)
-    compensating, plain = walk.output_errors(7)
+    compensating, plain = walk.output_errors[7]
     assert f"output error so far: {compensating / plain:.0%} of plain" in column_picture(walk, 8).words()
     found = outlier_of("q", WEIGHT, 128, 4).enlarged(2)
     assert f"the others' error {found.harm:.1f} times as large" in outlier_picture(outlier_of("q", WEIGHT, 128, 4), 2).words()

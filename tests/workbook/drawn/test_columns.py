@@ -38,7 +38,7 @@ def test_an_update_moves_only_what_comes(walk: Columns) -> None:
 
 
 def test_at_the_last_column_the_errors_are_those_of_the_two_methods(walk: Columns) -> None:
-    compensating, plain = walk.output_errors(walk.count - 1)
+    compensating, plain = walk.output_errors[-1]
     assert compensating == pytest.approx(output_error(walk.rounded, walk.weight, walk.hessian))
     assert plain == pytest.approx(output_error(walk.plain, walk.weight, walk.hessian))
     assert compensating < plain
