@@ -14,6 +14,9 @@ def levels_picture(layer: str, weight: Tensor) -> Drawing:
     """The histogram of a layer's weights over their block's absmax, with both sets of levels below."""
     shares = block_shares(weight)
     normal, uniform = normal_levels(), uniform_levels()
-    used = f"{fullest(shares, normal):.0%} of the weights, of uniform ones {fullest(shares, uniform):.0%}"
+    title = (
+        f"{layer}: NF4's fullest level holds {fullest(shares, normal):.0%} of the weights, "
+        f"the fullest of 16 uniform ones {fullest(shares, uniform):.0%}"
+    )
     marks = {"NF4": normal.tolist(), "uniform (control)": uniform.tolist()}
-    return histogram(shares.tolist(), marks, f"{layer}: NF4's fullest level has {used}", "weight over its block's absmax")
+    return histogram(shares.tolist(), marks, title, "weight over its block's absmax")

@@ -21,7 +21,7 @@ def nested_picture(layer: str, found: Nested) -> Drawing:
         bars.barh(list(left), widths, left=list(left.values()), color=colour, label=name)
         left = {row: start + width for (row, start), width in zip(left.items(), widths)}
     bars.invert_yaxis()
-    bars.set_xlabel("bits a weight")
+    bars.set(xlabel="bits a weight", ylabel="absmax")
     bars.legend(fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1)
     exact, stored = found.exact[:SHOWN], found.stored[:SHOWN]
     off = 100 * (stored - exact) / exact.clamp(min=1e-30)

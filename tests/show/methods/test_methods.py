@@ -65,7 +65,7 @@ def test_a_title_follows_the_numbers() -> None:
 
 def test_the_title_of_levels_says_how_evenly_they_are_used() -> None:
     drawing = levels_picture("q", torch.randn(64, 64, generator=torch.Generator().manual_seed(1)))
-    assert re.match(r"q: NF4's fullest level has \d+% of the weights, of uniform ones \d+%\.", drawing.words())
+    assert re.match(r"q: NF4's fullest level holds \d+% of the weights, the fullest of 16 uniform ones \d+%\.", drawing.words())
 
 
 def test_tiles_take_the_sign_for_the_colour_and_the_size_for_how_much_shows_through() -> None:
