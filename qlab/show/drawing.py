@@ -17,6 +17,9 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from qlab.workbook.language.spoken import gettext
 
 # Each is at least 3:1 against white and against the dark page, the contrast that WCAG asks of what is no text (tests/show/test_drawing.py).
 PALETTE = ["#1f7a99", "#d1690e", "#3c8d40", "#b04f9a", "#7d6bd0", "#8a7a1c", "#cf4b4b", "#6f7a83"]
@@ -53,16 +56,24 @@ class Drawing(Figure):
         """The alt text."""
         title = next((text for axes in self.axes if (text := axes.get_title(loc="left"))), "") or self.get_suptitle()
         labels = {
-            "across": next((text for axes in self.axes if (text := axes.get_xlabel())), ""),
-            "upwards": next((text for axes in self.axes if (text := axes.get_ylabel())), ""),
+            gettext("across"): next((text for axes in self.axes if (text := axes.get_xlabel())), ""),
+            gettext("upwards"): next((text for axes in self.axes if (text := axes.get_ylabel())), ""),
         }
-        named = [f"{way}: {label}" for way, label in labels.items() if label]
-        said = [f"{name} {shown(value)}" for name, value in self.values.items()]
-        values = ", ".join(said) if len(said) <= NAMED else f"{len(said)} values, from {said[0]} to {said[-1]}"
-        return ". ".join(part for part in (" ".join(title.split()), "; ".join(named), values) if part)
+        named = [f"{way}: {gettext(label)}" for way, label in labels.items() if label]
+        said = [f"{gettext(name)} {shown(value)}" for name, value in self.values.items()]
+        many = gettext("{count} values, from {first} to {last}")
+        values = ", ".join(said) if len(said) <= NAMED else many.format(count=len(said), first=said[0], last=said[-1])
+        return ". ".join(part for part in (gettext(" ".join(title.split())), "; ".join(named), values) if part)
+
+    def speak(self) -> None:
+        """Put its texts into the language that is spoken, those that are messages; the others stay."""
+        for text in self.findobj(Text):
+            if (said := gettext(text.get_text())) != text.get_text():
+                text.set_text(said)
 
     def svg(self) -> str:
-        """The figure as one `<svg>` element, with its alt text."""
+        """The figure as one `<svg>` element, with its alt text, in the language that is spoken."""
+        self.speak()
         file = io.StringIO()
         with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qlab"}):
             self.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

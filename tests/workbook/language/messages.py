@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from jinja2.ext import babel_extract
 
 from qlab import ROOT
 from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
+from qlab.show import figures
 from qlab.show.widgets import label
 from qlab.workbook.batch.runner import DONE, FAILED, LEFT_OUT, SKIPPED
 from qlab.workbook.benchmark import results_table
@@ -67,7 +69,8 @@ def of_data() -> Iterator[tuple[str, str]]:
 
 
 def of_lessons() -> Iterator[tuple[str, str]]:
-    """Questions and choices of predictions, names and choices of controls, where they are written out; what is computed stays English."""
+    """Questions and choices of predictions, names and choices of controls, titles and axes of figures, where they are written out; what is
+    computed stays English."""
     for lesson in lesson_names():
         for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells:
             if cell.cell_type == "code":
@@ -86,6 +89,12 @@ def of_cell(cell: ast.Module) -> Iterator[str]:
             for keyword in call.keywords:
                 yield label(str(keyword.arg))
                 yield from texts(keyword.value)
+        elif isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "figures":
+            parameters = inspect.signature(getattr(figures, call.func.attr)).parameters
+            tidy = next(iter(parameters)) == "table"  # whose x and y are columns
+            for parameter, argument in zip(parameters, call.args):
+                if parameter in ("title", "label") or (parameter in ("x", "y") and not tidy):
+                    yield from texts(argument)
 
 
 def texts(node: ast.expr) -> Iterator[str]:
@@ -93,6 +102,13 @@ def texts(node: ast.expr) -> Iterator[str]:
     for part in node.elts if isinstance(node, ast.List) else [node]:
         if isinstance(part, ast.Constant) and isinstance(part.value, str) and (" " in part.value or not re.search(r"\d", part.value)):
             yield part.value
+
+
+def names_in_lessons() -> set[str]:
+    """Texts in the lessons' code: some name what a figure shows, and may be translated."""
+    cells = [cell for lesson in lesson_names() for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells]
+    nodes = [node for cell in cells if cell.cell_type == "code" for node in ast.walk(ast.parse(cell.source))]
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
 def calls(tree: ast.AST) -> Iterator[ast.Call]:
