@@ -1,14 +1,14 @@
 // The bits of a weight: a button each, which turns it. What the bits say is what qlab/workbook/drawn/bits.py says of them.
 (function (root) {
-  const weights = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
+  const { weights, words } = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
   const rows = [...root.querySelectorAll(".qlab-format")];
   const select = root.querySelector("select");
   const bits = (row) => [...row.querySelectorAll("[role=toolbar] button")];
 
   const signed = (text) => String(text).replace("-", "−");
   const number = (value, digits = 5) => {
-    if (Number.isNaN(value)) return "no number (NaN)";
-    if (!Number.isFinite(value)) return value < 0 ? "−infinity" : "infinity";
+    if (Number.isNaN(value)) return words.nan;
+    if (!Number.isFinite(value)) return (value < 0 ? "−" : "") + words.infinity;
     const size = Math.abs(value);
     if (size === 0 || (size >= 1e-4 && size < 1e5)) return signed(Number(value.toPrecision(digits)));
     const [front, power] = value.toExponential(digits - 1).split("e");
@@ -42,14 +42,15 @@
     let worst = [-1, "", ""];
     rows.forEach((row, place) => {
       const text = bits(row).map((bit) => bit.textContent).join("");
-      const [value, words] = decoded(text, formats[place]);
+      const [value, said] = decoded(text, formats[place]);
       const off = Number.isNaN(value) ? Infinity : Math.abs(value - weight);
       const percent = (100 * off) / Math.abs(weight);
-      const error = Number.isFinite(percent) ? `${number(percent, 2)} %` : "without bound";
-      write(row.querySelector("output"), `${words}; error ${error}`);
+      const error = Number.isFinite(percent) ? `${number(percent, 2)} %` : words.unbound;
+      write(row.querySelector("output"), `${said}; ${words.error} ${error}`);
       if (off > worst[0]) worst = [off, row.dataset.format, error];
     });
-    write(root.querySelector(".qlab-finding strong"), `The weight ${number(weight)}: ${worst[1]} is farthest from it, by ${worst[2]}`);
+    const finding = words.finding.replace("{weight}", number(weight)).replace("{format}", worst[1]).replace("{error}", worst[2]);
+    write(root.querySelector(".qlab-finding strong"), finding);
   };
 
   const put = (bit, text, changed) => {

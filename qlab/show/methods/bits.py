@@ -11,6 +11,7 @@ from IPython.display import display
 
 from qlab.show.widgets import beside, in_script
 from qlab.workbook.drawn.bits import FLOATS, Stored
+from qlab.workbook.language.spoken import gettext
 
 PARTS = ("sign", "exponent", "mantissa", "code")
 
@@ -22,25 +23,34 @@ def turn_bits(weights: Mapping[str, tuple[float, Sequence[Stored]]]) -> None:
     """
     weight, formats = next(iter(weights.values()))
     options = "".join(
-        f'<option value="{place}">{html.escape(f"{name}: {number(value)}")}</option>'
+        f'<option value="{place}">{html.escape(f"{gettext(name)}: {number(value)}")}</option>'
         for place, (name, (value, _)) in enumerate(weights.items())
     )
-    rows = "".join(row(weight, found) for found in formats)
+    rows, which = "".join(row(weight, found) for found in formats), html.escape(gettext("weight"))
+    data = {"weights": [as_dict(*found) for found in weights.values()], "words": words()}
     page = (
         f'<div class="qlab-bits"><style>{beside("control.css")}{beside("methods/bits.css")}</style>'
         f'<p class="qlab-finding" aria-live="polite"><strong>{html.escape(finding(weight, formats))}</strong></p>'
-        f'<div class="qlab-controls"><label><span>weight</span><select aria-label="weight" autocomplete="off">{options}</select></label>'
-        f'<button type="button">As it is stored</button></div>{key()}{rows}'
-        f'<script type="application/json">{in_script([as_dict(*found) for found in weights.values()])}</script>'
+        f'<div class="qlab-controls"><label><span>{which}</span><select aria-label="{which}" autocomplete="off">{options}</select></label>'
+        f'<button type="button">{html.escape(gettext("As it is stored"))}</button></div>{key()}{rows}'
+        f'<script type="application/json">{in_script(data)}</script>'
         f"<script>{beside('methods/bits.js')}</script></div>"
     )
     lines = [finding(weight, formats), *(f"{found.format}: {found.bits} = {said(found)}" for found in formats)]
     display({"text/html": page, "text/plain": "\n".join(lines)}, raw=True)
 
 
+def words() -> dict[str, str]:
+    """What bits.js says, in the language that is spoken."""
+    return {
+        "finding": gettext("The weight {weight}: {format} is farthest from it, by {error}"), "error": gettext("error"),
+        "unbound": gettext("without bound"), "nan": gettext("no number (NaN)"), "infinity": gettext("infinity"),
+    }  # fmt: skip
+
+
 def key() -> str:
     """What the colours mean."""
-    return '<p class="qlab-key">' + " ".join(f'<span class="{part}">{part}</span>' for part in PARTS) + "</p>"
+    return '<p class="qlab-key">' + " ".join(f'<span class="{part}">{html.escape(gettext(part))}</span>' for part in PARTS) + "</p>"
 
 
 def row(weight: float, found: Stored) -> str:
@@ -48,13 +58,13 @@ def row(weight: float, found: Stored) -> str:
     kinds = parts(found)
     buttons = "".join(
         f'<button type="button" class="{kind}" aria-pressed="{"true" if bit == "1" else "false"}" tabindex="{0 if place == 0 else -1}" '
-        f'aria-label="{kind}, bit {len(found.bits) - 1 - place}: {bit}">{bit}</button>'
+        f'aria-label="{html.escape(gettext(kind))}, bit {len(found.bits) - 1 - place}: {bit}">{bit}</button>'
         for place, (bit, kind) in enumerate(zip(found.bits, kinds))
     )
     return (
         f'<div class="qlab-format" data-format="{html.escape(found.format)}"><span>{html.escape(found.format)}</span>'
-        f'<div role="toolbar" aria-label="Bits of {html.escape(found.format)}">{buttons}</div>'
-        f"<output>{html.escape(said(found))}; error {error(weight, found)}</output></div>"
+        f'<div role="toolbar" aria-label="{html.escape(gettext("Bits of {format}").format(format=found.format))}">{buttons}</div>'
+        f"<output>{html.escape(said(found))}; {html.escape(gettext('error'))} {html.escape(error(weight, found))}</output></div>"
     )
 
 
@@ -83,7 +93,7 @@ def said(found: Stored) -> str:
 def error(weight: float, found: Stored) -> str:
     """By how much the number that comes back differs from the weight, in % of it."""
     off = 100 * abs(found.value - weight) / abs(weight)
-    return f"{number(off, 2)} %" if math.isfinite(off) else "without bound"
+    return f"{number(off, 2)} %" if math.isfinite(off) else gettext("without bound")
 
 
 def finding(weight: float, formats: Sequence[Stored]) -> str:
@@ -91,13 +101,14 @@ def finding(weight: float, formats: Sequence[Stored]) -> str:
     off = {found.format: abs(found.value - weight) for found in formats}
     worst = max(off, key=lambda name: off[name] if off[name] == off[name] else math.inf)
     farthest = next(found for found in formats if found.format == worst)
-    return f"The weight {number(weight)}: {worst} is farthest from it, by {error(weight, farthest)}"
+    text = gettext("The weight {weight}: {format} is farthest from it, by {error}")
+    return text.format(weight=number(weight), format=worst, error=error(weight, farthest))
 
 
 def number(value: float, digits: int = 5) -> str:
     """In so many digits, as bits.js writes it: very small and very large ones with a power of ten."""
     if not math.isfinite(value):
-        return "no number (NaN)" if value != value else sign(value).replace("inf", "infinity")
+        return gettext("no number (NaN)") if value != value else sign(value).replace("inf", gettext("infinity"))
     if value == 0 or 1e-4 <= abs(value) < 1e5:
         return sign(float(f"{value:.{digits}g}"))
     front, power = f"{value:.{digits - 1}e}".split("e")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qlab.show.drawing import INK, MUTED, PALETTE, Drawing, caption, stacked
 from qlab.workbook.drawn.columns import Columns
+from qlab.workbook.language.spoken import gettext
 
 POSITIVE, NEGATIVE = PALETTE[0], PALETTE[1]
 
@@ -18,22 +19,25 @@ def column_picture(walk: Columns, column: int) -> Drawing:
     errors = walk.output_errors
     with_it, without = errors[here]
     updates = walk.updates(here)
-    share = f"{with_it / max(without, 1e-30):.0%} of plain rounding's"
-    moved = f"its error moves the {count - column} to come" if column < count else "the last, whose error nothing takes over"
-    figure, (weights, moves, curve) = stacked(f"Column {column} of {count}, {moved}; output error so far: {share}", (2.9, 2.8, 1.8))
+    moving = gettext("Column {column} of {all}, its error moves the {left} to come; output error so far: {share:.0%} of plain rounding's")
+    last = gettext(
+        "Column {column} of {all}, the last, whose error nothing takes over; output error so far: {share:.0%} of plain rounding's"
+    )
+    title = (moving if column < count else last).format(column=column, all=count, left=count - column, share=with_it / max(without, 1e-30))
+    figure, (weights, moves, curve) = stacked(title, (2.9, 2.8, 1.8))
     draw_weights(weights, walk, here)
     draw_moves(moves, walk, here, updates)
-    for place, (name, colour) in enumerate({"GPTQ": POSITIVE, "plain rounding": MUTED}.items()):
+    for place, (name, colour) in enumerate({"GPTQ": POSITIVE, gettext("plain rounding"): MUTED}.items()):
         curve.plot(range(1, count + 1), [100 * pair[place] for pair in errors], color=colour, linewidth=1)
         curve.plot(range(1, column + 1), [100 * pair[place] for pair in errors[:column]], color=colour, linewidth=3, label=name)
     curve.axvline(column, color=INK, linewidth=1)
     curve.set_ylim(bottom=0)
     curve.legend(fontsize=9, loc="upper left")
-    curve.set_xlabel("column, in the order of rounding")
-    curve.set_ylabel("output error, %")
+    curve.set_xlabel(gettext("column, in the order of rounding"))
+    curve.set_ylabel(gettext("output error, %"))
     figure.values = {
-        "output error, GPTQ": with_it, "output error, plain rounding": without,
-        "mean |error| of the column": float(walk.error(here).abs().mean()), "largest update": float(updates.abs().max()),
+        gettext("output error, GPTQ"): with_it, gettext("output error, plain rounding"): without,
+        gettext("mean |error| of the column"): float(walk.error(here).abs().mean()), gettext("largest update"): float(updates.abs().max()),
     }  # fmt: skip
     return figure
 
@@ -48,7 +52,7 @@ def draw_weights(axes: Axes, walk: Columns, here: int) -> None:
         axes.text(here + 1, row, str(code), ha="center", va="center", fontsize=9)
     axes.axvline(here + 0.5, color=INK, linewidth=1)
     axes.axvline(here + 1.5, color=INK, linewidth=1)
-    caption(axes, f"left: rounded; framed: codes; right: to come; full colour: ±{reach:.2g}")
+    caption(axes, gettext("left: rounded; framed: codes; right: to come; full colour: ±{reach:.2g}").format(reach=reach))
 
 
 def draw_moves(axes: Axes, walk: Columns, here: int, updates: Tensor) -> None:
@@ -59,7 +63,7 @@ def draw_moves(axes: Axes, walk: Columns, here: int, updates: Tensor) -> None:
     tiles(axes, moves, reach)
     axes.axvline(here + 0.5, color=INK, linewidth=1)
     axes.axvline(here + 1.5, color=INK, linewidth=1)
-    caption(axes, f"framed: error; right: what it adds; full colour: ±{reach:.2g} and more")
+    caption(axes, gettext("framed: error; right: what it adds; full colour: ±{reach:.2g} and more").format(reach=reach))
 
 
 def tiles(axes: Axes, values: Tensor, reach: float) -> None:
@@ -71,5 +75,5 @@ def tiles(axes: Axes, values: Tensor, reach: float) -> None:
     picture = np.concatenate([colours, shares[..., None]], axis=-1)
     axes.imshow(picture, interpolation="none", aspect="auto", extent=(0.5, columns + 0.5, rows + 0.5, 0.5))
     axes.grid(visible=False)
-    axes.set_ylabel("output")
+    axes.set_ylabel(gettext("output"))
     axes.set_yticks(range(1, rows + 1, 4))

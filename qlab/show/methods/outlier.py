@@ -7,22 +7,26 @@ from torch import Tensor
 
 from qlab.show.drawing import FAINT, INK, PALETTE, Drawing, caption, shown, stacked
 from qlab.workbook.drawn.outlier import Outlier
+from qlab.workbook.language.spoken import gettext
 
 
 def outlier_picture(found: Outlier, times: int) -> Drawing:
     """A group of weights on the values that its codes stand for, with the outlier so many times as large, and without it."""
     large = found.enlarged(times)
-    which = f"The outlier of {found.layer}" + ("" if times == 1 else f", made {times} times as large,")
-    title = f"{which} makes its group's steps {large.wider:.1f} times as wide and the others' error {large.harm:.1f} times as large"
+    which = gettext("The outlier of {layer}") if times == 1 else gettext("The outlier of {layer}, made {times} times as large,")
+    title = gettext("{which} makes its group's steps {wider:.1f} times as wide and the others' error {harm:.1f} times as large")
+    title = title.format(which=which.format(layer=found.layer, times=times), wider=large.wider, harm=large.harm)
     figure, (beside, alone) = stacked(title, (2.2, 2.2))
     errors = large.error(large.weights), large.error(large.others)
-    draw_group(beside, large, large.weights, f"rounded with the outlier; error of the others {shown(100 * errors[0])} %")
-    draw_group(alone, large, large.others, f"rounded without it; error of the others {shown(100 * errors[1])} %")
-    alone.set_xlabel(f"weight of the group (row {found.row}, from input channel {found.channel - found.place})")
+    said = gettext("rounded with the outlier; error of the others {error} %"), gettext("rounded without it; error of the others {error} %")
+    draw_group(beside, large, large.weights, said[0].format(error=shown(100 * errors[0])))
+    draw_group(alone, large, large.others, said[1].format(error=shown(100 * errors[1])))
+    place = gettext("weight of the group (row {row}, from input channel {channel})")
+    alone.set_xlabel(place.format(row=found.row, channel=found.channel - found.place))
     figure.values = {
-        "outlier": float(large.weights[large.place]),
-        "step with it": large.step(large.weights), "step without it": large.step(large.others),
-        "error of the others with it": errors[0], "error of the others without it": errors[1],
+        gettext("outlier"): float(large.weights[large.place]),
+        gettext("step with it"): large.step(large.weights), gettext("step without it"): large.step(large.others),
+        gettext("error of the others with it"): errors[0], gettext("error of the others without it"): errors[1],
     }  # fmt: skip
     return figure
 
@@ -37,5 +41,5 @@ def draw_group(axes: Axes, found: Outlier, group: Tensor, text: str) -> None:
     room = 0.08 * (max(weights) - min(weights))
     axes.set_ylim(min(*weights, 0) - room, max(*weights, 0) + room)
     axes.grid(visible=False)
-    axes.set_ylabel("value")
+    axes.set_ylabel(gettext("value"))
     caption(axes, text)

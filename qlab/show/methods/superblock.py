@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qlab.show.drawing import FAINT, INK, PALETTE, Drawing, caption, shown, stacked
 from qlab.workbook.drawn.superblock import SIZE, Piece, SubBlock, code_pieces, minimum_pieces, scale_pieces, sub_block
+from qlab.workbook.language.spoken import enumerated, gettext
 
 ACROSS = 16  # bytes of a line
 HEAD = [Piece(byte, 0, 8) for byte in range(4)]
@@ -20,7 +21,8 @@ def superblock_picture(weights: Tensor, block: Tensor, place: int) -> Drawing:
     """Sub-block `place`, 0 to 7, of a superblock of Q4_K, uint8 [144], of 256 `weights` float32 [256]."""
     part, own = sub_block(block, place), weights[place * SIZE :][:SIZE]
     error = float((part.values - own).square().sum() / own.square().sum().clamp(min=1e-30))
-    title = f"Sub-block {place}: 16 values from {shown(part.lowest)} in steps of {shown(part.step)}; squared error {shown(100 * error)} %"
+    title = gettext("Sub-block {place}: 16 values from {lowest} in steps of {step}; squared error {error} %")
+    title = title.format(place=place, lowest=shown(part.lowest), step=shown(part.step), error=shown(100 * error))
     figure, (where, how, values) = stacked(title, (3.1, 0.7, 2.2), shared=False)
     fields = {"d, dmin": HEAD, "scale": scale_pieces(place), "minimum": minimum_pieces(place), "codes": code_pieces(place)}
     draw_bytes(where, block, fields)
@@ -45,11 +47,11 @@ def draw_bytes(axes: Axes, block: Tensor, fields: dict[str, list[Piece]]) -> Non
         line, place = divmod(offset, ACROSS)
         axes.text(place + 0.5, line + 0.5, f"{byte:02x}", ha="center", va="center", fontsize=9)
     lines = len(block) // ACROSS
-    axes.set(xlim=(0, ACROSS), ylim=(lines, 0), xlabel="byte of the line", ylabel="first byte of the line")
+    axes.set(xlim=(0, ACROSS), ylim=(lines, 0), xlabel=gettext("byte of the line"), ylabel=gettext("first byte of the line"))
     axes.set_xticks([place + 0.5 for place in range(ACROSS)], [str(place) for place in range(ACROSS)], fontsize=8)
     axes.set_yticks([line + 0.5 for line in range(lines)], [str(ACROSS * line) for line in range(lines)], fontsize=8)
     axes.grid(visible=False)
-    handles = [Patch(facecolor=colour, alpha=0.45, label=name) for name, colour in COLOURS.items()]
+    handles = [Patch(facecolor=colour, alpha=0.45, label=gettext(name)) for name, colour in COLOURS.items()]
     axes.legend(handles=handles, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1)
 
 
@@ -57,26 +59,27 @@ def by_hand(block: Tensor, part: SubBlock, fields: dict[str, list[Piece]]) -> li
     """The sums that decode the sub-block's first weight."""
     code = int(part.codes[0])
     return [
-        f"d = {shown(part.d)}, dmin = {shown(part.dmin)}: two FP16 numbers in bytes 0 to 3",
-        f"scale = {spelled(block, fields['scale'])} = {part.scale}",
-        f"minimum = {spelled(block, fields['minimum'])} = {part.minimum}",
-        f"first code = {spelled(block, fields['codes'][:1])} = {code}",
-        f"first weight = d · {part.scale} · {code} − dmin · {part.minimum} = {shown(float(part.values[0]))}",
+        gettext("d = {d}, dmin = {dmin}: two FP16 numbers in bytes 0 to 3").format(d=shown(part.d), dmin=shown(part.dmin)),
+        f"{gettext('scale')} = {spelled(block, fields['scale'])} = {part.scale}",
+        f"{gettext('minimum')} = {spelled(block, fields['minimum'])} = {part.minimum}",
+        f"{gettext('first code')} = {spelled(block, fields['codes'][:1])} = {code}",
+        f"{gettext('first weight')} = d · {part.scale} · {code} − dmin · {part.minimum} = {shown(float(part.values[0]))}",
     ]
 
 
 def spelled(block: Tensor, pieces: Sequence[Piece]) -> str:
     """The bits of a number, and the bytes that they lie in."""
-    return " and ".join(f"{piece.digits(block)} (bits {piece.low + piece.width - 1}–{piece.low} of byte {piece.byte})" for piece in pieces)
+    text = gettext("{digits} (bits {high}–{low} of byte {byte})")
+    return enumerated([text.format(digits=p.digits(block), high=p.low + p.width - 1, low=p.low, byte=p.byte) for p in pieces])
 
 
 def draw_values(axes: Axes, own: Tensor, part: SubBlock) -> None:
     """The weights, and the values that come back, on the sub-block's sixteen."""
     for code in range(16):
         axes.axhline(part.lowest + code * part.step, color=FAINT, linewidth=0.8)
-    axes.plot(range(SIZE), part.values.tolist(), "_", color=PALETTE[0], markersize=8, markeredgewidth=3, label="decoded")
-    axes.plot(range(SIZE), own.tolist(), "o", color=INK, markersize=3, label="weight")
+    axes.plot(range(SIZE), part.values.tolist(), "_", color=PALETTE[0], markersize=8, markeredgewidth=3, label=gettext("decoded"))
+    axes.plot(range(SIZE), own.tolist(), "o", color=INK, markersize=3, label=gettext("weight"))
     axes.grid(visible=False)
-    axes.set(xlabel="weight of the sub-block", ylabel="value")
+    axes.set(xlabel=gettext("weight of the sub-block"), ylabel=gettext("value"))
     axes.legend(fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
-    caption(axes, "lines: the 16 values")
+    caption(axes, gettext("lines: the 16 values"))

@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import torch
 from jinja2.ext import babel_extract
 
 from qlab import ROOT
 from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
 from qlab.show import figures
+from qlab.show.methods.bits import PARTS
+from qlab.show.methods.superblock import COLOURS
 from qlab.show.widgets import label
 from qlab.workbook.batch.runner import DONE, FAILED, LEFT_OUT, SKIPPED
 from qlab.workbook.benchmark import results_table
+from qlab.workbook.drawn.bits import chosen_weights
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.checks import ASKED, WRITTEN
 from qlab.workbook.exercises.trial import Names, Numbers
@@ -59,6 +63,8 @@ def of_data() -> Iterator[tuple[str, str]]:
     yield from (("qlab/claims", verdict) for verdict in (HOLDS, FAILS, NOISE, UNTESTABLE, OPEN, ADVICE))
     yield from (("qlab/workbook/batch/runner.py", state) for state in (DONE, FAILED, SKIPPED, LEFT_OUT))
     yield from (("qlab/workbook/benchmark.py", column) for column in results_table([])["columns"])
+    yield from (("qlab/show/methods", name) for name in (*PARTS, *COLOURS))
+    yield from (("qlab/workbook/drawn/bits.py", name) for name in chosen_weights(torch.arange(1, 9), 8))
     for name, written in WRITTEN.items():
         assert isinstance(written.form, (Numbers, Names))
         said = [written.form.what, *written.hints, *(mistake.said for mistake in written.mistakes)]
