@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from IPython.display import display
@@ -109,9 +110,14 @@ def number(value: float, digits: int = 5) -> str:
     """In so many digits, as bits.js writes it: very small and very large ones with a power of ten."""
     if not math.isfinite(value):
         return gettext("no number (NaN)") if value != value else sign(value).replace("inf", gettext("infinity"))
-    if value == 0 or 1e-4 <= abs(value) < 1e5:
-        return sign(float(f"{value:.{digits}g}"))
-    front, power = f"{value:.{digits - 1}e}".split("e")
+    if value == 0:
+        return "0"
+    exact = Decimal(value)
+    # A half goes away from zero, as in JavaScript; Python's own formats take the even neighbour.
+    short = exact.quantize(Decimal(1).scaleb(exact.adjusted() - digits + 1), ROUND_HALF_UP)
+    if 1e-4 <= abs(value) < 1e5:
+        return sign(float(short))
+    front, power = f"{short:.{digits - 1}e}".split("e")
     return f"{sign(float(front))} × 10^{sign(int(power))}"
 
 

@@ -11,7 +11,7 @@ import torch
 
 from qlab.show.methods import bits as page_of_bits
 from qlab.show.methods.bits import error, finding, number, said, turn_bits
-from qlab.workbook.drawn.bits import Stored, chosen_weights, stored
+from qlab.workbook.drawn.bits import FLOATS, Stored, chosen_weights, stored
 from tests.browsing import violations
 
 ROW = 0.03 * torch.randn(256, generator=torch.Generator().manual_seed(2))
@@ -39,8 +39,8 @@ def words(page: Any, name: str) -> str:
 
 
 def test_numbers_and_products() -> None:
-    assert [number(value) for value in (0.0, -0.019531, 1e-7, 3.5e38, float("inf"), float("nan"))] == [
-        "0", "−0.019531", "1 × 10^−7", "3.5 × 10^38", "infinity", "no number (NaN)",
+    assert [number(value) for value in (0.0, 0.328125, -0.019531, 1e-7, 3.5e38, float("inf"), float("nan"))] == [
+        "0", "0.32813", "−0.019531", "1 × 10^−7", "3.5 × 10^38", "infinity", "no number (NaN)",
     ]  # fmt: skip
     assert said(Stored("FP16", "1010010100000000")) == "−1 × 2^−6 × 1.25 = −0.019531"
     assert said(Stored("FP16", "0000001000000000")) == "1 × 2^−14 × 0.5 = 3.0518 × 10^−5"
@@ -90,13 +90,17 @@ def test_by_keyboard_another_weight_and_back(page: Any) -> None:
     assert [words(page, found.format) for found in formats] == [f"{said(found)}; error {error(weight, found)}" for found in formats]
 
 
-def test_all_exponent_bits_set_are_no_number(page: Any) -> None:
-    for name, exponent, said_then in (("FP16", 5, "no number"), ("FP8 E4M3", 4, "×")):
-        for place in range(1, 1 + exponent):
-            bit = page.locator(f'[data-format="{name}"] button').nth(place)
-            if bit.inner_text() == "0":
-                bit.click()
-        assert said_then in words(page, name) or "infinity" in words(page, name) or "no number" in words(page, name)
+@pytest.mark.parametrize("exponent", ["0", "1"])
+def test_exponents_of_zeros_and_of_ones_say_what_python_says_of_them(page: Any, exponent: str) -> None:
+    """Numbers below the smallest power of two, infinity, and what is no number."""
+    weight, formats = WEIGHTS["largest"]
+    for found in formats[:4]:
+        width = FLOATS[found.format].exponent
+        for place in range(1, 1 + width):
+            if found.bits[place] != exponent:
+                page.locator(f'[data-format="{found.format}"] button').nth(place).click()
+        now = Stored(found.format, found.bits[0] + width * exponent + found.bits[1 + width :], found.scale, found.zero)
+        assert words(page, found.format) == f"{said(now)}; error {error(weight, now)}"
 
 
 def test_it_is_accessible_and_no_wider_than_a_phone(page: Any) -> None:

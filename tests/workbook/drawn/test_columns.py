@@ -57,9 +57,12 @@ def test_the_piece_holds_the_channels_that_go_together() -> None:
     inputs = torch.randn(500, 40, generator=generator)
     together = [3, 8, 21, 22, 37]
     inputs[:, together] += 4 * torch.randn(500, 1, generator=generator)
+    inputs[:, [1, 5, 14, 30]] += 3.9 * torch.randn(500, 1, generator=generator)  # others that go together, but not with these
     inputs[:, 11] = 0  # a channel that no token used
     weight = torch.randn(30, 40, generator=generator)
-    part, hessian, chosen = small_matrix(weight, inputs.T @ inputs, rows=4, columns=5)
-    assert chosen.tolist() == together
-    assert torch.equal(part, weight[:4, together])
-    torch.testing.assert_close(hessian, inputs[:, together].T @ inputs[:, together])
+    part, hessian, chosen = small_matrix(weight, inputs.T @ inputs, rows=4, columns=6)
+    assert chosen.tolist() == sorted(chosen.tolist())
+    assert set(together) < set(chosen.tolist())
+    assert not {1, 5, 11, 14, 30} & set(chosen.tolist())
+    assert torch.equal(part, weight[:4, chosen])
+    torch.testing.assert_close(hessian, inputs[:, chosen].T @ inputs[:, chosen])
