@@ -8,14 +8,18 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import Any, Literal
 
 import matplotlib as mpl
 import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from qlab.workbook.language.spoken import gettext
 
 # Each is at least 3:1 against white and against the dark page, the contrast that WCAG asks of what is no text (tests/show/test_drawing.py).
 PALETTE = ["#1f7a99", "#d1690e", "#3c8d40", "#b04f9a", "#7d6bd0", "#8a7a1c", "#cf4b4b", "#6f7a83"]
@@ -35,6 +39,8 @@ STYLE = {
 }  # fmt: skip
 NAMES = re.compile(r' id="[A-Za-z0-9]+_\d+"')  # of parts, the same in every figure; what is referred to has another kind of name
 NAMED = 12  # values that the alt text says; more are in the table
+NARROW, LINE = 5.2, 56  # inches of a drawing whose text is read on a phone, and the characters of a line of its title
+GAP, BELOW = 0.32, 0.5  # inches above each pair of axes, for a caption, and below the last, for what its x is
 
 
 class Drawing(Figure):
@@ -49,14 +55,25 @@ class Drawing(Figure):
     def words(self) -> str:
         """The alt text."""
         title = next((text for axes in self.axes if (text := axes.get_title(loc="left"))), "") or self.get_suptitle()
-        labels = {"across": self.axes[0].get_xlabel(), "upwards": self.axes[0].get_ylabel()} if self.axes else {}
-        named = [f"{way}: {label}" for way, label in labels.items() if label]
-        said = [f"{name} {shown(value)}" for name, value in self.values.items()]
-        values = ", ".join(said) if len(said) <= NAMED else f"{len(said)} values, from {said[0]} to {said[-1]}"
-        return ". ".join(part for part in (title, "; ".join(named), values) if part)
+        labels = {
+            gettext("across"): next((text for axes in self.axes if (text := axes.get_xlabel())), ""),
+            gettext("upwards"): next((text for axes in self.axes if (text := axes.get_ylabel())), ""),
+        }
+        named = [f"{way}: {gettext(label)}" for way, label in labels.items() if label]
+        said = [f"{gettext(name)} {shown(value)}" for name, value in self.values.items()]
+        many = gettext("{count} values, from {first} to {last}")
+        values = ", ".join(said) if len(said) <= NAMED else many.format(count=len(said), first=said[0], last=said[-1])
+        return ". ".join(part for part in (gettext(" ".join(title.split())), "; ".join(named), values) if part)
+
+    def speak(self) -> None:
+        """Put its texts into the language that is spoken, those that are messages; the others stay."""
+        for text in self.findobj(Text):
+            if (said := gettext(text.get_text())) != text.get_text():
+                text.set_text(said)
 
     def svg(self) -> str:
-        """The figure as one `<svg>` element, with its alt text."""
+        """The figure as one `<svg>` element, with its alt text, in the language that is spoken."""
+        self.speak()
         file = io.StringIO()
         with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qlab"}):
             self.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -95,6 +112,36 @@ def new_axes(title: str, x: str, y: str, size: tuple[float, float] = (8, 4)) -> 
 
 def panels(count: int, size: tuple[float, float]) -> tuple[Drawing, list[Axes]]:
     """A drawing of `size` inches with `count` pairs of axes beside each other, whose scales are the same."""
-    sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, rc=STYLE)
-    figure = Drawing(figsize=size, layout="constrained", dpi=110)  # not pyplot's, which would show it once more
+    figure = blank(size, layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)[0])
+
+
+def stacked(title: str, heights: Sequence[float], shared: bool = True) -> tuple[Drawing, list[Axes]]:
+    """A drawing as narrow as a phone, with pairs of axes of so many inches below each other; `shared`: of one x.
+
+    The margins are fixed, which takes half the time of a layout that measures every text: a control draws many of these.
+    """
+    lines = fill(title, LINE)
+    top, gap = 0.45 + 0.17 * (lines.count("\n") + 1), GAP if shared else GAP + BELOW
+    high = top + sum(heights) + gap * (len(heights) - 1) + BELOW
+    figure = blank((NARROW, high))
+    figure.suptitle(lines, x=0.01, y=1 - 0.06 / high, ha="left", va="top", fontsize=11, fontweight="bold")
+    axes = figure.subplots(len(heights), 1, squeeze=False, sharex=shared, height_ratios=list(heights))[:, 0]
+    middle = sum(heights) / len(heights)
+    for part in axes:
+        part.tick_params(labelsize=9)
+        part.xaxis.label.set_size(10)
+        part.yaxis.label.set_size(10)
+    figure.subplots_adjust(left=0.75 / NARROW, right=1 - 0.1 / NARROW, top=1 - top / high, bottom=BELOW / high, hspace=gap / middle)
+    return figure, list(axes)
+
+
+def caption(axes: Axes, text: str) -> None:
+    """What one of several pairs of axes shows, above it."""
+    axes.annotate(text, (0, 1), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points", fontsize=9)
+
+
+def blank(size: tuple[float, float], layout: Literal["constrained"] | None = None) -> Drawing:
+    """A drawing of `size` inches with nothing on it."""
+    sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, rc=STYLE)
+    return Drawing(figsize=size, layout=layout, dpi=110)  # not pyplot's, which would show it once more

@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 
 from qlab.show.drawing import ACCENT, INK, MUTED, PALETTE, Drawing, new_axes, panels, shown
+from qlab.workbook.language.spoken import gettext
 from qlab.workbook.pareto import pareto_front
 
 MOST = 8  # numbers of a line that its table says
@@ -25,7 +26,7 @@ def bars(
     names = list(values)
     colours = [ACCENT if not highlight or name == highlight else MUTED for name in names]
     spread = [errors[name] for name in names] if errors else None
-    axes.barh(names, list(values.values()), xerr=spread, color=colours, error_kw={"elinewidth": 1})
+    axes.barh([gettext(name) for name in names], list(values.values()), xerr=spread, color=colours, error_kw={"elinewidth": 1})
     axes.invert_yaxis()
     if log:
         axes.set_xscale("log")
@@ -148,13 +149,13 @@ def neighbours(places: Mapping[str, Sequence[float]], apart: float = 8) -> list[
 
 def histogram(values: Sequence[float], levels: Mapping[str, Sequence[float]], title: str, x: str) -> Drawing:
     """How `values` are distributed, with each named set of levels as a row of marks below."""
-    figure, axes = new_axes(title, x, "density")
+    figure, axes = new_axes(title, x, gettext("density"))
     sns.histplot(x=list(values), stat="density", bins=80, color=MUTED, ax=axes, edgecolor=None)
     for row, ((name, marks), colour) in enumerate(zip(levels.items(), PALETTE, strict=False)):
         height = -0.06 * (row + 1) * axes.get_ylim()[1]
         axes.plot(marks, [height] * len(marks), "|", color=colour, markersize=14, markeredgewidth=2, label=name)
     axes.legend(fontsize=9)
-    axes.set_ylabel("density")
+    axes.set_ylabel(gettext("density"))
     tenths = statistics.quantiles(values, n=10)
     figure.values = {f"{share} % are below": tenths[place] for share, place in ((10, 0), (50, 4), (90, 8))}
     return figure

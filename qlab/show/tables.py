@@ -20,7 +20,7 @@ FIGURE = re.compile(r"[+−-]?[\d.,]+( ± [\d.,]+)?( ?%)?")
 def quality_table(results: Mapping[str, Quality]) -> Styler:
     """One row a name: perplexity, KL to the original, agreement, each with its standard error."""
     rows = {
-        name: {
+        gettext(name): {
             gettext("perplexity"): f"{q.perplexity:.2f} ± {q.stderr:.2f}",
             gettext("loss increase (nats/token)"): "—"
             if q.loss_increase is None

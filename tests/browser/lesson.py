@@ -46,6 +46,13 @@ TABLE = """
 from qlab.show.tables import styled
 styled(pd.DataFrame({"a long name of a column": ["10.0 ± 1", "9.0 ± 2", "1,000"] , **{f"column {n}": [n, 2, 3] for n in range(14)}}))"""
 FILES = """explore(lambda file: {"a": "first\\n" * 3, "b": "second " * 60}[file], file=["a", "b"])"""
+BITS = """
+import torch
+from qlab.show.methods.bits import turn_bits
+from qlab.workbook.drawn.bits import stored
+
+row = torch.linspace(-0.05, 0.04, 64)
+turn_bits({name: (float(row[place]), stored(row, place, 32)) for place, name in enumerate(("first", "second"))})"""
 CHECK = """
 from qlab.workbook.exercises.answer import check
 check("bits", 4, 4, "Four.")"""
@@ -62,7 +69,7 @@ def small_lesson() -> NotebookNode:
     """The lesson as it would lie in notebooks/, clean."""
     parameters = new_code_cell('model = "embedded"  # the model')
     parameters.metadata["tags"] = ["parameters"]
-    rest = [PREDICT, CONTROL, HELD, FIGURE, "## 1.2 Tables and texts", HEATMAP, TABLE, FILES, SOLUTION, CHECK]
+    rest = [PREDICT, CONTROL, HELD, FIGURE, "## 1.2 Tables and texts", HEATMAP, TABLE, FILES, BITS, SOLUTION, CHECK]
     cells = [new_markdown_cell(OPENING), parameters, new_markdown_cell(FORMULA)]
     cells += [new_markdown_cell(text) if text.startswith("##") else new_code_cell(text.strip()) for text in rest]
     notebook = new_notebook(cells=cells)

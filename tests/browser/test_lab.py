@@ -141,6 +141,10 @@ def test_a_lesson_runs_its_control_moves_and_progress_is_kept(visit: Visit, lab:
     assert move_every_control(page) == 4
     for key in ("r", "y", "0", "0", "d", "d"):  # in a notebook: make the cell raw, make it code, restart the kernel, delete the cell
         page.locator(".qlab-explore select").last.press(key)
+    said = page.locator('[data-format="FP16"] output')
+    assert said.inner_text().startswith("−1 × 2^−5 × ")
+    page.get_by_role("toolbar", name="Bits of FP16").get_by_role("button").first.press("Space")
+    assert said.inner_text().startswith("1 × 2^−5 × ")
     assert page.locator(".jp-Cell").evaluate_all(KINDS) == cells  # no key was a command of the notebook's
     assert page.get_by_role("dialog").count() == 0
     page.keyboard.press("Control+s")

@@ -99,6 +99,19 @@ def test_a_prediction_stands_with_its_choices_and_its_answer_opens(visit: Visit,
     assert visit.page.get_by_text("I predict this").count() == 0
 
 
+def test_a_bit_is_turned_and_stands_on_paper(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "01_principles.html").as_uri())
+    sign = visit.page.get_by_role("toolbar", name="Bits of FP16").get_by_role("button").first
+    said = visit.page.locator('[data-format="FP16"] output')
+    assert said.inner_text().startswith("−1 × 2^−5 × ")
+    sign.press("Enter")
+    assert said.inner_text().startswith("1 × 2^−5 × ")
+    assert sign.get_attribute("aria-pressed") == "false"
+    visit.page.emulate_media(media="print")
+    assert sign.is_visible()
+    assert not visit.page.get_by_role("button", name="As it is stored").is_visible()
+
+
 def test_a_figure_enlarges_and_gives_way(visit: Visit, site: Path) -> None:
     visit.page.goto((site / "01_principles.html").as_uri())
     small = visit.page.locator(".qlab-picture svg").first.bounding_box()

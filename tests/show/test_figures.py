@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pandas as pd
+import pytest
 
 from qlab.show import figures
 from qlab.show.tables import is_number, styled
 from qlab.support.wording import counted, listed, signed
+from qlab.workbook.language.spoken import VARIABLE
 
 POINTS = {
     "GGUF Q4_K_M": (7.2, 0.017), "AWQ by qlab": (8.8, 0.0312), "AWQ by AutoAWQ": (8.8, 0.0306), "GPTQ by qlab": (8.9, 0.0228),
@@ -53,3 +55,13 @@ def test_numbers_in_sentences() -> None:
     assert [signed(-1e-9, 4), signed(-0.5, 1), signed(0.25, 2)] == ["0.0000", "-0.5", "+0.25"]
     assert [counted(1, "token"), counted(2000, "token")] == ["1 token", "2,000 tokens"]
     assert [listed(["3"]), listed(["5", "6", "7"])] == ["3", "5, 6 and 7"]
+
+
+def test_a_figure_speaks_french(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "fr")
+    drawn = figures.bars({"no compensation": 2.0, "RTN": 1.0}, "Output error, mean over layers", "relative squared error")
+    page = drawn.html().replace("\u00a0", " ")
+    for said in ("Erreur de sortie, moyenne sur les couches", "erreur quadratique relative", "sans compensation"):
+        assert page.count(said) >= 2  # drawn, and in the alt text
+    assert "en abscisse: erreur quadratique relative" in drawn.words()
+    assert "no compensation" not in page

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import torch
 from jinja2.ext import babel_extract
 
 from qlab import ROOT
 from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
+from qlab.show import figures
+from qlab.show.methods.bits import PARTS
+from qlab.show.methods.superblock import COLOURS
 from qlab.show.widgets import label
 from qlab.workbook.batch.runner import DONE, FAILED, LEFT_OUT, SKIPPED
 from qlab.workbook.benchmark import results_table
+from qlab.workbook.drawn.bits import chosen_weights
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.checks import ASKED, WRITTEN
 from qlab.workbook.exercises.trial import Names, Numbers
@@ -57,6 +63,8 @@ def of_data() -> Iterator[tuple[str, str]]:
     yield from (("qlab/claims", verdict) for verdict in (HOLDS, FAILS, NOISE, UNTESTABLE, OPEN, ADVICE))
     yield from (("qlab/workbook/batch/runner.py", state) for state in (DONE, FAILED, SKIPPED, LEFT_OUT))
     yield from (("qlab/workbook/benchmark.py", column) for column in results_table([])["columns"])
+    yield from (("qlab/show/methods", name) for name in (*PARTS, *COLOURS))
+    yield from (("qlab/workbook/drawn/bits.py", name) for name in chosen_weights(torch.arange(1, 9), 8))
     for name, written in WRITTEN.items():
         assert isinstance(written.form, (Numbers, Names))
         said = [written.form.what, *written.hints, *(mistake.said for mistake in written.mistakes)]
@@ -67,7 +75,8 @@ def of_data() -> Iterator[tuple[str, str]]:
 
 
 def of_lessons() -> Iterator[tuple[str, str]]:
-    """Questions and choices of predictions, names and choices of controls, where they are written out; what is computed stays English."""
+    """Questions and choices of predictions, names and choices of controls, titles and axes of figures, where they are written out; what is
+    computed stays English."""
     for lesson in lesson_names():
         for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells:
             if cell.cell_type == "code":
@@ -86,6 +95,12 @@ def of_cell(cell: ast.Module) -> Iterator[str]:
             for keyword in call.keywords:
                 yield label(str(keyword.arg))
                 yield from texts(keyword.value)
+        elif isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "figures":
+            parameters = inspect.signature(getattr(figures, call.func.attr)).parameters
+            tidy = next(iter(parameters)) == "table"  # whose x and y are columns
+            for parameter, argument in zip(parameters, call.args):
+                if parameter in ("title", "label") or (parameter in ("x", "y") and not tidy):
+                    yield from texts(argument)
 
 
 def texts(node: ast.expr) -> Iterator[str]:
@@ -93,6 +108,13 @@ def texts(node: ast.expr) -> Iterator[str]:
     for part in node.elts if isinstance(node, ast.List) else [node]:
         if isinstance(part, ast.Constant) and isinstance(part.value, str) and (" " in part.value or not re.search(r"\d", part.value)):
             yield part.value
+
+
+def names_in_lessons() -> set[str]:
+    """Texts in the lessons' code: some name what a figure shows, and may be translated."""
+    cells = [cell for lesson in lesson_names() for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells]
+    nodes = [node for cell in cells if cell.cell_type == "code" for node in ast.walk(ast.parse(cell.source))]
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
 def calls(tree: ast.AST) -> Iterator[ast.Call]:

@@ -12,7 +12,7 @@ from babel.messages.pofile import read_po
 from qlab.support.errors import UserError
 from qlab.workbook.language import spoken
 from qlab.workbook.language.spoken import VARIABLE, enumerated, gettext, languages, ngettext, speak
-from tests.workbook.language.messages import catalogue, every_message
+from tests.workbook.language.messages import catalogue, every_message, names_in_lessons
 
 OTHERS = languages()[1:]
 
@@ -47,7 +47,7 @@ def test_every_message_is_translated(language: str) -> None:
 
 @pytest.mark.parametrize("language", OTHERS)
 def test_nothing_is_translated_that_is_not_said(language: str) -> None:
-    assert set(messages(language)) - set(every_message()) == set()
+    assert set(messages(language)) - set(every_message()) - names_in_lessons() == set()
 
 
 @pytest.mark.parametrize("language", OTHERS)

@@ -1,0 +1,46 @@
+"""Lesson 3: the eigenvalues of H as they are and with damping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qlab.show.drawing import INK, PALETTE, Drawing, stacked
+from qlab.workbook.drawn.spectrum import Spectrum
+from qlab.workbook.language.spoken import gettext
+
+FLOOR = 1e-9  # under which nothing is drawn: what FP32 sums cannot tell from zero
+
+
+def spectrum_picture(layer: str, found: Spectrum, dampings: Sequence[float]) -> Drawing:
+    """The spectrum of a layer's H, and what becomes of it by each of `dampings`; the first is the one that the title speaks of."""
+    first = dampings[0]
+    title = gettext(
+        "{layer}: {share:.0%} of H's eigenvalues are smaller than what damping {damping:g} adds; largest over smallest falls from {before} "
+        "to {after}"
+    )
+    falls = {"before": ratio(found.condition()), "after": ratio(found.condition(first))}
+    title = title.format(layer=layer, share=found.below(first), damping=first, **falls)
+    figure, (axes,) = stacked(title, (3.6,))
+    share = [100 * (place + 1) / found.taken for place in range(found.taken)]
+    for damping, colour in zip(dampings, PALETTE):
+        axes.plot(share, found.damped(damping).tolist(), color=colour, label=gettext("damping {damping:g}").format(damping=damping))
+    axes.plot(share, found.values.clamp(min=FLOOR).tolist(), color=INK, linewidth=2.5, label="H")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(
+        gettext("eigenvalues by size, % of {count:,}").format(count=found.taken)
+        + ("" if found.taken == found.channels else gettext(" ({count:,} channels)").format(count=found.channels))
+    )
+    axes.set_ylabel(gettext("eigenvalue / mean of H's diagonal"))
+    axes.legend(fontsize=9)
+    figure.values = {
+        gettext("condition of H"): found.condition(),
+        **{f"condition, damping {damping:g}": found.condition(damping) for damping in dampings},
+        **{f"share below damping {damping:g}": found.below(damping) for damping in dampings},
+    }
+    return figure
+
+
+def ratio(value: float) -> str:
+    """A condition number in two digits; beyond what FP32 sums can tell, none."""
+    return gettext("more than a billion") if value > 1e9 else f"{float(f'{value:.2g}'):,.0f}"

@@ -1,0 +1,79 @@
+"""Drawings of the methods: a title from the numbers, alt text, no name of a colour that only one page has, and not too large."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from qlab.show.drawing import INK, Drawing
+from qlab.show.methods.columns import column_picture
+from qlab.show.methods.levels import levels_picture
+from qlab.show.methods.nested import nested_picture
+from qlab.show.methods.outlier import outlier_picture
+from qlab.show.methods.spectrum import spectrum_picture
+from qlab.show.methods.superblock import superblock_picture
+from qlab.workbook.drawn.columns import column_by_column
+from qlab.workbook.drawn.nested import nested_bytes
+from qlab.workbook.drawn.outlier import outlier_of
+from qlab.workbook.drawn.spectrum import spectrum
+from qlab.workbook.exercises.superblock import superblock_of
+
+GENERATOR = torch.Generator().manual_seed(0)
+WEIGHT = torch.randn(32, 256, generator=GENERATOR)
+WEIGHT[:, 9] *= 10
+INPUTS = torch.randn(300, 256, generator=GENERATOR) + torch.randn(300, 1, generator=GENERATOR)
+HESSIAN = INPUTS.T @ INPUTS
+PHONE = 380  # points: an SVG is no wider where it is to be read on a phone
+
+
+def walk_picture(column: int) -> Drawing:
+    return column_picture(column_by_column(WEIGHT[:12, :16], HESSIAN[:16, :16], 4), column)
+
+
+def every_drawing() -> dict[str, Drawing]:
+    return {
+        "Column 3 of 16, its error moves the 13 to come": walk_picture(3),
+        "Column 16 of 16, the last": walk_picture(16),
+        "Sub-block 6: 16 values from": superblock_picture(*superblock_of(WEIGHT), 6),
+        "The outlier of q, made 4 times as large, makes its group's steps": outlier_picture(outlier_of("q", WEIGHT, 128, 4), 4),
+        "q: 0% of H's eigenvalues": spectrum_picture("q", spectrum(HESSIAN + 10 * torch.eye(256)), (0.01, 1.0)),
+        "q: double quantization takes 4.500 to ": nested_picture("q", nested_bytes(WEIGHT)),
+    }
+
+
+def test_every_drawing_says_its_finding_and_its_numbers_and_fits_a_phone() -> None:
+    for title, drawing in every_drawing().items():
+        words, svg = drawing.words(), drawing.svg()
+        assert words.startswith(title), words
+        assert "\n" not in words
+        assert drawing.values
+        assert INK not in svg
+        assert len(svg) < 120_000, (title, len(svg))
+        assert float(re.search(r'width="([\d.]+)pt"', svg)[1]) < PHONE  # type: ignore[index]
+        sizes = [float(size) for size in re.findall(r"font(?:-size)?: (?:[a-z]+ )?([\d.]+)px", svg)]
+        assert min(sizes) >= 8, (title, sizes)
+
+
+def test_a_title_follows_the_numbers() -> None:
+    walk = column_by_column(WEIGHT[:12, :16], HESSIAN[:16, :16], 4)
+    compensating, plain = walk.output_errors[7]
+    assert f"output error so far: {compensating / plain:.0%} of plain" in column_picture(walk, 8).words()
+    found = outlier_of("q", WEIGHT, 128, 4).enlarged(2)
+    assert f"the others' error {found.harm:.1f} times as large" in outlier_picture(outlier_of("q", WEIGHT, 128, 4), 2).words()
+
+
+def test_the_title_of_levels_says_how_evenly_they_are_used() -> None:
+    drawing = levels_picture("q", torch.randn(64, 64, generator=torch.Generator().manual_seed(1)))
+    assert re.match(r"q: NF4's fullest level holds \d+% of the weights, the fullest of 16 uniform ones \d+%\.", drawing.words())
+
+
+def test_tiles_take_the_sign_for_the_colour_and_the_size_for_how_much_shows_through() -> None:
+    drawing = walk_picture(5)
+    picture = drawing.axes[1].images[0].get_array()
+    walk = column_by_column(WEIGHT[:12, :16], HESSIAN[:16, :16], 4)
+    moves = walk.updates(4)
+    moves[:, 4] = walk.error(4)
+    assert (picture[:, :4, 3] == 0).all()  # columns before are not moved
+    torch.testing.assert_close(torch.tensor(picture[..., 3], dtype=torch.float32), (moves.abs() / walk.updates(4).abs().max()).clamp(max=1))
+    assert (picture[..., 0] > 0.5).tolist() == (moves <= 0).tolist()  # orange below zero
