@@ -62,7 +62,7 @@ def of_data() -> Iterator[tuple[str, str]]:
     yield from (("qlab/claims", found.measured) for found in untested)
     yield from (("qlab/claims", verdict) for verdict in (HOLDS, FAILS, NOISE, UNTESTABLE, OPEN, ADVICE))
     yield from (("qlab/workbook/batch/runner.py", state) for state in (DONE, FAILED, SKIPPED, LEFT_OUT))
-    yield from (("qlab/workbook/benchmark.py", column) for column in results_table([])["columns"])
+    yield from (("qlab/workbook/benchmark.py", column) for column in results_table([], {})["columns"])
     yield from (("qlab/show/methods", name) for name in (*PARTS, *COLOURS))
     yield from (("qlab/workbook/drawn/bits.py", name) for name in chosen_weights(torch.arange(1, 9), 8))
     for name, written in WRITTEN.items():
