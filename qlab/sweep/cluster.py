@@ -69,7 +69,6 @@ class Cluster:
 
     @property
     def described(self) -> str:
-        """What the jobs have, in words."""
         return f"on {counted(len(self.nodes), 'machine')} of a Ray cluster"
 
     def left(self) -> Left:

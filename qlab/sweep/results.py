@@ -102,9 +102,10 @@ def lessons_table(jobs: Sequence[Job], store: Store, out: Path) -> pd.DataFrame:
             continue
         found = store.read(job.key)
         row: dict[str, Any] = {"lesson": job.recipe, "model": job.model, "state": found.state if found else "not run", "why": ""}
-        row |= {"why": found.error, "seconds": found.seconds} if found else {}
+        told = found.figures.get("lessons", {}).get(job.recipe, {}) if found else {}
+        row |= {"why": found.error or told.get("error", ""), "seconds": found.seconds} if found else {}
         row["page"] = os.path.relpath(job.place, out.absolute()) if Path(job.place).is_file() else ""
-        measured = found.figures.get("lessons", {}).get(job.recipe, {}).get("quality", {}) if found else {}
+        measured = told.get("quality", {})
         names = ("kl", "kl_stderr", "perplexity", "stderr", "top1")
         rows += [row | {"measured": name} | {key: figures.get(key) for key in names} for name, figures in measured.items()] or [row]
     return pd.DataFrame(rows)

@@ -188,9 +188,8 @@ def test_a_machine_that_is_killed_in_mid_walk_costs_a_try(nodes: Nodes, tmp_path
     place, killed = tmp_path / "made", list[str]()
 
     def kill_where_it_works(progress: Progress) -> None:
-        if progress.running and not killed and list(place.glob(".walk*/*")):
-            worker = psutil.Process(of_job(str(place))[0].pid)
-            raylet = next(parent for parent in worker.parents() if parent.name() == "raylet")
+        if progress.running and not killed and list(place.glob(".walk*/*")) and (working := of_job(str(place))):
+            raylet = next(parent for parent in working[0].parents() if parent.name() == "raylet")
             assert raylet.pid != nodes.raylets()[0].pid  # the head has the cluster's own state, and too little memory for this job
             killed.extend(progress.where.values())
             raylet.kill()

@@ -147,17 +147,17 @@ def test_time_left_goes_by_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_thousands_of_jobs_are_scheduled_in_seconds(tmp_path: Path) -> None:
-    """A walk and two hundred evaluations for each of five models: by far more than a look at every job for each that ends would allow."""
+    """A walk and two hundred evaluations for each of five models. Seconds of computing, since other programs may be busy."""
     jobs = []
     for model in range(5):
         jobs += [job(f"w{model}"), *(job(f"e{model}-{number}", f"w{model}") for number in range(200))]
-    begin = time.monotonic()
+    begin = time.process_time()
     end = run(jobs, tmp_path / "jobs", Scripted())
     assert len(end.done) == 1005
-    assert time.monotonic() - begin < 10
-    begin = time.monotonic()
+    assert time.process_time() - begin < 10
+    begin = time.process_time()
     assert len(run(jobs, tmp_path / "jobs", Scripted()).done) == 1005
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_who_watches_is_told_by_the_same_object_that_nothing_changed(tmp_path: Path) -> None:

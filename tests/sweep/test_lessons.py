@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qlab.cli.lessons import told
+from qlab.show.site.sweep_page import lesson_cells
 from qlab.support.errors import UserError
 from qlab.sweep.jobs import Job, opened
 from qlab.sweep.lessons import lesson_jobs
@@ -83,3 +84,12 @@ def test_figures_of_lessons_are_rows_with_the_lessons_page(tmp_path: Path) -> No
     assert (rows[0]["measured"], rows[0]["kl"], rows[0]["perplexity"]) == ("q4_k_m", 0.01, 20.0)
     assert rows[0]["page"] == f"lessons/{first.model}/04_gguf/04_gguf.html"
     assert rows[1]["page"] == ""
+
+
+def test_a_lesson_that_left_its_model_out_says_why(tmp_path: Path) -> None:
+    (job,) = jobs_of({"04_gguf": {}}, tmp_path)
+    store = Store(tmp_path)
+    figures = {"lessons": {"04_gguf": told(Outcome("04_gguf", "left out", {}, error="no GGUF of this model"))}}
+    store.write(job.key, Result(job=job.name, state="done", seconds=1.0, figures=figures))
+    (row,) = lessons_table([job], store, tmp_path).to_dict("records")
+    assert lesson_cells(row)[1][2] == "no GGUF of this model"

@@ -99,7 +99,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 def lesson_cells(row: dict[str, Any]) -> tuple[str, list[str]]:
     """The link to a lesson's page, empty where there is none, and its row of the table as text."""
     measured = row.get("measured")
-    named = measured if isinstance(measured, str) else "" if row["state"] == DONE else row["why"] or row["state"]
+    named = measured if isinstance(measured, str) else row["why"] or ("" if row["state"] == DONE else row["state"])
     return quote(row["page"]), [
         row["lesson"], row["model"], named, with_error(row, "kl", "kl_stderr", ".4f"), with_error(row, "perplexity", "stderr", ".3f"),
         number(row, "top1", ".1%"), number(row, "seconds", ".1f", 1 / 60),
