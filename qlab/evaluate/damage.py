@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qlab.evaluate.kept import kept_logits
 from qlab.evaluate.quality import measure_quality
 from qlab.methods.rtn import rtn
-from qlab.methods.widths import Choice, least_damage, size_of
+from qlab.methods.widths import Choice, at_random, damage_in_all, least_damage, size_of, uniform
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
 from qlab.recipes.fitting import layers_of
@@ -91,8 +91,11 @@ def choose_widths(
     for width in sorted(set(by_layer.values())):
         names = [name for name in by_layer if by_layer[name] == width]
         told.append(f"  {'half precision' if width == HALF else f'{width} bits'}: {len(names)} layers ({first_and_number(names)})")
-    predicted = sum(choices[group].damage[width] for group, width in chosen.items())
-    told.append(f"predicted KL {predicted:.5f} nats a token, the sum over single layers rounded to nearest")
+    controls = {"one width": uniform(choices, bits * weights), "widths at random": at_random(choices, bits * weights, seed=0)}
+    beside = ", ".join(
+        f"{name} {damage_in_all(choices, each):.5f} ({size_of(choices, each) / weights:.3f} bits)" for name, each in controls.items()
+    )
+    told.append(f"predicted KL, the sum over layers rounded to nearest: {damage_in_all(choices, chosen):.5f} nats a token; {beside}")
     return mixed(recipe, by_layer, bits), told
 
 

@@ -61,7 +61,7 @@ def uniform(choices: Mapping[str, Choice], room: float) -> dict[str, int]:
 
 
 def at_random(choices: Mapping[str, Choice], room: float, seed: int) -> dict[str, int]:
-    """A control: groups in an order drawn at random, each given the largest width that there still is room for.
+    """A control: groups in an order drawn at random, each given its next width while there is room, over and over.
 
     Raises:
         UserError: even the smallest do not fit.
@@ -69,13 +69,21 @@ def at_random(choices: Mapping[str, Choice], room: float, seed: int) -> dict[str
     check_room(choices, room)
     found, groups = smallest(choices), list(choices)
     left = room - size_of(choices, found)
-    for index in np.random.default_rng(seed).permutation(len(groups)):
-        size = choices[groups[index]].size
-        now = size[found[groups[index]]]
-        width = max((width for width in size if size[width] - now <= left), key=size.__getitem__)
-        left -= size[width] - now
-        found[groups[index]] = width
+    order, grown = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))], True
+    while grown:
+        grown = False
+        for group in order:
+            size = choices[group].size
+            wider = sorted((width for width in size if size[width] > size[found[group]]), key=size.__getitem__)
+            if wider and size[wider[0]] - size[found[group]] <= left:
+                left -= size[wider[0]] - size[found[group]]
+                found[group], grown = wider[0], True
     return found
+
+
+def damage_in_all(choices: Mapping[str, Choice], widths: Mapping[str, int]) -> float:
+    """What all groups cost together, in nats a token."""
+    return sum(choice.damage[widths[group]] for group, choice in choices.items())
 
 
 def size_of(choices: Mapping[str, Choice], widths: Mapping[str, int]) -> float:
