@@ -34,7 +34,7 @@ def quantize(
         float | None,
         typer.Option(min=1.0, max=16.0, help="Bits a weight, scales included, such as 4.25: layers that matter more get more of them."),
     ] = None,
-    widths: Annotated[str, typer.Option(help="With --bits: what a layer may have. vLLM 0.32 reads 2, 4 and 8.")] = "4,8",
+    widths: Annotated[str, typer.Option(help="With --bits: what a layer may have, of 2 to 8. vLLM 0.32 reads 2, 4 and 8.")] = "4,8",
     keep: Annotated[list[str], typer.Option(help="With --bits: layers that stay in half precision, a regular expression.")] = [],  # noqa: B006
     set_width: Annotated[list[str], typer.Option("--set", help="With --bits: the width of layers, PATTERN=8.")] = [],  # noqa: B006
     profile: Annotated[bool, typer.Option(help="Print at the end where the time went, by stage; it takes somewhat longer then.")] = False,
