@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, StrictOption, WaitOption, app
 from qlab.cli.numbers import TOKENS, WINDOWS, whole
+
+JUDGED_WINDOWS = 8  # of the calibration text, that widths are chosen by
 
 
 @app.command()
@@ -28,6 +31,13 @@ def quantize(
     devices: Annotated[str | None, typer.Option(help="GPUs that share the blocks: cuda:0,cuda:1 or all. Bytes stay the same.")] = None,
     strict: StrictOption = False,
     wait: WaitOption = False,
+    bits: Annotated[
+        float | None,
+        typer.Option(min=1.0, max=16.0, help="Bits a weight, scales included, such as 4.25: layers that matter more get more of them."),
+    ] = None,
+    widths: Annotated[str, typer.Option(help="With --bits: what a layer may have, of 2 to 8. vLLM 0.32 reads 2, 4 and 8.")] = "4,8",
+    keep: Annotated[list[str], typer.Option(help="With --bits: layers that stay in half precision, a regular expression.")] = [],  # noqa: B006
+    set_width: Annotated[list[str], typer.Option("--set", help="With --bits: the width of layers, PATTERN=8.")] = [],  # noqa: B006
     profile: Annotated[bool, typer.Option(help="Print at the end where the time went, by stage; it takes somewhat longer then.")] = False,
     dry_run: Annotated[
         bool, typer.Option(help="Only print what memory, disk and time it would take; a folder with a config.json is enough.")
@@ -36,12 +46,14 @@ def quantize(
     """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
+    from qlab.evaluate.damage import choose_widths
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import already_rounded, check_length, found_device, found_devices, left_out, locate
     from qlab.models.texts.mixture import check_texts
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
     from qlab.recipes import parse
+    from qlab.recipes.mixed import check_mixable
     from qlab.support.errors import UserError
     from qlab.support.stages import profiled
     from qlab.support.wording import first_and_number
@@ -52,6 +64,7 @@ def quantize(
         raise UserError("--profile tells where the time goes on one device: leave out --devices")
     device, *beside = [found_device(device)] if devices is None else found_devices(devices)
     recipes = [parse(name) for name in dict.fromkeys(recipe)]
+    given, asked = budget_of(bits, recipes, widths, keep, set_width)
     check_texts(calibration)
     source = locate(model, weights=not dry_run)
     if source.checkpoint.quantized:
@@ -68,12 +81,20 @@ def quantize(
     limit = budget.parse_bytes(max_memory) if max_memory is not None else None
     plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device, 1 + len(beside))
     print(plan.text())
+    if bits is not None:
+        whole = 4.0 * sum(math.prod(shape) for shape in source.layout.shapes.values())
+        print(f"before that, to choose widths, the whole model is in memory: {budget.size_text(whole)}")
     if dry_run:
         return
     for each in (device, *beside):
         plan.check(out, each)
     reading = read_windows(calibration, load_tokenizer(source), length, windows, embedding_rows(source.config))
     print("\n".join(reading.lines("calibration")))
+    if bits is not None:
+        base = check_mixable(fitted[0].recipe)
+        chosen, told = choose_widths(source, base, bits, given, asked, reading.windows[:JUDGED_WINDOWS], device)
+        recipes = [chosen]
+        print("\n".join(told))
     with profiled(device) if profile else nullcontext() as stages:
         made = quantize_model(source, recipes, reading.windows, out, plan.batch, device, reading.as_dicts(), beside, wait)
     for artifact in made:
@@ -86,6 +107,40 @@ def quantize(
     if stages:
         print("\n".join(["where the time went:", *stages.lines()]))
     print(f"peak memory {budget.size_text(budget.peak_bytes())} (predicted {budget.size_text(plan.total)})")
+
+
+def budget_of(
+    bits: float | None, recipes: list[Any], widths: str, keep: list[str], set_width: list[str]
+) -> tuple[list[int], dict[str, int]]:
+    """The widths that a layer may have, and those that patterns ask for.
+
+    Raises:
+        UserError: no such widths, or not one recipe that can be mixed.
+    """
+    from qlab.formats.packing import WIDTHS
+    from qlab.recipes.mixed import HALF, check_mixable
+    from qlab.support.errors import UserError
+
+    if bits is None:
+        if keep or set_width:
+            raise UserError("--keep and --set are for widths by budget: give --bits, such as --bits 4.25")
+        return [], {}
+    if len(recipes) != 1:
+        raise UserError(f"--bits makes one artifact: give one --recipe, not {len(recipes)}")
+    check_mixable(recipes[0])
+
+    def width_of(text: str) -> int:
+        if not text.isdecimal() or int(text) not in WIDTHS:
+            raise UserError(f"{text!r} is no width of a layer: expected one of {', '.join(map(str, WIDTHS))}")
+        return int(text)
+
+    asked = dict.fromkeys(keep, HALF)
+    for each in set_width:
+        pattern, equals, width = each.rpartition("=")
+        if not equals or not pattern:
+            raise UserError(f"--set {each!r}: expected PATTERN=WIDTH, such as 'down_proj=8'")
+        asked[pattern] = width_of(width)
+    return sorted({width_of(text.strip()) for text in widths.split(",")}), asked
 
 
 @app.command()

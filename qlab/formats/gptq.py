@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.formats.packing import WORD, pack_words, period, unpack_words
+from qlab.formats.packing import WORD, pack_words, unpack_words
 from qlab.formats.plain import AGAIN, HALVES, Plain, Stored, check_parts, groups_of, layers
 from qlab.methods.grid import GroupedIntegers, column_groups
 from qlab.support.errors import UserError
@@ -38,7 +38,10 @@ def pack(tensor: GroupedIntegers, version: int = 1) -> dict[str, Tensor]:
     """
     rows, columns = tensor.codes.shape
     groups = tensor.scales.shape[1]
-    period(tensor.bits)
+    if tensor.bits not in WIDTHS:
+        raise UserError(
+            f"GPTQ checkpoints hold codes of {', '.join(map(str, WIDTHS))} bits, not of {tensor.bits} bits: choose one of these"
+        )
     if version not in VERSIONS:
         raise UserError(f"there is no version {version} of the GPTQ format: choose 1 or 2")
     if reason := unfit(rows, columns):

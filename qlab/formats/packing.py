@@ -1,8 +1,8 @@
-"""Codes of 2, 3, 4 or 8 bits in int32 words, as AWQ and GPTQ both store them.
+"""Codes of 2 to 8 bits in int32 words, as AWQ, GPTQ and compressed-tensors store them.
 
 A row of codes is one little-endian stream of bits: code j starts at bit j·bits, the lowest bit first. 2, 4 and 8 bits fill
 a word with whole codes; of 3 bits, 32 codes fill three words, and two of them lie across a boundary (auto_gptq's
-QuantLinear.pack writes those boundaries out by hand).
+QuantLinear.pack writes those boundaries out by hand). 5, 6 and 7 bits are compressed-tensors' alone.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from qlab.support.errors import UserError
 
 WORD = 32  # bits
-WIDTHS = (2, 3, 4, 8)
+WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
 
 def period(bits: int) -> int:
-    """How many codes fill whole words: 16, 32, 8 and 4 for 2, 3, 4 and 8 bits.
+    """How many codes fill whole words: 16, 8 and 4 for 2, 4 and 8 bits, 16 for 6, and 32 for 3, 5 and 7.
 
     Raises:
         UserError: a width that no such format has.

@@ -132,9 +132,13 @@ class Integers(Walked):
         """The layers that stay in half precision, and why."""
         return unquantized(layers, self.group_size, self.layout.unfit)
 
+    def left(self, block: Block) -> dict[str, str]:
+        """The layers of a block, by their names in it, that stay in half precision, and why."""
+        return self.unquantized({name: block.layer(name).weight.shape for name in block.layers})
+
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         assert calibration is not None
-        kept = self.unquantized({name: block.layer(name).weight.shape for name in block.layers})
+        kept = self.left(block)
         found = Quantized({}, notes={name: f"in half precision, since {reason}" for name, reason in kept.items()})
         with torch.no_grad():
             rounded = self._rounded(block, calibration, kept)

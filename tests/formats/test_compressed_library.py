@@ -22,6 +22,7 @@ from qlab.formats.compressed_tensors.rounding import rounding_of
 from qlab.formats.compressed_tensors.scheme import inputs_of
 from qlab.models.opening import OpenedModel
 from qlab.recipes import parse
+from qlab.recipes.mixed import check_mixable, mixed
 
 PYTHON = ROOT / ".venv-vllm/bin/python"
 pytestmark = pytest.mark.skipif(
@@ -35,6 +36,8 @@ RECIPES = [
     "rtn-w8grow-ct", "smooth-rtn-w8a8", "rtn-fp8", "rtn-fp8-b128",
 ]  # fmt: skip
 FLOATS = ["rtn-fp8", "rtn-fp8-b128"]
+WIDE = [f"model.layers.1.self_attn.{part}_proj" for part in "qkv"]
+MIXED = mixed(check_mixable(parse("rtn-w4g64-sym-ct")), dict.fromkeys(WIDE, 8) | {"model.layers.0.mlp.down_proj": 2}, 4.5)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Answer:
 @pytest.fixture(scope="module")
 def answer(tiny: OpenedModel, calibration: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Answer:
     work = tmp_path_factory.mktemp("compressed")
-    made = {artifact.path.name: artifact.source for artifact in quantize_model(tiny, [parse(name) for name in RECIPES], calibration, work)}
+    recipes = [*map(parse, RECIPES), MIXED]
+    made = {artifact.path.name: artifact.source for artifact in quantize_model(tiny, recipes, calibration, work)}
     request, out = work / "request.json", work / "out"
     out.mkdir()
     request.write_text(json.dumps({"checkpoints": {name: str(source.folder) for name, source in made.items()}, "out": str(out)}))
@@ -61,7 +65,7 @@ def answer(tiny: OpenedModel, calibration: Tensor, tmp_path_factory: pytest.Temp
     return Answer(made, {name: load_file(out / f"{name}.safetensors") for name in made}, told["quantized"])
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES, MIXED.name])
 def test_the_library_decompresses_what_qlab_reads(answer: Answer, recipe: str) -> None:
     checkpoint = answer.artifacts[recipe].checkpoint
     assert set(checkpoint.quantized_names()) == {f"{layer}.weight" for layer in answer.quantized[recipe]}

@@ -60,8 +60,8 @@ def test_words_are_one_stream_of_bits(bits: int) -> None:
 def test_what_does_not_fit_into_words_is_refused() -> None:
     with pytest.raises(UserError, match="multiple of 32"):
         pack_words(codes(2, 40, 0, 3), 3)
-    with pytest.raises(UserError, match="codes of 5 bits"):
-        pack_words(codes(2, 40, 0), 5)
+    with pytest.raises(UserError, match="codes of 9 bits"):
+        pack_words(codes(2, 40, 0), 9)
     with pytest.raises(UserError, match="0 to 15 do not fit into 3 bits"):
         pack_words(torch.arange(32)[None] % 16, 3)
 
@@ -181,7 +181,7 @@ def test_awq_refuses_what_it_cannot_hold() -> None:
 # GPTQ
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", gptq.WIDTHS)
 @pytest.mark.parametrize("size", [64, -1])
 @pytest.mark.parametrize("scatter", [False, True])
 def test_gptq_is_packed_as_autogptq_packs(bits: int, size: int, scatter: bool) -> None:
@@ -212,7 +212,7 @@ def test_gptq_is_packed_as_autogptq_packs(bits: int, size: int, scatter: bool) -
 
 
 @given(
-    bits=st.sampled_from(WIDTHS), version=st.sampled_from([1, 2]), rows=st.integers(1, 3), groups=st.integers(1, 4),
+    bits=st.sampled_from(gptq.WIDTHS), version=st.sampled_from([1, 2]), rows=st.integers(1, 3), groups=st.integers(1, 4),
     size=st.integers(1, 5), scatter=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 @settings(max_examples=80, deadline=None)
@@ -233,7 +233,7 @@ def test_the_versions_differ_by_one_in_the_zero_points() -> None:
     assert torch.equal(first["qzeros"] + 0x11111111, second["qzeros"])  # as gptqmodel turns one into the other
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", gptq.WIDTHS)
 def test_version_1_moves_groups_with_zero_point_0_where_there_is_room(bits: int) -> None:
     """As other quantizers than ours leave it: a group of zeros with codes and zero point 0."""
     tensor = rtn(torch.randn(32, 128, generator=torch.Generator().manual_seed(0)) * 0.02, bits, group_size=32)
@@ -275,7 +275,7 @@ def test_our_awq_checkpoint_runs_in_autoawq(tiny: OpenedModel, tmp_path: Path, s
     assert torch.allclose(logits(load(locate(str(folder)))), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", gptq.WIDTHS)
 @pytest.mark.parametrize("act_order", [False, True])
 def test_our_gptq_checkpoint_runs_in_autogptq(tiny: OpenedModel, tmp_path: Path, bits: int, act_order: bool) -> None:
     def quantize(weight: torch.Tensor) -> GroupedIntegers:

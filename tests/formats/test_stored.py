@@ -160,7 +160,7 @@ def test_a_layer_follows_the_group_that_names_it() -> None:
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, r"8-bit integers of bitsandbytes .* scales named SCB"),
         ({"quant_method": "quip"}, "quantized as quip"),
         (scheme(4, strategy="group", group_size=32) | {"format": "nvfp4-pack-quantized"}, "compressed-tensors nvfp4-pack-quantized"),
-        (scheme(5, strategy="group", group_size=32), "compressed-tensors of 5 bits"),
+        (scheme(9, strategy="group", group_size=32), "compressed-tensors of 9 bits"),
         (scheme(4, strategy="tensor_group"), "strategy tensor_group"),
         (scheme(8, strategy="channel") | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity format sparse-24-bitmask"),
         (scheme(8, strategy="channel") | {"transform_config": {"config_groups": {"R1": {}}}}, "turns activations"),

@@ -99,16 +99,32 @@ def quantization_config(
     weights: Mapping[str, Any], inputs: Mapping[str, Any] | None = None, skipped: Sequence[str] = (), apart: Sequence[str] = ()
 ) -> dict[str, Any]:
     """`quantization_config` of config.json: how weights are rounded (`integers`, `floats`), and activations where they are (`BY_TOKEN`).
+    `skipped` and `apart`: as in mixed_config."""
+    return mixed_config([(["Linear"], weights)], inputs, skipped, apart)
+
+
+def mixed_config(
+    groups: Sequence[tuple[Sequence[str], Mapping[str, Any]]],
+    inputs: Mapping[str, Any] | None = None,
+    skipped: Sequence[str] = (),
+    apart: Sequence[str] = (),
+) -> dict[str, Any]:
+    """`quantization_config` of layers whose weights are rounded in several ways: `groups` are the targets of each (names, patterns or
+    classes), and the way, all integers or all floats.
 
     `skipped` names the linear layers that are left unquantized and `apart` modules that no layer of a block is, with all that lies in
     them: both by the last parts of their names. "lm_head" is among neither; it is always left (`ignore`).
     """
-    group = {"targets": ["Linear"], "weights": dict(weights), "input_activations": dict(inputs) if inputs else None}
+    (kind,) = {weights["type"] for _, weights in groups}
+    rest = {"input_activations": dict(inputs) if inputs else None, "output_activations": None}
     return {
         "quant_method": "compressed-tensors",
-        "format": f"{weights['type']}-quantized" if inputs else PACKED,
+        "format": f"{kind}-quantized" if inputs else PACKED,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": group | {"output_activations": None}},
+        "config_groups": {
+            f"group_{number}": {"targets": list(targets), "weights": dict(weights), **rest}
+            for number, (targets, weights) in enumerate(groups)
+        },
         "ignore": ["lm_head", *(ending(name) for name in skipped), *(ending(name, within=True) for name in apart)],
     }
 

@@ -1,0 +1,106 @@
+"""Widths by budget: how many bits each group of layers gets, so that the predicted damage is least at a size.
+
+What a group costs at a width is how far the model's predictions move when that group alone is rounded. The damage of a choice is taken
+for the sum of these, as rounding errors of different layers have no common sign. To choose is then a knapsack of which each group takes
+one item, solved exactly as an integer program (HiGHS, by scipy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qlab.support.errors import UserError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a group of layers takes at each width that it may have, in bits, and what it costs there, in nats a token."""
+
+    size: Mapping[int, float]
+    damage: Mapping[int, float]
+
+
+def least_damage(choices: Mapping[str, Choice], room: float) -> dict[str, int]:
+    """The width of each group: of all choices whose sizes fit into `room` bits together, one of least damage.
+
+    Raises:
+        UserError: even the smallest do not fit.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    check_room(choices, room)
+    items = [(group, width) for group, choice in choices.items() for width in choice.size]
+    rows = {group: row for row, group in enumerate(choices)}
+    of_group = csr_array((np.ones(len(items)), ([rows[group] for group, _ in items], range(len(items)))), (len(rows), len(items)))
+    damage = np.array([choices[group].damage[width] for group, width in items])
+    size = np.array([choices[group].size[width] for group, width in items])
+    found = milp(
+        damage / max(float(damage.max()), 1e-300),
+        integrality=np.ones(len(items)),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(of_group, 1, 1), LinearConstraint(size[None] / room, 0, 1)],
+        options={"mip_rel_gap": 0},
+    )
+    return {group: width for (group, width), taken in zip(items, found.x) if taken > 0.5}
+
+
+def uniform(choices: Mapping[str, Choice], room: float) -> dict[str, int]:
+    """A control: the largest width that all groups have room for; groups that may not have it have their nearest.
+
+    Raises:
+        UserError: even the smallest do not fit.
+    """
+    check_room(choices, room)
+    widths = sorted({width for choice in choices.values() for width in choice.size}, reverse=True)
+    tried = ({group: min(choice.size, key=lambda own: abs(own - width)) for group, choice in choices.items()} for width in widths)
+    return next((found for found in tried if size_of(choices, found) <= room), smallest(choices))
+
+
+def at_random(choices: Mapping[str, Choice], room: float, seed: int) -> dict[str, int]:
+    """A control: groups in an order drawn at random, each given its next width while there is room, over and over.
+
+    Raises:
+        UserError: even the smallest do not fit.
+    """
+    check_room(choices, room)
+    found, groups = smallest(choices), list(choices)
+    left = room - size_of(choices, found)
+    order, grown = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))], True
+    while grown:
+        grown = False
+        for group in order:
+            size = choices[group].size
+            wider = sorted((width for width in size if size[width] > size[found[group]]), key=size.__getitem__)
+            if wider and size[wider[0]] - size[found[group]] <= left:
+                left -= size[wider[0]] - size[found[group]]
+                found[group], grown = wider[0], True
+    return found
+
+
+def damage_in_all(choices: Mapping[str, Choice], widths: Mapping[str, int]) -> float:
+    """What all groups cost together, in nats a token."""
+    return sum(choice.damage[widths[group]] for group, choice in choices.items())
+
+
+def size_of(choices: Mapping[str, Choice], widths: Mapping[str, int]) -> float:
+    """Bits that all groups take."""
+    return sum(choice.size[widths[group]] for group, choice in choices.items())
+
+
+def smallest(choices: Mapping[str, Choice]) -> dict[str, int]:
+    """Each group at the width that takes least."""
+    return {group: min(choice.size, key=choice.size.__getitem__) for group, choice in choices.items()}
+
+
+def check_room(choices: Mapping[str, Choice], room: float) -> None:
+    """Raise a UserError where not even the smallest widths fit into `room` bits."""
+    least = size_of(choices, smallest(choices))
+    if least > room:
+        raise UserError(
+            f"the smallest widths take {least / 8e6:.2f} MB, more than the {room / 8e6:.2f} MB asked for: ask for more bits a weight, or "
+            "allow smaller widths"
+        )

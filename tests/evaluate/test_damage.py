@@ -1,0 +1,80 @@
+"""A budget of bits: what single layers cost, the widths chosen by that, and the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from qlab.artifacts.artifact import Artifact
+from qlab.cli import call
+from qlab.evaluate.damage import choose_widths, damage_of, widths_asked
+from qlab.evaluate.quality import measure_quality
+from qlab.methods.rtn import rtn
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel
+from qlab.recipes import parse
+from qlab.recipes.fitting import layers_of
+from qlab.recipes.mixed import HALF, check_mixable
+from qlab.support.errors import UserError
+
+
+def rounding(weight: Tensor, width: int) -> Tensor:
+    return rtn(weight, width, 64, True).dequantize()
+
+
+def test_a_layer_costs_what_the_model_moves_by_when_it_alone_is_rounded(tiny: OpenedModel, calibration: Tensor) -> None:
+    model, other = load(tiny), load(tiny)
+    name = "model.layers.1.mlp.up_proj"
+    exact = {key: value.clone() for key, value in model.state_dict().items()}
+    found = damage_of(model, {"a": [name], "b": ["model.layers.0.self_attn.o_proj"]}, (2, 8), calibration[:3], rounding)
+    assert all(torch.equal(value, exact[key]) for key, value in model.state_dict().items())
+    layer = other.get_submodule(name)
+    layer.weight.data = rounding(layer.weight.data, 2)  # type: ignore[arg-type, union-attr]
+    assert found["a"][2] == measure_quality(other, calibration[:3], model).kl
+    assert all(each[2] > 10 * each[8] for each in found.values())
+
+
+def test_the_budget_is_spent_and_what_was_asked_is_kept(tiny: OpenedModel, calibration: Tensor) -> None:
+    recipe = check_mixable(parse("rtn-w4g64-sym-ct"))
+    asked = {"layers.0.mlp": 8, r"layers\.0\.mlp\.down": HALF}
+    chosen, told = choose_widths(tiny, recipe, 7.0, (2, 4, 8), asked, calibration[:2], "cpu")
+    shapes = {name: outputs * inputs for name, (outputs, inputs) in layers_of(tiny.layout).items()}
+    bits = sum(size * (chosen.width(name) + (0 if chosen.width(name) == HALF else 0.25)) for name, size in shapes.items())
+    assert 0.9 * 7.0 < bits / sum(shapes.values()) <= 7.0
+    assert chosen.width("model.layers.0.mlp.down_proj") == HALF
+    assert chosen.width("model.layers.0.mlp.up_proj") == chosen.width("model.layers.0.mlp.gate_proj") == 8
+    assert len({chosen.width(f"model.layers.1.self_attn.{part}_proj") for part in "qkv"}) == 1
+    assert f"{bits / sum(shapes.values()):.3f} bits a weight of the 14 layers" in told[0]
+    assert any("half precision: 1 layers (model.layers.0.mlp.down_proj)" in line for line in told)
+    with pytest.raises(UserError, match="the smallest widths take"):
+        choose_widths(tiny, recipe, 3.0, (4, 8), {}, calibration[:2], "cpu")
+
+
+def test_patterns_that_fit_nothing_are_refused() -> None:
+    groups = {"a": ["model.layers.0.mlp.down_proj"]}
+    assert widths_asked(groups, {"down": 4, "mlp": 8}) == {"a": 8}
+    with pytest.raises(UserError, match="fits no layer"):
+        widths_asked(groups, {"lm_head": 8})
+    with pytest.raises(UserError, match="no regular expression"):
+        widths_asked(groups, {"(": 8})
+
+
+def test_the_command(tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["quantize", "--model", str(tiny.path), "--windows", "2", "--length", "32", "--out", str(tmp_path / "out")]
+    assert call([*words, "--recipe", "rtn-w4g64-sym-ct", "--bits", "5.5", "--set", "layers.0.self_attn=8"]) == 0
+    assert "predicted KL" in capsys.readouterr().out
+    artifact = Artifact.open(tmp_path / "out" / "rtn-w5.5g64-sym-ct")
+    assert artifact
+    assert dict(artifact.manifest["inputs"]["recipe"]["widths"])["model.layers.0.self_attn.k_proj"] == 8
+    for wrong, message in (
+        (["--recipe", "nf4", "--bits", "4.5"], "such as gptq-w4g128-ct"),
+        (["--recipe", "rtn-w4g64-ct", "--recipe", "nf4", "--bits", "4.5"], "give one --recipe"),
+        (["--recipe", "rtn-w4g64-ct", "--keep", "down"], "give --bits"),
+        (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--set", "down"], "expected PATTERN=WIDTH"),
+        (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--widths", "4,9"], "no width of a layer"),
+    ):
+        assert call([*words, *wrong]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())

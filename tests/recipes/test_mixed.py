@@ -1,0 +1,70 @@
+"""Layers of several widths in one artifact: each is what a recipe of its width alone makes of it; the checkpoint says which is which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from qlab.artifacts.artifact import quantize_model
+from qlab.formats.compressed_tensors import scheme
+from qlab.models.loading import load
+from qlab.models.opening import OpenedModel
+from qlab.recipes import parse
+from qlab.recipes.mixed import HALF, check_mixable, mixed, of_one_width, patterns, stored_bits
+from qlab.support.errors import UserError
+
+QKV = [f"model.layers.1.self_attn.{part}_proj" for part in "qkv"]
+DOWN = "model.layers.0.mlp.down_proj"
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_each_layer_is_what_a_recipe_of_its_width_makes(method: str, tiny: OpenedModel, calibration: Tensor, tmp_path: Path) -> None:
+    recipes = {bits: check_mixable(parse(f"{method}-w{bits}g64-ct")) for bits in (4, 8)}
+    several = mixed(recipes[4], dict.fromkeys(QKV, 8) | {DOWN: HALF}, 5.25)
+    made = {artifact.path.name: artifact for artifact in quantize_model(tiny, [several, *recipes.values()], calibration, tmp_path)}
+    assert several.name == f"{method}-w5.25g64-ct"
+    ours = made[several.name].source.checkpoint
+    for name in tiny.layout.linear:
+        layer = name.removesuffix(".weight")
+        alone = recipes[8 if layer in QKV else 4].name
+        expected = tiny.checkpoint if layer == DOWN else made[alone].source.checkpoint
+        assert torch.equal(ours.read(name), expected.read(name)), name
+    assert "it is to be kept" in made[several.name].manifest["notes"][DOWN]
+    said = scheme.scheme_in(made[several.name].source.config["quantization_config"])
+    assert {group.weights.num_bits for group in said.config_groups.values() if group.weights} == {4, 8}
+    assert scheme.scheme_of(QKV[0], said).num_bits == 8
+    assert scheme.scheme_of("model.layers.0.self_attn.q_proj", said).num_bits == 4
+    assert torch.isfinite(load(made[several.name].source)(input_ids=calibration[:1, :8]).logits).all()
+
+
+def test_layers_that_runtimes_join_have_one_width() -> None:
+    layers = [f"model.layers.{block}.{name}" for block in (0, 1) for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")]
+    layers += [f"model.layers.1.mlp.experts.{number}.{name}" for number in (0, 11) for name in ("gate_proj", "down_proj")]
+    assert list(of_one_width(layers).values()) == [layers[:2], layers[2:3], layers[3:5], layers[5:6], layers[6:]]
+
+
+def test_patterns_fit_their_layers_alone() -> None:
+    found = patterns("model.layers", ["model.layers.1.mlp.up_proj", "model.layers.11.mlp.up_proj", "model.layers.3.mlp.down_proj"])
+    assert len(found) == 2
+
+    def fits(name: str) -> bool:
+        return any(scheme.fits(pattern.removeprefix("re:"), name) for pattern in found)
+
+    assert all(map(fits, ["model.layers.1.mlp.up_proj", "language_model.model.layers.11.mlp.up_proj", "model.layers.3.mlp.down_proj"]))
+    assert not any(map(fits, ["model.layers.3.mlp.up_proj", "model.layers.111.mlp.up_proj", "model.layers.1.mlp.up_proj2"]))
+
+
+def test_bits_are_counted_with_scales() -> None:
+    assert stored_bits(check_mixable(parse("gptq-w4g128-ct")), 8, 4096) == 8.125
+    assert stored_bits(check_mixable(parse("rtn-w4g64-ct")), 4, 4096) == 4 + 20 / 64
+    assert stored_bits(check_mixable(parse("gptq-w4grow-ct")), 4, 256) == 4 + 16 / 256
+    assert stored_bits(check_mixable(parse("gptq-w4grow-ct")), HALF, 256) == 16
+
+
+@pytest.mark.parametrize("recipe", ["gptq-w4g128", "awq-w4g128-ct", "smooth-rtn-w8a8", "nf4"])
+def test_what_cannot_be_mixed_is_refused(recipe: str) -> None:
+    with pytest.raises(UserError, match="such as gptq-w4g128-ct"):
+        check_mixable(parse(recipe))
