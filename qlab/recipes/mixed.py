@@ -33,7 +33,7 @@ class Mixed(Integers):
 
     @property
     def name(self) -> str:
-        return super().name.replace(f"-w{self.bits}g", f"-w{self.budget:g}g")
+        return super().name.replace(f"-w{self.bits}g", f"-mixed{self.budget:g}g")
 
     def width(self, layer: str) -> int:
         """Of a layer, by its whole name."""

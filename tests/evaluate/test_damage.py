@@ -66,7 +66,7 @@ def test_the_command(tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFi
     words = ["quantize", "--model", str(tiny.path), "--windows", "2", "--length", "32", "--out", str(tmp_path / "out")]
     assert call([*words, "--recipe", "rtn-w4g64-sym-ct", "--bits", "5.5", "--set", "layers.0.self_attn=8"]) == 0
     assert "predicted KL" in capsys.readouterr().out
-    artifact = Artifact.open(tmp_path / "out" / "rtn-w5.5g64-sym-ct")
+    artifact = Artifact.open(tmp_path / "out" / "rtn-mixed5.5g64-sym-ct")
     assert artifact
     assert dict(artifact.manifest["inputs"]["recipe"]["widths"])["model.layers.0.self_attn.k_proj"] == 8
     for wrong, message in (

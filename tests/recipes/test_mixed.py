@@ -25,7 +25,7 @@ def test_each_layer_is_what_a_recipe_of_its_width_makes(method: str, tiny: Opene
     recipes = {bits: check_mixable(parse(f"{method}-w{bits}g64-ct")) for bits in (4, 8)}
     several = mixed(recipes[4], dict.fromkeys(QKV, 8) | {DOWN: HALF}, 5.25)
     made = {artifact.path.name: artifact for artifact in quantize_model(tiny, [several, *recipes.values()], calibration, tmp_path)}
-    assert several.name == f"{method}-w5.25g64-ct"
+    assert several.name == f"{method}-mixed5.25g64-ct"
     ours = made[several.name].source.checkpoint
     for name in tiny.layout.linear:
         layer = name.removesuffix(".weight")
