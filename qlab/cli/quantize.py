@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, StrictOption, WaitOption, app
-from qlab.cli.numbers import TOKENS, WINDOWS, whole
+from qlab.cli.numbers import TOKENS, WINDOWS, real, whole
 
 JUDGED_WINDOWS = 8  # of the calibration text, that widths are chosen by
 
@@ -32,8 +32,7 @@ def quantize(
     strict: StrictOption = False,
     wait: WaitOption = False,
     bits: Annotated[
-        float | None,
-        typer.Option(min=1.0, max=16.0, help="Bits a weight, scales included, such as 4.25: layers that matter more get more of them."),
+        float | None, real("Bits a weight, scales included, such as 4.25: layers that matter more get more of them.", 1, 16)
     ] = None,
     widths: Annotated[str, typer.Option(help="With --bits: what a layer may have, of 2 to 8. vLLM 0.32 reads 2, 4 and 8.")] = "4,8",
     keep: Annotated[list[str], typer.Option(help="With --bits: layers that stay in half precision, a regular expression.")] = [],  # noqa: B006
