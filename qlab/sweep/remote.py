@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from qlab.support.disk.scratch import Scratch
 from qlab.sweep.kept import Kept
 from qlab.sweep.workers import Ended
 
@@ -25,8 +25,8 @@ def run_job(words: Sequence[str], threads: int, lock: str, owner: str) -> Iterat
     if (reason := elsewhere(Path(lock), owner)) is not None:
         yield Ended(2, 0.0, "", f"error: {reason}")
         return
-    with tempfile.TemporaryDirectory(prefix="qlab-sweep-") as logs:
-        started = Kept.start(words, threads, Path(logs), "job")
+    with Scratch() as logs:
+        started = Kept.start(words, threads, logs, "job")
         try:
             while (ended := started.ended()) is None:
                 time.sleep(PAUSE)
