@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab import ROOT
-from qlab.artifacts.artifact import Artifact, artifact_folder, make_artifact, quantize_model
+from qlab.artifacts.artifact import Artifact, artifact_folder, make_artifact, model_folder, quantize_model
 from qlab.evaluate.arithmetic import FLOOR, InBfloat16
 from qlab.evaluate.kept import kept_logits
 from qlab.evaluate.quality import Quality, measure_quality
@@ -112,22 +112,27 @@ class Lesson:
 
     def evaluate(self, name: str, model: nn.Module | Artifact) -> Quality:
         """Quality of a model or artifact against the original; recorded as `quality/name`. An artifact's is kept for other lessons."""
-
-        def judge() -> Quality:
-            candidate = load(model.source, self.dtype, self.device) if isinstance(model, Artifact) else model
-            return measure_quality(candidate, self.evaluation, self.expected, label=name)
-
         if isinstance(model, Artifact):
-            quality = judged(model, self.source.fingerprint, self.evaluation, self.dtype, self.device, judge)
+            quality = self._kept(model.path, model.manifest, lambda: self._measured(name, load(model.source, self.dtype, self.device)))
         else:
-            quality = judge()
+            quality = self._measured(name, model)
         record(f"quality/{name}", quality.as_dict())
         return quality
 
     @cached_property
     def floor(self) -> dict[str, Quality]:
-        """A row for every table of quality: the original's distance from itself when it is computed in BF16."""
-        return {FLOOR: self.evaluate("original-bf16", InBfloat16(self.reference))}
+        """A row for every table of quality: the original's distance from itself when it is computed in BF16. It is kept for other lessons."""
+        name = "original-bf16"
+        place = Path(self.work) / model_folder(self.source) / name
+        quality = self._kept(place, name, lambda: self._measured(name, InBfloat16(self.reference)))
+        record(f"quality/{name}", quality.as_dict())
+        return {FLOOR: quality}
+
+    def _measured(self, name: str, model: nn.Module) -> Quality:
+        return measure_quality(model, self.evaluation, self.expected, label=name)
+
+    def _kept(self, place: Path, candidate: Any, judge: Callable[[], Quality]) -> Quality:
+        return judged(place, candidate, self.source.fingerprint, self.evaluation, self.dtype, self.device, judge)
 
     @cached_property
     def expected(self) -> nn.Module | Sequence[Tensor]:
