@@ -121,7 +121,7 @@ class Lesson:
 
     @cached_property
     def floor(self) -> dict[str, Quality]:
-        """A row for every table of quality: the original's distance from itself when it is computed in BF16. It is kept for other lessons."""
+        """A row for every table of quality: how far the original is from itself when it is computed in BF16. Kept for other lessons."""
         name = "original-bf16"
         place = Path(self.work) / model_folder(self.source) / name
         quality = self._kept(place, name, lambda: self._measured(name, InBfloat16(self.reference)))
