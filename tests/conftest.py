@@ -35,6 +35,11 @@ def tiny_folder(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The lessons first, which take longest: of two workers, neither is then left alone with them at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/notebooks/"))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
     return locate(str(tiny_folder(tmp_path_factory.mktemp("models") / "tiny")))

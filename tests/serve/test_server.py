@@ -69,7 +69,8 @@ def test_llamacpp_holds_what_was_expected(calibration: torch.Tensor, tmp_path: P
         post(server.url, "/v1/completions", {"prompt": [5] * 600, "max_tokens": 1})  # what a prompt needs is taken with the first
         expected = expected_memory(LlamaCpp(), deployment)
         assert expected
-        assert server.held_bytes() == pytest.approx(expected.total, rel=0.1)
+        # Of pages that other processes map too, Python's and the library's, a server is given its share: less beside another worker.
+        assert 0.85 * expected.total <= server.held_bytes() <= 1.1 * expected.total
 
 
 @pytest.mark.skipif(not VLLM().present() or not has_kernels(), reason="needs vLLM (make vllm) and a processor that it has kernels for")
