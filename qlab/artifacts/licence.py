@@ -20,8 +20,9 @@ LONGEST = 100  # characters of a licence's name
 def licence_of(source: OpenedModel) -> str:
     """The licence's name as the model's card or GGUF header has it, such as apache-2.0; empty where neither states one."""
     header: Any = GGUFFiles(source.gguf).settings.get("general.license") if source.gguf else None
-    beside = source.path if source.path.is_dir() else source.path.parent
-    return name_in({"license": header}) or name_in(front_matter(beside / CARD))
+    if source.gguf and not source.path.is_dir():  # a card beside a single file may be another model's
+        return name_in({"license": header})
+    return name_in({"license": header}) or name_in(front_matter(source.path / CARD))
 
 
 def front_matter(card: Path) -> dict[str, Any]:
@@ -31,7 +32,8 @@ def front_matter(card: Path) -> dict[str, Any]:
         first, _, rest = card.read_text(encoding="utf-8").partition("\n")
         block, end, _ = rest.partition("\n---")
         found = yaml.safe_load(block) if first.strip() == "---" and end else None
-    except (UserError, OSError, ValueError, yaml.YAMLError, RecursionError):
+    except (UserError, OSError, ValueError, LookupError, AttributeError, TypeError, yaml.YAMLError, RecursionError):
+        # the last but two of PyYAML's own, of values that are not what their tag says: !!bool maybe
         return {}
     return found if isinstance(found, dict) else {}
 

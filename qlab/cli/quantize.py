@@ -12,6 +12,7 @@ import typer
 from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, StrictOption, WaitOption, app
 from qlab.cli.numbers import TOKENS, WINDOWS, real, whole
 
+WIDTHS_CHOSEN = "4,8"
 JUDGED_WINDOWS = 8  # of the calibration text, that widths are chosen by
 
 
@@ -34,7 +35,7 @@ def quantize(
     bits: Annotated[
         float | None, real("Bits a weight, scales included, such as 4.25: layers that matter more get more of them.", 1, 16)
     ] = None,
-    widths: Annotated[str, typer.Option(help="With --bits: what a layer may have, of 2 to 8. vLLM 0.32 reads 2, 4 and 8.")] = "4,8",
+    widths: Annotated[str, typer.Option(help="With --bits: what a layer may have, of 2 to 8. vLLM 0.32 reads 2, 4 and 8.")] = WIDTHS_CHOSEN,
     keep: Annotated[list[str], typer.Option(help="With --bits: layers that stay in half precision, a regular expression.")] = [],  # noqa: B006
     set_width: Annotated[list[str], typer.Option("--set", help="With --bits: the width of layers, PATTERN=8.")] = [],  # noqa: B006
     profile: Annotated[bool, typer.Option(help="Print at the end where the time went, by stage; it takes somewhat longer then.")] = False,
@@ -121,8 +122,8 @@ def budget_of(
     from qlab.support.errors import UserError
 
     if bits is None:
-        if keep or set_width:
-            raise UserError("--keep and --set are for widths by budget: give --bits, such as --bits 4.25")
+        if keep or set_width or widths != WIDTHS_CHOSEN:
+            raise UserError("--widths, --keep and --set are for widths by budget: give --bits, such as --bits 4.25")
         return [], {}
     if len(recipes) != 1:
         raise UserError(f"--bits makes one artifact: give one --recipe, not {len(recipes)}")

@@ -38,7 +38,7 @@ def sweep(
     from rich.live import Live
 
     from qlab.support.disk.lock import locked
-    from qlab.sweep.drive import Patience, drive
+    from qlab.sweep.drive import Patience, drive, missing
     from qlab.sweep.jobs import expand, opened
     from qlab.sweep.lessons import lesson_jobs
     from qlab.sweep.plan import read_sweep
@@ -51,12 +51,13 @@ def sweep(
     jobs = [*expand(asked, models, out.absolute()), *lesson_jobs(asked, models, out.absolute())]
     store = Store(out / "jobs")
     with closing(workers_for(asked, out, ray)) as workers:
-        show_plan(jobs, {job.key for job in jobs if not store.done(job)}, workers)
+        show_plan(jobs, missing(jobs, store), workers)
         if dry_run:
             return
-        from qlab.show.site.sweep_page import PAGE, LivePage  # here: what draws takes seconds to import
+        from qlab.show.site.sweep_page import PAGE, LivePage, check_reports  # here: what draws takes seconds to import
         from qlab.show.site.sweep_report import SweepReport
 
+        check_reports(out)
         for folder in (out, store.folder, out / LOGS):
             folder.mkdir(parents=True, exist_ok=True)
         report = SweepReport(out, asked, models, jobs, store)
@@ -71,7 +72,8 @@ def sweep(
                 end = drive(jobs, store, workers, Patience(limits.tries, 3600 * limits.hours), watch)
             finally:
                 workers.close()  # while the folder is still ours
-    for advice in report.final(sentence(end)):
+            advices = report.final(sentence(end))
+    for advice in advices:
         print(advice)
     for job in end.failed:
         result = store.read(job.key)

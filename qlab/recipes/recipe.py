@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,5 +128,6 @@ def details(recipe: WalkedRecipe, source: OpenedModel, journal: Journal) -> Deta
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data, for manifests."""
-    return {"recipe": type(recipe).__name__, **asdict(recipe)}  # type: ignore[call-overload]
+    """The recipe as plain data, as a manifest has it when it is read again: JSON's lists for tuples."""
+    found: dict[str, Any] = json.loads(json.dumps({"recipe": type(recipe).__name__, **asdict(recipe)}))  # type: ignore[call-overload]
+    return found

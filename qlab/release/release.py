@@ -24,7 +24,7 @@ from qlab.artifacts.artifact import fit, inputs_of, quantize_model
 from qlab.artifacts.budget import disk_needed
 from qlab.artifacts.card import Figures, Original, renew_card
 from qlab.artifacts.going_on import LOCK
-from qlab.artifacts.licence import licence_of
+from qlab.artifacts.licence import CARD, licence_of
 from qlab.artifacts.manifest import COST
 from qlab.artifacts.placing import check_place, put
 from qlab.evaluate.quality import measure_quality
@@ -163,9 +163,9 @@ def check_out(out: Path, name: str, model: Path) -> None:
 
 
 def same_files(one: Path, other: Path) -> bool:
-    """Whether two artifacts have the same files, byte by byte, but for what making them cost."""
-    names = {file.name for file in one.iterdir()} - {COST}
-    there = {file.name for file in other.iterdir()} - {COST} if other.is_dir() else set()
+    """Whether two artifacts have the same files, byte by byte, but for what making them cost, and their cards."""
+    names = {file.name for file in one.iterdir()} - {COST, CARD}
+    there = {file.name for file in other.iterdir()} - {COST, CARD} if other.is_dir() else set()
     return names == there and len(filecmp.cmpfiles(one, other, names, shallow=False)[0]) == len(names)
 
 

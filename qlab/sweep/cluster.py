@@ -108,7 +108,7 @@ class Cluster:
             except ray.exceptions.OutOfMemoryError:
                 return self._failed(task, 128 + 9, "memory was short there")
             except ray.exceptions.RayTaskError as error:
-                return self._failed(task, 1, str(error.cause or error).strip().splitlines()[-1])
+                return self._failed(task, 1, (str(error.cause or error).strip().splitlines() or [type(error.cause).__name__])[-1])
             except ray.exceptions.RayError as error:
                 return self._failed(task, LOST, f"the machine that it ran on is gone ({type(error).__name__})")
             if isinstance(said, Ended):
@@ -136,6 +136,7 @@ class Cluster:
         while self.tasks and time.monotonic() < end:
             self.ended()
             time.sleep(0.1)
+        self.tasks.clear()  # closed once more, it must not ask Ray again, which would start a cluster of its own for that
         ray.shutdown()  # ends what has not ended: its worker, and with it the job
 
 
@@ -158,7 +159,7 @@ def connect(address: str, logs: Path, lock: Path, threads: int, device: str) -> 
         handler = signal.getsignal(signal.SIGTERM)
         ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level="ERROR")
         signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which ends this process before its jobs have ended
-    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # the last: a token that is wrong
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
             f"no Ray cluster at {address} that this environment can join ({said}): 'ray start --head' starts one, and "

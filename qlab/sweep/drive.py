@@ -66,7 +66,7 @@ class Driver:
         self.by_key = {job.key: job for job in jobs}
         self.memory = {job.key: job.memory for job in jobs}
         self.tries = dict.fromkeys(self.by_key, 0)
-        self.done, self.failed = {job.key for job in jobs if store.done(job)}, set[str]()
+        self.done, self.failed = set(self.by_key) - missing(jobs, store), set[str]()
         self.lacking = {job.key: set(job.needs) - self.done for job in jobs if job.key not in self.done}
         self.ready = {key: self.by_key[key] for key, needs in self.lacking.items() if not needs}
         self.blocked = {key: self.by_key[key] for key, needs in self.lacking.items() if needs}
@@ -147,6 +147,19 @@ class Driver:
         return Progress(done, failed, running, waiting, time_left(waiting, running, self.pace, self.workers.at_once), self.running)
 
 
+def missing(jobs: Sequence[Job], store: Store) -> set[str]:
+    """The keys of the jobs to do: those without a result, and those that they need, whose artifacts another plan may have replaced since,
+    or a user deleted. A walk whose artifacts are there takes seconds."""
+    found, by_key = set[str](), {job.key: job for job in jobs}
+    left = [job.key for job in jobs if not store.done(job)]
+    while left:
+        key = left.pop()
+        if key not in found:
+            found.add(key)
+            left += [need for need in by_key[key].needs if need in by_key]
+    return found
+
+
 def final(ended: Ended) -> bool:
     """Whether trying again is of no use: the command refused its input (exit code 2)."""
     return ended.code == 2
@@ -159,10 +172,10 @@ def judged(job: Job, ended: Ended, tries: int, patience: Patience) -> Result:
     said = " ".join(ended.complained.split())
     _, found, message = said.rpartition("error: ")
     why = (message[:SAID] if found else said[-SAID:]) or f"exit code {ended.code}"
-    if ended.code in KILLED:
-        why = "it was killed, perhaps since memory was short"
-    elif ended.seconds > patience.seconds:
+    if ended.seconds > patience.seconds:
         why = f"it took more than {patience.seconds / 3600:g} hours"
+    elif ended.code in KILLED:
+        why = "it was killed, perhaps since memory was short"
     return Result(job=job.name, state=FAILED, seconds=ended.seconds, tries=tries, error=why)
 
 

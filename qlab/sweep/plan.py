@@ -75,6 +75,7 @@ class Sweep(Part):
 
 
 GATES = ("kl", "perplexity")
+DEVICES = ("cpu", "cuda")  # each job has one GPU, whichever is free
 
 
 def read_sweep(file: Path) -> Sweep:
@@ -90,7 +91,7 @@ def read_sweep(file: Path) -> Sweep:
         found = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{file.name} is not UTF-8 text: expected a YAML file with models and recipes") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
         said = " ".join(str(getattr(error, "problem", None) or error).split())[:120]
         mark = getattr(error, "problem_mark", None)
         raise UserError(f"{file.name}{f', line {mark.line + 1}' if mark else ''}: {said}; expected YAML with models and recipes") from error
@@ -113,6 +114,8 @@ def first_wrong(sweep: Sweep) -> tuple[list[str], str] | None:
         return [], "nothing to do: expected recipes, lessons or both"
     if unknown := sorted(set(sweep.gates) - set(GATES)):
         return ["gates", unknown[0]], f"no gate {unknown[0][:40]!r}: expected {', '.join(GATES)}"
+    if sweep.device not in DEVICES:
+        return ["device"], f"no device {sweep.device[:40]!r}: expected {' or '.join(DEVICES)}"
     return wrong_lesson(sweep.lessons) if sweep.lessons else None
 
 

@@ -18,6 +18,7 @@ from qlab.artifacts.licence import CARD, licence_of
 from qlab.artifacts.placing import check_replaceable
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
+from qlab.support.errors import UserError
 
 HOSTILE = "<script>alert(1)</script> | **b** `c`\n# d ![x](http://e) &amp; \x1b[31m"
 FIGURES = Figures([("KL divergence", "0.0123", "0.0004"), (HOSTILE, "1", "")], f"Measured on {HOSTILE}.")
@@ -65,6 +66,8 @@ def test_a_card_that_is_not_qlabs_any_more_is_left_alone(made: Artifact, tiny: O
     (copy / CARD).write_text((copy / CARD).read_text().replace(MARK, "Mine."))
     assert not renew_card(copy, original_of(tiny), FIGURES)
     assert "Mine." in (copy / CARD).read_text()
+    with pytest.raises(UserError, match=r"qlab did not make README\.md"):
+        check_replaceable(copy)
     (copy / CARD).unlink()
     assert not renew_card(copy, original_of(tiny), FIGURES)
     (copy / CARD).symlink_to(EMBEDDED / CARD)
@@ -96,6 +99,9 @@ def test_whatever_names_hold_they_are_text(made: Artifact) -> None:
         ("---\nlicense: mit\n", ""),
         ("---\n!!python/object/apply:os.system ['true']\n---\n", ""),
         ("---\na: &a [*a]\nlicense: [\n---\n", ""),
+        ("---\nlicense: !!bool maybe\n---\n", ""),
+        ('---\nlicense: !!int ""\n---\n', ""),
+        ("---\nlicense: !!timestamp x\n---\n", ""),
     ],
 )
 def test_the_licence_is_what_the_card_states(content: str, licence: str, tiny: OpenedModel, tmp_path: Path) -> None:
@@ -124,3 +130,7 @@ def test_the_embedded_model_states_its_licence_and_a_gguf_file_in_its_header(
     writer.write_tensors_to_file()
     writer.close()
     assert licence_of(locate(str(file))) == "cc-by-4.0"
+    (tmp_path / CARD).write_text("---\nlicense: mit\n---\n")  # another model's, perhaps
+    assert licence_of(locate(str(file))) == "cc-by-4.0"
+    alone = shutil.copy(next(artifact.path.glob("*.gguf")), tmp_path / "none.gguf")
+    assert licence_of(locate(str(alone))) == ""

@@ -37,6 +37,9 @@ def test_each_layer_is_what_a_recipe_of_its_width_makes(method: str, tiny: Opene
     assert {group.weights.num_bits for group in said.config_groups.values() if group.weights} == {4, 8}
     assert scheme.scheme_of(QKV[0], said).num_bits == 8
     assert scheme.scheme_of("model.layers.0.self_attn.q_proj", said).num_bits == 4
+    before = (made[several.name].path / "config.json").stat().st_ino
+    (again,) = quantize_model(tiny, [several], calibration, tmp_path)
+    assert (again.path / "config.json").stat().st_ino == before  # what is there is not made again
     assert torch.isfinite(load(made[several.name].source)(input_ids=calibration[:1, :8]).logits).all()
 
 

@@ -83,9 +83,9 @@ def test_what_is_needed_comes_first_and_nothing_is_done_twice(tmp_path: Path) ->
     again = Scripted()
     run(jobs, tmp_path / "jobs", again)
     assert again.started == []
-    (tmp_path / "jobs" / "b.json").write_text("half")  # as nobody writes it; then it is done again, and alone
+    (tmp_path / "jobs" / "b.json").write_text("half")  # as nobody writes it; then it is done again, with what it needs alone
     run(jobs, tmp_path / "jobs", again)
-    assert again.started == ["b"]
+    assert again.started == ["a", "b"]
 
 
 def test_no_more_memory_than_there_is_is_set_aside(tmp_path: Path) -> None:
@@ -174,3 +174,13 @@ def test_who_watches_is_told_by_the_same_object_that_nothing_changed(tmp_path: P
     drive([job("a")], Store(tmp_path / "jobs"), Slow(), PATIENCE, seen.append)
     assert len(seen) > 5
     assert len({id(progress) for progress in seen}) == 3  # waiting, running, done
+
+
+def test_a_walk_is_gone_over_again_for_what_needs_it(tmp_path: Path) -> None:
+    store, walk, first = Store(tmp_path), job("walk"), job("first", "walk")
+    drive([walk, first], store, Scripted(), PATIENCE, lambda _: None)
+    workers = Scripted()
+    drive([walk, first], store, workers, PATIENCE, lambda _: None)
+    assert workers.started == []
+    drive([walk, first, job("second", "walk")], store, workers, PATIENCE, lambda _: None)
+    assert workers.started == ["walk", "second"]  # its artifacts may be another plan's by now

@@ -35,6 +35,7 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (GOOD + "device: gpu\n", "line 9: no device 'gpu': expected cpu or cuda"),
         (GOOD.replace("window", "windw"), "line 6: evaluation.windw: Extra inputs are not permitted"),
         (GOOD.replace("64", "one"), "line 6: evaluation.window: Input should be a valid integer"),
         (GOOD.replace("64", "1"), "line 6: evaluation.window: Input should be greater than or equal to 2"),

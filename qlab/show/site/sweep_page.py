@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from markupsafe import Markup
 from qlab.show import figures
 from qlab.show.site.pages import MARK, page
 from qlab.support.disk.whole import write_whole
+from qlab.support.errors import UserError
 from qlab.support.wording import counted
 from qlab.sweep.drive import Progress
 from qlab.sweep.results import DONE, ORIGINAL
@@ -44,6 +46,20 @@ class LivePage:
         self.write(progress)
         ended = time.monotonic()
         self.due, self.shown = ended + max(EVERY, (ended - started) / SHARE), progress
+
+
+def check_reports(out: Path) -> None:
+    """See that the reports of a sweep can be written into the folder `out`.
+
+    Raises:
+        UserError: a file there that qlab did not make has the name of one.
+    """
+    page = out / PAGE
+    if os.path.lexists(page) and (not page.is_file() or MARK not in page.read_text(encoding="utf-8", errors="replace")):
+        raise UserError(f"{page} is left alone, since qlab did not make it: move it away, or choose another --out")
+    tables = [out / f"{name}.{kind}" for name in ("table", "lessons") for kind in ("csv", "parquet")]
+    if not page.exists() and (found := next(filter(os.path.lexists, tables), None)):
+        raise UserError(f"{found} is left alone, since no sweep's page lies beside it: move it away, or choose another --out")
 
 
 def write_page(out: Path, table: pd.DataFrame, lessons: pd.DataFrame, sentences: list[str], state: str, running: bool) -> Path:

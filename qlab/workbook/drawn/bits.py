@@ -92,7 +92,7 @@ def bits_of(number: Tensor, layout: Layout) -> str:
 def chosen_weights(row: Tensor, group_size: int) -> dict[str, int]:
     """Weights of the first group of a row, by a name: the largest, the smallest that is not 0, and some between; their places."""
     magnitude = row[:group_size].float().abs().cpu()
-    order = [int(place) for place in magnitude.argsort(descending=True) if magnitude[place] > 0]
+    order = [int(place) for place in magnitude.argsort(descending=True) if magnitude[place] > 0] or [0]  # of a pruned group all are 0
     wanted = {
         "largest": 0,
         "large (a quarter is larger)": 1 / 4,

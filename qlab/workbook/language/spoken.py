@@ -38,8 +38,15 @@ def speak(language: str) -> None:
 
 
 def spoken() -> str:
-    """The language that is spoken: what `speak` set, in this process or the one that started it."""
-    return os.environ.get(VARIABLE) or ENGLISH
+    """The language that is spoken: what `speak` set, in this process or the one that started it.
+
+    Raises:
+        UserError: the environment names a language that there is not.
+    """
+    language = os.environ.get(VARIABLE) or ENGLISH
+    if language != ENGLISH and language not in languages():
+        raise UserError(f"{VARIABLE} is {language[:60]!r}: expected {' or '.join(languages())}")
+    return language
 
 
 def gettext(message: str) -> str:

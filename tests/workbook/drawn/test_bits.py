@@ -49,3 +49,7 @@ def test_weights_are_chosen_by_size_and_are_none_of_zero() -> None:
     found = {name: float(row[place]) for name, place in chosen_weights(row, 5).items()}
     assert (found["largest"], found["smallest"]) == (-2.0, 0.25)
     assert [abs(weight) for weight in found.values()] == sorted((abs(weight) for weight in found.values()), reverse=True)
+
+
+def test_a_pruned_group_has_weights_to_choose_too() -> None:
+    assert set(chosen_weights(torch.zeros(16), 8).values()) == {0}
