@@ -30,9 +30,10 @@ Rounding = Callable[[Tensor, int], Tensor]
 
 @torch.no_grad()
 def damage_of(
-    model: nn.Module, groups: Mapping[str, Sequence[str]], widths: Sequence[int], windows: Tensor, rounding: Rounding
+    model: nn.Module, groups: Mapping[str, Sequence[str]], widths: Mapping[str, Sequence[int]], windows: Tensor, rounding: Rounding
 ) -> dict[str, dict[int, float]]:
-    """KL of the model from itself, nats a token, with the layers of each group rounded to each width, over windows int64 [windows, length].
+    """KL of the model from itself, nats a token, with the layers of each group rounded to each of its widths, over windows int64 [windows,
+    length].
 
     Raises:
         UserError: no room to keep them, or as measure_quality.
@@ -47,7 +48,7 @@ def damage_of(
         layers = [model.get_submodule(name) for name in names]
         exact = [layer.get_parameter("weight").data for layer in layers]
         found[group] = {}
-        for width in widths:
+        for width in widths[group]:
             for layer, weight in zip(layers, exact):
                 layer.get_parameter("weight").data = rounding(weight, width).to(weight.dtype)
             found[group][width] = max(measure_quality(model, windows, expected, group).kl or 0.0, 0.0)
@@ -72,13 +73,15 @@ def choose_widths(
     left = recipe.unquantized(shapes)
     groups = of_one_width([name for name in shapes if name not in left])
     fixed = widths_asked(groups, asked)
-    free = {group: names for group, names in groups.items() if group not in fixed}
+    rounded = {group: names for group, names in groups.items() if fixed.get(group) != HALF}
+    tried = {group: [fixed[group]] if group in fixed else list(widths) for group in rounded}
 
     def rounding(weight: Tensor, width: int) -> Tensor:
         return rtn(weight, width, recipe.group_size, recipe.symmetric).dequantize()
 
     model = load(source, torch.float32, device, apart=True)
-    damage = damage_of(model, free, widths, windows, rounding) | {group: {width: 0.0} for group, width in fixed.items()}
+    damage = damage_of(model, rounded, tried, windows, rounding)
+    damage |= {group: {HALF: 0.0} for group in groups if group not in rounded}
     choices = {}
     for group, names in groups.items():
         each = [shapes[name] for name in names]

@@ -29,7 +29,8 @@ def test_a_layer_costs_what_the_model_moves_by_when_it_alone_is_rounded(tiny: Op
     model, other = load(tiny), load(tiny)
     name = "model.layers.1.mlp.up_proj"
     exact = {key: value.clone() for key, value in model.state_dict().items()}
-    found = damage_of(model, {"a": [name], "b": ["model.layers.0.self_attn.o_proj"]}, (2, 8), calibration[:3], rounding)
+    groups = {"a": [name], "b": ["model.layers.0.self_attn.o_proj"]}
+    found = damage_of(model, groups, dict.fromkeys(groups, (2, 8)), calibration[:3], rounding)
     assert all(torch.equal(value, exact[key]) for key, value in model.state_dict().items())
     layer = other.get_submodule(name)
     layer.weight.data = rounding(layer.weight.data, 2)  # type: ignore[arg-type, union-attr]
@@ -78,3 +79,11 @@ def test_the_command(tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFi
     ):
         assert call([*words, *wrong]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_width_that_was_asked_for_costs_what_it_costs(tiny: OpenedModel, calibration: Tensor) -> None:
+    recipe, predicted = check_mixable(parse("rtn-w4g64-sym-ct")), []
+    for width in (2, 8):
+        _, told = choose_widths(tiny, recipe, 9.0, (8,), {"down_proj": width}, calibration[:2], "cpu")
+        predicted.append(float(told[-1].partition("nearest: ")[2].partition(" nats")[0]))
+    assert predicted[0] > 2 * predicted[1]

@@ -18,6 +18,9 @@ def spectrum_picture(layer: str, found: Spectrum, dampings: Sequence[float]) -> 
         "{layer}: {share:.0%} of H's eigenvalues are smaller than what damping {damping:g} adds; largest over smallest falls from {before} "
         "to {after}"
     )
+    if found.taken < found.channels:
+        some = gettext("{layer}, {taken:,} of its {channels:,} channels")
+        layer = some.format(layer=layer, taken=found.taken, channels=found.channels)
     falls = {"before": ratio(found.condition()), "after": ratio(found.condition(first))}
     title = title.format(layer=layer, share=found.below(first), damping=first, **falls)
     figure, (axes,) = stacked(title, (3.6,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 
@@ -77,3 +78,10 @@ def test_tiles_take_the_sign_for_the_colour_and_the_size_for_how_much_shows_thro
     assert (picture[:, :4, 3] == 0).all()  # columns before are not moved
     torch.testing.assert_close(torch.tensor(picture[..., 3], dtype=torch.float32), (moves.abs() / walk.updates(4).abs().max()).clamp(max=1))
     assert (picture[..., 0] > 0.5).tolist() == (moves <= 0).tolist()  # orange below zero
+
+
+def test_the_spectrum_of_some_channels_says_so() -> None:
+    found = spectrum(HESSIAN + 10 * torch.eye(256))
+    whole, some = (spectrum_picture("q", of, (0.01,)).get_suptitle() for of in (found, replace(found, channels=1024)))
+    assert "channels" not in whole
+    assert "q, 256 of its 1,024 channels: 0%" in " ".join(some.split())
