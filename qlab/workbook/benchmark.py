@@ -32,7 +32,7 @@ NOTES = (
     "MB in memory: how much the process that runs the format grew by loading it; at the peak: the most while it works. "
     "Predicted: weights and cache, from the files' headers, and what llama.cpp and vLLM need for themselves; at the peak also what "
     "computing needs. vLLM's server counts with all its processes.",
-    "The original, computed in BF16: what arithmetic alone changes. A distance below its own is no damage that could be seen.",
+    "The original, computed in BF16: what that arithmetic alone changes. A runtime in FP16, whose numbers are finer, changes less.",
     "Loss increase: against the original on the same text. It is paired window by window: its ± does not include how the windows differ.",
     "Tokens a second at batch 1. The ± is the spread over rounds in which the formats take turns; it includes slow changes of the machine. "
     "% of ceiling: the share of the tokens/s that this machine's memory bandwidth, measured, allows.",
