@@ -6,15 +6,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from qlab import __version__
-from qlab.artifacts.artifact import fit, model_folder
+from qlab.artifacts.artifact import LIBRARIES, fit, model_folder
 from qlab.artifacts.budget import predict
 from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.mixture import absolute, check_texts, files_of
 from qlab.recipes import Fitted, parse
+from qlab.support.versions import version_of
 from qlab.sweep.plan import Sweep
 
 PROCESS = 0.6e9  # bytes of a process that has loaded PyTorch and transformers
@@ -127,10 +128,17 @@ def evaluation_cost(sweep: Sweep, source: OpenedModel) -> tuple[float, float]:
 
 
 def key_of(words: Sequence[str], inputs: Sequence[str]) -> str:
-    """The key of a command: of its words without the places that it reads and writes, of these inputs, and of qlab's version."""
+    """The key of a command: of its words without the places that it reads and writes, of these inputs, and of the versions of qlab and the
+    libraries that compute."""
     places = ("--out", "--model", "--reference", "--text", "--calibration", "evaluate")
     said = [word for before, word in zip(("", *words), words) if before not in places]
-    return hashlib.sha256(json.dumps([__version__, said, list(inputs)]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([versions(), said, list(inputs)]).encode()).hexdigest()[:16]
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of qlab and of every library that results depend on, by name."""
+    return {name: version_of(name) for name in LIBRARIES}
 
 
 def said_of(names: Sequence[str]) -> list[str]:
@@ -142,7 +150,8 @@ def said_of(names: Sequence[str]) -> list[str]:
     check_texts(names)
     digest = hashlib.sha256()
     for file in sorted({file for text in names for file in files_of(text)}):
-        digest.update(file.read_bytes())
+        content = file.read_bytes()
+        digest.update(f"{len(content)}:".encode() + content)
     return [*names, digest.hexdigest()]
 
 

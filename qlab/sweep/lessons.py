@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qlab.sweep.jobs import PROCESS, Job, Subject, weights_of
 from qlab.sweep.plan import Sweep, as_typed
+from qlab.workbook.language.spoken import spoken
 
 KIND = "lesson"
 PROCESSES, BYTES_A_WEIGHT = 3, 40  # the command, its kernel and what this starts; models in FP32, their gradients and statistics
@@ -32,7 +33,7 @@ def jobs_on(sweep: Sweep, called: str, subject: Subject, out: Path) -> list[Job]
         chosen = {"device": sweep.device} | {name: as_typed(value) for name, value in given.items()}
         values = prepare([lesson], subject.word, chosen)[lesson]
         folder = out / "lessons" / called / lesson
-        words = ["run", lesson, "--model", subject.word, "--out", str(folder), "--json", "--wait"]
+        words = ["run", lesson, "--model", subject.word, "--out", str(folder), "--language", spoken(), "--json", "--wait"]
         words += [word for name in chosen for word in ("-p", f"{name}={as_typed(values[name])}")]  # files by their whole paths
         needs = tuple(found[need].key for need in NEEDS.get(lesson, ()) if need in found)
         place = str(folder / f"{lesson}.html")
