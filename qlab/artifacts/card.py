@@ -51,7 +51,7 @@ def original_of(source: OpenedModel) -> Original:
 
 def card(folder: Path, name: str, manifest: Mapping[str, Any], original: Original, figures: Figures | None = None) -> str:
     """The card of the artifact `name`, whose files lie in `folder`, in Markdown."""
-    front: dict[str, Any] = {"base_model": printable(original.name)} | ({"license": original.licence} if original.licence else {})
+    front: dict[str, Any] = {"base_model": on_one_line(original.name)} | ({"license": original.licence} if original.licence else {})
     heading = f"{text(original.name)} as {text(name)}"
     parts = [
         f"---\n{yaml.safe_dump(front, allow_unicode=True, sort_keys=True)}---", MARK, f"# {heading}",
@@ -82,12 +82,15 @@ def renew_card(folder: Path, original: Original, figures: Figures) -> bool:
     """
     manifest = read_note(folder / MANIFEST, Manifest).model_dump()
     there = folder / CARD
-    if CARD not in manifest["files"] or there.is_symlink() or not there.is_file():
-        return False
-    if MARK not in there.read_text(encoding="utf-8", errors="replace"):
+    if CARD not in manifest["files"] or there.is_symlink() or not there.is_file() or edited(there):
         return False
     write_whole(there, card(folder, folder.name, manifest, original, figures))
     return True
+
+
+def edited(card: Path) -> bool:
+    """Whether a card has become its user's own: without MARK, as the card itself says."""
+    return MARK not in card.read_text(encoding="utf-8", errors="replace")
 
 
 def facts(folder: Path, manifest: Mapping[str, Any], original: Original) -> list[tuple[str, str]]:
@@ -106,14 +109,24 @@ def facts(folder: Path, manifest: Mapping[str, Any], original: Original) -> list
     ]
     if errors:
         worst = max(errors, key=lambda layer: errors[layer])
-        rows.append(("largest error of a layer's output", f"{errors[worst]:.2%} of its square on the calibration text, {text(worst)}"))
+        rows.append(("largest error of a layer", f"{errors[worst]:.2%} of the square of {what_errors_are_of(manifest)}, {text(worst)}"))
     versions = ", ".join(f"{name} {version}" for name, version in inputs["versions"].items() if version != "absent")
     return [*rows, ("computed on", text(inputs["device"])), ("versions", text(versions))]
 
 
+def what_errors_are_of(manifest: Mapping[str, Any]) -> str:
+    """What a manifest's errors are relative to: without calibration text nothing but the weights is known."""
+    return "its output on the calibration text" if windows_used(manifest) else "its weights"
+
+
+def windows_used(manifest: Mapping[str, Any]) -> list[int] | None:
+    """How many windows of calibration text the recipe used, and of how many tokens; None where it needs none."""
+    return manifest["inputs"]["calibration"].get("windows") if manifest.get("data", True) else None
+
+
 def calibration(manifest: Mapping[str, Any]) -> str:
     """What was read for it, in words."""
-    windows = manifest["inputs"]["calibration"].get("windows")
+    windows = windows_used(manifest)
     read = ", ".join(f"{one['name']} ({one['windows']})" for one in manifest.get("calibration") or [])
     if not windows:
         return "none"
@@ -149,10 +162,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def text(value: object) -> str:
     """Something as text in Markdown, on one line."""
-    return SYNTAX.sub(r"\\\1", printable(str(value)))
+    return SYNTAX.sub(r"\\\1", on_one_line(str(value)))
 
 
-def printable(value: str) -> str:
-    """A text on one line, without characters that steer a terminal or a reader, and cut where it is long."""
+def on_one_line(value: str) -> str:
+    """A text without characters that steer a terminal or a reader, on one line, cut where it is long."""
     line = " ".join("".join(character if character.isprintable() else " " for character in value).split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"

@@ -124,4 +124,4 @@ def inputs_of(source: OpenedModel, wanted: str) -> dict[str, Any]:
 def details(source: OpenedModel) -> dict[str, Any]:
     """What the manifest of the source says of its making, where it is an artifact of qlab."""
     before = Artifact.open(source.path) if source.path.is_dir() else None
-    return {key: before.manifest[key] for key in ("errors", "notes", "asked") if key in before.manifest} if before else {}
+    return {key: before.manifest[key] for key in ("errors", "notes", "asked", "data") if key in before.manifest} if before else {}

@@ -10,7 +10,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from qlab.artifacts.card import MARK
+from qlab.artifacts.card import edited
 from qlab.artifacts.licence import CARD
 from qlab.artifacts.manifest import COST, MANIFEST, Manifest, read_note
 from qlab.support.disk.scratch import discard
@@ -80,13 +80,11 @@ def foreign_to(folder: Path) -> str:
         within = [(entry, foreign_to(entry) if entry.is_dir() and not entry.is_symlink() else "it") for entry in entries]
         return next((f"{entry.name}/{name}" if name != "it" else "it" for entry, name in within if name), "")
     known = {*read_note(folder / MANIFEST, Manifest).files, MANIFEST, COST}
-    foreign = (entry.name for entry in entries if entry.name not in known or entry.is_symlink() or entry.is_dir() or edited_card(entry))
-    return next(foreign, "")
 
+    def foreign(entry: Path) -> bool:
+        return entry.name not in known or entry.is_symlink() or entry.is_dir() or (entry.name == CARD and edited(entry))
 
-def edited_card(file: Path) -> bool:
-    """Whether a file is an artifact's card that its user has made their own: without MARK, as the card itself says."""
-    return file.name == CARD and MARK not in file.read_text(encoding="utf-8", errors="replace")
+    return next((entry.name for entry in entries if foreign(entry)), "")
 
 
 def put(made: Path, folder: Path) -> None:

@@ -37,6 +37,7 @@ def sweep(
     done twice."""
     from rich.live import Live
 
+    from qlab.models.opening import found_device
     from qlab.support.disk.lock import locked
     from qlab.sweep.drive import Patience, drive, missing
     from qlab.sweep.jobs import expand, opened
@@ -47,6 +48,7 @@ def sweep(
 
     quiet()
     asked = read_sweep(file)
+    found_device(asked.device)
     limits, models = asked.limits, opened(asked)
     jobs = [*expand(asked, models, out.absolute()), *lesson_jobs(asked, models, out.absolute())]
     store = Store(out / "jobs")

@@ -2,7 +2,7 @@
 
 What a group costs at a width is how far the model's predictions move when that group alone is rounded. The damage of a choice is taken
 for the sum of these, as rounding errors of different layers have no common sign. To choose is then a knapsack of which each group takes
-one item, solved exactly as an integer program (HiGHS, by scipy).
+one item: an integer program, solved by HiGHS (scipy).
 """
 
 from __future__ import annotations

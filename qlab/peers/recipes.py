@@ -83,7 +83,7 @@ class BitsAndBytes:
         from qlab.peers import bitsandbytes
 
         bitsandbytes.quantize(source, out, self.kind, self.double_quantization)
-        return {}
+        return {"data": False}
 
 
 @dataclass(frozen=True)

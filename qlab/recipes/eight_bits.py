@@ -20,8 +20,8 @@ class EightBits(Integers):
 
     `smooth`: activations' outlier channels are divided by a scale that the layer's weights are multiplied with, folded into the norm
     before (SmoothQuant, Xiao et al. 2023; which scale: qlab.methods.activations). Codes are then rounded to nearest, on grids that cover
-    their rows, or by GPTQ. A search for better grids is left out with the former: it takes minutes with groups as long as a row, and what
-    rounded activations cost is several times what it gains.
+    their rows, or by GPTQ. No better grids are searched with the former: groups as long as a row make the search slow, and rounded
+    activations cost more than it gains.
     """
 
     method: str = "gptq"

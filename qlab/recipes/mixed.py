@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -39,29 +39,27 @@ class Mixed(Integers):
         """Of a layer, by its whole name."""
         return dict(self.widths).get(layer, self.bits)
 
+    def by_width(self, layers: Iterable[str], prefix: str = "") -> dict[int, list[str]]:
+        """Layers by their widths; `prefix` stands before their names."""
+        known, found = dict(self.widths), dict[int, list[str]]()
+        for name in layers:
+            found.setdefault(known.get(prefix + name, self.bits), []).append(name)
+        return found
+
     def left(self, block: Block) -> dict[str, str]:
-        asked = {name: "it is to be kept" for name in block.layers if self.width(block.prefix + name) == HALF}
-        return asked | super().left(block)
+        return dict.fromkeys(self.by_width(block.layers, block.prefix).get(HALF, ()), "it is to be kept") | super().left(block)
 
     def _round(self, block: Block, names: list[str], seen: Statistics) -> Iterator[tuple[str, tuple[GroupedIntegers, Tensor]]]:
-        known = dict(self.widths)
-        by_width: dict[int, list[str]] = {}
-        for name in names:
-            by_width.setdefault(known.get(block.prefix + name, self.bits), []).append(name)
-        for width, some in by_width.items():
+        for width, some in self.by_width(names, block.prefix).items():
             yield from Integers._round(replace(self, bits=width), block, some, seen)
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
         kept, _ = stored_layers(source.layout, parts)
-        by_width: dict[int, list[str]] = {}
-        known = dict(self.widths)
-        for name in source.layout.linear:
-            by_width.setdefault(known.get(name.removesuffix(".weight"), self.bits), []).append(name.removesuffix(".weight"))
-        by_width.pop(HALF, None)
-        scheme = self.scheme
+        by_width, scheme = self.by_width(name.removesuffix(".weight") for name in source.layout.linear), self.scheme
         groups = [
             (patterns(source.layout.blocks, layers), compressed.integers(width, scheme.group_size, scheme.symmetric, scheme.scattered))
             for width, layers in sorted(by_width.items())
+            if width != HALF
         ]
         self.finish(source, parts, out, compressed.mixed_config(groups, None, kept, left_alone(source)), largest)
 

@@ -19,7 +19,7 @@ from qlab.walk.state.journal import Journal
 from qlab.walk.walk import Method, Walk, encoded_parts
 
 Details = dict[str, Any]
-"""What quantizing found out, for the manifest: errors by layer, remarks."""
+"""What quantizing found out, for the manifest: errors by layer, remarks, and under `data` whether the calibration text was used."""
 
 
 class Recipe(Protocol):
@@ -124,7 +124,7 @@ def details(recipe: WalkedRecipe, source: OpenedModel, journal: Journal) -> Deta
     """What the walk found out for this recipe, with the recipe's remarks among the notes."""
     found = journal.details(recipe.name)
     note = recipe.dtype_note(source, journal.largest[recipe.name])
-    return found | {"notes": recipe.remarks(source) | ({"dtype": note} if note else {}) | found["notes"]}
+    return found | {"data": recipe.data, "notes": recipe.remarks(source) | ({"dtype": note} if note else {}) | found["notes"]}
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:

@@ -81,14 +81,14 @@ def table(jobs: Sequence[Job], store: Store) -> pd.DataFrame:
         if job.kind != "evaluate":
             continue
         found = store.read(job.key)
-        row: dict[str, Any] = {"model": job.model, "format": job.recipe, "state": found.state if found else "not run", "why": ""}
+        row: dict[str, Any] = {"model": job.model, "format": job.recipe} | standing(found)
         if found and found.state == DONE:
             row |= {name: found.figures.get(name) for name in ("kl", "kl_stderr", "perplexity", "stderr", "top1", "kl_p99")}
             row["bytes"] = stored_bytes(Path(job.place))
             row |= {f"{score['task']} {score['metric']}": score["value"] for score in found.figures.get("tasks", [])}
-        else:
-            needed = [before for key in job.needs if key in by_key and (before := store.read(key)) and before.state == FAILED]
-            row["why"] = found.error if found else needed[0].error if needed else ""
+        elif not found:
+            needed = (before for key in job.needs if key in by_key and (before := store.read(key)) and before.state == FAILED)
+            row["why"] = next((before.error for before in needed), "")
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["model", "format", "state", "why"])
 
@@ -101,7 +101,7 @@ def lessons_table(jobs: Sequence[Job], store: Store, out: Path) -> pd.DataFrame:
         if job.kind != "lesson":
             continue
         found = store.read(job.key)
-        row: dict[str, Any] = {"lesson": job.recipe, "model": job.model, "state": found.state if found else "not run", "why": ""}
+        row: dict[str, Any] = {"lesson": job.recipe, "model": job.model} | standing(found)
         told = found.figures.get("lessons", {}).get(job.recipe, {}) if found else {}
         row |= {"why": found.error or told.get("error", ""), "seconds": found.seconds} if found else {}
         row["page"] = os.path.relpath(job.place, out.absolute()) if Path(job.place).is_file() else ""
@@ -109,6 +109,11 @@ def lessons_table(jobs: Sequence[Job], store: Store, out: Path) -> pd.DataFrame:
         names = ("kl", "kl_stderr", "perplexity", "stderr", "top1")
         rows += [row | {"measured": name} | {key: figures.get(key) for key in names} for name, figures in measured.items()] or [row]
     return pd.DataFrame(rows)
+
+
+def standing(found: Result | None) -> dict[str, Any]:
+    """The state of a job, and why it is not done where its result says so."""
+    return {"state": found.state if found else "not run", "why": found.error if found else ""}
 
 
 def stored_bytes(place: Path) -> float | None:

@@ -40,12 +40,20 @@ def test_an_artifact_has_its_card(made: Artifact, tiny: OpenedModel) -> None:
     assert "# tiny as nf4" in content
     assert f"| original | tiny (fingerprint {tiny.fingerprint}) |" in content
     assert "| licence of the original | not stated |" in content
-    assert "| calibration | 8 windows of 64 tokens |" in content
+    assert "| calibration | none |" in content
+    assert "of the square of its weights, " in content
     assert f"| weights on disk | {made.disk_bytes / 1e6:,.1f} MB |" in content
     assert NOT_MEASURED in content
     assert "TGI serves this format" in content
     assert str(made.path.parent) not in content
     assert CARD in made.manifest["files"]
+
+
+def test_a_recipe_that_reads_calibration_text_says_so(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
+    (artifact,) = quantize_model(tiny, [parse("gptq-w4g64")], calibration, tmp_path)
+    content = (artifact.path / CARD).read_text()
+    assert "| calibration | 8 windows of 64 tokens |" in content
+    assert "of the square of its output on the calibration text, " in content
 
 
 def test_figures_come_later_and_the_artifact_stays_replaceable(made: Artifact, tiny: OpenedModel) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from qlab import EMBEDDED
 from qlab.cli import call
@@ -96,3 +97,11 @@ def test_the_recommendation_fits_and_passes() -> None:
     assert said(constraints={"memory": "30MB"}) == "m: no format fits 1 x 4,096 tokens in 30MB and passes the gates."
     assert "Next" not in said(gates={"kl": 0.02})
     assert "no format" in said(gates={"perplexity": 1.001})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_here_is_told_before_anything_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(f"{PLAN}device: cuda\n")
+    assert call(["sweep", str(file), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert "no device 'cuda' here" in capsys.readouterr().err

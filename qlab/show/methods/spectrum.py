@@ -30,10 +30,7 @@ def spectrum_picture(layer: str, found: Spectrum, dampings: Sequence[float]) -> 
     axes.plot(share, found.values.clamp(min=FLOOR).tolist(), color=INK, linewidth=2.5, label="H")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel(
-        gettext("eigenvalues by size, % of {count:,}").format(count=found.taken)
-        + ("" if found.taken == found.channels else gettext(" ({count:,} channels)").format(count=found.channels))
-    )
+    axes.set_xlabel(gettext("eigenvalues by size, % of {count:,}").format(count=found.taken))
     axes.set_ylabel(gettext("eigenvalue / mean of H's diagonal"))
     axes.legend(fontsize=9)
     figure.values = {

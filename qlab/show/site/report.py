@@ -27,8 +27,12 @@ from qlab.workbook.batch.runner import DONE, Outcome
 from qlab.workbook.language.spoken import gettext
 from qlab.workbook.reader.about import NOTEBOOKS, About, about
 
-# What is found in the files of a report, by which they are known as qlab's own.
-OWN = {"index.html": "<title>qlab", "results.json": '"provenance"', ".html": f"{MARK}</title>", ".ipynb": '"injected-parameters"'}
+# What is found in the files of a report, by which they are known as qlab's own: one of these. First pages of earlier versions, in English
+# alone, are known by their title.
+OWN = {
+    "index.html": ('<meta name="generator" content="qlab report">', "<title>qlab report"), "results.json": ('"provenance"',),
+    ".html": (f"{MARK}</title>",), ".ipynb": ('"injected-parameters"',),
+}  # fmt: skip
 # The columns of the results that stand at the front; all are one click away.
 MAIN = ("format", "run by", "MB on disk", "KL to FP16 (nats/token)", "perplexity", "prompt tok/s", "generation tok/s")
 
@@ -47,9 +51,14 @@ def check_report(out: Path, lessons: Iterable[str], model: Path) -> None:
         if os.path.lexists(folder) and not folder.is_dir():
             raise UserError(f"{folder} is not a folder: move it away, or choose another --out")
     for file in files:
-        mark = OWN.get(file.name) or OWN[file.suffix]
-        if os.path.lexists(file) and (not file.is_file() or mark not in file.read_text(encoding="utf-8", errors="replace")):
+        if os.path.lexists(file) and not (file.is_file() and known(file)):
             raise UserError(f"{file} is left alone, since qlab did not make it: move it away, or choose another --out")
+
+
+def known(file: Path) -> bool:
+    """Whether a file in a report's place is qlab's own."""
+    content = file.read_text(encoding="utf-8", errors="replace")
+    return any(mark in content for mark in OWN.get(file.name) or OWN[file.suffix])
 
 
 def write_report(outcomes: Sequence[Outcome], facts: dict[str, Any], out: Path) -> Path:
