@@ -146,8 +146,9 @@ def by_position(logits: Tensor, target: Tensor, expected: Tensor | None) -> dict
             log_p = expected[some].log_softmax(-1)
             part["reference"] = nn.functional.nll_loss(log_p, target[some], reduction="none")
             part["kl"] = (log_p.exp() * (log_p - log_q)).sum(-1)
-            part["top1"] = (expected[some].argmax(-1) == logits[some].argmax(-1)).float()
-            part["sure"] = (log_p.amax(-1) >= math.log(SURE)).float()
+            (surest, theirs), (_, ours) = log_p.max(-1), log_q.max(-1)  # on a CPU argmax takes twice the time of max
+            part["top1"] = (theirs == ours).float()
+            part["sure"] = (surest >= math.log(SURE)).float()
         parts.append(part)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -1,8 +1,14 @@
 """What lessons compute on the way to a figure."""
 
+from pathlib import Path
+
 import pytest
 
+from qlab.evaluate.quality import measure_quality
+from qlab.methods.gptq import gptq
+from qlab.models.opening import OpenedModel
 from qlab.workbook import experiments
+from qlab.workbook.lesson import open_lesson
 
 
 def test_where_it_helps_counts_harm_and_sees_whether_unevenness_goes_with_the_gain() -> None:
@@ -14,3 +20,16 @@ def test_where_it_helps_counts_harm_and_sees_whether_unevenness_goes_with_the_ga
     (sentence,) = experiments.where_it_helps(table)
     assert "1 of 3 layers made worse, worst 0.down_proj by 25.0 %" in sentence
     assert "rank correlation of unevenness and gain +1.00" in sentence
+
+
+def test_a_curve_of_calibration_measures_a_control_that_no_text_changes_once(
+    tiny: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lesson = open_lesson(str(tiny.path), "docstrings", 2, 32, "python-reference", 2, 32, str(tmp_path), "cpu")
+    measured = []
+    monkeypatch.setattr(experiments, "measure_quality", lambda *given: measured.append(given) or measure_quality(*given))
+    ways = {trust: lambda w, s, trust=trust: gptq(w, s.hessian, 3, 32, trust=trust).dequantize() for trust in (0.0, 1.0)}
+    curves = experiments.calibration_curves(lesson, {"control": ways[0.0], "H": ways[1.0]}, (1, 2))
+    assert curves["control"][1] == curves["control"][2] > 0
+    assert curves["H"][1] != curves["H"][2]
+    assert len(measured) == 3
