@@ -91,18 +91,19 @@ def benchmark(
     artifacts = {name: lesson.artifact(recipe) if recipe else None for name, recipe in subjects.items()}
     folders = {name: (made.path if made else lesson.source.path).resolve() for name, made in artifacts.items()}
     measured = measure_in_turns(folders, runtimes, protocol)
-    quality, scores = {}, {}
+    quality, scores = dict[str, Quality](), dict[str, list[Score]]()
     for name, recipe in progress(list(subjects.items()), "quality", leave=False):
         made = artifacts[name]
-        model = load(made.source, lesson.dtype, lesson.device) if made else lesson.reference
-        quality[name] = lesson.evaluate(recipe.name if recipe else "original", model)
-        scores[name] = run_tasks(model, lesson.tokenizer, tasks, documents, task_data, text) if tasks else []
+        quality[name] = lesson.evaluate(recipe.name if recipe else "original", made or lesson.reference)
+        if tasks:
+            model = load(made.source, lesson.dtype, lesson.device) if made else lesson.reference
+            scores[name] = run_tasks(model, lesson.tokenizer, tasks, documents, task_data, text)
     rows = []
     for one in measured:
         made, recipe = artifacts[one.name], subjects[one.name]
         identity = (recipe.name, made.source.fingerprint) if made and recipe else ("original", lesson.source.fingerprint)
         size = disk_bytes(folders[one.name])
-        rows.append(Row(one.name, one.runtime, size, quality[one.name], one.figures, one.problem, scores[one.name], *identity))
+        rows.append(Row(one.name, one.runtime, size, quality[one.name], one.figures, one.problem, scores.get(one.name, []), *identity))
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from qlab.workbook.judged import judged
 from qlab.workbook.record import record
 
 GROUP_SIZE = 128  # the guide's
+WINDOWS, LARGE = 16, 100e6  # of evaluation text; weights of a model that gets half as many
 BLOCKS = 8  # that experiments layer by layer look at
 R = TypeVar("R", bound=Recipe | None)
 T = TypeVar("T")
@@ -210,6 +212,7 @@ def open_lesson(
     tokenizer = load_tokenizer(source)
     rows = embedding_rows(source.config)
     calibration = read_windows(calibration_text, tokenizer, calibration_length, calibration_windows, rows)
+    evaluation_windows = evaluation_windows or default_windows(source)
     evaluation = read_windows(evaluation_text, tokenizer, evaluation_length, evaluation_windows, rows)
     print("\n".join([*calibration.lines("calibration"), *evaluation.lines("evaluation")]))
     # FP32 arithmetic: the same figures whether or not a machine has fast half precision.
@@ -228,6 +231,19 @@ def open_lesson(
     if others := [name for name in decoder_layers(reference) if name not in lesson.layers]:
         print(f"{len(others)} layers are left out of the experiments, since groups of {size} do not divide their rows: {others[0]}, …")
     return lesson
+
+
+def default_windows(source: OpenedModel) -> int:
+    """How many windows of text a lesson measures quality on. Dozens of models are measured, each on all windows, so on a CPU a larger
+    model gets half as many; said where it does."""
+    weights = sum(math.prod(shape) for shape in source.checkpoint.shapes.values())
+    if weights <= LARGE:
+        return WINDOWS
+    print(
+        f"Quality is measured on {WINDOWS // 2} windows, as the model has {weights / 1e6:.0f} million weights; "
+        f"evaluation_windows = {WINDOWS} takes twice the time, and each ± is 30 % smaller."
+    )
+    return WINDOWS // 2
 
 
 def quiet() -> None:
