@@ -86,7 +86,7 @@ def few(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def points(table: pd.DataFrame, x: str, y: str, hue: str, columns: str, title: str, labels: tuple[str, str]) -> Drawing:
     """A tidy table as points, coloured by `hue`, one panel for each value of `columns`; x is logarithmic, y = 0 is drawn."""
     groups = list(table.groupby(columns, sort=False))
-    figure, every = panels(len(groups), (4.4 * len(groups) + 1, 4.4))
+    figure, every = panels(title, len(groups), (4.4 * len(groups) + 1, 4.4))
     for axes, (name, group) in zip(every, groups, strict=True):
         sns.scatterplot(
             group, x=x, y=y, hue=hue, style=hue, s=70, ax=axes, palette=colours(table[hue].nunique()), legend=axes is every[-1], linewidth=0
@@ -98,7 +98,6 @@ def points(table: pd.DataFrame, x: str, y: str, hue: str, columns: str, title: s
         axes.axhline(0, color=INK)
         axes.set(title=name, xlabel=labels[0], ylabel=labels[1])
     sns.move_legend(every[-1], "upper left", bbox_to_anchor=(1, 1))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     figure.values = {f"mean of {way}, {name}": found for (way, name), found in table.groupby([hue, columns], sort=False)[y].mean().items()}
     return figure
 
