@@ -48,9 +48,16 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def listed(names: list[str]) -> str:
+def plural(count: int, one: str, several: str) -> Sentence:
+    """The template for one thing, or the one for several, with its `count` put in."""
+    return Sentence(one if count == 1 else several, count=count)
+
+
+def listed(names: Sequence[str]) -> Sentence:
     """A, B and C."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    if len(names) < 2:
+        return joined("", names)
+    return Sentence("{others} and {last}", others=joined(", ", names[:-1]), last=names[-1])
 
 
 def layer_place(name: str) -> tuple[int, list[str], str]:

@@ -21,7 +21,7 @@ from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
 from qlab.recipes import Recipe, parse
 from qlab.support.memory import disk_bytes
 from qlab.support.progress import progress
-from qlab.support.wording import signed
+from qlab.support.wording import Sentence, signed
 from qlab.workbook.lesson import Lesson, check_recipe, refusal
 
 ORIGINAL = "FP16 original"
@@ -201,7 +201,7 @@ def results_table(measured: Sequence[Row], floor: Mapping[str, Quality]) -> dict
     return {
         "columns": columns,
         "rows": rows,
-        "notes": [*NOTES, *(f"no ({number}): {reason}" for reason, number in reasons.items()), *elsewhere],
+        "notes": [*NOTES, *(Sentence("no ({number}): {reason}", number=number, reason=why) for why, number in reasons.items()), *elsewhere],
     }
 
 

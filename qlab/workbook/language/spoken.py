@@ -16,7 +16,7 @@ from typing import Any
 
 from qlab import ROOT
 from qlab.support.errors import UserError
-from qlab.support.wording import Sentence
+from qlab.support.wording import Sentence, listed
 
 VARIABLE = "QLAB_LANGUAGE"
 ENGLISH = "en"
@@ -88,7 +88,7 @@ def ngettext(one: str, several: str, count: int) -> str:
 
 def enumerated(names: Sequence[str]) -> str:
     """A, B and C, in the language that is spoken."""
-    return gettext("{others} and {last}").format(others=", ".join(names[:-1]), last=names[-1]) if len(names) > 1 else "".join(names)
+    return gettext(listed(names))
 
 
 @cache
