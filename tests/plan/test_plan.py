@@ -19,7 +19,6 @@ from qlab.plan.plan import (
     hardware,
     plan,
     shape_of,
-    splits,
     weight_bytes,
 )
 

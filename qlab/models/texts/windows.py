@@ -21,7 +21,8 @@ from qlab.support.errors import UserError
 from qlab.support.wording import Sentence, joined, plural
 
 KINDS = TEMPLATED, UNTEMPLATED, LINES, PLAIN = (
-    "conversations by the chat template", "conversations as plain text, since the tokenizer has no chat template", "JSON lines", "plain text",
+    "conversations by the chat template", "conversations as plain text, since the tokenizer has no chat template", "JSON lines",
+    "plain text",
 )  # fmt: skip
 CHARACTERS_A_TOKEN = 12  # more than tokenizers take on prose: a cheap bound that spares tokenizing megabytes
 
