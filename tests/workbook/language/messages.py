@@ -15,6 +15,7 @@ from jinja2.ext import babel_extract
 
 from qlab import ROOT
 from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
+from qlab.evaluate.agreement import CONTROL
 from qlab.evaluate.arithmetic import FLOOR
 from qlab.models.texts.windows import KINDS
 from qlab.plan import choose
@@ -22,6 +23,8 @@ from qlab.serve.proof import Check
 from qlab.show import figures
 from qlab.show.methods.bits import PARTS
 from qlab.show.methods.superblock import COLOURS
+from qlab.show.tables import error_table
+from qlab.show.titles.principles import INT8
 from qlab.show.widgets import label
 from qlab.workbook.batch.runner import DONE, FAILED, LEFT_OUT, SKIPPED
 from qlab.workbook.benchmark import NO_PEAK, NOTES, best_of, results_table
@@ -77,10 +80,14 @@ def of_data() -> Iterator[tuple[str, str]]:
     yield from (("qlab/models/texts/windows.py", kind) for kind in KINDS)
     yield from (("qlab/plan/choose.py", said) for path, leaf in choose.leaves().items() for said in (*path, leaf) if " " in said)
     columns = [field.name for table in (Check, Advice) for field in fields(table)]
-    yield from (("qlab/serve, qlab/workbook", column) for column in (*columns, *METHODS, "device", "count", "tokens/s ceiling"))
+    yield from (
+        ("qlab/serve, qlab/workbook", column) for column in (*columns, *METHODS, CONTROL, *INT8, "device", "count", "tokens/s ceiling")
+    )
     yield from (("qlab/workbook/comparison.py", said) for part in PARTS_OF_METHODS for said in (part, part[0].upper() + part[1:]))
     yield from (("qlab/workbook/benchmark.py", said) for said in (*NOTES, NO_PEAK, FLOOR, *best_of([]), *USES))
     yield from (("qlab/workbook/benchmark.py", column) for column in results_table([], {})["columns"])
+    table = error_table({"model.layers.0.mlp.up_proj": 0.1})
+    yield from (("qlab/show/tables.py", str(axis)) for axis in (table.index.name, table.columns.name))
     for width in (256, 96):  # rows that superblocks divide, and rows that they do not
         shown = shown_blocks({"a": torch.nn.Linear(width, 1)})
         yield from (
