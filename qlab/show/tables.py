@@ -47,7 +47,7 @@ def styled(frame: pd.DataFrame) -> Styler:
 def table_of(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> Styler:
     """A table as `styled`, without an index: names of columns and texts in the language that is spoken, those that are messages."""
     listed = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
-    said = [{gettext(str(name)): in_words(value) for name, value in row.items()} for row in listed]
+    said = [{in_words(name): in_words(value) for name, value in row.items()} for row in listed]
     return styled(pd.DataFrame(said)).hide(axis="index")
 
 

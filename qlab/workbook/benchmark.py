@@ -76,7 +76,8 @@ def subjects(group_size: int) -> dict[str, Recipe | None]:
 def prerequisites(source: OpenedModel, subjects: Mapping[str, Recipe | None]) -> list[dict[str, str]]:
     """What of `subjects` can be made of a model, and why not what cannot: a row for each."""
     reasons = {name: refusal(recipe, lambda recipe: check_recipe(recipe, source)) for name, recipe in subjects.items()}
-    return [{"format": name, f"takes {source.config['model_type']}": f"no: {why}" if why else "yes"} for name, why in reasons.items()]
+    takes = Sentence("takes {type}", type=source.config["model_type"])
+    return [{"format": name, takes: Sentence("no: {why}", why=why) if why else "yes"} for name, why in reasons.items()]
 
 
 def benchmark(

@@ -52,7 +52,7 @@ def recommend(measured: Sequence[Row], use: str, offload: bool, share: float) ->
         if least:
             size = least.disk_bytes / original.disk_bytes
             why = Sentence("the smallest for this use, {name}, takes {size:.0%} of the original's size", name=least.name, size=size)
-        return Advice(guide, "nothing measured here", False, why)
+        return Advice(guide, Sentence("nothing measured here"), False, why)
     nearest = min(fitting, key=lambda row: row.quality.kl or 0)
     equals = [row for row in fitting if row is nearest or not farther(row, nearest)]
     best = max(equals, key=generation)

@@ -8,12 +8,13 @@ import pandas as pd
 
 from qlab.workbook.language.spoken import gettext, say
 
+PLAIN, TOP, RANDOM = "RTN, 3 bits", "top 1 % kept", "random 1 % kept"  # the ways of 2.1
 FLAT = 0.1  # a curve that falls by less is called flat, as the claim on calibration texts has it (qlab/claims)
 
 
 def protection(errors: Mapping[str, float]) -> str:
-    """Output error of plain rounding, with the top channels kept, and with as many random ones, in this order."""
-    plain, top, random = errors.values()
+    """Output error of plain rounding, with the top channels kept, and with as many random ones."""
+    plain, top, random = (errors[way] for way in (PLAIN, TOP, RANDOM))
     values = {"top": 1 - top / plain, "random": 1 - random / plain}
     if plain - top > 2 * max(0.0, plain - random):
         return say("Keeping the top 1 % of channels removes {top:.1%} of the error, a random 1 % removes {random:.1%}", **values)
@@ -21,9 +22,9 @@ def protection(errors: Mapping[str, float]) -> str:
 
 
 def protection_by_layer(errors: pd.DataFrame) -> str:
-    """In how many layers each choice of channels lowers plain rounding's error; `errors` as `layer_errors` gives them, plain first."""
-    plain, top, random = (errors[errors["way"] == way].set_index("layer")["error"] for way in errors["way"].unique())
-    values = {"layers": len(plain), "top": int((top < random).sum())}
+    """In how many layers the top channels are the better choice; `errors` as `layer_errors` gives them."""
+    top, random = (errors[errors["way"] == way].set_index("layer")["error"] for way in (TOP, RANDOM))
+    values = {"layers": len(top), "top": int((top < random).sum())}
     return say("The top 1 % has less error than a random 1 % in {top} of {layers} layers", **values)
 
 

@@ -14,6 +14,7 @@ from qlab.workbook.language.spoken import enumerated, gettext, say
 from qlab.workbook.pareto import pareto_front
 
 MOST = 4  # names that a title lists
+ALIKE = 1.05  # times: what is nearer than that is not called more
 
 
 def memory(measured: Sequence[Row]) -> str:
@@ -87,6 +88,8 @@ def layers(name: str, table: pd.DataFrame) -> str:
         return say("{format}: most is lost in {kind}, {error:.2g} % of the output", **values)
     first, last = (fmean(part.mean(axis=1)) for part in (table.iloc[:half], table.iloc[-half:]))
     values |= {"times": max(first, last) / max(min(first, last), 1e-30)}
+    if values["times"] < ALIKE:
+        return say("{format}: most is lost in {kind}, {error:.2g} %; the first blocks and the last lose alike", **values)
     if first > last:
         return say("{format}: most is lost in {kind}, {error:.2g} %; the first blocks lose {times:.1f} times as much as the last", **values)
     return say("{format}: most is lost in {kind}, {error:.2g} %; the last blocks lose {times:.1f} times as much as the first", **values)

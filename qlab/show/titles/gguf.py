@@ -20,8 +20,9 @@ def superblock(errors: Mapping[str, float], way: str, control: str, groups: str)
 
 
 def settled(errors: Mapping[str, float]) -> str:
-    """Output error of searched grids, settled by the diagonal alone (the control), after one round, and after two, in this order."""
-    searched, control, _, last = errors.values()
+    """Output error of searched grids, settled by the diagonal alone (the control), and settled in two rounds."""
+    searched = next(error for way, error in errors.items() if way.endswith(" by importance"))
+    control, last = errors["control: settled by H's diagonal"], errors["settled, two rounds"]
     values = {"left": last / searched, "control": control / searched}
     if last < searched:
         return say("Settled codes leave {left:.0%} of the error, from the same bytes; by H's diagonal alone {control:.0%}", **values)

@@ -12,8 +12,8 @@ from qlab.workbook.language.spoken import say
 
 
 def levels(errors: Mapping[str, float]) -> str:
-    """Output error on NF4's levels, then on uniform ones."""
-    normal, uniform = errors.values()
+    """Output error on NF4's levels, and on uniform ones."""
+    normal, uniform = errors["NF4"], errors["uniform levels (control)"]
     if normal < uniform:
         return say("NF4 leaves {left:.0%} of the output error of 16 uniform levels", left=normal / uniform)
     return say("NF4 does not lower the output error of 16 uniform levels: {left:.0%} of it", left=normal / uniform)
@@ -41,8 +41,8 @@ def training(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def version(found: Mapping[str, Quality]) -> str:
-    """Distance from the new version of the model: of the old artifact, then of one made anew."""
-    old, anew = found.values()
+    """Distance from the new version of the model: of the old artifact, and of one made anew."""
+    old, anew = found["old artifact"], found["quantized again"]
     times = (old.kl or 0.0) / max(anew.kl or 0.0, 1e-12)
     turned = order(old, anew)
     if turned > 0:

@@ -25,9 +25,9 @@ def test_which_is_nearest() -> None:
 
 
 def test_protected_channels() -> None:
-    assert "removes 10.0% of the error, a random 1 % removes 1.0%" in awq.protection({"RTN": 1.0, "top": 0.9, "random": 0.99})
-    assert "no more than twice what a random 1 % does: 10.0% and 6.0%" in awq.protection({"RTN": 1.0, "top": 0.9, "random": 0.94})
-    errors = layer_errors(RTN=(1, 1, 1), top=(0.8, 0.9, 1.0), random=(0.9, 0.9, 0.9))
+    assert "removes 10.0% of the error, a random 1 % removes 1.0%" in awq.protection({awq.RANDOM: 0.99, awq.PLAIN: 1.0, awq.TOP: 0.9})
+    assert "no more than twice what a random 1 % does: 10.0% and 6.0%" in awq.protection({awq.PLAIN: 1.0, awq.TOP: 0.9, awq.RANDOM: 0.94})
+    errors = layer_errors(**{awq.PLAIN: (1, 1, 1), awq.RANDOM: (0.9, 0.9, 0.9), awq.TOP: (0.8, 0.9, 1.0)})
     assert awq.protection_by_layer(errors) == "The top 1 % has less error than a random 1 % in 1 of 3 layers"
 
 
@@ -101,8 +101,9 @@ def test_a_superblock() -> None:
 
 
 def test_settled_codes() -> None:
-    assert gguf.settled({"a": 1.0, "b": 1.0, "c": 0.5, "d": 0.43}).startswith("Settled codes leave 43% of the error")
-    assert gguf.settled({"a": 1.0, "b": 1.0, "c": 0.5, "d": 1.2}).startswith("Settled codes do not lower the error: 120% of it")
+    errors = {"settled, two rounds": 0.43, "control: settled by H's diagonal": 1.0, "Q4_K by importance": 1.0}
+    assert gguf.settled(errors).startswith("Settled codes leave 43% of the error")
+    assert gguf.settled(errors | {"settled, two rounds": 1.2}).startswith("Settled codes do not lower the error: 120% of it")
 
 
 def test_what_a_file_holds() -> None:
@@ -112,8 +113,8 @@ def test_what_a_file_holds() -> None:
 
 
 def test_levels_and_double_quantization() -> None:
-    assert nf4.levels({"NF4": 0.8, "uniform": 1.0}) == "NF4 leaves 80% of the output error of 16 uniform levels"
-    assert nf4.levels({"NF4": 1.1, "uniform": 1.0}).startswith("NF4 does not lower the output error")
+    assert nf4.levels({"uniform levels (control)": 1.0, "NF4": 0.8}) == "NF4 leaves 80% of the output error of 16 uniform levels"
+    assert nf4.levels({"NF4": 1.1, "uniform levels (control)": 1.0}).startswith("NF4 does not lower the output error")
     single, fp4 = quality(), quality(0.425)
     assert nf4.distance({"NF4": single, "NF4 double": quality(1e-6, -1), "FP4": fp4}).startswith("Double quantization does not raise KL")
     assert nf4.distance({"NF4": single, "NF4 double": quality(0.0425), "FP4": fp4}).startswith("Double quantization makes KL 1.100 times")
@@ -130,6 +131,7 @@ def test_training() -> None:
 
 
 def test_a_new_version() -> None:
-    assert nf4.version({"old": quality(0.425), "anew": quality(wobble=0)}).startswith("The old artifact is 2.0 times as far")
-    assert nf4.version({"old": quality(wobble=0), "anew": quality(0.425)}).startswith("The old artifact is nearer to the new version")
-    assert "not told apart" in nf4.version({"old": quality(), "anew": quality(wobble=0)})
+    plain, far = quality(wobble=0), quality(0.425)
+    assert nf4.version({"quantized again": plain, "old artifact": far}).startswith("The old artifact is 2.0 times as far")
+    assert nf4.version({"quantized again": far, "old artifact": plain}).startswith("The old artifact is nearer to the new version")
+    assert "not told apart" in nf4.version({"quantized again": plain, "old artifact": quality()})

@@ -31,7 +31,7 @@ def ladder(int3: float, int2: float, down: float) -> str:
 
 
 def test_the_last_bit_and_the_control() -> None:
-    assert ladder(0.0, 5.0, 1.0).startswith("Each bit costs more than the one before: KL grows 17.0 times from 4 to 3 bits")
+    assert ladder(0.0, 10.0, 1.0).startswith("Each bit costs more than the one before: KL grows 17.0 times from 4 to 3 bits")
     assert ladder(0.0, 0.1, 1.0).startswith("The bit from 3 to 2 costs no more than the one from 4 to 3")
     endings = [ladder(0.0, 0.1, down).rpartition("; ")[2] for down in (1.0, -0.1, 0.0)]
     assert endings == [

@@ -86,6 +86,7 @@ def test_where_quality_is_lost() -> None:
     table = pd.DataFrame({"q_proj": [0.01, 0.01, 0.03, 0.03], "v_proj": [0.01, 0.01, 0.05, 0.05]})
     assert benchmarks.layers("a", table) == "a: most is lost in v_proj, 3 %; the last blocks lose 4.0 times as much as the first"
     assert benchmarks.layers("a", table[::-1]).endswith("the first blocks lose 4.0 times as much as the last")
+    assert benchmarks.layers("a", table[:2]).endswith("the first blocks and the last lose alike")
     assert benchmarks.layers("a", table[:1]) == "a: most is lost in q_proj, 1 % of the output"
 
 
