@@ -23,8 +23,8 @@ from rich.text import Text
 
 DOCS = Path(__file__).parent
 FIGURES = {  # picture → lesson, and a part of the line that draws it
-    "bits.png": ("01_principles", '"Distance from the original"'),
-    "size.png": ("07_benchmarks", '"Distance from the original against size"'),
+    "bits.png": ("01_principles", "titles.ladder("),
+    "size.png": ("07_benchmarks", "titles.front_of_size("),
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDE, HIGH, MARGIN, COLOURS = 1200, 900, 10, 64

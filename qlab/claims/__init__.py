@@ -15,6 +15,7 @@ from qlab import DATA
 from qlab.claims.ledger import TESTS
 from qlab.claims.rules import ADVICE, FAILS, HOLDS, NOISE, OPEN, UNTESTABLE, Results, Test
 from qlab.serve.runtimes.registry import RUNTIMES
+from qlab.support.wording import Sentence
 
 __all__ = ["ADVICE", "FAILS", "HOLDS", "NOISE", "OPEN", "TESTS", "UNTESTABLE", "Results", "Test", "Verdict", "judge", "load_claims"]
 
@@ -48,7 +49,8 @@ def judge(results: Results, lesson: str | None = None) -> list[Verdict]:
             verdict, measured = test.decide(results)
             verdicts.append(Verdict(claim, verdict, measured, test.rule))
         except KeyError as missing:
-            verdicts.append(Verdict(claim, OPEN, f"these records have no result {missing}; run the lesson that records it", test.rule))
+            why = Sentence("these records have no result {missing}; run the lesson that records it", missing=str(missing))
+            verdicts.append(Verdict(claim, OPEN, why, test.rule))
     return verdicts
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from qlab.evaluate.quality import paired_difference
 from qlab.plan.capacity import read_bytes
-from qlab.plan.plan import GB, SHAPES, USABLE, device_named, explain, fit, weight_bytes
-from qlab.support.wording import signed
+from qlab.plan.explanation import explain
+from qlab.plan.plan import GB, SHAPES, USABLE, device_named, fit, weight_bytes
+from qlab.support.wording import Sentence, joined, signed
 
 HOLDS, FAILS, NOISE = "holds", "does not hold", "within noise"
 UNTESTABLE, OPEN, ADVICE = "not testable here", "not tested yet", "advice"
@@ -62,9 +63,10 @@ def memory_of_70b(formats: Sequence[str], low: float, high: float | None = None)
 
     def decide(_: Results) -> Decided:
         sizes = {name: weight_bytes(SHAPES[SEVENTY], name) / GB for name in formats}
-        found = ", ".join(f"{size:.1f} GB" if len(sizes) == 1 else f"{name}: {size:.1f} GB" for name, size in sizes.items())
+        template = "{size:.1f} GB" if len(sizes) == 1 else "{name}: {size:.1f} GB"
+        found = joined(", ", [Sentence(template, name=name, size=size) for name, size in sizes.items()])
         holds = all(about(low, size, high or low) for size in sizes.values())
-        return plain(holds), f"{found}, computed from the shape of Llama 3.1 70B, embedding and head included"
+        return plain(holds), Sentence("{sizes}, computed from the shape of Llama 3.1 70B, embedding and head included", sizes=found)
 
     return Test(ABOUT_RULE, decide)
 
@@ -98,8 +100,8 @@ def loss_within(names: Sequence[str], least: float, most: float) -> Test:
             rise = 100 * math.expm1(quality["loss_increase"])
             error = (100 + rise) * (quality["loss_increase_stderr"] or 0)  # first order
             verdicts.append(between(least, rise, most, error))
-            texts.append(f"perplexity {signed(rise, 2)} ± {error:.2f} % ({name})")
-        return worst(verdicts), "; ".join(texts)
+            texts.append(Sentence("perplexity {rise} ± {error:.2f} % ({name})", rise=signed(rise, 2), error=error, name=name))
+        return worst(verdicts), joined("; ", texts)
 
     return Test(f"read as a rise of {least:g} to {most:g} %; within noise where a limit lies within twice the standard error", decide)
 
@@ -123,10 +125,9 @@ def lower(better: str, other: str) -> Test:
         first, second = of_this_run(results, better), of_this_run(results, other)
         verdict, difference, error = nearer(results, first, second)
         kl = [results[f"quality/{name}"]["kl"] for name in (first, second)]
-        text = (
-            f"KL {kl[0]:.5f} ({first}) against {kl[1]:.5f} ({second}) nats/token; paired difference {signed(difference, 5)} ± {error:.5f}"
-        )
-        return verdict, text
+        text = "KL {better:.5f} ({first}) against {worse:.5f} ({second}) nats/token; paired difference {difference} ± {error:.5f}"
+        found = {"first": first, "second": second, "difference": signed(difference, 5), "error": error}
+        return verdict, Sentence(text, better=kl[0], worse=kl[1], **found)
 
     return Test("by KL to the original, paired window by window; within noise below twice the standard error", decide)
 
@@ -138,7 +139,8 @@ def faster(quicker: str, slower: str, factor: float = 1.25) -> Test:
         names = [of_this_run(results, name) for name in (quicker, slower)]
         first, second = (results[f"cost/{name}"]["seconds"] for name in names)
         verdict = NOISE if 1 / factor < first / second < factor else plain(first < second)
-        return verdict, f"{first:.1f} s ({names[0]}) against {second:.1f} s ({names[1]})"
+        text = "{first:.1f} s ({quicker}) against {second:.1f} s ({slower})"
+        return verdict, Sentence(text, first=first, second=second, quicker=names[0], slower=names[1])
 
     return Test(f"each was timed once: a difference of less than {factor - 1:.0%} is noise", decide)
 
@@ -148,9 +150,10 @@ def below(record: str, better: str, other: str) -> Test:
 
     def decide(results: Results) -> Decided:
         if better not in results[record]:
-            return UNTESTABLE, f"needs a model with layers for it ({better}): lesson 4 says which rows it takes"
-        first, second = results[record][better], results[record][other]
-        return plain(first < second), f"output error {first:.4g} ({better}) against {second:.4g} ({other}), mean over layers"
+            return UNTESTABLE, Sentence("needs a model with layers for it ({better}): lesson 4 says which rows it takes", better=better)
+        found = {"first": results[record][better], "second": results[record][other], "better": better, "other": other}
+        text = "output error {first:.4g} ({better}) against {second:.4g} ({other}), mean over layers"
+        return plain(found["first"] < found["second"]), Sentence(text, **found)
 
     return Test("by the layers' output error on the calibration text (geometric mean), which has no noise but that of the text", decide)
 
@@ -163,8 +166,10 @@ def settings(name: str, expected: Mapping[str, Any]) -> Test:
         found = {key: stored.get(key) for key in expected}
         other = results.get("group-size", GUIDE_GROUPS) != GUIDE_GROUPS
         verdict = UNTESTABLE if other else plain(found == dict(expected))
-        why = f"needs a model whose rows groups of {GUIDE_GROUPS} divide; " if other else ""
-        return verdict, why + "the artifact's config.json says " + ", ".join(f"{k}: {v}" for k, v in found.items())
+        said = {"settings": ", ".join(f"{key}: {value}" for key, value in found.items()), "size": GUIDE_GROUPS}
+        if other:
+            return verdict, Sentence("needs a model whose rows groups of {size} divide; the artifact's config.json says {settings}", **said)
+        return verdict, Sentence("the artifact's config.json says {settings}", **said)
 
     return Test("made with these options; read back from the checkpoint", decide)
 
@@ -175,10 +180,11 @@ def speed_of(name: str, word: str) -> Test:
     def decide(results: Results) -> Decided:
         own, original = fastest(results, name), fastest(results, "FP16 original")
         error = math.hypot(own["generation_sd"], original["generation_sd"])
-        text = (
-            f"generation {own['generation']:.1f} ± {own['generation_sd']:.1f} tokens/s against "
-            f"{original['generation']:.1f} ± {original['generation_sd']:.1f} of the original in transformers, on this machine"
-        )
+        text = Sentence(
+            "generation {own:.1f} ± {own_sd:.1f} tokens/s against {other:.1f} ± {other_sd:.1f} of the original in transformers, "
+            "on this machine",
+            own=own["generation"], own_sd=own["generation_sd"], other=original["generation"], other_sd=original["generation_sd"],
+        )  # fmt: skip
         return beyond(own["generation"] - original["generation"], error), text
 
     return Test(f"{word} is read as faster than the FP16 original, by more than twice the spread over the rounds", decide)
@@ -192,6 +198,16 @@ def fastest(results: Results, name: str) -> dict[str, Any]:
     return max(speeds, key=lambda speed: speed["generation"])
 
 
+AT_ONCE = (
+    "{ceiling:.0f} tok/s is the most that {devices} can generate, reading {read:.1f} GB a token; "
+    "the guide's {claimed:g} are {share:.0%} of it"
+)
+IN_TURN = (
+    "{ceiling:.0f} tok/s is the most that {devices} can generate, reading {read:.1f} GB a token one device after the other; "
+    "the guide's {claimed:g} are {share:.0%} of it"
+)
+
+
 def speed_of_70b(device: str, count: int, format_name: str, claimed: float, in_turn: bool = False) -> Test:
     """The claim that a 70B generates `claimed` tokens/s at batch 1: refuted where the devices' bandwidth does not allow it.
 
@@ -203,16 +219,17 @@ def speed_of_70b(device: str, count: int, format_name: str, claimed: float, in_t
         shape, one = SHAPES[SEVENTY], device_named(device)
         ceiling = (1 if in_turn else count) * one["bandwidth_gb_s"] * GB / read_bytes(shape, format_name)
         held = fit(shape, format_name, 1024, one["memory_gb"], count, usable=1.0)
-        alone = " one device after the other" if in_turn and count > 1 else ""
-        text = (
-            f"{ceiling:.0f} tok/s is the most that {count} × {device} can generate, reading {read_bytes(shape, format_name) / GB:.1f} GB "
-            f"a token{alone}; the guide's {claimed:g} are {claimed / ceiling:.0%} of it"
-        )
+        found = {
+            "ceiling": ceiling, "devices": f"{count} × {device}", "read": read_bytes(shape, format_name) / GB, "claimed": claimed,
+            "share": claimed / ceiling, "needed": held.needed, "usable": held.usable,
+        }  # fmt: skip
+        text = Sentence(AT_ONCE if not in_turn or count == 1 else IN_TURN, **found)
         if not held.holds:
-            text += f"; weights and a cache of 1,024 tokens take {held.needed:.1f} GB, more than the {held.usable:.0f} GB that there are"
-        possible = claimed <= ceiling and held.holds
-        need = f"; the rest needs {count} × {device} and the 70B" if possible else ""
-        return (UNTESTABLE if possible else FAILS), text + need
+            more = "{ceiling}; weights and a cache of 1,024 tokens take {needed:.1f} GB, more than the {usable:.0f} GB that there are"
+            return FAILS, Sentence(more, **found | {"ceiling": text})
+        if claimed > ceiling:
+            return FAILS, text
+        return UNTESTABLE, Sentence("{ceiling}; the rest needs {devices} and the 70B", **found | {"ceiling": text})
 
     return Test("does not hold above the ceiling that memory bandwidth sets, or beyond memory; else only the machine can tell", decide)
 

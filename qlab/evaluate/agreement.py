@@ -29,6 +29,9 @@ from qlab.support.progress import progress
 RESAMPLES = 500  # of the bootstrap
 
 
+CONTROL = "original (control)"  # its name among formats
+
+
 @dataclass(frozen=True)
 class Answered:
     """A prompt with its `language` and `kind`: int64 [1, prompt + answer], of which the last `tokens` are the original's answer.
@@ -119,7 +122,7 @@ def agreement_table(partings: Sequence[Parting], seed: int = 0) -> pd.DataFrame:
 def agreement_tables(original: PreTrainedModel, others: Iterable[tuple[str, nn.Module]], answered: Sequence[Answered]) -> pd.DataFrame:
     """The agreement_table of each of `others` by its name, the column `format`; before them the original's with itself, the control."""
     expected = kept_logits(original, [entry.ids for entry in answered])
-    named = chain([("original (control)", original)], others)
+    named = chain([(CONTROL, original)], others)
     return pd.concat([agreement_table(part(model, expected, answered)).assign(format=name) for name, model in named])
 
 

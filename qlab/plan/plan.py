@@ -13,7 +13,6 @@ import yaml
 from qlab import DATA
 from qlab.support.errors import UserError
 from qlab.support.reading import MOST
-from qlab.support.wording import listed
 
 GB = 1e9
 # Bits a weight of the decoder's linear layers, with scales and zero points; embedding and head beside them.
@@ -255,30 +254,6 @@ def plan(shape: Shape, format_name: str, context: int, sequences: int = 1, usabl
                 fits.append({"device": device["name"], "count": count, "tokens/s ceiling": round(ceiling)})
                 break
     return Plan(weights, cache, weights + cache, fits)
-
-
-def explain(name: str, format_name: str, context: int, device_name: str, count: int) -> str:
-    """Why so many of a device do, or do not, hold the model `name` of SHAPES; and how many do."""
-    shape, device = SHAPES[name], device_named(device_name)
-    found = fit(shape, format_name, context, device["memory_gb"], count)
-    devices = f"{count} × {device_name}"
-    text = (
-        f"{name} in {format_name} on {devices}: {found.weights:.1f} GB of weights and {found.needed - found.weights:.1f} GB of cache for "
-        f"{context:,} tokens are {found.needed:.1f} GB; {USABLE:.0%} of {count} × {device['memory_gb']} GB are {found.usable:.1f} GB. "
-    )
-    if found.holds:
-        return text + f"It fits, up to a context of {found.longest:,} tokens."
-    text += f"It does not fit; {f'a context of {found.longest:,} tokens would' if found.longest else 'the weights alone are too large'}."
-    enough = next((f["count"] for f in plan(shape, format_name, context).fits if f["device"] == device["name"]), None)
-    if enough is None:
-        return text + " Eight do not hold it either."
-    skipped = [n for n in range(count + 1, enough) if not splits(shape, n)]
-    if skipped:
-        counts = listed([str(n) for n in skipped])
-        text += (
-            f" {counts} cannot share {shape.heads} heads and {shape.kv_heads} KV heads evenly (tensor parallelism gives each as many), so"
-        )
-    return text + f" it takes {enough}."
 
 
 def hardware() -> list[dict[str, Any]]:

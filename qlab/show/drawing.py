@@ -40,6 +40,7 @@ STYLE = {
 NAMES = re.compile(r' id="[A-Za-z0-9]+_\d+"')  # of parts, the same in every figure; what is referred to has another kind of name
 NAMED = 12  # values that the alt text says; more are in the table
 NARROW, LINE = 5.2, 56  # inches of a drawing whose text is read on a phone, and the characters of a line of its title
+ACROSS, HIGH = 9, 0.2  # characters of an inch of another drawing's title, and the inches that a line of it takes
 GAP, BELOW = 0.32, 0.5  # inches above each pair of axes, for a caption, and below the last, for what its x is
 
 
@@ -54,7 +55,7 @@ class Drawing(Figure):
 
     def words(self) -> str:
         """The alt text."""
-        title = next((text for axes in self.axes if (text := axes.get_title(loc="left"))), "") or self.get_suptitle()
+        title = self.get_suptitle()
         labels = {
             gettext("across"): next((text for axes in self.axes if (text := axes.get_xlabel())), ""),
             gettext("upwards"): next((text for axes in self.axes if (text := axes.get_ylabel())), ""),
@@ -63,7 +64,7 @@ class Drawing(Figure):
         said = [f"{gettext(name)} {shown(value)}" for name, value in self.values.items()]
         many = gettext("{count} values, from {first} to {last}")
         values = ", ".join(said) if len(said) <= NAMED else many.format(count=len(said), first=said[0], last=said[-1])
-        return ". ".join(part for part in (gettext(" ".join(title.split())), "; ".join(named), values) if part)
+        return ". ".join(part for part in (title.replace("\n", " "), "; ".join(named), values) if part)
 
     def speak(self) -> None:
         """Put its texts into the language that is spoken, those that are messages; the others stay."""
@@ -103,16 +104,18 @@ def shown(value: Any) -> str:
 
 def new_axes(title: str, x: str, y: str, size: tuple[float, float] = (8, 4)) -> tuple[Drawing, Axes]:
     """A drawing with one pair of axes, that is shown only where a cell shows it."""
-    figure, (axes,) = panels(1, size)
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
+    figure, (axes,) = panels(title, 1, size)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     return figure, axes
 
 
-def panels(count: int, size: tuple[float, float]) -> tuple[Drawing, list[Axes]]:
-    """A drawing of `size` inches with `count` pairs of axes beside each other, whose scales are the same."""
-    figure = blank(size, layout="constrained")
+def panels(title: str, count: int, size: tuple[float, float]) -> tuple[Drawing, list[Axes]]:
+    """A drawing with `count` pairs of axes beside each other, whose scales are the same; of `size` inches, and higher by what lines its
+    title takes beyond the first."""
+    lines = fill(gettext(title), int(ACROSS * size[0]))
+    figure = blank((size[0], size[1] + HIGH * lines.count("\n")), layout="constrained")
+    figure.suptitle(lines, x=0.01, ha="left", fontsize=12, fontweight="bold")
     return figure, list(figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)[0])
 
 

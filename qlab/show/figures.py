@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 
 from qlab.show.drawing import ACCENT, INK, MUTED, PALETTE, Drawing, new_axes, panels, shown
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 from qlab.workbook.pareto import pareto_front
 
 MOST = 8  # numbers of a line that its table says
@@ -73,7 +73,9 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: st
     if len(series) > 1:
         axes.legend(fontsize=9)
     figure.values = {
-        f"{name} at {x} {px:g}" if len(series) > 1 else f"{x} {px:g}": py for name, points in series.items() for px, py in few(points)
+        say("{name} at {x} {px:g}", name=name, x=x, px=px) if len(series) > 1 else f"{gettext(x)} {px:g}": py
+        for name, points in series.items()
+        for px, py in few(points)
     }
     return figure
 
@@ -86,7 +88,7 @@ def few(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def points(table: pd.DataFrame, x: str, y: str, hue: str, columns: str, title: str, labels: tuple[str, str]) -> Drawing:
     """A tidy table as points, coloured by `hue`, one panel for each value of `columns`; x is logarithmic, y = 0 is drawn."""
     groups = list(table.groupby(columns, sort=False))
-    figure, every = panels(len(groups), (4.4 * len(groups) + 1, 4.4))
+    figure, every = panels(title, len(groups), (4.4 * len(groups) + 1, 4.4))
     for axes, (name, group) in zip(every, groups, strict=True):
         sns.scatterplot(
             group, x=x, y=y, hue=hue, style=hue, s=70, ax=axes, palette=colours(table[hue].nunique()), legend=axes is every[-1], linewidth=0
@@ -96,10 +98,10 @@ def points(table: pd.DataFrame, x: str, y: str, hue: str, columns: str, title: s
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
         axes.axhline(0, color=INK)
-        axes.set(title=name, xlabel=labels[0], ylabel=labels[1])
+        axes.set(title=gettext(str(name)), xlabel=labels[0], ylabel=labels[1])
     sns.move_legend(every[-1], "upper left", bbox_to_anchor=(1, 1))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    figure.values = {f"mean of {way}, {name}": found for (way, name), found in table.groupby([hue, columns], sort=False)[y].mean().items()}
+    means = table.groupby([hue, columns], sort=False)[y].mean()
+    figure.values = {say("mean of {way}, {panel}", way=way, panel=name): found for (way, name), found in means.items()}
     return figure
 
 
@@ -109,10 +111,10 @@ def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: st
     axes.step(*zip(*(points[name] for name in pareto_front(points)), strict=True), where="post", color=MUTED, linestyle="--", zorder=1)
     if log_y:
         axes.set_yscale("log")
-        axes.set_ylabel(f"{y}, log scale")
+        axes.set_ylabel(say("{label}, log scale", label=y))
     if log_x:
         axes.set_xscale("log")
-        axes.set_xlabel(f"{x}, log scale")
+        axes.set_xlabel(say("{label}, log scale", label=x))
     for px, py in points.values():
         axes.scatter(px, py, color=ACCENT, zorder=2)
     axes.margins(x=0.12, y=0.15)
@@ -130,7 +132,7 @@ def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: st
         while any(label.get_window_extent().overlaps(other) for other in written):
             label.xyann = (label.xyann[0], label.xyann[1] - 1)  # names come from top to bottom, so there is room below
         written.append(label.get_window_extent())
-    figure.values = {f"{name} ({x}, {y})": f"{px:.3g}, {py:.3g}" for name, (px, py) in points.items()}
+    figure.values = {f"{name} ({gettext(x)}, {gettext(y)})": f"{px:.3g}, {py:.3g}" for name, (px, py) in points.items()}
     return figure
 
 
@@ -157,7 +159,7 @@ def histogram(values: Sequence[float], levels: Mapping[str, Sequence[float]], ti
     axes.legend(fontsize=9)
     axes.set_ylabel(gettext("density"))
     tenths = statistics.quantiles(values, n=10)
-    figure.values = {f"{share} % are below": tenths[place] for share, place in ((10, 0), (50, 4), (90, 8))}
+    figure.values = {say("{share} % are below", share=share): tenths[place] for share, place in ((10, 0), (50, 4), (90, 8))}
     return figure
 
 
@@ -168,5 +170,6 @@ def heatmap(table: pd.DataFrame, title: str, label: str) -> Drawing:
     axes.tick_params(axis="both", labelsize=8, rotation=0)
     axes.set(xlabel=table.columns.name, ylabel=table.index.name)
     figure.axes[-1].collections[-1].set_rasterized(True)  # the scale of colours: else a path for each of 256
-    figure.values = {f"mean of {table.columns.name or 'column'} {name}": found for name, found in table.mean().items()}
+    axis = str(table.columns.name or "column")
+    figure.values = {say("mean of {axis} {name}", axis=axis, name=name): found for name, found in table.mean().items()}
     return figure

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from qlab.evaluate.quality import Quality
+from qlab.show.drawing import shown
 from qlab.support.wording import layer_place, signed
 from qlab.workbook.language.spoken import gettext
 
@@ -40,6 +42,22 @@ def styled(frame: pd.DataFrame) -> Styler:
         if is_number(frame[name]):
             styles.append({"selector": f"th.col{position}, td.col{position}", "props": "text-align:right"})
     return frame.style.format(escape="html", na_rep=gettext("not measured")).set_table_styles(styles)
+
+
+def table_of(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> Styler:
+    """A table as `styled`, without an index: names of columns and texts in the language that is spoken, those that are messages."""
+    listed = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
+    said = [{in_words(name): in_words(value) for name, value in row.items()} for row in listed]
+    return styled(pd.DataFrame(said)).hide(axis="index")
+
+
+def in_words(value: Any) -> Any:
+    """A cell of a table: yes or no, three digits of a fraction, a text in the language that is spoken."""
+    if isinstance(value, bool):
+        return gettext("yes" if value else "no")
+    if isinstance(value, str):
+        return gettext(value)
+    return shown(value) if isinstance(value, float) and math.isfinite(value) else value
 
 
 def texts(frame: pd.DataFrame) -> Styler:

@@ -1,8 +1,35 @@
-"""Numbers in sentences: no minus before a zero, one token but two tokens."""
+"""Numbers in sentences: no minus before a zero, one token but two tokens; and sentences that another language can make anew."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+
+class Sentence(str):
+    """An English text made of a template and values, which keeps both, so that it can be said in another language.
+
+    `template` is a format string of named fields, `values` are what they stand for; a value may be such a text again. Everywhere else it
+    is the English text: it compares, joins and is stored as that.
+    """
+
+    template: str
+    values: Mapping[str, Any]
+
+    def __new__(cls, template: str, /, **values: Any) -> Sentence:
+        made = super().__new__(cls, template.format(**values))
+        made.template, made.values = template, values
+        return made
+
+    def __reduce__(self) -> tuple[Callable[[], Sentence], tuple[()]]:
+        return partial(Sentence, self.template, **self.values), ()  # else a copy would be formatted once more
+
+
+def joined(between: str, parts: Sequence[str]) -> Sentence:
+    """Texts one after another, each of which keeps its template."""
+    names = [f"part{place}" for place in range(len(parts))]
+    return Sentence(between.join(f"{{{name}}}" for name in names), **dict(zip(names, parts, strict=True)))
 
 
 def signed(value: float, digits: int) -> str:
@@ -21,9 +48,16 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def listed(names: list[str]) -> str:
+def plural(count: int, one: str, several: str) -> Sentence:
+    """The template for one thing, or the one for several, with its `count` put in."""
+    return Sentence(one if count == 1 else several, count=count)
+
+
+def listed(names: Sequence[str]) -> Sentence:
     """A, B and C."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    if len(names) < 2:
+        return joined("", names)
+    return Sentence("{others} and {last}", others=joined(", ", names[:-1]), last=names[-1])
 
 
 def layer_place(name: str) -> tuple[int, list[str], str]:

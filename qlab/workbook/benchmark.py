@@ -21,7 +21,7 @@ from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
 from qlab.recipes import Recipe, parse
 from qlab.support.memory import disk_bytes
 from qlab.support.progress import progress
-from qlab.support.wording import signed
+from qlab.support.wording import Sentence, signed
 from qlab.workbook.lesson import Lesson, check_recipe, refusal
 
 ORIGINAL = "FP16 original"
@@ -76,7 +76,8 @@ def subjects(group_size: int) -> dict[str, Recipe | None]:
 def prerequisites(source: OpenedModel, subjects: Mapping[str, Recipe | None]) -> list[dict[str, str]]:
     """What of `subjects` can be made of a model, and why not what cannot: a row for each."""
     reasons = {name: refusal(recipe, lambda recipe: check_recipe(recipe, source)) for name, recipe in subjects.items()}
-    return [{"format": name, f"takes {source.config['model_type']}": f"no: {why}" if why else "yes"} for name, why in reasons.items()]
+    takes = Sentence("takes {type}", type=source.config["model_type"])
+    return [{"format": name, takes: Sentence("no: {why}", why=why) if why else "yes"} for name, why in reasons.items()]
 
 
 def benchmark(
@@ -202,7 +203,7 @@ def results_table(measured: Sequence[Row], floor: Mapping[str, Quality]) -> dict
     return {
         "columns": columns,
         "rows": rows,
-        "notes": [*NOTES, *(f"no ({number}): {reason}" for reason, number in reasons.items()), *elsewhere],
+        "notes": [*NOTES, *(Sentence("no ({number}): {reason}", number=number, reason=why) for why, number in reasons.items()), *elsewhere],
     }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qlab.methods.kquants.blocks import SUPERBLOCK, single_scale
 from qlab.methods.rtn import rtn
+from qlab.support.wording import Sentence
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ def shown_blocks(layers: Mapping[str, nn.Linear]) -> Shown:
     parts = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in whole))
     label, control_label = "Q4_K: 8 scales a superblock", "control: one scale a superblock"
     if len(whole) == len(layers):
-        said = f"Superblocks of {SUPERBLOCK} weights divide the rows of every layer."
+        said = Sentence("Superblocks of {size} weights divide the rows of every layer.", size=SUPERBLOCK)
         return Shown("Q4_K", "Q6_K", label, control_label, single_scale, whole, said)
     if whole:
-        said = (
-            f"Superblocks of {SUPERBLOCK} weights divide the rows of {len(whole)} of {len(layers)} layers ({parts}). "
-            "The figures are theirs; a GGUF file stores the others in blocks of 32."
-        )
+        said = Sentence(
+            "Superblocks of {size} weights divide the rows of {count} of {layers} layers ({parts}). The figures are theirs; a GGUF file "
+            "stores the others in blocks of 32.",
+            size=SUPERBLOCK, count=len(whole), layers=len(layers), parts=parts,
+        )  # fmt: skip
         return Shown("Q4_K", "Q6_K", label, control_label, single_scale, whole, said)
-    said = f"No layer has rows that superblocks of {SUPERBLOCK} weights divide: a GGUF file stores all in blocks of 32, which are shown."
+    no_layer = "No layer has rows that superblocks of {size} weights divide: a GGUF file stores all in blocks of 32, which are shown."
+    said = Sentence(no_layer, size=SUPERBLOCK)
     return Shown("Q5_0", "Q8_0", "Q5_0: a scale for 32", "control: one scale a row", lambda w: rtn(w, 5, -1).dequantize(), layers, said)

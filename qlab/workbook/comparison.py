@@ -17,7 +17,7 @@ from torch import Tensor
 from qlab.evaluate.quality import Quality, paired_difference
 from qlab.plan import choose
 from qlab.recipes import WalkedRecipe, parse
-from qlab.support.wording import listed, signed
+from qlab.support.wording import Sentence, joined, listed, signed
 from qlab.walk.statistics import Statistics
 from qlab.workbook.benchmark import apart
 from qlab.workbook.experiments import short_name
@@ -35,7 +35,9 @@ PARTS = {  # a part of a method, and two methods that differ in it alone
     "compensating errors (GPTQ)": ("AWQ", "AWQ + GPTQ"),
     "asymmetric grids": ("GPTQ symmetric", "GPTQ asymmetric"),
 }
-UNEXPLAINED = " The two have opposite signs: errors of single layers on the calibration text do not explain this change of the whole model."
+UNEXPLAINED = Sentence(
+    "The two have opposite signs: errors of single layers on the calibration text do not explain this change of the whole model."
+)
 AWQ_LAYOUT = ("RTN", "AWQ", "AWQ + GPTQ")  # methods that are stored in it
 OWN_WALK = ("RTN", "AWQ", "GPTQ symmetric")  # the lessons' tables give what these cost, each quantized alone
 
@@ -107,32 +109,37 @@ def ranking(methods: Mapping[str, Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def nearest_sentence(methods: Mapping[str, Quality], model: str) -> str:
+def nearest_sentence(methods: Mapping[str, Quality], model: str) -> Sentence:
     """Which method is nearest to the original `model`, and which of the others are told apart from it."""
     farther = differences(methods)
     best, *others = farther
     quality = methods[best]
     clear = [name for name in others if apart(*farther[name])]
     unclear = [name for name in others if name not in clear]
-    said = f"On {model}, {best} is nearest to the original: KL {quality.kl or 0:.5f} ± {quality.kl_stderr or 0:.5f}."
+    found = {"model": model, "best": best, "kl": quality.kl or 0, "error": quality.kl_stderr or 0}
+    said = [Sentence("On {model}, {best} is nearest to the original: KL {kl:.5f} ± {error:.5f}.", **found)]
     if unclear:
-        said += f" These windows do not tell it apart from {listed([f'{name} ({difference(*farther[name])})' for name in unclear])}."
+        names = listed([f"{name} ({difference(*farther[name])})" for name in unclear])
+        said.append(Sentence("These windows do not tell it apart from {names}.", names=names))
     if clear:
-        said += f" Farther by more than twice the error: {listed([f'{name} ({difference(*farther[name])})' for name in clear])}."
-    return said
+        names = listed([f"{name} ({difference(*farther[name])})" for name in clear])
+        said.append(Sentence("Farther by more than twice the error: {names}.", names=names))
+    return joined(" ", said)
 
 
-def layout_sentence(methods: Mapping[str, Measured], group_size: int) -> str:
+def layout_sentence(methods: Mapping[str, Measured], group_size: int) -> Sentence:
     """Which recipe to take for AWQ's layout: of those stored in it the nearest here, beside the one that qlab recommends."""
     farther = differences({name: methods[name].quality for name in AWQ_LAYOUT})
     nearest = METHODS[next(iter(farther))].format(group_size)
     (recommended,) = choose.recipes("AWQ", group_size)
-    said = f"Recipes for AWQ's layout: the nearest to the original is {nearest}"
+    said = Sentence("Recipes for AWQ's layout: the nearest to the original is {recipe}", recipe=nearest)
     if nearest == recommended:
-        return f"{said}, which qlab recommends."
+        return Sentence("{nearest}, which qlab recommends.", nearest=said)
     found = next(farther[name] for name in AWQ_LAYOUT if METHODS[name].format(group_size) == recommended)
-    noise = "" if apart(*found) else ", within twice the error"
-    return f"{said}; {recommended}, which qlab recommends, is farther by {difference(*found)}{noise}."
+    values = {"nearest": said, "recipe": recommended, "difference": difference(*found)}
+    if apart(*found):
+        return Sentence("{nearest}; {recipe}, which qlab recommends, is farther by {difference}.", **values)
+    return Sentence("{nearest}; {recipe}, which qlab recommends, is farther by {difference}, within twice the error.", **values)
 
 
 def parts(methods: Mapping[str, Measured]) -> list[Part]:
@@ -151,23 +158,31 @@ def log_ratios(before: Mapping[str, float], after: Mapping[str, float]) -> dict[
     return {name: math.log(max(after[name], 1e-12) / max(before[name], 1e-12)) for name in before if name in after}
 
 
-def part_sentences(found: Sequence[Part]) -> list[str]:
+def part_sentences(found: Sequence[Part]) -> list[Sentence]:
     """One sentence for each part, and a last one that names the part with the largest effect on KL."""
     said = []
     for part in found:
-        layers = (
-            f"the layers' output error {'falls' if part.removed >= 0 else 'rises'} by {abs(part.removed):.1f} % on the calibration text"
-        )
-        change = f"KL {'falls' if part.kl < 0 else 'rises'} by {abs(part.kl):.5f} ± {part.kl_stderr:.5f} on the evaluation text"
-        clear = apart(part.kl, part.kl_stderr)
-        end = "." if clear else ", which is within twice the error."
-        end += UNEXPLAINED if clear and (part.kl < 0) != (part.removed > 0) else ""
-        said.append(f"{part.name[0].upper()}{part.name[1:]}, from {part.without} to {part.including}: {layers}; {change}{end}")
+        values = {"removed": abs(part.removed), "kl": abs(part.kl), "error": part.kl_stderr}
+        if part.removed >= 0:
+            layers = Sentence("the layers' output error falls by {removed:.1f} % on the calibration text", **values)
+        else:
+            layers = Sentence("the layers' output error rises by {removed:.1f} % on the calibration text", **values)
+        if part.kl < 0:
+            change = Sentence("KL falls by {kl:.5f} ± {error:.5f} on the evaluation text", **values)
+        else:
+            change = Sentence("KL rises by {kl:.5f} ± {error:.5f} on the evaluation text", **values)
+        named = {"part": f"{part.name[0].upper()}{part.name[1:]}", "without": part.without, "including": part.including}
+        whole = Sentence("{part}, from {without} to {including}: {layers}; {change}", **named, layers=layers, change=change)
+        if not apart(part.kl, part.kl_stderr):
+            said.append(Sentence("{change}, which is within twice the error.", change=whole))
+        else:
+            ended = joined("", [whole, "."])
+            said.append(joined(" ", [ended, UNEXPLAINED]) if (part.kl < 0) != (part.removed > 0) else ended)
     gains = [part for part in found if apart(part.kl, part.kl_stderr) and part.kl < 0]
     if not gains:
-        return [*said, "None of these parts brings this model nearer to the original by more than twice the error."]
+        return [*said, Sentence("None of these parts brings this model nearer to the original by more than twice the error.")]
     most = min(gains, key=lambda part: part.kl)
-    return [*said, f"The part with the largest gain on this model is {most.name}."]
+    return [*said, Sentence("The part with the largest gain on this model is {part}.", part=most.name)]
 
 
 def channels(statistics: Mapping[str, Statistics]) -> dict[str, Channels]:
@@ -183,14 +198,15 @@ def channels_of(mean_square: Tensor) -> Channels:
     return Channels(ratio, float(strongest / mean_square.sum().clamp(min=1e-30)))
 
 
-def channel_sentences(found: Mapping[str, Channels], methods: Mapping[str, Measured]) -> list[str]:
+def channel_sentences(found: Mapping[str, Channels], methods: Mapping[str, Measured]) -> list[Sentence]:
     """How unequal the channels are, and whether scaling removes more error where they are more unequal."""
     most = max(found, key=lambda name: found[name].ratio)
     ratio, share = median(one.ratio for one in found.values()), 100 * median(one.top_share for one in found.values())
-    said = (
-        f"Input channels: in the median layer the strongest channel has {times(ratio)} times the mean square of the median "
-        f"channel (at most {times(found[most].ratio)} times, in {short_name(most)}), and the strongest 1 % have {share:.1f} % of the sum."
-    )
+    said = Sentence(
+        "Input channels: in the median layer the strongest channel has {ratio} times the mean square of the median channel (at most {most} "
+        "times, in {layer}), and the strongest 1 % have {share:.1f} % of the sum.",
+        ratio=times(ratio), most=times(found[most].ratio), layer=short_name(most), share=share,
+    )  # fmt: skip
     without, including = PARTS["scaling channels (AWQ)"]
     gains = {name: -ratio for name, ratio in log_ratios(methods[without].errors, methods[including].errors).items() if name in found}
     if len(gains) < 4:
@@ -199,12 +215,15 @@ def channel_sentences(found: Mapping[str, Channels], methods: Mapping[str, Measu
     return [said, together_sentence(together, len(gains))]
 
 
-def together_sentence(together: float, layers: int) -> str:
+def together_sentence(together: float, layers: int) -> Sentence:
     """Whether scaling gains more in layers with more unequal channels, from the rank correlation over so many layers."""
-    measured = f"rank correlation {signed(together, 2)} over {layers} layers"
+    measured = Sentence("rank correlation {together} over {layers} layers", together=signed(together, 2), layers=layers)
     if not apart(together, 1 / math.sqrt(layers - 1)):  # the standard deviation of the rank correlation of unrelated numbers
-        return f"How unequal a layer's channels are does not tell how much scaling gains there: {measured}, which chance gives too."
-    return f"Scaling gains {'more' if together > 0 else 'less'} in layers whose channels are more unequal: {measured}."
+        text = "How unequal a layer's channels are does not tell how much scaling gains there: {measured}, which chance gives too."
+        return Sentence(text, measured=measured)
+    if together > 0:
+        return Sentence("Scaling gains more in layers whose channels are more unequal: {measured}.", measured=measured)
+    return Sentence("Scaling gains less in layers whose channels are more unequal: {measured}.", measured=measured)
 
 
 def times(ratio: float) -> str:

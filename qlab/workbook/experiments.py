@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qlab.artifacts.artifact import Artifact
 from qlab.evaluate.quality import Quality, measure_quality
 from qlab.methods.awq import best_scale, output_error, sweep_exponents
 from qlab.methods.gptq import gptq
@@ -22,13 +23,14 @@ from qlab.recipes import parse
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
-from qlab.support.wording import layer_place
+from qlab.support.wording import Sentence, joined, layer_place
 from qlab.walk.folding import fold_scales
 from qlab.walk.grouping import find_groups
 from qlab.walk.routing import collect
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations
 from qlab.walk.statistics import Statistics
+from qlab.workbook.language.spoken import say
 from qlab.workbook.lesson import Lesson
 
 Rounding = Callable[[Tensor, Statistics], Tensor]
@@ -196,17 +198,29 @@ def layer_changes(plain: Mapping[str, float], ways: Mapping[str, Mapping[str, fl
     return pd.DataFrame(rows)
 
 
-def where_it_helps(table: pd.DataFrame) -> list[str]:
+def where_it_helps(table: pd.DataFrame) -> list[Sentence]:
     """One sentence for each way in a table of `layer_changes`: how often it hurts, and whether unevenness goes with the gain."""
     sentences = []
     for way, part in table.groupby("way", sort=False):
         worse = part[part["removed"] < 0].sort_values("removed")
-        hurt = f", worst {worse.iloc[0]['layer']} by {-worse.iloc[0]['removed']:.1f} %" if len(worse) else ""
         together = part["uneven"].rank().corr(part["removed"].rank())
         kinds = part.groupby("kind")["removed"].mean().sort_values()
-        sentences.append(
-            f"{way}: {part['removed'].mean():.1f} % removed on average, most from {kinds.index[-1]} ({kinds.iloc[-1]:.1f} %), "
-            f"least from {kinds.index[0]} ({kinds.iloc[0]:.1f} %); {len(worse)} of {len(part)} layers made worse{hurt}; "
-            f"rank correlation of unevenness and gain {together:+.2f}"
-        )
+        removed = Sentence(
+            "{way}: {mean:.1f} % removed on average, most from {first} ({most:.1f} %), least from {last} ({least:.1f} %)",
+            way=way, mean=part["removed"].mean(), first=kinds.index[-1], most=kinds.iloc[-1], last=kinds.index[0], least=kinds.iloc[0],
+        )  # fmt: skip
+        hurt = Sentence("{count} of {layers} layers made worse", count=len(worse), layers=len(part))
+        if len(worse):
+            name, by = worse.iloc[0]["layer"], -worse.iloc[0]["removed"]
+            hurt = Sentence("{hurt}, worst {layer} by {by:.1f} %", hurt=hurt, layer=name, by=by)
+        related = Sentence("rank correlation of unevenness and gain {together:+.2f}", together=together)
+        sentences.append(joined("; ", [removed, hurt, related]))
     return sentences
+
+
+def cost(name: str, made: Artifact) -> str:
+    """What quantizing took, in one sentence, in the language that is spoken."""
+    return say(
+        "{name}: {seconds:.1f} s on {device}, peak memory {peak:.2f} GB, checkpoint {size:.1f} MB",
+        name=name, seconds=made.seconds, device=made.device, peak=made.peak_bytes / 1e9, size=made.disk_bytes / 1e6,
+    )  # fmt: skip

@@ -33,9 +33,11 @@ from qlab.recipes.recipe import Walked
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.process import run_isolated
+from qlab.support.wording import Sentence
 from qlab.walk.routing import collect
 from qlab.walk.statistics import Statistics
 from qlab.workbook.judged import judged
+from qlab.workbook.language.spoken import say
 from qlab.workbook.record import record
 
 GROUP_SIZE = 128  # the guide's
@@ -169,7 +171,7 @@ def able(things: Mapping[str, T], check: Callable[[T], None]) -> dict[str, T]:
     found = {}
     for name, thing in things.items():
         if reason := refusal(thing, check):
-            print(f"Left out: {name}. {reason}.")
+            print(say("Left out: {name}. {reason}.", name=name, reason=reason))
         else:
             found[name] = thing
     return found
@@ -214,7 +216,7 @@ def open_lesson(
     calibration = read_windows(calibration_text, tokenizer, calibration_length, calibration_windows, rows)
     evaluation_windows = evaluation_windows or default_windows(source)
     evaluation = read_windows(evaluation_text, tokenizer, evaluation_length, evaluation_windows, rows)
-    print("\n".join([*calibration.lines("calibration"), *evaluation.lines("evaluation")]))
+    print(*map(say, [*calibration.lines(Sentence("calibration")), *evaluation.lines(Sentence("evaluation"))]), sep="\n")
     # FP32 arithmetic: the same figures whether or not a machine has fast half precision.
     reference = load(source, torch.float32, found_device(device), apart=True)
     record("model", {
@@ -225,11 +227,14 @@ def open_lesson(
     record("group-size", size)
     lesson = Lesson(source, tokenizer, reference, calibration, evaluation, work, size)
     if why:
-        print(f"Groups of {size} weights instead of {GROUP_SIZE}, in every recipe of this model: {why}.")
+        groups = {"size": size, "usual": GROUP_SIZE, "why": why}
+        print(say("Groups of {size} weights instead of {usual}, in every recipe of this model: {why}.", **groups))
     if len(lesson.sampled_blocks) < source.layout.count:
-        print(f"Experiments layer by layer look at {BLOCKS} of {source.layout.count} blocks: {', '.join(map(str, lesson.sampled_blocks))}.")
+        blocks = {"some": BLOCKS, "all": source.layout.count, "which": ", ".join(map(str, lesson.sampled_blocks))}
+        print(say("Experiments layer by layer look at {some} of {all} blocks: {which}.", **blocks))
     if others := [name for name in decoder_layers(reference) if name not in lesson.layers]:
-        print(f"{len(others)} layers are left out of the experiments, since groups of {size} do not divide their rows: {others[0]}, …")
+        left = {"count": len(others), "size": size, "first": others[0]}
+        print(say("Left out of the experiments, since groups of {size} do not divide their rows: {count} layers, {first}, …", **left))
     return lesson
 
 

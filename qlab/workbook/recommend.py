@@ -9,6 +9,7 @@ from typing import Any
 
 from qlab.evaluate.quality import paired_difference
 from qlab.plan.choose import recommend as guide_says
+from qlab.support.wording import Sentence, joined
 from qlab.workbook.benchmark import ORIGINAL, Row, apart, generation, of_formats
 
 USES = {  # a use, the guide's answers to reach it, and the formats that can be put to it
@@ -47,20 +48,23 @@ def recommend(measured: Sequence[Row], use: str, offload: bool, share: float) ->
     fitting = [row for row in able if row.disk_bytes <= room]
     if not fitting:
         least = min(able, key=lambda row: row.disk_bytes, default=None)
-        why = "no format that can be put to this use leaves layers on the CPU"
+        why = Sentence("no format that can be put to this use leaves layers on the CPU")
         if least:
-            why = f"the smallest for this use, {least.name}, takes {least.disk_bytes / original.disk_bytes:.0%} of the original's size"
-        return Advice(guide, "nothing measured here", False, why)
+            size = least.disk_bytes / original.disk_bytes
+            why = Sentence("the smallest for this use, {name}, takes {size:.0%} of the original's size", name=least.name, size=size)
+        return Advice(guide, Sentence("nothing measured here"), False, why)
     nearest = min(fitting, key=lambda row: row.quality.kl or 0)
     equals = [row for row in fitting if row is nearest or not farther(row, nearest)]
     best = max(equals, key=generation)
-    why = f"KL {best.quality.kl or 0:.5f}, {best.disk_bytes / original.disk_bytes:.0%} of the original's size"
+    found = {"kl": best.quality.kl or 0, "size": best.disk_bytes / original.disk_bytes, "speed": generation(best)}
+    why = Sentence("KL {kl:.5f}, {size:.0%} of the original's size", **found)
     if generation(best):
-        why += f", {generation(best):.0f} tok/s here"
+        why = Sentence("{quality}, {speed:.0f} tok/s here", quality=why, **found)
     named = [row for row in rows if row.name != best.name and row.name.split()[0] in guide.replace(":", " ").split()]
     agree = best.name.split()[0] in guide.replace(":", " ").split() and not (best.name == "GGUF Q8_0" and "Q4_K_M" in guide)
     if not agree:
-        why += "; " + ("; ".join(beside(row, fitting, formats) for row in named) or "the guide names no format measured here")
+        others = [beside(row, fitting, formats) for row in named] or [Sentence("the guide names no format measured here")]
+        why = joined("; ", [why, *others])
     return Advice(guide, best.name, agree, why)
 
 
@@ -80,10 +84,10 @@ def farther(row: Row, nearest: Row) -> bool:
     return apart(*paired_difference(row.quality.kl_windows, nearest.quality.kl_windows))
 
 
-def beside(row: Row, fitting: Sequence[Row], formats: Sequence[str]) -> str:
+def beside(row: Row, fitting: Sequence[Row], formats: Sequence[str]) -> Sentence:
     """Why a format that the guide names was not taken."""
     if not row.name.startswith(tuple(formats)):
-        return f"{row.name} cannot be put to this use with these constraints"
+        return Sentence("{name} cannot be put to this use with these constraints", name=row.name)
     if row not in fitting:
-        return f"{row.name} is larger than allowed"
-    return f"{row.name} has KL {row.quality.kl or 0:.5f}"
+        return Sentence("{name} is larger than allowed", name=row.name)
+    return Sentence("{name} has KL {kl:.5f}", name=row.name, kl=row.quality.kl or 0)

@@ -15,12 +15,10 @@ from qlab.plan.plan import (
     Counted,
     cache_bytes,
     device_named,
-    explain,
     fit,
     hardware,
     plan,
     shape_of,
-    splits,
     weight_bytes,
 )
 
@@ -99,12 +97,3 @@ def test_table_and_claims_judge_by_one_rule() -> None:
     assert two.holds
     assert fit(SEVENTY, "FP16", two.longest, 80, 2).holds
     assert not fit(SEVENTY, "FP16", two.longest + 1, 80, 2).holds
-
-
-def test_heads_that_cannot_be_shared_are_explained() -> None:
-    assert [n for n in range(1, 9) if splits(SEVENTY, n)] == [1, 2, 4, 8]
-    text = explain("Llama-3.1-70B", "AWQ/GPTQ INT4 g128", 16384, "RTX 4090", 2)
-    assert "It does not fit" in text
-    assert "3 cannot share 64 heads" in text
-    assert text.endswith("it takes 4.")
-    assert "It fits" in explain("Llama-3.1-70B", "FP16", 4096, "A100 80GB SXM", 2)

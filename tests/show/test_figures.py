@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from qlab.show import figures
-from qlab.show.tables import is_number, styled
-from qlab.support.wording import counted, listed, signed
+from qlab.show.tables import is_number, styled, table_of
+from qlab.show.titles import gptq
+from qlab.support.wording import Sentence, counted, listed, signed
 from qlab.workbook.language.spoken import VARIABLE
 
 POINTS = {
@@ -51,6 +52,23 @@ def test_text_stands_left_and_numbers_right() -> None:
     assert "th.col2" in page
 
 
+def test_a_table_speaks_french(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {
+            "method": "GPTQ symmetric",
+            "told apart": True,
+            "KL (nats/token)": 42.9 + 1e-9,
+            "why": Sentence("{name} has KL {kl:.5f}", name="a", kl=0.1),
+        }
+    ]
+    assert [text in table_of(rows).to_html() for text in ("method", ">yes<", ">42.9<", "a has KL 0.10000")] == [True] * 4
+    monkeypatch.setenv(VARIABLE, "fr")
+    page = table_of(rows).to_html()
+    assert [text in page for text in ("méthode", "GPTQ symétrique", "distingué", ">oui<", "KL (nats/jeton)", "a a une KL de 0.10000")] == [
+        True
+    ] * 6
+
+
 def test_numbers_in_sentences() -> None:
     assert [signed(-1e-9, 4), signed(-0.5, 1), signed(0.25, 2)] == ["0.0000", "-0.5", "+0.25"]
     assert [counted(1, "token"), counted(2000, "token")] == ["1 token", "2,000 tokens"]
@@ -59,9 +77,10 @@ def test_numbers_in_sentences() -> None:
 
 def test_a_figure_speaks_french(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "fr")
-    drawn = figures.bars({"no compensation": 2.0, "RTN": 1.0}, "Output error, mean over layers", "relative squared error")
+    errors = {"no compensation": 2.0, "RTN": 1.0, "GPTQ": 0.5}
+    drawn = figures.bars(errors, gptq.compensation(errors), "relative squared error")
     page = drawn.html().replace("\u00a0", " ")
-    for said in ("Erreur de sortie, moyenne sur les couches", "erreur quadratique relative", "sans compensation"):
+    for said in ("GPTQ laisse 50 % de", "erreur quadratique relative", "sans compensation"):
         assert page.count(said) >= 2  # drawn, and in the alt text
     assert "en abscisse: erreur quadratique relative" in drawn.words()
     assert "no compensation" not in page

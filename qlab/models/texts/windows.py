@@ -18,7 +18,12 @@ from qlab.models.texts.documents import Text, open_text
 from qlab.models.texts.mixture import label_of, mixture, shares
 from qlab.models.texts.tokens import beginning, check_tokens, end_of_text, shown
 from qlab.support.errors import UserError
+from qlab.support.wording import Sentence, joined, plural
 
+KINDS = TEMPLATED, UNTEMPLATED, LINES, PLAIN = (
+    "conversations by the chat template", "conversations as plain text, since the tokenizer has no chat template", "JSON lines",
+    "plain text",
+)  # fmt: skip
 CHARACTERS_A_TOKEN = 12  # more than tokenizers take on prose: a cheap bound that spares tokenizing megabytes
 
 
@@ -40,19 +45,30 @@ class Read:
     joined: str = ""
 
     def __str__(self) -> str:
-        counted = f"{self.used:,} of {self.documents:,} documents" if self.used < self.documents else _many(self.documents, "document")
-        words = [f"{self.name}: {self.kind}, {counted} read, {self.tokens:,} tokens, {_many(self.windows, 'window')} used"]
-        if self.joined and self.used > 1:
-            words.append(f"{self.joined} between documents")
+        return self.said()
+
+    def said(self) -> Sentence:
+        """What was read, in one sentence."""
         if self.used < self.documents:
-            words.append("the other documents were not needed")
+            counted = Sentence("{used:,} of {documents:,} documents read", used=self.used, documents=self.documents)
+        else:
+            counted = plural(self.documents, "1 document read", "{count:,} documents read")
+        windows = plural(self.windows, "1 window used", "{count:,} windows used")
+        tokens = plural(self.tokens, "1 token", "{count:,} tokens")
+        read = joined(", ", [self.kind, counted, tokens, windows])
+        words = [Sentence("{name}: {said}", name=self.name, said=read)]
+        if self.joined and self.used > 1:
+            words.append(Sentence("{mark} between documents", mark=self.joined))
+        if self.used < self.documents:
+            words.append(Sentence("the other documents were not needed"))
         if self.windows < self.asked:
-            words.append(f"fewer than the {self.asked:,} windows asked for, since the text is shorter")
+            words.append(Sentence("fewer than the {asked:,} windows asked for, since the text is shorter", asked=self.asked))
             if self.unused:
-                words.append(f"its last {_many(self.unused, 'token')} fill no window and are dropped")
+                one, several = "its last token fills no window and is dropped", "its last {count:,} tokens fill no window and are dropped"
+                words.append(plural(self.unused, one, several))
         if self.empty:
-            words.append(f"{_many(self.empty, 'document')} without text dropped")
-        return "; ".join(words)
+            words.append(plural(self.empty, "1 document without text dropped", "{count:,} documents without text dropped"))
+        return joined("; ", words)
 
 
 @dataclass(frozen=True)
@@ -72,14 +88,17 @@ class Reading:
         return {"text": self.label, "sha256": hashes} | ({"start": self.start} if self.start else {})
 
     @property
-    def protocol(self) -> str:
+    def protocol(self) -> Sentence:
         """How the windows were cut, in a sentence."""
-        begins = f"each begins with {self.start}, as the tokenizer begins a text" if self.start else "no BOS, as the tokenizer adds none"
-        return f"windows of {self.windows.shape[1]} tokens that do not overlap, {begins}"
+        begins = Sentence("no BOS, as the tokenizer adds none")
+        if self.start:
+            begins = Sentence("each begins with {start}, as the tokenizer begins a text", start=self.start)
+        cut = Sentence("windows of {length} tokens that do not overlap", length=self.windows.shape[1])
+        return joined(", ", [cut, begins])
 
-    def lines(self, purpose: str) -> list[str]:
+    def lines(self, purpose: str) -> list[Sentence]:
         """What was read, for people, a line each text and one for the protocol."""
-        return [f"{purpose}: {one}" for one in self.read] + [f"{purpose}: {self.protocol}"]
+        return [Sentence("{name}: {said}", name=purpose, said=said) for said in (*(one.said() for one in self.read), self.protocol)]
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """What was read, for manifests: names, counts and hashes, no path of this machine."""
@@ -120,15 +139,12 @@ def cut_text(text: Text, tokenizer: Tokenizer, length: int, count: int, rows: in
     if not found:
         raise UserError(f"{text.name} has {len(stream)} tokens, less than one window of {length}; give a longer text or a shorter window")
     messages = any(document.messages for document in text.documents)
-    kind = ("conversations by the chat template" if templated else _JOINED) if messages else "JSON lines" if text.lines else "plain text"
+    kind = (TEMPLATED if templated else UNTEMPLATED) if messages else LINES if text.lines else PLAIN
     joined = "" if messages and templated else shown(tokenizer, end)
     read = Read(
         text.name, kind, text.sha256, len(text.documents), used, text.empty, len(stream), count, len(found), len(stream) - last, joined
     )
     return torch.tensor(found, dtype=torch.int64), read
-
-
-_JOINED = "conversations as plain text, since the tokenizer has no chat template"
 
 
 def encode_enough(text: str, tokenizer: Tokenizer, wanted: int) -> list[int]:
@@ -166,7 +182,3 @@ def cut_tokens(stream: Sequence[int], start: Sequence[int], length: int, count: 
         windows.append([*head, *stream[place:end]])
         place = end
     return windows, place
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

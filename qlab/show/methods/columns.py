@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qlab.show.drawing import INK, MUTED, PALETTE, Drawing, caption, stacked
 from qlab.workbook.drawn.columns import Columns
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 
 POSITIVE, NEGATIVE = PALETTE[0], PALETTE[1]
 
@@ -19,11 +19,10 @@ def column_picture(walk: Columns, column: int) -> Drawing:
     errors = walk.output_errors
     with_it, without = errors[here]
     updates = walk.updates(here)
-    moving = gettext("Column {column} of {all}, its error moves the {left} to come; output error so far: {share:.0%} of plain rounding's")
-    last = gettext(
-        "Column {column} of {all}, the last, whose error nothing takes over; output error so far: {share:.0%} of plain rounding's"
-    )
-    title = (moving if column < count else last).format(column=column, all=count, left=count - column, share=with_it / max(without, 1e-30))
+    title = "Column {column} of {all}, its error moves the {left} to come; output error so far: {share:.0%} of plain rounding's"
+    if column == count:
+        title = "Column {column} of {all}, the last, whose error nothing takes over; output error so far: {share:.0%} of plain rounding's"
+    title = say(title, column=column, all=count, left=count - column, share=with_it / max(without, 1e-30))
     figure, (weights, moves, curve) = stacked(title, (2.9, 2.8, 1.8))
     draw_weights(weights, walk, here)
     draw_moves(moves, walk, here, updates)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qlab.show.drawing import INK, PALETTE, Drawing, stacked
 from qlab.workbook.drawn.spectrum import Spectrum
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 
 FLOOR = 1e-9  # under which nothing is drawn: what FP32 sums cannot tell from zero
 
@@ -14,15 +14,14 @@ FLOOR = 1e-9  # under which nothing is drawn: what FP32 sums cannot tell from ze
 def spectrum_picture(layer: str, found: Spectrum, dampings: Sequence[float]) -> Drawing:
     """The spectrum of a layer's H, and what becomes of it by each of `dampings`; the first is the one that the title speaks of."""
     first = dampings[0]
-    title = gettext(
+    title = (
         "{layer}: {share:.0%} of H's eigenvalues are smaller than what damping {damping:g} adds; largest over smallest falls from {before} "
         "to {after}"
     )
     if found.taken < found.channels:
-        some = gettext("{layer}, {taken:,} of its {channels:,} channels")
-        layer = some.format(layer=layer, taken=found.taken, channels=found.channels)
+        layer = say("{layer}, {taken:,} of its {channels:,} channels", layer=layer, taken=found.taken, channels=found.channels)
     falls = {"before": ratio(found.condition()), "after": ratio(found.condition(first))}
-    title = title.format(layer=layer, share=found.below(first), damping=first, **falls)
+    title = say(title, layer=layer, share=found.below(first), damping=first, **falls)
     figure, (axes,) = stacked(title, (3.6,))
     share = [100 * (place + 1) / found.taken for place in range(found.taken)]
     for damping, colour in zip(dampings, PALETTE):

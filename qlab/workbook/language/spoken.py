@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import io
 import os
+import string
 from collections.abc import Sequence
 from functools import cache
 from gettext import GNUTranslations, NullTranslations
+from typing import Any
 
 from qlab import ROOT
 from qlab.support.errors import UserError
+from qlab.support.wording import Sentence, listed
 
 VARIABLE = "QLAB_LANGUAGE"
 ENGLISH = "en"
 FOLDER = ROOT / "notebooks"  # of the languages' folders
 MESSAGES = "messages.po"
+# What other languages write in numbers otherwise than English. The decimal point stays, as it stands in code and on axes.
+NUMBERS = {"fr": {",": "\u202f", "%": "\u00a0%"}}
 
 
 def languages() -> list[str]:
@@ -50,8 +55,30 @@ def spoken() -> str:
 
 
 def gettext(message: str) -> str:
-    """An English message in the language that is spoken; as it is where it has no translation."""
+    """An English message in the language that is spoken; as it is where it has no translation.
+
+    A `Sentence` is made anew from its template in that language, with values that are messages in it too.
+    """
+    if isinstance(message, Sentence) and spoken() != ENGLISH:
+        return Filling().vformat(gettext(message.template), (), message.values)
     return messages(spoken()).gettext(message) if message else ""  # by the empty text a catalogue describes itself
+
+
+def say(message: str, /, **values: Any) -> str:
+    """An English message with values for its named fields, in the language that is spoken."""
+    return gettext(Sentence(message, **values)) if values else gettext(message)
+
+
+class Filling(string.Formatter):
+    """Puts values into a template: texts in the language that is spoken, numbers as it writes them."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, str):
+            return format(gettext(value), format_spec)
+        written = format(value, format_spec)
+        for english, own in NUMBERS.get(spoken(), {}).items():
+            written = written.replace(english, own)
+        return written
 
 
 def ngettext(one: str, several: str, count: int) -> str:
@@ -61,7 +88,7 @@ def ngettext(one: str, several: str, count: int) -> str:
 
 def enumerated(names: Sequence[str]) -> str:
     """A, B and C, in the language that is spoken."""
-    return gettext("{others} and {last}").format(others=", ".join(names[:-1]), last=names[-1]) if len(names) > 1 else "".join(names)
+    return gettext(listed(names))
 
 
 @cache

@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import nbformat
@@ -14,20 +15,33 @@ from jinja2.ext import babel_extract
 
 from qlab import ROOT
 from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
+from qlab.evaluate.agreement import CONTROL
+from qlab.evaluate.arithmetic import FLOOR
+from qlab.models.texts.windows import KINDS
+from qlab.plan import choose
+from qlab.serve.proof import Check
 from qlab.show import figures
 from qlab.show.methods.bits import PARTS
 from qlab.show.methods.superblock import COLOURS
+from qlab.show.tables import error_table
+from qlab.show.titles.principles import INT8
 from qlab.show.widgets import label
 from qlab.workbook.batch.runner import DONE, FAILED, LEFT_OUT, SKIPPED
-from qlab.workbook.benchmark import results_table
+from qlab.workbook.benchmark import NO_PEAK, NOTES, best_of, results_table
+from qlab.workbook.blocks import shown_blocks
+from qlab.workbook.comparison import METHODS
+from qlab.workbook.comparison import PARTS as PARTS_OF_METHODS
 from qlab.workbook.drawn.bits import chosen_weights
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.checks import ASKED, WRITTEN
 from qlab.workbook.exercises.trial import Names, Numbers
 from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
 from qlab.workbook.reader.glossary import load_glossary
+from qlab.workbook.recommend import USES, Advice
+from tests.workbook.language.templates import FUNCTIONS, calls, keys_in, named, said_in
 
-FUNCTIONS = {"gettext": 1, "ngettext": 2, "_": 1}  # and how many of their arguments are messages
+UNREAD = ("wording.py", "spoken.py")  # where templates are handed on
+TABLES = {"comparison.py": "ranking", "benchmark.py": "prerequisites", "recommend.py": "every_advice"}  # functions that name columns
 
 
 def every_message() -> dict[str, str]:
@@ -40,10 +54,10 @@ def every_message() -> dict[str, str]:
 
 def of_code() -> Iterator[tuple[str, str]]:
     for file in sorted((ROOT / "qlab").rglob("*.py")):
-        for call in calls(ast.parse(file.read_text(encoding="utf-8"))):
-            first = call.args[0] if named(call) in FUNCTIONS and call.args else None
-            if isinstance(first, ast.Constant):
-                yield str(file.relative_to(ROOT)), str(first.value)
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        yield from ((str(file.relative_to(ROOT)), message) for message in said_in(tree, file.name in UNREAD))
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == TABLES.get(file.name)):
+            yield from ((str(file.relative_to(ROOT)), column) for column in keys_in(function))
 
 
 def of_pages() -> Iterator[tuple[str, str]]:
@@ -62,7 +76,23 @@ def of_data() -> Iterator[tuple[str, str]]:
     yield from (("qlab/claims", found.measured) for found in untested)
     yield from (("qlab/claims", verdict) for verdict in (HOLDS, FAILS, NOISE, UNTESTABLE, OPEN, ADVICE))
     yield from (("qlab/workbook/batch/runner.py", state) for state in (DONE, FAILED, SKIPPED, LEFT_OUT))
+    yield from (("qlab/claims", test.decide({})[1]) for test in TESTS.values() if test.rule == "by the runtime's own documentation")
+    yield from (("qlab/models/texts/windows.py", kind) for kind in KINDS)
+    yield from (("qlab/plan/choose.py", said) for path, leaf in choose.leaves().items() for said in (*path, leaf) if " " in said)
+    columns = [field.name for table in (Check, Advice) for field in fields(table)]
+    yield from (
+        ("qlab/serve, qlab/workbook", column) for column in (*columns, *METHODS, CONTROL, *INT8, "device", "count", "tokens/s ceiling")
+    )
+    yield from (("qlab/workbook/comparison.py", said) for part in PARTS_OF_METHODS for said in (part, part[0].upper() + part[1:]))
+    yield from (("qlab/workbook/benchmark.py", said) for said in (*NOTES, NO_PEAK, FLOOR, *best_of([]), *USES))
     yield from (("qlab/workbook/benchmark.py", column) for column in results_table([], {})["columns"])
+    table = error_table({"model.layers.0.mlp.up_proj": 0.1})
+    yield from (("qlab/show/tables.py", str(axis)) for axis in (table.index.name, table.columns.name))
+    for width in (256, 96):  # rows that superblocks divide, and rows that they do not
+        shown = shown_blocks({"a": torch.nn.Linear(width, 1)})
+        yield from (
+            ("qlab/workbook/blocks.py", said) for label in (shown.label, shown.control_label) for said in (label, plain_name(label))
+        )
     yield from (("qlab/show/methods", name) for name in (*PARTS, *COLOURS))
     yield from (("qlab/workbook/drawn/bits.py", name) for name in chosen_weights(torch.arange(1, 9), 8))
     for name, written in WRITTEN.items():
@@ -74,9 +104,13 @@ def of_data() -> Iterator[tuple[str, str]]:
             yield from ((f"exercise {name!r}", message) for message in (asked.unit, asked.hint))
 
 
+def plain_name(label: str) -> str:
+    """What is compared with, without the word that it is the control."""
+    return label.removeprefix("control: ")
+
+
 def of_lessons() -> Iterator[tuple[str, str]]:
-    """Questions and choices of predictions, names and choices of controls, titles and axes of figures, where they are written out; what is
-    computed stays English."""
+    """Questions and choices of predictions, names and choices of controls, axes of figures, what is printed, and columns of tables."""
     for lesson in lesson_names():
         for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells:
             if cell.cell_type == "code":
@@ -84,6 +118,9 @@ def of_lessons() -> Iterator[tuple[str, str]]:
 
 
 def of_cell(cell: ast.Module) -> Iterator[str]:
+    yield from said_in(cell)
+    if any(named(call) == "table_of" for call in calls(cell)):
+        yield from keys_in(cell)
     for node in cell.body:  # question = "…", for the line below it
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "question":
             yield from texts(node.value)
@@ -115,15 +152,6 @@ def names_in_lessons() -> set[str]:
     cells = [cell for lesson in lesson_names() for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells]
     nodes = [node for cell in cells if cell.cell_type == "code" for node in ast.walk(ast.parse(cell.source))]
     return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-
-
-def calls(tree: ast.AST) -> Iterator[ast.Call]:
-    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
-
-
-def named(call: ast.Call) -> str:
-    """The name of the function that is called."""
-    return call.func.id if isinstance(call.func, ast.Name) else ""
 
 
 def catalogue(language: str) -> Path:

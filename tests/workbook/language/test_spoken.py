@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 import string
 from collections import Counter
@@ -10,8 +12,9 @@ import pytest
 from babel.messages.pofile import read_po
 
 from qlab.support.errors import UserError
+from qlab.support.wording import Sentence, joined, listed, plural
 from qlab.workbook.language import spoken
-from qlab.workbook.language.spoken import VARIABLE, enumerated, gettext, languages, ngettext, speak
+from qlab.workbook.language.spoken import VARIABLE, enumerated, gettext, languages, ngettext, say, speak
 from tests.workbook.language.messages import catalogue, every_message, names_in_lessons
 
 OTHERS = languages()[1:]
@@ -73,6 +76,28 @@ def test_messages_are_said_in_the_language_that_is_spoken(monkeypatch: pytest.Mo
     assert enumerated(["A"]) == "A"
     forms = next(forms for forms, _ in messages("fr").values() if len(forms) == 2)
     assert [ngettext(*forms, count).split()[1] for count in (0, 1, 2)] == ["nom", "nom", "noms"]
+
+
+def test_a_sentence_is_made_anew_in_the_language_that_is_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = Sentence("{name} has KL {kl:.5f}", name="no compensation", kl=0.0123456)
+    said = joined("; ", [reason, Sentence("KL {kl:.5f}, {size:.0%} of the original's size", kl=0.5, size=0.25)])
+    monkeypatch.setenv(VARIABLE, "en")
+    assert gettext(said) == said == "no compensation has KL 0.01235; KL 0.50000, 25% of the original's size"
+    assert say("{count:,} tokens", count=1234567) == "1,234,567 tokens"
+    assert json.loads(json.dumps({"why": said})) == {"why": str(said)}
+    monkeypatch.setenv(VARIABLE, "fr")
+    assert gettext(said) == "sans compensation a une KL de 0.01235; KL 0.50000, 25\u00a0% de la taille de l'original"
+    assert gettext(copy.deepcopy(said)) == gettext(said)
+    assert say("{count:,} tokens", count=1234567) == "1\u202f234\u202f567 jetons"
+    assert gettext(listed(["A", "B", "C"])) == "A, B et C"
+    read = [gettext(plural(count, "1 document read", "{count:,} documents read")) for count in (1, 2)]
+    assert read == ["1 document lu", "2 documents lus"]
+    assert say("a text that is no message") == "a text that is no message"
+
+
+def test_a_template_may_hold_braces_of_its_values() -> None:
+    said = Sentence("{name}: {said}", name="{x}", said="{}")
+    assert copy.deepcopy(said) == said == "{x}: {}"
 
 
 def test_an_unknown_language_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

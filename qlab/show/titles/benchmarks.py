@@ -1,0 +1,95 @@
+"""Lesson 7: memory, quality against size and time, speed, answers, and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import hypot
+from statistics import fmean
+
+import pandas as pd
+
+from qlab.evaluate.runtime import RuntimeFigures
+from qlab.workbook.benchmark import Row, apart
+from qlab.workbook.language.spoken import enumerated, gettext, say
+from qlab.workbook.pareto import pareto_front
+
+MOST = 4  # names that a title lists
+ALIKE = 1.05  # times: what is nearer than that is not called more
+
+
+def memory(measured: Sequence[Row]) -> str:
+    """Of all formats that ran: how far the memory of the loaded model is from the plan, at the least and at the most."""
+    ratios = {row.name: row.figures.memory.loaded / row.figures.memory.predicted for row in measured if row.figures}
+    if not ratios:
+        return say("No format ran here")
+    most = max(ratios, key=lambda name: ratios[name])
+    values = {"name": most, "most": ratios[most], "least": min(ratios.values())}
+    if values["most"] > 1.1:
+        return say("Loaded, formats take {least:.2f} to {most:.2f} times what was predicted; the most is {name}", **values)
+    return say("Loaded, no format takes more than {most:.2f} times what was predicted", **values)
+
+
+def front_of_size(points: Mapping[str, tuple[float, float]]) -> str:
+    """(MB, KL) by format: those that no other beats in both."""
+    front = pareto_front(points)
+    values = {"count": len(points), "names": enumerated(front)}
+    if len(front) == 1:
+        return say("{names} beats all {count} formats in size and in distance", **values)
+    if len(front) <= MOST:
+        return say("Of {count} formats no other beats these in size and in distance: {names}", **values)
+    return say("Of {count} formats, {beaten} are beaten both in size and in distance", beaten=len(points) - len(front), **values)
+
+
+def front_of_time(points: Mapping[str, tuple[float, float]]) -> str:
+    """(ms, KL) by format and runtime: those that no other beats in both."""
+    front = pareto_front(points)
+    values = {"count": len(points), "names": enumerated(front)}
+    if len(front) == 1:
+        return say("{names} beats all {count} in time and in distance", **values)
+    if len(front) <= MOST:
+        return say("Of {count} no other beats these in time and in distance: {names}", **values)
+    return say("Of {count}, {beaten} are beaten both in time and in distance", beaten=len(points) - len(front), **values)
+
+
+def speeds(phase: str, timed: Mapping[str, RuntimeFigures]) -> str:
+    """Which runs fastest in a phase, `generation` or `prompt`, and in generation what share of its ceiling it reaches."""
+    if not timed:
+        return say("No format ran here")
+    order = sorted(timed, key=lambda name: -getattr(timed[name].speed, phase))
+    first = timed[order[0]].speed
+    values = {"phase": gettext(phase), "name": order[0], "speed": getattr(first, phase)}
+    if len(order) > 1:
+        second = timed[order[1]].speed
+        difference = getattr(first, phase) - getattr(second, phase)
+        if not apart(difference, hypot(getattr(first, f"{phase}_sd"), getattr(second, f"{phase}_sd"))):
+            return say("{phase}: {name}, with {speed:,.0f} tokens/s, is not told apart from {second}", second=order[1], **values)
+    if phase == "generation":
+        share = first.generation / timed[order[0]].ceiling
+        return say("{phase}: fastest is {name}, {speed:,.0f} tokens/s, {share:.0%} of its ceiling", share=share, **values)
+    return say("{phase}: fastest is {name}, {speed:,.0f} tokens/s", **values)
+
+
+def agreement(table: pd.DataFrame, tokens: int) -> str:
+    """Of a table of `agreement_tables`, whose first format is the control: how many tokens and how many whole answers stay, at best."""
+    of_all = table[table["prompts of"] == "all"].set_index("format").iloc[1:]
+    best = of_all["identical"].idxmax()
+    values = {"name": best, "same": of_all.loc[best, "top1"], "whole": of_all.loc[best, "identical"], "tokens": tokens}
+    if values["whole"] < values["same"]:
+        return say("{name} keeps {same:.0%} of the tokens, but {whole:.0%} of the answers of {tokens} tokens, which is the most", **values)
+    return say("{name} keeps {same:.0%} of the tokens and {whole:.0%} of the answers of {tokens} tokens, which is the most", **values)
+
+
+def layers(name: str, table: pd.DataFrame) -> str:
+    """Errors of a format as `error_table` has them: the kind of layer that loses most, and whether it is the first blocks or the last."""
+    kinds = table.mean()
+    half = len(table) // 2
+    values = {"format": name, "kind": kinds.idxmax(), "error": 100 * kinds.max()}
+    if not half:
+        return say("{format}: most is lost in {kind}, {error:.2g} % of the output", **values)
+    first, last = (fmean(part.mean(axis=1)) for part in (table.iloc[:half], table.iloc[-half:]))
+    values |= {"times": max(first, last) / max(min(first, last), 1e-30)}
+    if values["times"] < ALIKE:
+        return say("{format}: most is lost in {kind}, {error:.2g} %; the first blocks and the last lose alike", **values)
+    if first > last:
+        return say("{format}: most is lost in {kind}, {error:.2g} %; the first blocks lose {times:.1f} times as much as the last", **values)
+    return say("{format}: most is lost in {kind}, {error:.2g} %; the last blocks lose {times:.1f} times as much as the first", **values)

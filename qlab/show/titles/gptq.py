@@ -1,0 +1,67 @@
+"""Lesson 3: compensation, damping, and how much text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from qlab.workbook.language.spoken import say
+
+AS_IT_IS, SHRUNK, DIAGONAL = "H as it is", "H shrunk", "control: H's diagonal"
+
+
+def compensation(errors: Mapping[str, float]) -> str:
+    """Output error by way: what GPTQ leaves of plain rounding's, and the loop without compensation."""
+    left, control = errors["GPTQ"] / errors["RTN"], errors["no compensation"] / errors["RTN"]
+    if left < 1:
+        return say(
+            "GPTQ leaves {left:.0%} of plain rounding's output error; without compensation {control:.0%}", left=left, control=control
+        )
+    return say(
+        "GPTQ does not lower plain rounding's output error: {left:.0%} of it; without compensation {control:.0%}",
+        left=left,
+        control=control,
+    )
+
+
+def compensation_by_layer(errors: pd.DataFrame) -> str:
+    """In how many layers GPTQ has less error than plain rounding; `errors` as `layer_errors` gives them."""
+    plain, gptq = (errors[errors["way"] == way].set_index("layer")["error"] for way in ("RTN", "GPTQ"))
+    ratio = gptq / plain
+    values = {"lower": int((ratio < 1).sum()), "layers": len(ratio), "least": ratio.min(), "most": ratio.max()}
+    return say("GPTQ has less error than plain rounding in {lower} of {layers} layers: {least:.0%} to {most:.0%} of it", **values)
+
+
+def damping(layer: str, points: Sequence[tuple[float, float]]) -> str:
+    """(damping, error) of a layer, by damping: where the error is least, and what the most damping costs."""
+    best, least = min(points, key=lambda point: point[1])
+    (smallest, first), (largest, last) = points[0], points[-1]
+    values = {"layer": layer, "best": best, "smallest": smallest, "largest": largest, "times": last / least, "first": first / least}
+    if best == largest:
+        return say("{layer}: the more damping the better: least error at {largest:g}", **values)
+    if best == smallest:
+        return say("{layer}: least error at the smallest damping, {smallest:g}; at {largest:g} it is {times:.1f} times as large", **values)
+    return say(
+        "{layer}: least error at damping {best:g}; {first:.2f} times as large at {smallest:g}, {times:.1f} times at {largest:g}", **values
+    )
+
+
+def calibration(curves: Mapping[str, Mapping[int, float]]) -> str:
+    """KL by the number of windows, with H as it is, with H shrunk, and by the diagonal alone, which is plain rounding."""
+    few, many = min(curves[AS_IT_IS]), max(curves[AS_IT_IS])
+    plain, shrunk = (curves[name][few] / curves[DIAGONAL][few] for name in (AS_IT_IS, SHRUNK))
+    values = {"few": few, "many": many, "plain": plain, "shrunk": shrunk}
+    if plain <= 1:
+        return say(
+            "{few} of {many} calibration windows are enough to beat plain rounding: {plain:.0%} of its KL, with H shrunk {shrunk:.0%}",
+            **values,
+        )
+    if shrunk <= 1:
+        return say(
+            "With {few} of {many} calibration windows GPTQ has {plain:.0%} of plain rounding's KL, with H shrunk {shrunk:.0%}", **values
+        )
+    return say(
+        "With {few} of {many} calibration windows GPTQ is worse than plain rounding, shrunk or not: {plain:.0%}, {shrunk:.0%} of its KL",
+        **values,
+    )

@@ -1,0 +1,137 @@
+"""Lessons 2 to 5: each title says what was measured, and the opposite where that came out."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from qlab.show.titles import awq, distances, gguf, gptq, nf4
+from tests.show.titles.results import quality
+
+GROUPS = "RTN, groups of 32 (4.6 bits)"
+
+
+def layer_errors(**ways: tuple[float, ...]) -> pd.DataFrame:
+    return pd.DataFrame([{"layer": f"{n}.q", "way": way, "error": error} for way, found in ways.items() for n, error in enumerate(found)])
+
+
+def test_which_is_nearest() -> None:
+    rows = {"RTN": quality(), "AWQ": quality(-0.05, -1), "AutoAWQ": quality(-0.04)}
+    assert distances.nearest(rows, "RTN") == "AWQ is nearest to the original, with 88% of the KL of RTN"
+    told = distances.nearest(rows | {"GPTQ": quality(-0.05, 1.5)}, "RTN")
+    assert told == "AWQ has 88% of the KL of RTN; not told apart from it: GPTQ"
+    assert "within the error of the measurement" in distances.nearest({"RTN": quality(), "AWQ": quality(-1e-6, -1)}, "RTN")
+    assert distances.nearest({"RTN": quality(), "AWQ": quality(0.1)}, "RTN") == "No method is nearer to the original than RTN"
+
+
+def test_protected_channels() -> None:
+    assert "removes 10.0% of the error, a random 1 % removes 1.0%" in awq.protection({awq.RANDOM: 0.99, awq.PLAIN: 1.0, awq.TOP: 0.9})
+    assert "no more than twice what a random 1 % does: 10.0% and 6.0%" in awq.protection({awq.PLAIN: 1.0, awq.TOP: 0.9, awq.RANDOM: 0.94})
+    errors = layer_errors(**{awq.PLAIN: (1, 1, 1), awq.RANDOM: (0.9, 0.9, 0.9), awq.TOP: (0.8, 0.9, 1.0)})
+    assert awq.protection_by_layer(errors) == "The top 1 % has less error than a random 1 % in 1 of 3 layers"
+
+
+def test_the_search_for_alpha() -> None:
+    assert awq.sweep("0.q", [(0, 1.0), (0.5, 0.9), (1, 2.0)]) == "0.q: least error at α = 0.5, 10.0% below that at α = 0"
+    assert awq.sweep("0.q", [(0, 1.0), (0.5, 1.1)]) == "0.q: no α has less error than α = 0, plain rounding"
+    gains = {"0.q": 0.01, "1.v": 0.22}
+    assert awq.search(gains, 0.05, 0.01).endswith("removes 5.0% of the error in the mean, 22% in 1.v; with shuffled channels 1.0%")
+    assert "hardly more than with shuffled channels (4.0%)" in awq.search(gains, 0.05, 0.04)
+
+
+@pytest.mark.parametrize(
+    ("least", "said"),
+    [
+        (0.05, "More text helps: with 1 of 16"),
+        (0.041, "A little text is enough: with 1 of 16"),
+        (0.03, "More text does not help: with 1 of 16"),
+    ],
+)
+def test_how_much_text_awq_needs(least: float, said: str) -> None:
+    assert awq.calibration({1: least, 4: 0.04, 16: 0.04}).startswith(said)
+
+
+def test_one_amount_of_text_says_no_more_than_its_distance() -> None:
+    assert awq.calibration({1: 0.04}) == "KL 0.0400 with 1 calibration windows"
+
+
+def test_where_scales_help_and_hurt() -> None:
+    rows = [("scaling alone", -8.0), ("scaling alone", 2.0), ("AWQ: both", 30.0), ("AWQ: both", 40.0)]
+    said = awq.changes(pd.DataFrame(rows, columns=["way", "removed"]))
+    assert said == (
+        "scaling alone lowers the error of 1 of 2 layers, and raises it by 3 % in the mean of all; "
+        "AWQ: both lowers the error of 2 of 2 layers, by 35 % in the mean of all"
+    )
+
+
+def test_compensation() -> None:
+    said = gptq.compensation({"RTN": 1.0, "no compensation": 1.0, "GPTQ": 0.29})
+    assert said == "GPTQ leaves 29% of plain rounding's output error; without compensation 100%"
+    assert gptq.compensation({"RTN": 1.0, "no compensation": 1.0, "GPTQ": 1.1}).startswith("GPTQ does not lower")
+    errors = layer_errors(RTN=(1.0, 1.0), GPTQ=(0.2, 1.3), other=(0.1, 0.1))
+    assert gptq.compensation_by_layer(errors) == "GPTQ has less error than plain rounding in 1 of 2 layers: 20% to 130% of it"
+
+
+def test_damping() -> None:
+    curve = [(0.001, 1.1), (0.01, 1.0), (100.0, 3.0)]
+    assert gptq.damping("0.q", curve) == "0.q: least error at damping 0.01; 1.10 times as large at 0.001, 3.0 times at 100"
+    assert gptq.damping("0.q", [(0.001, 1.0), (100.0, 3.0)]).startswith("0.q: least error at the smallest damping, 0.001; at 100")
+    assert gptq.damping("0.q", [(0.001, 2.0), (100.0, 1.0)]) == "0.q: the more damping the better: least error at 100"
+
+
+@pytest.mark.parametrize(
+    ("plain", "shrunk", "said"),
+    [(1.1, 0.6, "GPTQ has 110% of plain rounding's KL, with H shrunk 60%"), (0.9, 0.6, "1 of 16 calibration windows are enough"),
+     (1.2, 1.1, "worse than plain rounding, shrunk or not: 120%, 110%")],
+)  # fmt: skip
+def test_how_much_text_gptq_needs(plain: float, shrunk: float, said: str) -> None:
+    few = {gptq.AS_IT_IS: plain, gptq.SHRUNK: shrunk, gptq.DIAGONAL: 1.0}
+    assert said in gptq.calibration({name: {1: kl, 16: 0.5} for name, kl in few.items()})
+
+
+def superblock(scales: float, groups: float) -> str:
+    way, control = "Q4_K: 8 scales a superblock", "control: one scale a superblock"
+    return gguf.superblock({way: 1.0, control: scales, GROUPS: groups}, way, control, GROUPS)
+
+
+def test_a_superblock() -> None:
+    assert superblock(2.0, 1.25) == f"Q4_K leaves 50% of the error of one scale a superblock, and 80% of that of {GROUPS}"
+    assert superblock(2.0, 0.8) == f"Q4_K leaves 50% of the error of one scale a superblock, but 125% of that of {GROUPS}"
+    assert superblock(0.5, 0.8).startswith("Q4_K is no better than one scale a superblock: 200% of its error")
+
+
+def test_settled_codes() -> None:
+    errors = {"settled, two rounds": 0.43, "control: settled by H's diagonal": 1.0, "Q4_K by importance": 1.0}
+    assert gguf.settled(errors).startswith("Settled codes leave 43% of the error")
+    assert gguf.settled(errors | {"settled, two rounds": 1.2}).startswith("Settled codes do not lower the error: 120% of it")
+
+
+def test_what_a_file_holds() -> None:
+    assert "takes 5.22 bits a weight" in gguf.bits({"f16": 16.1, "q4_k_m": 5.22})
+    assert gguf.types("q4_k_m", {"Q6_K": 5, "Q4_K": 24, "F32": 9}) == "q4_k_m: 24 of 38 tensors are Q4_K; 3 types in all"
+    assert gguf.types("f16", {"F16": 29}) == "f16: all 29 tensors are F16"
+
+
+def test_levels_and_double_quantization() -> None:
+    assert nf4.levels({"uniform levels (control)": 1.0, "NF4": 0.8}) == "NF4 leaves 80% of the output error of 16 uniform levels"
+    assert nf4.levels({"NF4": 1.1, "uniform levels (control)": 1.0}).startswith("NF4 does not lower the output error")
+    single, fp4 = quality(), quality(0.425)
+    assert nf4.distance({"NF4": single, "NF4 double": quality(1e-6, -1), "FP4": fp4}).startswith("Double quantization does not raise KL")
+    assert nf4.distance({"NF4": single, "NF4 double": quality(0.0425), "FP4": fp4}).startswith("Double quantization makes KL 1.100 times")
+
+
+def training(*afters: float) -> str:
+    return nf4.training({str(n): {"before": [1.5, 1.3], "after": [after, after], "losses": [1.4] * 8} for n, after in enumerate(afters)})
+
+
+def test_training() -> None:
+    assert training(1.1, 1.0) == "After 8 steps the loss on the same windows has fallen by 0.300 on NF4, by 0.400 unquantized"
+    assert training(1.5, 1.0) == "After 8 steps the loss on the same windows changes by +0.100 on NF4, by -0.400 unquantized"
+    assert training(1.1) == "After 8 steps the loss on the same windows has fallen by 0.300"
+
+
+def test_a_new_version() -> None:
+    plain, far = quality(wobble=0), quality(0.425)
+    assert nf4.version({"quantized again": plain, "old artifact": far}).startswith("The old artifact is 2.0 times as far")
+    assert nf4.version({"quantized again": far, "old artifact": plain}).startswith("The old artifact is nearer to the new version")
+    assert "not told apart" in nf4.version({"quantized again": plain, "old artifact": quality()})

@@ -1,0 +1,80 @@
+"""Lesson 1: each title says what was measured, and the opposite where that came out."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+
+from qlab.show.titles import principles as titles
+from qlab.workbook.experiments import group_size_table
+from tests.show.titles.results import quality
+
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+def test_what_scales_add_to_four_bits() -> None:
+    said = titles.memory({"FP16": 140.0, "AWQ/GPTQ INT4 g128": 39.8})
+    assert said == "A 70B in INT4 takes 39.8 GB, 14% more than a quarter of FP16 (35.0 GB)"
+    assert "no more than a quarter" in titles.memory({"FP16": 140.0, "AWQ/GPTQ INT4 g128": 35.0})
+
+
+def test_how_many_values_are_left() -> None:
+    weights = torch.linspace(-1, 1, 100)
+    said = titles.staircase(LAYER, 2, weights, weights.sign())
+    assert said.startswith("0.q_proj: at 2 bits 100 weights take 2 different values; squared error ")
+
+
+def ladder(int3: float, int2: float, down: float) -> str:
+    names = {"int4": -0.4, "int3": int3, "int2": int2, "int4, rounded down": down}
+    return titles.ladder({name: quality(farther) for name, farther in names.items()})
+
+
+def test_the_last_bit_and_the_control() -> None:
+    assert ladder(0.0, 10.0, 1.0).startswith("Each bit costs more than the one before: KL grows 17.0 times from 4 to 3 bits")
+    assert ladder(0.0, 0.1, 1.0).startswith("The bit from 3 to 2 costs no more than the one from 4 to 3")
+    endings = [ladder(0.0, 0.1, down).rpartition("; ")[2] for down in (1.0, -0.1, 0.0)]
+    assert endings == [
+        "4 bits rounded down are farther than 3 bits",
+        "4 bits rounded down are nearer than 3 bits",
+        "4 bits rounded down and 3 bits are not told apart",
+    ]
+
+
+def test_the_size_of_groups() -> None:
+    weight = torch.randn(8, 256, generator=torch.Generator().manual_seed(0))
+    weight[:, ::64] *= 20
+    table = group_size_table(weight, (32, 64, 128), (4, 3))
+    at = table[table["bits"] == 4].set_index("group")["relative error"]
+    assert titles.group_size(LAYER, table, "relative error").endswith(
+        f"groups of 32 leave {at[32] / at[128]:.0%} of the error of groups of 128"
+    )
+    assert "groups of 32 take 0.47 bits a weight more than groups of 128" in titles.group_size(LAYER, table, "bits/weight")
+    turned = pd.DataFrame({"group": [32, 128], "bits": [4, 4], "relative error": [0.2, 0.1]})
+    assert "have no less error than groups of 128 (200%)" in titles.group_size(LAYER, turned, "relative error")
+    assert "only groups of 128 divide the rows" in titles.group_size(LAYER, turned[1:], "relative error")
+
+
+def test_uneven_channels() -> None:
+    said = titles.channels({"1.q_proj": 17.1, "2.q_proj": 9.6, "0.up_proj": 12.0})
+    assert said == "Layers with a channel of at least 10 times their median channel: 2; the most is 17.1 times, in 1.q_proj"
+    assert titles.channels({"2.q_proj": 9.6}).startswith("No layer has a channel 10 times its median channel; the most is 9.6 times")
+
+
+@pytest.mark.parametrize(
+    ("both", "migrated", "said"),
+    [
+        (0.425, 0.2, "KL 2.0 times as large; the migration takes back 53% of that"),
+        (0.425, 0.5, "KL 2.0 times as large; the migration adds 18% to that"),
+        (0.425, 0.425, "KL 2.0 times as large; the migration changes nothing beyond the error"),
+        (0.0, 0.2, "costs nothing beyond the error"),
+        (-0.05, 0.2, "costs nothing beyond the error"),
+    ],
+)
+def test_activations_and_their_migration(both: float, migrated: float, said: str) -> None:
+    rows = {"weights": quality(wobble=0), "weights and activations": quality(both), "the same, migrated": quality(migrated, -1)}
+    assert said in titles.eight_bits(rows)
+
+
+def test_a_model_whose_activations_cannot_be_rounded() -> None:
+    assert titles.eight_bits({"weights": quality()}) == "INT8 weights alone are at KL 0.425"

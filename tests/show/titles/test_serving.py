@@ -1,0 +1,107 @@
+"""Lessons 6 and 7: each title says what was measured, and the opposite where that came out; every title is French in French."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from qlab.evaluate.runtime import Memory, RuntimeFigures
+from qlab.evaluate.speed import Speed
+from qlab.plan.footprint import Footprint
+from qlab.plan.plan import Plan
+from qlab.serve.load import Level
+from qlab.show import figures
+from qlab.show.titles import benchmarks, deployment, gptq
+from qlab.workbook.benchmark import Row
+from qlab.workbook.language.spoken import VARIABLE
+from tests.show.titles.results import quality
+
+
+def figures_of(generation: float = 100.0, sd: float = 1.0, loaded: int = 100) -> RuntimeFigures:
+    speed = Speed(1000.0, 10.0, generation, sd, 64, 16, "llama.cpp", {})
+    return RuntimeFigures(speed, Memory(loaded, loaded, loaded, Footprint(100, 100, 0, 0)), 1e9, 200.0)
+
+
+def level(users: int, throughput: float, first: float) -> Level:
+    times = {"p50": first, "p95": first, "p99": first}
+    return Level(users, 8, 1.0, times, times, times, times, 1.0, throughput, throughput, {}, 0, 0)
+
+
+def test_what_a_model_takes() -> None:
+    plans = {"FP16": Plan(141, 5, 146, []), "INT2 g128": Plan(22.5, 5.4, 27.9, [])}
+    said = deployment.memory("a 70B", plans, 16384, 1)
+    assert said == "a 70B, 1 × 16,384 tokens: 27.9 GB in INT2 g128, 146 in FP16; the cache is 19% of the least"
+    plans["INT2 g128"] = Plan(22.5, 40, 62.5, [])
+    assert deployment.memory("a 70B", plans, 131072, 1).endswith("the cache is 64% of the least, more than the weights")
+
+
+def test_load() -> None:
+    grows = deployment.load([level(1, 100, 0.1), level(2, 190, 0.15)])
+    assert grows == "Throughput still grew with 2 at a time; the first token took 1.5 times as long as alone"
+    stops = deployment.load([level(1, 100, 0.1), level(2, 190, 0.15), level(4, 195, 0.4)])
+    assert stops == "Throughput stops growing beyond 2 at a time; with 4 the first token takes 4.0 times as long as alone"
+
+
+def row(name: str, loaded: int) -> Row:
+    return Row(name, "llama.cpp", 1, quality(), figures_of(loaded=loaded))
+
+
+def test_memory_against_the_plan() -> None:
+    said = benchmarks.memory([row("a", 98), row("b", 560)])
+    assert said == "Loaded, formats take 0.98 to 5.60 times what was predicted; the most is b"
+    assert benchmarks.memory([row("a", 98)]) == "Loaded, no format takes more than 0.98 times what was predicted"
+    assert benchmarks.memory([]) == "No format ran here"
+
+
+def test_the_front() -> None:
+    one, two = {"a": (1.0, 1.0), "b": (2.0, 2.0)}, {"a": (1.0, 2.0), "b": (2.0, 1.0), "c": (3.0, 3.0)}
+    assert benchmarks.front_of_size(one) == "a beats all 2 formats in size and in distance"
+    assert benchmarks.front_of_size(two) == "Of 3 formats no other beats these in size and in distance: a and b"
+    assert benchmarks.front_of_time(one) == "a beats all 2 in time and in distance"
+    assert benchmarks.front_of_time(two) == "Of 3 no other beats these in time and in distance: a and b"
+    many = {str(n): (float(n), float(-n)) for n in range(6)} | {"x": (9.0, 9.0)}
+    assert benchmarks.front_of_size(many) == "Of 7 formats, 1 are beaten both in size and in distance"
+    assert benchmarks.front_of_time(many) == "Of 7, 1 are beaten both in time and in distance"
+
+
+def test_speeds() -> None:
+    fast, near = figures_of(), figures_of(99.0)
+    assert benchmarks.speeds("generation", {"a": fast, "b": near}) == "generation: a, with 100 tokens/s, is not told apart from b"
+    alone = benchmarks.speeds("generation", {"b": figures_of(50.0), "a": fast})
+    assert alone == "generation: fastest is a, 100 tokens/s, 50% of its ceiling"
+    assert benchmarks.speeds("prompt", {"a": fast}) == "prompt: fastest is a, 1,000 tokens/s"
+    assert benchmarks.speeds("prompt", {}) == "No format ran here"
+
+
+@pytest.mark.parametrize(
+    ("whole", "said"), [(0.6, "97% of the tokens, but 60% of the answers"), (0.98, "97% of the tokens and 98% of the")]
+)
+def test_tokens_and_answers(whole: float, said: str) -> None:
+    rows = [("original (control)", 1.0, 1.0), ("a", 0.97, whole), ("b", 0.98, 0.1)]
+    table = pd.DataFrame(rows, columns=["format", "top1", "identical"]).assign(**{"prompts of": "all"})
+    assert benchmarks.agreement(table, 16).startswith(f"a keeps {said}")
+
+
+def test_where_quality_is_lost() -> None:
+    table = pd.DataFrame({"q_proj": [0.01, 0.01, 0.03, 0.03], "v_proj": [0.01, 0.01, 0.05, 0.05]})
+    assert benchmarks.layers("a", table) == "a: most is lost in v_proj, 3 %; the last blocks lose 4.0 times as much as the first"
+    assert benchmarks.layers("a", table[::-1]).endswith("the first blocks lose 4.0 times as much as the last")
+    assert benchmarks.layers("a", table[:2]).endswith("the first blocks and the last lose alike")
+    assert benchmarks.layers("a", table[:1]) == "a: most is lost in q_proj, 1 % of the output"
+
+
+def test_a_title_is_french_and_stays_within_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "fr")
+    title = gptq.calibration({gptq.AS_IT_IS: {1: 1.2, 16: 0.5}, gptq.SHRUNK: {1: 1.1, 16: 0.5}, gptq.DIAGONAL: {1: 1.0, 16: 1.0}})
+    assert title.startswith("Avec 1 des 16 fenêtres de calibration, GPTQ fait pire que l'arrondi simple")
+    assert "120\u00a0% de sa KL telle quelle, 110\u00a0% contractée" in title
+    drawn = figures.lines({"a": [(1, 1), (2, 2)]}, title, "x", "y")
+    assert drawn.words().startswith(title)  # on one line where it is read
+    drawn.draw_without_rendering()
+    (heading,) = [text for text in drawn.texts if text.get_text().startswith("Avec 1")]
+    assert heading.get_text().count("\n") >= 1
+    frame = drawn.bbox
+    box = heading.get_window_extent()
+    assert frame.x0 <= box.x0
+    assert box.x1 <= frame.x1
+    assert not any(box.overlaps(axes.get_tightbbox()) for axes in drawn.axes)
