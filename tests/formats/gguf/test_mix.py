@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qlab.formats.gguf.mix import more_bits, tensor_type
+from qlab.formats.gguf.mix import Mix, more_bits, tensor_type
 from qlab.support.errors import UserError
 
 # The types in files that llama.cpp's own quantizer (llama_model_quantize, llama-cpp-python 0.3.36) wrote of random models with these
@@ -115,23 +115,23 @@ def test_every_tensor_gets_the_type_that_llama_cpp_gives_it(case: str, mix: str)
     for part, letters in zip(PARTS, fields[len(ends) :], strict=True):
         expected |= {f"blk.{layer}.{part}.weight": (letters * layers)[layer] for layer in range(layers)}
     shapes = {name: (8, model["intermediate_size"] if "ffn_down" in name else hidden) for name in expected}
-    assert {name: tensor_type(name, shapes[name], mix, model) for name in expected} == {n: LETTERS[k] for n, k in expected.items()}
+    assert {name: tensor_type(name, shapes[name], Mix(mix), model) for name in expected} == {n: LETTERS[k] for n, k in expected.items()}
 
 
 def test_norms_biases_and_routers_stay_and_f16_is_f16() -> None:
     model = CONFIGS["eight experts"]
     for mix in ("f16", "q8_0", "q2_k"):
         for name, shape in {"blk.0.attn_norm.weight": (256,), "blk.0.attn_q.bias": (256,), "blk.0.ffn_gate_inp.weight": (8, 256)}.items():
-            assert tensor_type(name, shape, mix, model) == "F32"
-    assert tensor_type("blk.0.ffn_down_exps.weight", (8, 256, 512), "f16", model) == "F16"
-    assert tensor_type("blk.0.ffn_down_exps.weight", (8, 256, 512), "q4_k_m", model) == "Q6_K"
+            assert tensor_type(name, shape, Mix(mix), model) == "F32"
+    assert tensor_type("blk.0.ffn_down_exps.weight", (8, 256, 512), Mix("f16"), model) == "F16"
+    assert tensor_type("blk.0.ffn_down_exps.weight", (8, 256, 512), Mix("q4_k_m"), model) == "Q6_K"
 
 
 @pytest.mark.parametrize("mix", ["q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_m"])
 def test_a_fused_projection_gets_what_its_values_would(mix: str) -> None:
     model = CONFIGS["Llama of 20 layers"]
     for layer in range(20):
-        kinds = {tensor_type(f"blk.{layer}.{part}.weight", (8, 256), mix, model) for part in ("attn_v", "attn_qkv", "attn_kv_b")}
+        kinds = {tensor_type(f"blk.{layer}.{part}.weight", (8, 256), Mix(mix), model) for part in ("attn_v", "attn_qkv", "attn_kv_b")}
         assert len(kinds) == 1
 
 
@@ -141,4 +141,4 @@ def test_more_bits_where_llama_cpp_has_them() -> None:
 
 def test_an_unknown_mix_is_refused() -> None:
     with pytest.raises(UserError, match="no GGUF mix 'q9': expected one of f16, q8_0"):
-        tensor_type("output.weight", (8, 256), "q9", CONFIGS["Llama 70B"])
+        tensor_type("output.weight", (8, 256), Mix("q9"), CONFIGS["Llama 70B"])
