@@ -125,9 +125,9 @@ def read_dat(path: Path) -> Imatrix:
     """An importance matrix in the older form; raises as read_imatrix does."""
     content, at = path.read_bytes(), 0
 
-    def take(size: int, most: int) -> bytes:
+    def take(size: int, most: int, least: int = 0) -> bytes:
         nonlocal at
-        if not 0 <= size <= most or at + size > len(content):
+        if not least <= size <= most or at + size > len(content):
             raise UserError(f"{path.name} is neither a GGUF file nor a whole .dat file of llama.cpp's importance: measure it anew")
         at += size
         return content[at - size : at]
@@ -142,7 +142,7 @@ def read_dat(path: Path) -> Imatrix:
     entries = {}
     for _ in range(min(max(0, number()), MOST_ENTRIES)):
         name, chunks = text(), number()
-        values = torch.frombuffer(bytearray(take(4 * number(), LARGEST)), dtype=torch.float32) * USUAL_CHUNK
+        values = torch.frombuffer(bytearray(take(4 * number(), LARGEST, 4)), dtype=torch.float32) * USUAL_CHUNK
         entries[name] = Entry(values[None], torch.tensor([float(max(1, chunks) * USUAL_CHUNK)]))
     chunks = number() if at < len(content) else 0
     return Imatrix(entries, (text(),) if at < len(content) else (), chunks)

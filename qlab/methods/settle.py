@@ -8,6 +8,7 @@ errors). Between the rounds the scales of grouped integers are fitted to their c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -68,7 +69,8 @@ def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, roun
 
     error = values()
     torch.sub(weight.T, error, out=error)  # Eᵀ, in place: memory is what a walk is short of
-    settle_block, width, panel = partial(settle_columns, book=points.book), BLOCK, BLOCK
+    settle_block: Callable[..., Tensor] = partial(settle_columns, book=points.book)
+    width, panel = BLOCK, BLOCK
     if points.book is None and kernels.run_on(weight.device):
         from qlab.methods.kernels import settle_columns as kernel
 

@@ -20,6 +20,7 @@ from qlab.peers.recipes import LlamaCpp
 from qlab.recipes import GGUF
 from qlab.recipes.importance import measure
 from qlab.support.errors import UserError
+from tests.walk.families import FAMILIES, make
 
 DOWN = "blk.0.ffn_down.weight"
 TYPED = GGUF("q4_k_m", "plain", (("ffn_down", "IQ4_XS"), (r"blk\.1\.", "Q3_K")), "Q8_0", "Q5_K")
@@ -136,3 +137,20 @@ def test_importance_of_another_model_is_refused_and_what_lacks_is_told(tiny: Ope
     assert partly.remarks(tiny)["importance"] == (
         "the files know 1 of the blocks' 14 tensors; the others, blk.0.attn_k.weight among them, are searched without"
     )
+
+
+def test_each_expert_has_an_importance_of_its_own(calibration: Tensor, tmp_path: Path) -> None:
+    source = make(tmp_path / "source", FAMILIES["mixtral"])
+    found = measure(source, calibration, ["random"], tmp_path, "cpu")
+    experts = found.entries["blk.0.ffn_gate_exps.weight"]
+    assert experts.sums.shape == (4, 64)
+    assert len(set(experts.counts.tolist())) > 1  # the router does not share tokens out evenly
+    write_imatrix(tmp_path / "i.gguf", found)
+    recipe = GGUF("q4_k_m", "importance")
+    filed = replace(recipe, imatrix=(ImatrixFile(tmp_path / "i.gguf"),))
+    ours, its = (tensors(quantize_model(source, [each], calibration, tmp_path / "out")[0]) for each in (filed, recipe))
+    assert all(np.array_equal(ours[name].data, its[name].data) for name in its)
+    short = Imatrix({"blk.0.ffn_gate_exps.weight": Entry(torch.ones(3, 64), torch.ones(3))})
+    write_imatrix(tmp_path / "short.gguf", short)
+    with pytest.raises(UserError, match="has 192 values: expected 256, of 64 input channels of 4 experts"):
+        fit(source, [replace(recipe, imatrix=(ImatrixFile(tmp_path / "short.gguf"),))])

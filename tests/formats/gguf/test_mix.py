@@ -13,7 +13,8 @@ from qlab.support.errors import UserError
 # configurations. Each line lists token_embd (and output where it is not tied), then attn_q, attn_k, attn_v, attn_output, ffn_gate,
 # ffn_up, ffn_down: one letter a layer, or one letter for all layers.
 LETTERS = {
-    "8": "Q8_0", "6": "Q6_K", "5": "Q5_K", "4": "Q4_K", "3": "Q3_K", "2": "Q2_K", "e": "Q5_1", "d": "Q5_0", "c": "Q4_0", "h": "F16",
+    "8": "Q8_0", "6": "Q6_K", "5": "Q5_K", "4": "Q4_K", "3": "Q3_K", "2": "Q2_K", "e": "Q5_1", "d": "Q5_0", "c": "Q4_0", "n": "IQ4_NL",
+    "x": "IQ4_XS", "h": "F16",
 }  # fmt: skip
 PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 FACTS = {
