@@ -25,6 +25,13 @@ FACTS = {
         "q3_k_m": "3 6 3 3 55444444444444444444 4 3 3 54444444444444444444",
         "q2_k": "2 6 2 2 3 3 2 2 3",
         "q8_0": "8 8 8 8 8 8 8 8 8",
+        "q3_k_l": "3 6 3 3 5 5 3 3 5",
+        "q5_k_s": "5 6 5 5 5 5 5 5 5",
+        "q6_k": "6 6 6 6 6 6 6 6 6",
+        "q2_k_s": "2 6 2 2 2 2 2 2 44222222222222222222",
+        "iq4_nl": "n 6 n n n n n n n",
+        "iq4_xs": "x 6 x x x x x x x",
+        "iq4_xs-plain": "x 6 x x x x x x 55xxxxxxxxxxxxxxxxxx",
     },
     "Llama of 32 layers, tied": {
         "q4_k_m": "6 4 4 66664464464464464464464464466666 4 4 4 66664464464464464464464464466666",
@@ -33,6 +40,11 @@ FACTS = {
         "q3_k_m": "6 3 3 55444444444444444444444444444444 4 3 3 55444444444444444444444444444444",
         "q2_k": "6 2 2 4 3 2 2 3",
         "q8_0": "8 8 8 8 8 8 8 8",
+        "q3_k_l": "6 3 3 5 5 3 3 5",
+        "q2_k_s": "6 2 2 4 2 2 2 44442222222222222222222222222222",
+        "iq4_nl": "6 n n 5 n n n n",
+        "iq4_nl-plain": "6 n n 5 n n n 5555nnnnnnnnnnnnnnnnnnnnnnnnnnnn",
+        "iq4_xs": "6 x x 5 x x x x",
     },
     "Llama 70B": {
         "q4_k_m": "4 6 4 4 66666666665565565565565565565565565565565565565565565565565565565565566666666666 "
@@ -40,6 +52,8 @@ FACTS = {
         "q4_k_s": "4 6 4 4 5 4 4 4 55555555554444444444444444444444444444444444444444444444444444444444444444444444",
         "q3_k_m": "3 6 3 3 5 4 3 3 55555444444444444444444444444444444444444444444444444444444444444444444444444444",
         "q2_k": "2 6 2 2 5 3 2 2 3",
+        "q2_k_s": "2 6 2 2 5 2 2 2 44444444442222222222222222222222222222222222222222222222222222222222222222222222",
+        "iq4_xs": "x 6 x x 5 x x x x",
     },
     "Qwen2 of 80 layers": {
         "q4_k_s": "4 6 4 4 5 4 4 4 55555555554444444444444444444444444444444444444444444444444444444444444444444444",
@@ -62,6 +76,9 @@ FACTS = {
         "q3_k_m": "3 6 3 8 8 5 3 3 54444444444444444444",
         "q2_k": "2 6 2 8 8 5 2 2 3",
         "q8_0": "8 8 8 8 8 8 8 8 8",
+        "q2_k_s": "2 6 2 8 8 2 2 2 44222222222222222222",
+        "iq4_nl": "n 6 n 8 8 5 n n n",
+        "iq4_xs": "x 6 x 8 8 5 x x x",
     },
     "rows of 320 and 544": {
         "q4_k_m": "d 8 d d 8dd8dd888 d d d 8dd8dd888",
@@ -70,6 +87,10 @@ FACTS = {
         "q3_k_m": "c 8 c c eeddddddd d c c d",
         "q2_k": "c 8 c c c c c c c",
         "q8_0": "8 8 8 8 8 8 8 8 8",
+        "q3_k_l": "c 8 c c e e c c e",
+        "iq4_nl": "n 8 n n n n n n n",
+        "iq4_xs": "n 8 n n n n n n n",
+        "iq4_xs-plain": "n 8 n n n n n n ennnnnnnn",
     },
     "rows of 320 and 544, tied": {
         "q4_k_m": "8 d d 8dd8dd888 d d d 8dd8dd888",
@@ -116,7 +137,8 @@ def test_every_tensor_gets_the_type_that_llama_cpp_gives_it(case: str, mix: str)
     for part, letters in zip(PARTS, fields[len(ends) :], strict=True):
         expected |= {f"blk.{layer}.{part}.weight": (letters * layers)[layer] for layer in range(layers)}
     shapes = {name: (8, model["intermediate_size"] if "ffn_down" in name else hidden) for name in expected}
-    assert {name: tensor_type(name, shapes[name], Mix(mix), model) for name in expected} == {n: LETTERS[k] for n, k in expected.items()}
+    of_mix = Mix(mix.removesuffix("-plain"), weighed=not mix.endswith("-plain"))
+    assert {name: tensor_type(name, shapes[name], of_mix, model) for name in expected} == {n: LETTERS[k] for n, k in expected.items()}
 
 
 def test_norms_biases_and_routers_stay_and_f16_is_f16() -> None:
