@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qlab.cli.app import CalibrationOption, DeviceOption, ModelOption, StrictOption, WaitOption, app
 from qlab.cli.numbers import TOKENS, WINDOWS, real, whole
+
+if TYPE_CHECKING:
+    from qlab.recipes import WalkedRecipe
 
 WIDTHS_CHOSEN = "4,8"
 JUDGED_WINDOWS = 8  # of the calibration text, that widths are chosen by
@@ -38,6 +42,14 @@ def quantize(
     widths: Annotated[str, typer.Option(help="With --bits: what a layer may have, of 2 to 8. vLLM 0.32 reads 2, 4 and 8.")] = WIDTHS_CHOSEN,
     keep: Annotated[list[str], typer.Option(help="With --bits: layers that stay in half precision, a regular expression.")] = [],  # noqa: B006
     set_width: Annotated[list[str], typer.Option("--set", help="With --bits: the width of layers, PATTERN=8.")] = [],  # noqa: B006
+    tensor_type: Annotated[
+        list[str], typer.Option(help="GGUF: PATTERN=TYPE, such as 'ffn_down=Q6_K', for tensors whose GGUF name the pattern fits.")
+    ] = [],  # noqa: B006
+    output_type: Annotated[str, typer.Option(help="GGUF: the output's type, such as Q8_0.")] = "",
+    embedding_type: Annotated[str, typer.Option(help="GGUF: the token embedding's type, such as Q4_K.")] = "",
+    imatrix: Annotated[
+        list[Path], typer.Option(help="GGUF: importance from a file of llama-imatrix or 'qlab imatrix'. May be repeated: files are merged.")
+    ] = [],  # noqa: B006
     profile: Annotated[bool, typer.Option(help="Print at the end where the time went, by stage; it takes somewhat longer then.")] = False,
     dry_run: Annotated[
         bool, typer.Option(help="Only print what memory, disk and time it would take; a folder with a config.json is enough.")
@@ -63,7 +75,7 @@ def quantize(
     if profile and devices:
         raise UserError("--profile tells where the time goes on one device: leave out --devices")
     device, *beside = [found_device(device)] if devices is None else found_devices(devices)
-    recipes = [parse(name) for name in dict.fromkeys(recipe)]
+    recipes = with_options([parse(name) for name in dict.fromkeys(recipe)], tensor_type, output_type, embedding_type, imatrix)
     given, asked = budget_of(bits, recipes, widths, keep, set_width)
     check_texts(calibration)
     source = locate(model, weights=not dry_run)
@@ -141,6 +153,86 @@ def budget_of(
             raise UserError(f"--set {each!r}: expected PATTERN=WIDTH, such as 'down_proj=8'")
         asked[pattern] = width_of(width)
     return sorted({width_of(text.strip()) for text in widths.split(",")}), asked
+
+
+def with_options(
+    recipes: list[Any], tensor_type: list[str], output_type: str, embedding_type: str, imatrix: list[Path]
+) -> list[WalkedRecipe]:
+    """The recipes of GGUF files with types and importance as these options say.
+
+    Raises:
+        UserError: no such options, or no recipe of a GGUF file to have them.
+    """
+    from qlab.formats.imatrix import ImatrixFile
+    from qlab.recipes import GGUF
+    from qlab.support.errors import UserError
+
+    if not (tensor_type or output_type or embedding_type or imatrix):
+        return recipes
+    if not any(isinstance(recipe, GGUF) for recipe in recipes):
+        raise UserError(
+            "--tensor-type, --output-type, --embedding-type and --imatrix are for GGUF files: give a recipe of one, such as --recipe q4_k_m"
+        )
+    types = []
+    for each in tensor_type:
+        pattern, equals, kind = each.rpartition("=")
+        if not equals or not pattern or not kind:
+            raise UserError(f"--tensor-type {each!r}: expected PATTERN=TYPE, such as 'ffn_down=Q6_K'")
+        types.append((pattern, kind.upper()))
+    files = tuple(ImatrixFile(path) for path in imatrix)
+
+    def chosen(recipe: Any) -> Any:
+        if not isinstance(recipe, GGUF):
+            return recipe
+        if files and recipe.search == "plain":
+            raise UserError(f"{recipe.name} goes without importance: leave out --imatrix, or '-plain'")
+        typed = replace(recipe, tensor_types=tuple(types), output_type=output_type.upper(), embedding_type=embedding_type.upper())
+        return replace(typed, imatrix=files if typed.data_matters else ())
+
+    return [chosen(recipe) for recipe in recipes]
+
+
+@app.command()
+def imatrix(
+    out: Annotated[Path, typer.Argument(help="The file to write, such as imatrix.gguf.")],
+    model: Annotated[str, typer.Option(help="The model to measure: 'embedded', a folder, or a hub id. Left out, files are merged.")] = "",
+    calibration: CalibrationOption = ["docstrings"],  # noqa: B006 - the option parser copies it
+    windows: Annotated[int, whole("Calibration windows.", 1, WINDOWS)] = 128,
+    length: Annotated[int, whole("Tokens a window.", 2, TOKENS)] = 512,
+    merge: Annotated[list[Path], typer.Option(help="An importance file to add, GGUF or .dat. May be repeated.")] = [],  # noqa: B006
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure how much each layer's inputs are used, in llama.cpp's file format (its imatrix), and merge such files."""
+    from qlab.formats.imatrix import merged, read_imatrix, write_imatrix
+    from qlab.models.loading import load_tokenizer
+    from qlab.models.opening import check_length, found_device, locate
+    from qlab.models.texts.mixture import check_texts
+    from qlab.models.texts.tokens import embedding_rows
+    from qlab.models.texts.windows import read_windows
+    from qlab.recipes.importance import measure
+    from qlab.support.errors import UserError
+    from qlab.workbook.lesson import quiet
+
+    quiet()
+    if out.exists():
+        raise UserError(f"{out} is there already: give another name, or remove it")
+    if not out.parent.is_dir():
+        raise UserError(f"there is no folder {out.parent} to write {out.name} into")
+    if not model and not merge:
+        raise UserError("nothing to write: give a --model to measure, files to --merge, or both")
+    parts = [(path.name, read_imatrix(path)) for path in merge]
+    if model:
+        check_texts(calibration)
+        source = locate(model)
+        check_length(source, length, "--length")
+        source.check_complete()
+        reading = read_windows(calibration, load_tokenizer(source), length, windows, embedding_rows(source.config))
+        print("\n".join(reading.lines("calibration")))
+        texts = [one.name for one in reading.read]
+        parts.append((source.name, measure(source, reading.windows, texts, out.parent, found_device(device))))
+    found = merged(parts)
+    write_imatrix(out, found)
+    print(f"{out}: importance of {len(found.entries)} tensors, {found.chunks} chunks of {', '.join(found.datasets) or 'unknown texts'}")
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qlab.methods.codebook import Codebook
 from qlab.support.errors import UserError
 
 SCALE_BITS = 16  # scales are stored in FP16 by every format of this family
@@ -20,11 +21,13 @@ SMALLEST_SCALE = 6e-8  # FP16's smallest number above zero
 
 
 class Points(NamedTuple):
-    """What codes 0 … `levels` of each group stand for: `offset` + code · `step`, both float32 [out, groups]."""
+    """What codes 0 … `levels` of each group stand for: `offset` + code · `step`, both float32 [out, groups]; with a `book`, its value in
+    place of the code."""
 
     step: Tensor
     offset: Tensor
     levels: int
+    book: Codebook | None = None
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ errors). Between the rounds the scales of grouped integers are fitted to their c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from qlab.methods import kernels
+from qlab.methods.codebook import Codebook
 from qlab.methods.grid import GroupedIntegers, Points
 from qlab.methods.grid_search import refit_scales
 from qlab.methods.kquants.blocks import Superblocks
@@ -51,20 +54,24 @@ def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, roun
     """Every column in turn, `rounds` times (QuantEase, algorithm 1), on points that stay.
 
     `codes` uint8 [out, in], left as they are; `weight` float32 [out, in]; H `hessian` float32 [in, in], symmetric, whose diagonal must be
-    positive. Returns the new codes, and the bottoms of the parabolas at the end [in, out].
+    positive. Returns the new codes, and the bottoms of the parabolas at the end [in, out]. Codes of a codebook have no kernel: a GPU takes
+    the plain function for them too.
     """
     columns, groups = len(hessian), points.step.shape[1]
     size = columns // groups
     step, offset = points.step.T.contiguous(), points.offset.T.contiguous()
-    codes = codes.T.to(torch.float32, memory_format=torch.contiguous_format)  # a column of W is a contiguous row
+    counted = codes.T.to(torch.float32, memory_format=torch.contiguous_format)  # a column of W is a contiguous row
+    if points.book is not None:
+        points.book.values_(counted)  # of which one is a step
 
     def values() -> Tensor:
-        return (codes.view(groups, size, -1) * step[:, None]).add_(offset[:, None]).view(codes.shape)
+        return (counted.view(groups, size, -1) * step[:, None]).add_(offset[:, None]).view(counted.shape)
 
     error = values()
     torch.sub(weight.T, error, out=error)  # Eᵀ, in place: memory is what a walk is short of
-    settle_block, width, panel = settle_columns, BLOCK, BLOCK
-    if kernels.run_on(weight.device):
+    settle_block: Callable[..., Tensor] = partial(settle_columns, book=points.book)
+    width, panel = BLOCK, BLOCK
+    if points.book is None and kernels.run_on(weight.device):
         from qlab.methods.kernels import settle_columns as kernel
 
         settle_block, width, panel = kernel.settle_columns, kernel.WIDEST, kernel.PANEL
@@ -79,22 +86,25 @@ def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, roun
                 for start in range(first, end, width):
                     here = slice(start, min(start + width, end))
                     part, rest = slice(start - first, here.stop - first), slice(here.stop, end)
-                    changes[part] = settle_block(codes[here], slopes[part], hessian[here, here], step, start, size, points.levels, STAY)
+                    changes[part] = settle_block(counted[here], slopes[part], hessian[here, here], step, start, size, points.levels, STAY)
                     slopes[part.stop :].addmm_(hessian[rest, here], changes[part], alpha=-1)
                 gradient.addmm_(hessian[:, first:end], changes, alpha=-1)
     bottoms = gradient.div_(hessian.diagonal()[:, None]).add_(values())
+    codes = counted if points.book is None else points.book.codes_(counted)
     return codes.T.to(torch.uint8, memory_format=torch.contiguous_format), bottoms
 
 
 @half_the_threads()
 def settle_columns(
-    codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, first: int, size: int, levels: int, stay: float
-) -> Tensor:
+    codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, first: int, size: int, levels: int, stay: float,
+    book: Codebook | None = None,
+) -> Tensor:  # fmt: skip
     """Round columns once more, one after another, each as the changes before it leave it; return the changes of their values.
 
-    `codes` [columns, out], whole numbers up to `levels` in float32, are changed in place. `gradient` [columns, out] is that of H·Eᵀ before
-    the first of them, H `hessian` [columns, columns] their own block, `step` [groups, out] that of all groups of `size` columns; `first`
-    is the place of the first column among all, `stay` the part of the way to the bottom that a weight goes.
+    `codes` [columns, out], whole numbers up to `levels` in float32, or values of the `book`, are changed in place. `gradient`
+    [columns, out] is that of H·Eᵀ before the first of them, H `hessian` [columns, columns] their own block, `step` [groups, out] that of
+    all groups of `size` columns; `first` is the place of the first column among all, `stay` the part of the way to the bottom that a
+    weight goes.
     """
     paces = reciprocal(step).unbind()  # a sub-block may have a step of zero
     steps = step.unbind()
@@ -105,7 +115,11 @@ def settle_columns(
         near = stay / bend
         # To the bottom, as the changes before it in this block leave it.
         way = torch.addmv(slope, changes.T, curve, beta=near, alpha=-near)
-        torch.mul(way, paces[j // size], out=better).round_().add_(code).clamp_(0, levels)  # counted in codes
+        torch.mul(way, paces[j // size], out=better)  # counted in steps
+        if book is None:
+            better.round_().add_(code).clamp_(0, levels)
+        else:
+            book.nearest_(better.add_(code))
         torch.sub(better, code, out=change).mul_(steps[j // size])
     codes.copy_(new)
     return changes

@@ -98,7 +98,7 @@ class LlamaCpp(GGUF):
 
     @property
     def name(self) -> str:
-        return f"llamacpp-{self.mix}{'-importance' if self.search == 'importance' else ''}"
+        return f"llamacpp-{self.mix}{self.options}{'-importance' if self.search == 'importance' else ''}"
 
     def encoder(self, seen: Statistics | None) -> Encoder:
         return llamacpp.encode_rows

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,15 +17,18 @@ from torch import Tensor
 from qlab.formats.folder import finish_folder
 from qlab.formats.gguf import encoding
 from qlab.formats.gguf import file as gguf
-from qlab.formats.gguf.mix import fallback_note
+from qlab.formats.gguf.mix import Mix, check_types, fallback_note, has_type
+from qlab.formats.imatrix import ImatrixFile, importance_of
 from qlab.methods.awq import judged_rows, output_error
 from qlab.models.opening import OpenedModel
 from qlab.recipes.recipe import Walked
+from qlab.support.errors import UserError
 from qlab.support.stages import stage
 from qlab.walk.block import Block
 from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
 
+PLAIN = ("F16", "F32", "Q8_0")  # types that know no importance
 DECODERS = 4  # threads that decode what was encoded, to measure its error
 Search = Literal["settled", "importance", "plain"]
 
@@ -35,14 +39,30 @@ class GGUF(Walked):
 
     `search`: "plain", each block's grid for the least error of its weights; "importance", weighted by the calibration text's
     activations, llama.cpp's imatrix; "settled", that and then the codes gone over again with all of H (qlab.methods.settle).
+    `tensor_types`, `output_type`, `embedding_type`: what is not to be as the mix has it (qlab.formats.gguf.mix.Mix). `imatrix`: files
+    whose importance is taken in place of the calibration text's.
     """
 
     mix: str = "q4_k_m"
     search: Search = "settled"
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    output_type: str = ""
+    embedding_type: str = ""
+    imatrix: tuple[ImatrixFile, ...] = ()
 
     @property
     def name(self) -> str:
-        return self.mix if self.search == "settled" or not self.data_matters else f"{self.mix}-{self.search}"
+        return self.mix + self.options + ("" if self.search == "settled" or not self.data_matters else f"-{self.search}")
+
+    @property
+    def options(self) -> str:
+        """What the name says of options."""
+        return ("-types" if self.types.asked else "") + ("-imatrix" if self.imatrix else "")
+
+    @property
+    def types(self) -> Mix:
+        """Which tensor gets which type."""
+        return Mix(self.mix, self.tensor_types, self.output_type, self.embedding_type, self.search != "plain")
 
     @property
     def format(self) -> str:
@@ -50,11 +70,11 @@ class GGUF(Walked):
 
     @property
     def data_matters(self) -> bool:
-        return self.mix not in ("f16", "q8_0")
+        return self.mix not in ("f16", "q8_0") or any(kind not in PLAIN for kind in self.types.asked)
 
     @property
     def data(self) -> bool:  # type: ignore[override]
-        return self.search != "plain" and self.data_matters
+        return self.settles or (self.search == "importance" and self.data_matters and not self.imatrix)
 
     @property
     def settles(self) -> bool:
@@ -67,6 +87,10 @@ class GGUF(Walked):
 
     def check(self, source: OpenedModel) -> None:
         gguf.check_model(source.folder, source.text_config, written(source))
+        if self.types.asked or self.imatrix:
+            stored = stored_shapes(source)
+            check_types(self.types, stored, source.text_config)
+            check_importance(self.imatrix, stored)
 
     def remarks(self, source: OpenedModel) -> dict[str, str]:
         found = gguf.remarks(source.folder, source.text_config)
@@ -77,8 +101,15 @@ class GGUF(Walked):
         for name, shape in source.layout.shapes.items():  # blocks have theirs from the walk
             elsewhere = source.layout.inside(name) or source.layout.beside(name)
             for target in () if elsewhere else encoding.gguf_names(name, source.text_config):
-                if note := fallback_note(target, shape, self.mix, source.text_config):
+                if note := fallback_note(target, shape, self.types, source.text_config):
                     found[name.removesuffix(".weight")] = note
+        if self.imatrix:
+            blocks = [name for name, shape in stored_shapes(source).items() if name.startswith("blk.") and has_type(name, shape)]
+            if lacking := [name for name in blocks if name not in importance_of(self.imatrix)]:
+                found["importance"] = (
+                    f"the files know {len(blocks) - len(lacking)} of the blocks' {len(blocks)} tensors; the others, {lacking[0]} "
+                    "among them, are searched without"
+                )
         return found
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
@@ -103,16 +134,23 @@ class GGUF(Walked):
         """Encode tensors of one input; a layer, what its bytes stand for, its weights and H, where the error is to be measured."""
         tensors, seen = part.module.state_dict(), statistics.get(names[0].removesuffix(".weight"))
         together = {part.prefix + name: tensors[name] for name in names}
-        weights = seen.mean_square if seen else None
         with stage("encode"):
-            stored = encoding.encode_tensors(together, self.mix, source.text_config, weights, self.encoder(seen))
+            if self.imatrix:  # whose values may differ where the inputs are the same
+                stored = dict[str, Tensor]()
+                for name, tensor in together.items():
+                    stored |= encoding.encode_tensor(
+                        name, tensor, self.types, source.text_config, self._known(source, name, tensor, part.place), self.encoder(seen)
+                    )
+            else:
+                weights = seen.mean_square if seen else None
+                stored = encoding.encode_tensors(together, self.types, source.text_config, weights, self.encoder(seen))
         entries = iter(stored.items())
         for name, tensor in together.items():
             shapes = encoding.shapes_of(name, tensor.shape, source.text_config)
             coded = dict(islice(entries, len(shapes)))
             layer = within + name.removeprefix(part.prefix).removesuffix(".weight")
             notes = [
-                fallback_note(key.partition(":")[2], shape, self.mix, source.text_config)
+                fallback_note(key.partition(":")[2], shape, self.types, source.text_config)
                 for key, shape in zip(coded, shapes.values(), strict=True)
             ]
             found.notes[layer] = next((note for note in notes if note), "")
@@ -130,7 +168,19 @@ class GGUF(Walked):
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         if source.layout.beside(name):
             return {}
-        return encoding.encode_tensor(name, tensor, self.mix, source.text_config, encoder=self.encoder(None))
+        known = self._known(source, name, tensor, None)
+        return encoding.encode_tensor(name, tensor, self.types, source.text_config, known, self.encoder(None))
+
+    def _known(self, source: OpenedModel, name: str, tensor: Tensor, place: tuple[str, int] | None) -> Tensor | None:
+        """What the importance files say of the channels of a tensor `name`, [in]; of an expert by its `place`."""
+        if not self.imatrix or tensor.ndim < 2:
+            return None
+        known = importance_of(self.imatrix)
+        targets = (target for target in encoding.reading_inputs(name, tensor.shape, source.text_config) if target in known)
+        if (target := next(targets, None)) is None:
+            return None
+        matrices = known[target].view(-1, tensor.shape[-1])
+        return matrices[place[1]] if place and len(matrices) > 1 else matrices.mean(0)
 
     def dtype_note(self, source: OpenedModel, largest: float) -> str:
         """None: llama.cpp computes in FP32 whatever the file holds."""
@@ -145,6 +195,40 @@ class GGUF(Walked):
 def written(source: OpenedModel) -> list[str]:
     """The tensors of a model that are in the file: its language model's."""
     return [name for name in source.layout.shapes if not source.layout.beside(name)]
+
+
+def stored_shapes(source: OpenedModel) -> dict[str, tuple[int, ...]]:
+    """The tensors of the file by GGUF's names; the shape of experts is that of all of them."""
+    found: dict[str, tuple[int, ...]] = {}
+    experts = Counter[str]()
+    for name in written(source):
+        for target, shape in encoding.shapes_of(name, source.layout.shapes[name], source.text_config).items():
+            found[target] = shape
+            experts[target] += 1
+    return {name: (experts[name], *shape) if experts[name] > 1 else shape for name, shape in found.items()}
+
+
+def check_importance(files: tuple[ImatrixFile, ...], stored: Mapping[str, Sequence[int]]) -> None:
+    """See that importance files are of the model whose file has tensors `stored`.
+
+    Raises:
+        UserError: they are of another model.
+    """
+    if not files:
+        return
+    names, shared = ", ".join(file.path.name for file in files), 0
+    for name, means in importance_of(files).items():
+        if (shape := stored.get(name)) is None:
+            continue
+        shared += 1
+        columns, experts = shape[-1], shape[0] if len(shape) > 2 else 1
+        if means.numel() % columns or (experts > 1 and means.numel() // columns not in (1, experts)):
+            raise UserError(
+                f"{name} in {names} has {means.numel()} values: expected {experts * columns}, of {columns} input channels"
+                f"{f' of {experts} experts' if experts > 1 else ''}. The importance is of another model: measure it with 'qlab imatrix'"
+            )
+    if not shared:
+        raise UserError(f"{names} knows none of this model's tensors: the importance is of another model. Measure it with 'qlab imatrix'")
 
 
 def tensors_of(part: Block, block: Block) -> list[list[str]]:

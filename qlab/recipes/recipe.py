@@ -128,6 +128,7 @@ def details(recipe: WalkedRecipe, source: OpenedModel, journal: Journal) -> Deta
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data, as a manifest has it when it is read again: JSON's lists for tuples."""
-    found: dict[str, Any] = json.loads(json.dumps({"recipe": type(recipe).__name__, **asdict(recipe)}))  # type: ignore[call-overload]
+    """The recipe as plain data, as a manifest has it when it is read again: JSON's lists for tuples, files by their names and hashes."""
+    told = json.dumps({"recipe": type(recipe).__name__, **asdict(recipe)}, default=str)  # type: ignore[call-overload]
+    found: dict[str, Any] = json.loads(told)
     return found

@@ -21,6 +21,8 @@ from qlab.serve.runtimes.tgi import IMAGE as TGI_IMAGE
 from qlab.support.disk.scratch import PREFIX
 from tests.conftest import tiny_folder
 
+README = str(ROOT / "README.md")  # a file that is no importance, and stays as it is
+
 
 def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     assert call(arguments) == 2
@@ -50,6 +52,13 @@ def test_papermills_way_of_giving_parameters() -> None:
         (["quantize", "--recipe", "awq-w4g100", "--dry-run", "--strict"], "which groups of 100 do not divide"),
         (["quantize", "--recipe", "nf4", "--length", "99999"], "--length is 99999: expected 2 to 1024, the longest context of"),
         (["finetune", "embedded", "--text", "python-reference", "--length", "1025"], "--length is 1025: expected 2 to 1024"),
+        (["quantize", "--recipe", "nf4", "--output-type", "Q8_0"], "are for GGUF files: give a recipe of one, such as --recipe q4_k_m"),
+        (["quantize", "--recipe", "q4_k_m", "--tensor-type", "Q6_K"], "--tensor-type 'Q6_K': expected PATTERN=TYPE, such as"),
+        (["quantize", "--recipe", "q4_k_m", "--tensor-type", "ffn=Q9"], "there is no tensor type 'Q9' here: expected one of Q8_0"),
+        (["quantize", "--recipe", "q4_k_m-plain", "--imatrix", README], "goes without importance: leave out --imatrix"),
+        (["quantize", "--recipe", "q4_k_m", "--imatrix", README], "README.md is neither a GGUF file nor a whole .dat file"),
+        (["imatrix", "never.gguf"], "nothing to write: give a --model to measure, files to --merge, or both"),
+        (["imatrix", README, "--model", "embedded"], "README.md is there already: give another name, or remove it"),
         (["fetch", "nothing"], "no model 'nothing' to fetch: expected smollm2"),
         (["release", "--length", "1025"], "--length is 1025: expected 2 to 1024"),
         (["evaluate", "embedded", "--window", "1025"], "--window is 1025: expected 2 to 1024"),
@@ -58,7 +67,7 @@ def test_papermills_way_of_giving_parameters() -> None:
 def test_wrong_input_is_one_message_and_nothing_is_written(
     arguments: list[str], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    out = [] if arguments[0] in ("evaluate", "fetch") else ["--out", str(tmp_path / "report")]
+    out = [] if arguments[0] in ("evaluate", "fetch", "imatrix") else ["--out", str(tmp_path / "report")]
     assert message in failing([*arguments, *out], capfd)
     assert not (tmp_path / "report").exists()
 

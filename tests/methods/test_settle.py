@@ -143,8 +143,9 @@ def test_blocks_of_llama_cpp_come_nearer_and_keep_their_scales(kind: str) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_points_of_a_block_are_what_its_codes_decode_to(kind: str) -> None:
     blocks = encode(torch.randn(4, 512, generator=torch.Generator().manual_seed(5)), kind)
-    step, offset, levels = blocks.points
+    step, offset, levels, book = blocks.points
+    codes = blocks.codes.float() if book is None else book.values_(blocks.codes.float())
     size = 512 // step.shape[1]
-    values = blocks.codes.view(4, -1, size) * step[..., None] + offset[..., None]
+    values = codes.view(4, -1, size) * step[..., None] + offset[..., None]
     assert torch.allclose(values.view(4, 512), blocks.dequantize(), rtol=1e-4, atol=1e-5)
     assert levels == 2 ** KINDS[kind].bits - 1

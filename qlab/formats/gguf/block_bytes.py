@@ -25,7 +25,7 @@ def q8_0_bytes(tensor: Superblocks) -> Tensor:
 
 
 def q4_0_bytes(tensor: Superblocks) -> Tensor:
-    """d, 16 bytes of nibbles: 18 bytes a block."""
+    """d, 16 bytes of nibbles: 18 bytes a block; IQ4_NL's too."""
     return torch.cat([fp16_bytes(tensor.d), nibbles(tensor.codes, 16)], dim=1)
 
 
@@ -72,6 +72,13 @@ def q6_k_bytes(tensor: Superblocks) -> Tensor:
     return torch.cat([low.reshape(-1, 128), bit_pairs(tensor.codes >> 4), scales, fp16_bytes(tensor.d)], dim=1)
 
 
+def iq4_xs_bytes(tensor: Superblocks) -> Tensor:
+    """d, 2 bytes of the scales' high bit pairs, 4 of their low nibbles, 128 of nibbles: 136 bytes a superblock."""
+    scales = (tensor.scales + 32).to(torch.uint8)
+    high = gather_bits((scales >> 4).view(-1, 2, 4).transpose(1, 2), 2)
+    return torch.cat([fp16_bytes(tensor.d), high, nibbles(scales & 15, 1), nibbles(tensor.codes, 16)], dim=1)
+
+
 def fp16_bytes(values: Tensor) -> Tensor:
     """float32 [n] → uint8 [n, 2]."""
     return values.half().view(torch.uint8).view(-1, 2)
@@ -116,4 +123,5 @@ def scales_and_mins(tensor: Superblocks) -> Tensor:
 LAYOUTS = {
     "Q8_0": q8_0_bytes, "Q4_0": q4_0_bytes, "Q5_0": q5_0_bytes, "Q5_1": q5_1_bytes, "Q2_K": q2_k_bytes,
     "Q3_K": q3_k_bytes, "Q4_K": q4_k_bytes, "Q5_K": q5_k_bytes, "Q6_K": q6_k_bytes,
+    "IQ4_NL": q4_0_bytes, "IQ4_XS": iq4_xs_bytes,
 }  # fmt: skip

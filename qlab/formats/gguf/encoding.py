@@ -16,7 +16,7 @@ from qlab.formats.gguf.architectures import ARCHITECTURES, standard
 from qlab.formats.gguf.block_bytes import byte_tensor
 from qlab.formats.gguf.forms import SAME, Form
 from qlab.formats.gguf.metadata import architecture
-from qlab.formats.gguf.mix import tensor_type
+from qlab.formats.gguf.mix import Mix, tensor_type
 from qlab.methods.kquants.blocks import encode
 from qlab.methods.kquants.kinds import KINDS
 from qlab.methods.settle import settle_blocks
@@ -35,14 +35,14 @@ Encoder = Callable[[Tensor, str, Tensor | None], Tensor]
 
 
 def encode_tensor(
-    name: str, tensor: Tensor, mix: str, config: dict[str, Any], importance: Tensor | None = None, encoder: Encoder | None = None
+    name: str, tensor: Tensor, mix: Mix, config: dict[str, Any], importance: Tensor | None = None, encoder: Encoder | None = None
 ) -> dict[str, Tensor]:
     """One tensor of a checkpoint, as `encode_tensors` has it: a dictionary of one entry, or an empty one."""
     return encode_tensors({name: tensor}, mix, config, importance, encoder)
 
 
 def encode_tensors(
-    tensors: Mapping[str, Tensor], mix: str, config: dict[str, Any], importance: Tensor | None = None, encoder: Encoder | None = None
+    tensors: Mapping[str, Tensor], mix: Mix, config: dict[str, Any], importance: Tensor | None = None, encoder: Encoder | None = None
 ) -> dict[str, Tensor]:
     """Tensors of a checkpoint that read the same input, as the mix stores them: {"<GGML type>:<GGUF name>": tensor}, in their order.
 
@@ -149,6 +149,11 @@ def shapes_of(name: str, shape: Sequence[int], config: dict[str, Any]) -> dict[s
     """
     parts = parts_of(name, torch.empty(tuple(shape), device="meta"), config)
     return {part.name: tuple(part.tensor.shape) for part in parts}
+
+
+def reading_inputs(name: str, shape: Sequence[int], config: dict[str, Any]) -> list[str]:
+    """GGUF's names for those parts of a tensor `name` whose columns are its layer's inputs; raises as gguf_names does."""
+    return [part.name for part in parts_of(name, torch.empty(tuple(shape), device="meta"), config) if part.reads_inputs]
 
 
 def form_of(name: str, config: dict[str, Any]) -> Form:

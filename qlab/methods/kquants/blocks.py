@@ -4,6 +4,8 @@ Q4_K: 8 sub-blocks of 32, x ≈ d·sc·q − dmin·m with q of 4 bits, sc and m 
 Q6_K: 16 sub-blocks of 16, x ≈ d·sc·q with q of 6 bits about zero and sc of 8: 6.5625 bits a weight.
 Q5_K is Q4_K with q of 5 bits; Q2_K has 16 sub-blocks, q of 2 bits, sc and m of 4; Q3_K is Q6_K with q of 3 bits, sc of 6.
 Q8_0, Q4_0, Q5_0, Q5_1: blocks of 32 under one FP16 scale, for rows that 256 does not divide and for eight bits.
+IQ4_NL is such a block whose 16 codes stand for values that lie closer about zero, as weights do: x ≈ d·v[q]; IQ4_XS has 8 sub-blocks of
+these with sc of 6 bits, x ≈ d·sc·v[q]: 4.5 and 4.25 bits a weight.
 
 The bytes are another module's business (qlab/formats/gguf/block_bytes.py), the search kquant_search's.
 """
@@ -48,9 +50,7 @@ class Superblocks:
     def dequantize(self) -> Tensor:
         """The weights that these blocks stand for: float32 [out, in]."""
         kind = KINDS[self.kind]
-        values = self.codes.float()
-        if not kind.affine:
-            values.sub_(kind.middle)
+        values = kind.counted(self.codes)
         values.mul_((self.d[:, None] * self.scales)[..., None])
         if kind.affine:
             values.sub_((self.dmin[:, None] * self.mins)[..., None])
@@ -61,6 +61,8 @@ class Superblocks:
         """The values that the codes [out, in] may stand for; a sub-block is a group."""
         kind, rows = KINDS[self.kind], self.shape[0]
         step = (self.d[:, None] * self.scales).view(rows, -1)
+        if kind.book:
+            return Points(step, torch.zeros_like(step), kind.levels, kind.book)
         offset = -(self.dmin[:, None] * self.mins).view(rows, -1) if kind.affine else -kind.middle * step
         return Points(step, offset, kind.levels)
 
@@ -95,7 +97,7 @@ def encode(weight: Tensor, kind: str, importance: Tensor | None = None) -> Super
                 room = torch.empty(6, layout.size, m, device=device)
             x = as_columns(weight[start:stop], room[0], room[1])
             check_range(x)
-            if layout.units or channels is not None:
+            if layout.searched or channels is not None:
                 repeated = None if channels is None else channels.repeat(1, stop - start)
                 weights = error_weights(x, layout, repeated, columns, room[1], room[2])
                 grids = fit(x, layout, weights, layout.trials(channels is not None), room[2:])

@@ -50,7 +50,7 @@ def fit(x: Tensor, kind: Kind, weight: Tensor, trials: Sequence[float], room: Te
     """
     total = weight.sum(0)
     if not kind.affine:
-        scale = search_scale(x, weight, -kind.middle, kind.middle - 1, trials, room[:3])
+        scale = search_scale(x, weight, *kind.ends, trials, room[:3], kind.book)
         scales, d = in_units(scale, kind, total, signed=True)
         return Grids(scales, torch.zeros_like(scales), d, torch.zeros_like(d))
     scale, offset = search_affine(x, weight, kind.levels, trials, room)
@@ -82,6 +82,8 @@ def codes_on(x: Tensor, kind: Kind, grids: Grids, out: Tensor) -> Tensor:
     if kind.affine:
         low = (grids.dmin[:, None] * grids.mins).reshape(-1)
         return torch.add(x, low, out=out).mul_(step).round_().clamp_(0, kind.levels)
+    if kind.book:
+        return kind.book.codes_(torch.mul(x, step, out=out))
     return torch.mul(x, step, out=out).add_(kind.middle).round_().clamp_(0, kind.levels)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qlab.methods.codebook import Codebook
+
 TINY = 1e-30  # under any weight that FP16 scales can express, over float32's subnormals
 NORMAL = torch.finfo(torch.float32).tiny  # the smallest divisor whose reciprocal is finite: 0 / it is 0, not NaN
 RIDGE = 1 + 1e-6  # keeps the least squares solvable where all codes of a block are the same
@@ -54,8 +56,10 @@ def search_affine(x: Tensor, weight: Tensor, levels: int, trials: Sequence[float
     return best_scale, best_offset.add_(mean).clamp_(max=0)
 
 
-def search_scale(x: Tensor, weight: Tensor, lowest: int, highest: int, trials: Sequence[float], room: Tensor) -> Tensor:
-    """Scale s of x ≈ s·q, q in lowest … highest: float32 [size, m] twice → float32 [m].
+def search_scale(
+    x: Tensor, weight: Tensor, lowest: int, highest: int, trials: Sequence[float], room: Tensor, book: Codebook | None = None
+) -> Tensor:
+    """Scale s of x ≈ s·q, q a whole number in lowest … highest, or one of the values of `book`: float32 [size, m] twice → float32 [m].
 
     The value farthest from zero falls on the longer side of the codes (−32 of −32 … 31, so s may be negative); each trial
     sends it to another number there (31.5 say), rounds, and solves the weighted least squares. `room` float32 [3, size, m] is
@@ -69,7 +73,11 @@ def search_scale(x: Tensor, weight: Tensor, lowest: int, highest: int, trials: S
     inverse = side / farthest.masked_fill(farthest.abs() < TINY, 1)  # below, FP16 knows no scale: codes of zero
     torch.mul(weight, x, out=pull)
     for trial in trials:
-        torch.mul(x, inverse * trial, out=codes).round_().clamp_(lowest, highest)
+        torch.mul(x, inverse * trial, out=codes)
+        if book is None:
+            codes.round_().clamp_(lowest, highest)
+        else:
+            book.nearest_(codes)
         s_qx = torch.mul(pull, codes, out=product).sum(0)
         s_qq = torch.mul(weight, codes, out=product).mul_(codes).sum(0)
         scale = s_qx / s_qq.clamp_(min=NORMAL)

@@ -19,7 +19,7 @@ from qlab.evaluate.quality import measure_quality
 from qlab.formats.gguf.encoding import encode_rows, encode_tensor, encode_tensors
 from qlab.formats.gguf.file import assemble, check_model, remarks
 from qlab.formats.gguf.metadata import rope_factors, sliding_window
-from qlab.formats.gguf.mix import DEFAULT, tensor_type
+from qlab.formats.gguf.mix import DEFAULT, Mix, tensor_type
 from qlab.methods.hessian import damp
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
@@ -66,16 +66,16 @@ def test_kinds_of_up_to_five_bits_settle_and_wider_ones_do_not() -> None:
     x = torch.randn(300, 512, generator=generator) @ torch.randn(512, 512, generator=generator)
     moved = {
         kind: not encode_rows(weight, kind, None, lambda: damp(x.T @ x)).equal(encode_rows(weight, kind, None))
-        for kind in ("Q2_K", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+        for kind in ("Q2_K", "Q4_0", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS", "Q6_K", "Q8_0")
     }
-    assert moved == {"Q2_K": True, "Q4_0": True, "Q4_K": True, "Q5_K": True, "Q6_K": False, "Q8_0": False}
+    assert moved == {kind: kind not in ("Q6_K", "Q8_0") for kind in moved}
 
 
 def test_the_file_follows_the_mix(files: dict[str, Path], subject: OpenedModel) -> None:
     for mix, file in files.items():
-        reader = gguf.GGUFReader(file)
+        reader, of_mix = gguf.GGUFReader(file), Mix(mix, weighed=False)
         for tensor in reader.tensors:
-            assert tensor.tensor_type.name == tensor_type(tensor.name, tuple(reversed(tensor.shape.tolist())), mix, subject.config)
+            assert tensor.tensor_type.name == tensor_type(tensor.name, tuple(reversed(tensor.shape.tolist())), of_mix, subject.config)
         assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType[f"MOSTLY_{mix.upper()}"]
     assert {tensor.tensor_type.name for tensor in gguf.GGUFReader(files["q3_k_m"]).tensors} == {"F32", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
 
@@ -250,22 +250,22 @@ def weights_of(source: OpenedModel) -> dict[str, Tensor]:
 
 def test_an_encoded_tensor_says_what_it_is(tiny: OpenedModel) -> None:
     weights = weights_of(tiny)
-    [(key, norm)] = encode_tensor("model.norm.weight", weights["model.norm.weight"], "q4_k_m", tiny.config).items()
+    [(key, norm)] = encode_tensor("model.norm.weight", weights["model.norm.weight"], Mix("q4_k_m"), tiny.config).items()
     assert key == "F32:output_norm.weight"
     assert norm.dtype is torch.float32
     name = "model.layers.0.mlp.up_proj.weight"
-    [(key, data)] = encode_tensor(name, weights[name], "q4_k_m", tiny.config).items()
+    [(key, data)] = encode_tensor(name, weights[name], Mix("q4_k_m"), tiny.config).items()
     assert key == "Q4_K:blk.0.ffn_up.weight"
     assert data.dtype is torch.uint8
     decoded = gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType.Q4_K)
     assert np.abs(decoded - weights[name].float().numpy()).max() < 0.01
-    weighted = encode_tensor(name, weights[name], "q4_k_m", tiny.config, torch.arange(256) + 1.0)
+    weighted = encode_tensor(name, weights[name], Mix("q4_k_m"), tiny.config, torch.arange(256) + 1.0)
     assert not torch.equal(weighted[key], data)
-    [(key, half)] = encode_tensor(name, weights[name].float(), "f16", tiny.config).items()
+    [(key, half)] = encode_tensor(name, weights[name].float(), Mix("f16"), tiny.config).items()
     assert key == "F16:blk.0.ffn_up.weight"
     assert torch.equal(half, weights[name])
-    assert encode_tensor("lm_head.weight", weights["model.embed_tokens.weight"], "q4_k_m", tiny.config) == {}
-    assert encode_tensor("model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(4), "q4_k_m", tiny.config) == {}
+    assert encode_tensor("lm_head.weight", weights["model.embed_tokens.weight"], Mix("q4_k_m"), tiny.config) == {}
+    assert encode_tensor("model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(4), Mix("q4_k_m"), tiny.config) == {}
 
 
 @pytest.mark.parametrize("at_once", [1 << 22, 128 * 256])
@@ -277,9 +277,9 @@ def test_tensors_of_one_input_become_together_what_each_becomes_alone(
     x = torch.randn(300, 256, generator=torch.Generator().manual_seed(0)) * seen.sqrt()
     names = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"] + ["model.layers.1.input_layernorm.weight"]
     for encoder, like in ((None, 1.0), (partial(encode_rows, hessian=lambda: damp(x.T @ x)), 0.99)):
-        alone = [encode_tensor(name, weights[name], mix, tiny.config, seen, encoder) for name in names]
+        alone = [encode_tensor(name, weights[name], Mix(mix), tiny.config, seen, encoder) for name in names]
         monkeypatch.setattr("qlab.formats.gguf.encoding.AT_ONCE", at_once)
-        together = encode_tensors({name: weights[name] for name in names}, mix, tiny.config, seen, encoder)
+        together = encode_tensors({name: weights[name] for name in names}, Mix(mix), tiny.config, seen, encoder)
         monkeypatch.undo()
         assert list(together) == [key for tensors in alone for key in tensors]
         assert len({key.partition(":")[0] for key in together}) == (2 if mix == "f16" else 3)  # the values get more bits, the norm none
@@ -291,7 +291,7 @@ def test_of_tensors_encoded_together_the_bad_one_is_named(tiny: OpenedModel) -> 
     weights = {name: torch.zeros(128, 256) for name in names}
     weights[names[1]][3, 4] = torch.nan
     with pytest.raises(UserError) as caught:
-        encode_tensors(weights, "q4_k_m", tiny.config)
+        encode_tensors(weights, Mix("q4_k_m"), tiny.config)
     assert str(caught.value).startswith(names[1])
     assert names[0] not in str(caught.value)
 
@@ -299,10 +299,10 @@ def test_of_tensors_encoded_together_the_bad_one_is_named(tiny: OpenedModel) -> 
 def test_rows_of_queries_come_in_llama_cpps_order(tiny: OpenedModel) -> None:
     name = "model.layers.1.self_attn.k_proj.weight"
     rows = torch.arange(128.0)[:, None].expand(128, 256)  # two heads of 64: each row is its number
-    [tensor] = encode_tensor(name, rows, "f16", tiny.config).values()
+    [tensor] = encode_tensor(name, rows, Mix("f16"), tiny.config).values()
     assert tensor[:6, 0].tolist() == [0, 32, 1, 33, 2, 34]
     assert tensor[64:68, 0].tolist() == [64, 96, 65, 97]
-    [qwen] = encode_tensor(name, rows, "f16", tiny.config | {"model_type": "qwen2"}).values()
+    [qwen] = encode_tensor(name, rows, Mix("f16"), tiny.config | {"model_type": "qwen2"}).values()
     assert torch.equal(qwen.float(), rows)
 
 
@@ -310,7 +310,7 @@ def test_the_file_is_the_same_however_its_parts_are_divided(tiny: OpenedModel, t
     encoded: dict[str, Tensor] = {}
     names = list(weights_of(tiny))
     for name, tensor in weights_of(tiny).items():
-        encoded |= encode_tensor(name, tensor, "q4_k_m", tiny.config)
+        encoded |= encode_tensor(name, tensor, Mix("q4_k_m"), tiny.config)
     keys = sorted(encoded, key=lambda key: key[::-1])
     halves = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     save_file({key: encoded[key] for key in keys[:5]}, halves[0])
@@ -359,7 +359,7 @@ def test_unknown_kinds_are_refused(tiny: OpenedModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no GGUF mix 'q9'"):
         write_gguf(tiny.path, tiny.config, "q9", tmp_path / "x.gguf")
     with pytest.raises(UserError, match=r"model\.layers\.0\.odd\.weight has no place"):
-        encode_tensor("model.layers.0.odd.weight", torch.zeros(2, 256), "f16", tiny.config)
+        encode_tensor("model.layers.0.odd.weight", torch.zeros(2, 256), Mix("f16"), tiny.config)
     assert not list(tmp_path.iterdir())
 
 
@@ -368,4 +368,4 @@ def test_weights_that_cannot_be_stored_are_named(mix: str, value: float, tiny: O
     weight = torch.zeros(512, 256)
     weight[3, 4] = value
     with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.up_proj\.weight.*check the checkpoint"):
-        encode_tensor("model.layers.0.mlp.up_proj.weight", weight, mix, tiny.config)
+        encode_tensor("model.layers.0.mlp.up_proj.weight", weight, Mix(mix), tiny.config)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qlab.formats.gguf.encoding import encode_tensor
 from qlab.formats.gguf.file import assemble
+from qlab.formats.gguf.mix import Mix
 from qlab.models.locating import weight_files
 
 
@@ -30,7 +31,7 @@ def write_gguf(folder: Path, config: dict[str, Any], mix: str, out: Path, import
                 for name in opened.keys():  # noqa: SIM118 - not a dictionary
                     names.append(name)
                     weights = (importance or {}).get(name.removesuffix(".weight"))
-                    if encoded := encode_tensor(name, opened.get_tensor(name), mix, config, weights):
+                    if encoded := encode_tensor(name, opened.get_tensor(name), Mix(mix, weighed=importance is not None), config, weights):
                         parts.append(Path(waiting) / f"{len(parts)}.safetensors")
                         save_file(encoded, parts[-1])
         assemble(parts, folder, config, names, mix, out)

@@ -1,0 +1,140 @@
+"""Importance files: in llama.cpp's own layout, read in both forms, merged token by token, refused where damaged."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+
+from qlab.formats.imatrix import Entry, Imatrix, ImatrixFile, importance_of, merged, read_imatrix, write_imatrix
+from qlab.peers import llamacpp
+from qlab.support.errors import UserError
+
+DOWN, EXPERTS = "blk.0.ffn_down.weight", "blk.0.ffn_up_exps.weight"
+
+
+def some() -> Imatrix:
+    random = torch.Generator().manual_seed(0)
+    return Imatrix(
+        {
+            DOWN: Entry(torch.rand(1, 8, generator=random) * 100, torch.tensor([100.0])),
+            EXPERTS: Entry(torch.rand(3, 4, generator=random) * 10, torch.tensor([10.0, 0.0, 30.0])),
+        },
+        ("one.txt", "two.txt"), 4, 25,
+    )  # fmt: skip
+
+
+def dat(entries: dict[str, tuple[int, list[float]]], end: bytes = b"") -> bytes:
+    """The older form, as tools/imatrix/imatrix.cpp (save_imatrix_legacy) writes it."""
+    found = struct.pack("<i", len(entries))
+    for name, (calls, values) in entries.items():
+        found += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", calls, len(values))
+        found += struct.pack(f"<{len(values)}f", *values)
+    return found + end
+
+
+def test_what_is_written_is_read_and_lies_as_in_llama_imatrixs_files(tmp_path: Path) -> None:
+    file, known = tmp_path / "i.gguf", some()
+    write_imatrix(file, known)
+    found = read_imatrix(file)
+    assert (found.datasets, found.chunks, found.chunk_size) == (known.datasets, 4, 25)
+    assert {name: entry.sums.tolist() for name, entry in found.entries.items()} == {n: e.sums.tolist() for n, e in known.entries.items()}
+    reader = gguf.GGUFReader(file)
+    assert [tensor.name for tensor in reader.tensors] == [f"{n}{end}" for n in (DOWN, EXPERTS) for end in (".in_sum2", ".counts")]
+    assert [tensor.shape.tolist() for tensor in reader.tensors[2:]] == [[4, 3], [1, 3]]
+    keys = ["general.type", "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"]
+    assert [key for key in reader.fields if not key.startswith("GGUF.")] == keys
+    assert [path.name for path in tmp_path.iterdir()] == ["i.gguf"]
+
+
+def test_llama_cpp_opens_the_file(tmp_path: Path) -> None:
+    write_imatrix(tmp_path / "i.gguf", some())
+    library = llamacpp.library()
+    library.gguf_init_from_file.restype, library.gguf_get_n_tensors.restype = ctypes.c_void_p, ctypes.c_int64
+    library.gguf_get_tensor_name.restype, library.gguf_find_key.restype = ctypes.c_char_p, ctypes.c_int64
+
+    class Parameters(ctypes.Structure):
+        _fields_ = [("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p)]
+
+    opened = ctypes.c_void_p(library.gguf_init_from_file(str(tmp_path / "i.gguf").encode(), Parameters(True, None)))
+    assert opened
+    names = [library.gguf_get_tensor_name(opened, ctypes.c_int64(i)).decode() for i in range(library.gguf_get_n_tensors(opened))]
+    assert names[:2] == [f"{DOWN}.in_sum2", f"{DOWN}.counts"]
+    assert library.gguf_find_key(opened, b"imatrix.chunk_size") >= 0
+    library.gguf_free(opened)
+
+
+def test_means_are_llama_cpps(tmp_path: Path) -> None:
+    write_imatrix(tmp_path / "i.gguf", some())
+    means = importance_of((ImatrixFile(tmp_path / "i.gguf"),))
+    torch.testing.assert_close(means[DOWN], some().entries[DOWN].sums / 100)
+    torch.testing.assert_close(means[EXPERTS][2], some().entries[EXPERTS].sums[2] / 30)
+    assert means[EXPERTS][1].tolist() == [1.0] * 4  # an expert that no token reached
+
+
+def test_the_older_form_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "i.dat"
+    file.write_bytes(dat({DOWN: (4, [4.0, 8.0]), EXPERTS: (2, [2.0, 6.0])}, struct.pack("<ii", 4, 3) + b"abc"))
+    found = read_imatrix(file)
+    assert found.entries[DOWN].means.tolist() == [[1.0, 2.0]]
+    assert found.entries[EXPERTS].means.tolist() == [[1.0, 3.0]]
+    assert (found.datasets, found.chunks) == (("abc",), 4)
+    file.write_bytes(dat({DOWN: (1, [1.0])}))  # older still, without what was read
+    assert read_imatrix(file).datasets == ()
+
+
+def test_files_are_merged_by_their_tokens() -> None:
+    one = Imatrix({DOWN: Entry(torch.tensor([[10.0, 0.0]]), torch.tensor([10.0]))}, ("a",), 1)
+    two = Imatrix({DOWN: Entry(torch.tensor([[0.0, 60.0]]), torch.tensor([30.0]))}, ("b", "a"), 3)
+    found = merged([("one", one), ("two", two)])
+    assert found.entries[DOWN].means.tolist() == [[0.25, 1.5]]
+    assert (found.datasets, found.chunks) == (("a", "b"), 4)
+    experts = Imatrix({DOWN: Entry(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 0.0]))})
+    assert merged([("one", one), ("three", experts)]).entries[DOWN].counts.tolist() == [11.0, 10.0]
+    other = Imatrix({DOWN: Entry(torch.ones(1, 3), torch.ones(1))})
+    with pytest.raises(UserError, match=r"blk\.0\.ffn_down\.weight in four has 3 values and 1 counts: expected 2 and 1"):
+        merged([("one", one), ("four", other)])
+
+
+def test_what_is_no_importance_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "i.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UserError, match="of type model: expected an importance matrix"):
+        read_imatrix(file)
+    write_imatrix(file, Imatrix({DOWN: Entry(torch.tensor([[1.0, -1.0]]), torch.tensor([1.0]))}))
+    with pytest.raises(UserError, match="negative, NaN or infinite"):
+        read_imatrix(file)
+    write_imatrix(file, Imatrix({}))
+    with pytest.raises(UserError, match="holds no importance"):
+        read_imatrix(file)
+    with pytest.raises(UserError, match="not there"):
+        read_imatrix(tmp_path / "none.gguf")
+    held = (ImatrixFile(file),)
+    file.write_bytes(b"another")
+    with pytest.raises(UserError, match="changed since"):
+        importance_of(held)
+
+
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+def test_damage_is_told_in_a_sentence(form: str, tmp_path: Path) -> None:
+    file = tmp_path / f"i.{form}"
+    if form == "gguf":
+        write_imatrix(file, some())
+    else:
+        file.write_bytes(dat({DOWN: (4, [4.0, 8.0]), EXPERTS: (2, [2.0, 6.0])}))
+    whole, refused = file.read_bytes(), 0
+    for at in range(0, len(whole), 3):
+        for damaged in (whole[:at], whole[:at] + b"\xff\x7f" + whole[at + 2 :]):
+            file.write_bytes(damaged)
+            try:
+                read_imatrix(file)
+            except UserError:
+                refused += 1
+    assert refused > len(whole) / 6
