@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qlab.sweep.drive import Progress
     from qlab.sweep.jobs import Job
     from qlab.sweep.plan import Sweep
-    from qlab.sweep.workers import Workers
+    from qlab.sweep.workers.workers import Workers
 
 LOCK, LOGS = ".lock", "logs"  # in the folder of a sweep
 
@@ -93,8 +93,8 @@ def workers_for(asked: Sweep, out: Path, ray: str | None) -> Workers:
         UserError: the cluster cannot be used.
     """
     from qlab.artifacts.budget import parse_bytes
-    from qlab.sweep.cluster import connect
-    from qlab.sweep.local import Local, free_memory, jobs_at_once
+    from qlab.sweep.workers.cluster import connect
+    from qlab.sweep.workers.local import Local, free_memory, jobs_at_once
 
     limits, logs = asked.limits, out / LOGS
     if ray is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import DONE, FAILED, Result, Store, figures_of
-from qlab.sweep.workers import Ended, Workers
+from qlab.sweep.workers.workers import Ended, Workers
 
 PAUSE = 0.05  # seconds between two looks at what runs
 MORE = 2.0  # times as much memory as before is set aside for a job that was killed, as one is that took too much

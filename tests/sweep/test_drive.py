@@ -11,7 +11,7 @@ import pytest
 from qlab.sweep.drive import KILLED, Patience, Progress, drive
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import DONE, FAILED, Result, Store
-from qlab.sweep.workers import Ended, Left, Work
+from qlab.sweep.workers.workers import Ended, Left, Work
 
 PATIENCE = Patience(tries=2, seconds=100)
 

@@ -1,4 +1,4 @@
-"""Where jobs run: one small interface. Behind it are processes of this machine (qlab.sweep.local) or a Ray cluster (qlab.sweep.cluster)."""
+"""Where jobs run: one small interface. Behind it are processes of this machine (qlab.sweep.workers.local) or a Ray cluster (qlab.sweep.workers.cluster)."""
 
 from __future__ import annotations
 

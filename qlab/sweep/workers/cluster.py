@@ -14,8 +14,8 @@ from typing import Any
 from qlab.support.errors import UserError
 from qlab.support.wording import counted
 from qlab.sweep.jobs import Job
-from qlab.sweep.remote import run_job
-from qlab.sweep.workers import Ended, Left, Work
+from qlab.sweep.workers.remote import run_job
+from qlab.sweep.workers.workers import Ended, Left, Work
 
 AUTO, ADDRESS = "auto", re.compile(r"([\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
 QUEUED = 3  # jobs for each that can work at once are with Ray, so that it has some to choose from

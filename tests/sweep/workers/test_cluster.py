@@ -23,11 +23,11 @@ from qlab.artifacts.manifest import COST
 from qlab.cli import call
 from qlab.serve.server import free_port
 from qlab.support.errors import UserError
-from qlab.sweep.cluster import LOST, Cluster, connect
+from qlab.sweep.workers.cluster import LOST, Cluster, connect
 from qlab.sweep.drive import Patience, Progress, drive
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import Store
-from tests.sweep.test_local import end_of, of_job, until
+from tests.sweep.workers.test_local import end_of, of_job, until
 from tests.sweep.test_sweep import PLAN
 
 pytest.importorskip("ray", reason="Ray is not installed: 'make cluster' installs it")
@@ -150,7 +150,7 @@ def test_nothing_outlives_a_driver_that_is_killed(nodes: Nodes, tmp_path: Path) 
     script = f"""
 import time
 from pathlib import Path
-from qlab.sweep.cluster import connect
+from qlab.sweep.workers.cluster import connect
 from qlab.sweep.jobs import Job
 cluster = connect({nodes.address!r}, Path({str(tmp_path)!r}), Path({str(tmp_path / ".lock")!r}), 1, "cpu")
 cluster.submit(Job("quantize", "m", "", {(*WALK, mark)!r}, "k"), 1e8)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qlab.support.disk.scratch import Scratch
-from qlab.sweep.kept import Kept
-from qlab.sweep.workers import Ended
+from qlab.sweep.workers.kept import Kept
+from qlab.sweep.workers.workers import Ended
 
 PAUSE = 0.1  # seconds between two looks at the process
 
