@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Driver:
     def __init__(self, jobs: Sequence[Job], store: Store, workers: Workers, patience: Patience) -> None:
         self.store, self.workers, self.patience = store, workers, patience
         self.by_key = {job.key: job for job in jobs}
-        self.memory = {job.key: job.memory for job in jobs}
+        self.memory = {job.key: math.inf if job.alone else job.memory for job in jobs}
         self.tries = dict.fromkeys(self.by_key, 0)
         self.done, self.failed = set(self.by_key) - missing(jobs, store), set[str]()
         self.lacking = {job.key: set(job.needs) - self.done for job in jobs if job.key not in self.done}
@@ -79,14 +80,15 @@ class Driver:
                 self.wanted_by.setdefault(need, []).append(key)
 
     def start(self) -> bool:
-        """Hand out the ready jobs that fit, in their order; whether there was one. A job that needs more than there is runs alone."""
+        """Hand out the ready jobs that fit, in their order; whether there was one. A job that needs more than there is runs alone, as one
+        does that is timed."""
         memory, slots = self.workers.left()
         found = list[str]()
         for key in self.ready:
             if slots <= len(found):
                 break
             if self.memory[key] <= memory or not (self.submitted or found):
-                memory -= self.memory[key]
+                memory -= self.memory[key] if memory < math.inf else 0  # infinite where others pack the jobs
                 found.append(key)
         for key in found:
             job = self.submitted[key] = self.ready.pop(key)
@@ -168,7 +170,8 @@ def final(ended: Ended) -> bool:
 def judged(job: Job, ended: Ended, tries: int, patience: Patience) -> Result:
     """What became of a job."""
     if ended.code == 0:
-        return Result(job=job.name, state=DONE, seconds=ended.seconds, tries=tries, figures=figures_of(ended.printed))
+        figures = figures_of(ended.printed)
+        return Result(job=job.name, state=DONE, seconds=ended.seconds, tries=tries, where=ended.where, figures=figures)
     said = " ".join(ended.complained.split())
     _, found, message = said.rpartition("error: ")
     why = (message[:SAID] if found else said[-SAID:]) or f"exit code {ended.code}"
@@ -176,7 +179,7 @@ def judged(job: Job, ended: Ended, tries: int, patience: Patience) -> Result:
         why = f"it took more than {patience.seconds / 3600:g} hours"
     elif ended.code in KILLED:
         why = "it was killed, perhaps since memory was short"
-    return Result(job=job.name, state=FAILED, seconds=ended.seconds, tries=tries, error=why)
+    return Result(job=job.name, state=FAILED, seconds=ended.seconds, tries=tries, error=why, where=ended.where)
 
 
 def time_left(waiting: Sequence[Job], running: Sequence[Job], pace: Sequence[tuple[float, float]], at_once: int) -> float | None:

@@ -141,7 +141,8 @@ def test_a_hub_model_is_fetched_without_pickles_or_code_and_then_named_by_its_co
 
     extra = {"pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"}
     code = (
-        "from qlab.models.locating import lasting; from qlab.models.opening import locate; from qlab.artifacts.artifact import model_folder\n"
+        "from qlab.artifacts.artifact import model_folder\n"
+        "from qlab.models.locating import lasting; from qlab.models.opening import locate\n"
         "source = locate('someone/tiny'); word = lasting('someone/tiny', source.path); again = locate(word)\n"
         "print(source.name, source.fingerprint, word, again.name, again.path == source.path, model_folder(again))"
     )

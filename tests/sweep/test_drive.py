@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ class Scripted:
     memory: float = 10
     at_once: int = 4
     described: str = "in a test"
+    remarks: list[str] = field(default_factory=list)
 
     def left(self) -> Left:
         return Left(self.memory - sum(self.held[job.key] for job in self.at_work), self.at_once - len(self.at_work))
@@ -184,3 +186,27 @@ def test_a_walk_is_gone_over_again_for_what_needs_it(tmp_path: Path) -> None:
     assert workers.started == []
     drive([walk, first, job("second", "walk")], store, workers, PATIENCE, lambda _: None)
     assert workers.started == ["walk", "second"]  # its artifacts may be another plan's by now
+
+
+def test_a_job_that_is_timed_has_no_other_beside_it(tmp_path: Path) -> None:
+    jobs = [job("a"), replace(job("b"), alone=True), job("c"), replace(job("d"), alone=True), job("e")]
+    workers = Scripted()
+    run(jobs, tmp_path / "jobs", workers)
+    assert sorted(workers.started) == ["a", "b", "c", "d", "e"]
+    assert workers.started[-2:] == ["b", "d"]
+    assert [others for key, others in workers.beside if key in "bd"] == [0, 0]
+    assert ("c", 1) in workers.beside  # the others had company
+    packed = Scripted(memory=math.inf)  # where others pack, all are handed over, and each says what it wants
+    run(jobs, tmp_path / "packed", packed)
+    assert packed.held["b"] == packed.held["d"] == math.inf
+    assert packed.held["a"] == 1
+
+
+def test_a_result_says_where_it_was_found(tmp_path: Path) -> None:
+    class Elsewhere(Scripted):
+        def ended(self) -> dict[str, Ended]:
+            return {key: replace(how, where="far away") for key, how in super().ended().items()}
+
+    run([job("a"), job("b")], tmp_path / "jobs", Elsewhere({"b": [2]}))
+    found = [Store(tmp_path / "jobs").read(key) for key in "ab"]
+    assert [(result.state, result.where) for result in found if result] == [(DONE, "far away"), (FAILED, "far away")]

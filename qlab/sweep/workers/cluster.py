@@ -7,29 +7,37 @@ import re
 import signal
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qlab.artifacts.budget import size_text
 from qlab.support.errors import UserError
 from qlab.support.wording import counted
 from qlab.sweep.jobs import Job
-from qlab.sweep.workers.remote import run_job
+from qlab.sweep.workers.remote import Started, run_job
 from qlab.sweep.workers.workers import Ended, Left, Work
 
 AUTO, ADDRESS = "auto", re.compile(r"([\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
+NODE = "ray.io/node-id"  # Ray's own label of a machine
 QUEUED = 3  # jobs for each that can work at once are with Ray, so that it has some to choose from
 EVERY = 5.0  # seconds until the cluster is asked again which machines it has
+WAIT = 300.0  # seconds that a job waits while there is no machine that could take it
 GRACE = 40.0  # seconds in which cancelled jobs have ended
 ANSWERS = 10.0  # seconds that a cluster has to answer
-CANCELLED, LOST = 128 + 15, 255  # exit codes of jobs that were cancelled, and whose machine or worker is gone
+CANCELLED, LOST = 128 + 15, 255  # exit codes of jobs that were cancelled, and whose machine or worker is gone, or never came
 
 
 @dataclass
 class Task:
-    """A job that Ray has: its results as they come, and where it works since when (monotonic seconds), once it does."""
+    """A job that Ray has, with so much `memory` set aside for it (bytes; Ray was `asked` for no more than a machine has): its results as
+    they come, and where it works since when (monotonic seconds), once it does; when there was a machine that could take it (`hope`)."""
 
+    job: Job
+    memory: float
+    asked: int
     results: Any
+    hope: float
     where: str = ""
     since: float = 0.0
 
@@ -38,18 +46,22 @@ class Task:
 class Cluster:
     """The machines of a Ray cluster that this process is connected to. What jobs print goes to files in `logs`.
 
-    `lock` is the file in the sweep's folder that this process holds: machines that do not see it are told apart by it. Each job computes
-    with so many `threads`, and with a GPU of its own if it needs one.
+    `lock` is the file in the sweep's folder that this process holds: machines that do not see it are told by it, and get no more jobs
+    (`refused`: why, by Ray's names of them). Each job computes with so many `threads`, and with a GPU of its own if it needs one. A job for
+    which there has been no machine for `wait` seconds ends.
     """
 
     logs: Path
     lock: Path
     threads: int
     gpus: int
+    wait: float = WAIT
     tasks: dict[str, Task] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
     known: list[dict[str, float]] = field(default_factory=list)
     asked: float = float("-inf")
+    hope: float = field(default_factory=time.monotonic)
 
     @property
     def nodes(self) -> list[dict[str, float]]:
@@ -57,9 +69,11 @@ class Cluster:
         import ray
 
         if time.monotonic() - self.asked > EVERY:
-            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self.refused]
             self.known = [node for node in alive if node.get("CPU", 0) >= self.threads and node.get("GPU", 0) >= self.gpus]
             self.asked = time.monotonic()
+        if self.known:
+            self.hope = time.monotonic()
         return self.known
 
     @property
@@ -71,22 +85,41 @@ class Cluster:
     def described(self) -> str:
         return f"on {counted(len(self.nodes), 'machine')} of a Ray cluster"
 
+    @property
+    def needs(self) -> str:
+        """What a machine must have for a job, in words."""
+        return f"{counted(self.threads, 'core')}{' and a GPU' if self.gpus else ''}"
+
+    @property
+    def remarks(self) -> list[str]:
+        return [f"a machine was given no jobs: {reason}" for reason in dict.fromkeys(self.refused.values())]
+
     def left(self) -> Left:
         return Left(float("inf"), QUEUED * self.at_once - len(self.tasks))
 
     def submit(self, job: Job, memory: float) -> None:
         import ray
 
-        largest = max((node.get("memory", 0.0) for node in self.nodes), default=memory)
+        largest = max((node.get("memory", 0.0) for node in self.nodes), default=job.memory)
         asked = int(min(memory, largest))  # a job that needs more than any machine has gets one for itself
-        task = ray.remote(run_job).options(num_cpus=self.threads, num_gpus=self.gpus, memory=asked, max_retries=0)
-        self.tasks[job.key] = Task(task.remote(list(job.words), self.threads, str(self.lock), self.lock.read_text(errors="replace")))
+        demands: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": self.gpus, "memory": asked}
+        if self.refused:
+            demands["label_selector"] = {NODE: f"!in({','.join(self.refused)})"}
+        task = ray.remote(run_job).options(**demands, max_retries=0)
+        results = task.remote(list(job.words), self.threads, str(self.lock), self.lock.read_text(errors="replace"))
+        self.tasks[job.key] = Task(job, memory, asked, results, self.hope)
 
     def running(self) -> dict[str, Work]:
         return {key: Work(time.monotonic() - task.since, task.where) for key, task in self.tasks.items() if task.where}
 
     def ended(self) -> dict[str, Ended]:
-        found = {key: ended for key, task in self.tasks.items() if (ended := self._news(task)) is not None}
+        found = {}
+        for key, task in list(self.tasks.items()):
+            ended = self._news(task)
+            if ended is None and self.tasks[key] is task:  # not given to Ray once more
+                ended = self._hopeless(task)
+            if ended is not None:
+                found[key] = replace(ended, where=task.where)
         for key, ended in found.items():
             self.tasks.pop(key)
             self.cancelled.discard(key)
@@ -95,7 +128,8 @@ class Cluster:
         return found
 
     def _news(self, task: Task) -> Ended | None:
-        """How a job has ended; None while it has not. Its start is noted in passing."""
+        """How a job has ended; None while it has not. Its start is noted in passing; one that came to a machine with another disk is given
+        to Ray once more."""
         import ray
 
         while ray.wait([task.results], timeout=0, fetch_local=False)[0]:
@@ -113,8 +147,33 @@ class Cluster:
                 return self._failed(task, LOST, f"the machine that it ran on is gone ({type(error).__name__})")
             if isinstance(said, Ended):
                 return said
-            task.where, task.since = said, time.monotonic()
+            if said.refusal:
+                return self._elsewhere(task, said)
+            task.where, task.since = said.where, time.monotonic()
         return None
+
+    def _elsewhere(self, task: Task, said: Started) -> Ended | None:
+        """Give a job to Ray once more, for other machines than one that has another disk; how it ended if it was to be stopped."""
+        self.refused[said.node] = said.refusal
+        self.asked = float("-inf")  # the machines are others now
+        if task.job.key in self.cancelled:
+            return self._failed(task, CANCELLED, "it was stopped")
+        self.submit(task.job, task.memory)
+        return None
+
+    def _hopeless(self, task: Task) -> Ended | None:
+        """The end of a job for which there has been no machine for long; None where there may be one. Once more given to Ray, it asks for
+        what the machines have then."""
+        import ray
+
+        if task.where or any(node.get("memory", 0.0) >= task.asked for node in self.nodes):
+            task.hope = time.monotonic()
+        if time.monotonic() - task.hope < self.wait:
+            return None
+        ray.cancel(task.results)
+        reasons = "".join(f"; {remark}" for remark in self.remarks)
+        room = f"{self.needs} and {size_text(task.asked)} of memory"
+        return self._failed(task, LOST, f"for {self.wait / 60:g} minutes no machine of the cluster had {room} for it{reasons}")
 
     def _failed(self, task: Task, code: int, why: str) -> Ended:
         seconds, where = (time.monotonic() - task.since, f", on {task.where}") if task.where else (0.0, "")
@@ -168,6 +227,7 @@ def connect(address: str, logs: Path, lock: Path, threads: int, device: str) -> 
     found = Cluster(logs, lock, threads, 0 if device == "cpu" else 1)
     if not found.nodes:
         found.close()
-        wanted = f"{counted(threads, 'core')}{' and a GPU' if found.gpus else ''}"
-        raise UserError(f"no machine of the Ray cluster has {wanted} for a job: set 'threads' in the file's limits lower, or add machines")
+        raise UserError(
+            f"no machine of the Ray cluster has {found.needs} for a job: set 'threads' in the file's limits lower, or add machines"
+        )
     return found

@@ -32,6 +32,10 @@ class Local:
     def described(self) -> str:
         return f"in {size_text(self.memory)} of memory"
 
+    @property
+    def remarks(self) -> list[str]:
+        return []
+
     def left(self) -> Left:
         return Left(self.memory - sum(self.held.values()), self.at_once - len(self.jobs))
 

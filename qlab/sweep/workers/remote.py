@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from qlab.support.disk.scratch import Scratch
 from qlab.sweep.workers.kept import Kept
@@ -14,16 +16,26 @@ from qlab.sweep.workers.workers import Ended
 PAUSE = 0.1  # seconds between two looks at the process
 
 
-def run_job(words: Sequence[str], threads: int, lock: str, owner: str) -> Iterator[str | Ended]:
-    """Run `qlab` with these words in a process that ends with this one: yields where it runs, and then how it ended.
+class Started(NamedTuple):
+    """A job has come to the machine `node`, called `where`; it does not run there where there is a `refusal`."""
 
-    `lock` is the file that the driver of the sweep holds, and `owner` what stands in it: a machine that does not see it has another disk.
+    node: str
+    where: str
+    refusal: str = ""
+
+
+def run_job(words: Sequence[str], threads: int, lock: str, owner: str) -> Iterator[Started | Ended]:
+    """Run `qlab` with these words in a process that ends with this one: yields where it runs, and then how it ended; on a machine with
+    another disk, where it is and why it does not run there, and nothing else.
+
+    `lock` is the file that the driver of the sweep holds, and `owner` what stands in it: it tells who has the same disk.
     """
     import ray
 
-    yield f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:6]}"
-    if (reason := elsewhere(Path(lock), owner)) is not None:
-        yield Ended(2, 0.0, "", f"error: {reason}")
+    node = ray.get_runtime_context().get_node_id()
+    where, reason = f"{socket.gethostname()} {node[:6]}", elsewhere(Path(lock), owner)
+    yield Started(node, where, reason)
+    if reason:
         return
     with Scratch() as logs:
         started = Kept.start(words, threads, logs, "job")
@@ -38,11 +50,9 @@ def run_job(words: Sequence[str], threads: int, lock: str, owner: str) -> Iterat
             started.forget()
 
 
-def elsewhere(lock: Path, owner: str) -> str | None:
-    """Why this machine cannot take part in the sweep; None where it can."""
-    try:
+def elsewhere(lock: Path, owner: str) -> str:
+    """Why this machine cannot take part in the sweep; empty where it can."""
+    with suppress(OSError):
         if lock.read_text(errors="replace") == owner:
-            return None
-    except OSError:
-        pass
+            return ""
     return f"{socket.gethostname()} does not see the folder {lock.parent} of this sweep: give an --out on a disk that all machines share"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,12 +24,13 @@ from qlab.artifacts.manifest import COST
 from qlab.cli import call
 from qlab.serve.server import free_port
 from qlab.support.errors import UserError
-from qlab.sweep.workers.cluster import LOST, Cluster, connect
 from qlab.sweep.drive import Patience, Progress, drive
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import Store
-from tests.sweep.workers.test_local import end_of, of_job, until
+from qlab.sweep.workers.cluster import LOST, Cluster, connect
+from qlab.sweep.workers.remote import Started
 from tests.sweep.test_sweep import PLAN
+from tests.sweep.workers.test_local import end_of, of_job, until
 
 pytest.importorskip("ray", reason="Ray is not installed: 'make cluster' installs it")
 
@@ -110,12 +112,57 @@ def test_what_a_job_prints_and_how_it_ends_is_told(cluster: Cluster, tmp_path: P
     assert "error:" in bad.complained
     assert (tmp_path / "--version.out").read_text() == good.printed
     assert cluster.running() == {}
+    assert good.where.split()[0] == socket.gethostname()
+    assert cluster.remarks == []
+
+
+def test_machines_with_another_disk_are_told_and_get_no_more_jobs(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.wait = 3.0
     (tmp_path / ".lock").write_text("somebody else")
     cluster.submit(job("--version"), 1e8)
-    (tmp_path / ".lock").write_text("owner")
+    (tmp_path / ".lock").write_text("owner")  # as if none of the machines had the disk of who gave them the job
     refused = end_of(cluster, "--version", WORKING)
-    assert refused.code == 2
+    assert refused.code == LOST
+    assert "no machine of the cluster had 1 core and 100.00 MB of memory for it; a machine was given no jobs" in refused.complained
     assert "does not see the folder" in refused.complained
+    assert (len(cluster.refused), cluster.nodes) == (3, [])
+    node, _ = cluster.refused.popitem()
+    cluster.asked = float("-inf")
+    for number in range(3):
+        cluster.submit(job("--version", key=f"k{number}"), 1e8)
+    ends = [end_of(cluster, f"k{number}", WORKING) for number in range(3)]
+    assert {(end.code, end.where.split()[1]) for end in ends} == {(0, node[:6])}  # all on the one that is left
+
+
+def test_a_job_that_comes_to_another_disk_is_tried_elsewhere(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.submit(job("--version"), 1e8)
+    task = cluster.tasks["--version"]
+    import ray
+
+    (first, *_) = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    assert cluster._elsewhere(task, Started(first, "there", "there is no such folder")) is None
+    assert cluster.tasks["--version"] is not task
+    assert end_of(cluster, "--version", WORKING).code == 0
+    assert cluster.remarks == ["a machine was given no jobs: there is no such folder"]
+
+
+def test_a_job_that_no_machine_can_take_ends_and_says_why(cluster: Cluster, tmp_path: Path) -> None:
+    with_gpu = Cluster(cluster.logs, cluster.lock, 1, 1, wait=2.0)
+    with_gpu.submit(job("--version"), 1e8)
+    ended = end_of(with_gpu, "--version", WORKING)
+    assert ended.code == LOST
+    assert "no machine of the cluster had 1 core and a GPU and 100.00 MB of memory for it" in ended.complained
+    begin = time.monotonic()
+    with_gpu.hope = begin - 10  # there has been none for longer than that
+    with_gpu.submit(job("--version"), 1e8)
+    assert end_of(with_gpu, "--version", WORKING).code == LOST
+    assert time.monotonic() - begin < 1.5
+    cluster.wait, cluster.known, cluster.asked = 2.0, [{"CPU": 3.0, "memory": 1e13}], time.monotonic() + 1e6
+    cluster.submit(job("--version"), 9e12)  # to a machine that is gone before it could take it
+    cluster.asked = float("-inf")
+    assert "9.00 TB of memory" in end_of(cluster, "--version", WORKING).complained
+    cluster.submit(job("--version"), 9e12)  # tried again, it gets the largest of those that are left
+    assert end_of(cluster, "--version", WORKING).code == 0
 
 
 def test_jobs_are_packed_by_what_they_will_take(cluster: Cluster) -> None:
