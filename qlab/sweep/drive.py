@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from qlab.support.disk.room import SAID as FULL_DISK
+from qlab.support.memory import SHORT
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import DONE, FAILED, Result, Store, figures_of
 from qlab.sweep.workers.workers import Ended, Workers
 
 PAUSE = 0.05  # seconds between two looks at what runs
-MORE = 2.0  # times as much memory as before is set aside for a job that was killed, as one is that took too much
-SAID = 300  # characters of a job's complaint that are kept
+MORE = 2.0  # times as much memory as before is set aside for a job that had too little, or was killed, as one is that took too much
+LONGEST = 300  # characters of a job's complaint that are kept
 KILLED = (128 + 9, -9)  # the job, or its keeper and with it the job
 
 
@@ -118,7 +120,7 @@ class Driver:
             self.pace.append((job.seconds, ended.seconds))
             self.finish(job.key, result)
         elif self.tries[job.key] < self.patience.tries and not final(ended):
-            self.memory[job.key] *= MORE if ended.code in KILLED else 1
+            self.memory[job.key] *= MORE if ended.code in KILLED or SHORT in ended.complained else 1
             self.ready[job.key] = job
         else:
             self.fail(job.key, result)
@@ -163,8 +165,8 @@ def missing(jobs: Sequence[Job], store: Store) -> set[str]:
 
 
 def final(ended: Ended) -> bool:
-    """Whether trying again is of no use: the command refused its input (exit code 2)."""
-    return ended.code == 2
+    """Whether trying again is of no use: the command refused its input (exit code 2), and not for want of what another machine may have."""
+    return ended.code == 2 and not any(lack in ended.complained for lack in (FULL_DISK, SHORT))
 
 
 def judged(job: Job, ended: Ended, tries: int, patience: Patience) -> Result:
@@ -174,7 +176,7 @@ def judged(job: Job, ended: Ended, tries: int, patience: Patience) -> Result:
         return Result(job=job.name, state=DONE, seconds=ended.seconds, tries=tries, where=ended.where, figures=figures)
     said = " ".join(ended.complained.split())
     _, found, message = said.rpartition("error: ")
-    why = (message[:SAID] if found else said[-SAID:]) or f"exit code {ended.code}"
+    why = (message[:LONGEST] if found else said[-LONGEST:]) or f"exit code {ended.code}"
     if ended.seconds > patience.seconds:
         why = f"it took more than {patience.seconds / 3600:g} hours"
     elif ended.code in KILLED:

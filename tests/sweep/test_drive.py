@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from qlab.support.disk.room import no_room
+from qlab.support.memory import no_memory
 from qlab.sweep.drive import KILLED, Patience, Progress, drive
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import DONE, FAILED, Result, Store
@@ -126,6 +129,21 @@ def test_a_job_that_was_killed_gets_twice_the_room(tmp_path: Path) -> None:
     found = Store(tmp_path / "jobs").read("a")
     assert found is not None
     assert "perhaps since memory was short" in found.error
+
+
+def test_what_another_machine_may_have_is_no_reason_to_give_up(tmp_path: Path) -> None:
+    """A full disk and too little memory end with the code of a refused input, and are tried again; with more memory where that lacked."""
+
+    class Lacking(Scripted):
+        def ended(self) -> dict[str, Ended]:
+            said = {"a": no_room(errno.ENOSPC), "b": no_memory(MemoryError()), "c": "no model 'x'"}
+            return {key: replace(how, complained=f"error: {said[key]}") for key, how in super().ended().items()}
+
+    workers = Lacking({"a": [2, 0], "b": [2, 0], "c": [2]})
+    end = run([job("a"), job("b"), job("c")], tmp_path / "jobs", workers)
+    assert [workers.started.count(key) for key in "abc"] == [2, 2, 1]
+    assert [each.key for each in end.failed] == ["c"]
+    assert (workers.held["a"], workers.held["b"]) == (1, 2)
 
 
 def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:

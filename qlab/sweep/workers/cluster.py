@@ -30,14 +30,17 @@ CANCELLED, LOST = 128 + 15, 255  # exit codes of jobs that were cancelled, and w
 
 @dataclass
 class Task:
-    """A job that Ray has, with so much `memory` set aside for it (bytes; Ray was `asked` for no more than a machine has): its results as
-    they come, and where it works since when (monotonic seconds), once it does; when there was a machine that could take it (`hope`)."""
+    """A job that Ray has, with so much `memory` set aside for it (bytes; Ray was `asked` for no more than a machine has), for other machines
+    than those to `avoid`: its results as they come, and where it works since when (monotonic seconds), once it does; when there was a
+    machine that could take it (`hope`)."""
 
     job: Job
     memory: float
     asked: int
+    avoid: set[str]
     results: Any
     hope: float
+    node: str = ""
     where: str = ""
     since: float = 0.0
 
@@ -47,7 +50,7 @@ class Cluster:
     """The machines of a Ray cluster that this process is connected to. What jobs print goes to files in `logs`.
 
     `lock` is the file in the sweep's folder that this process holds: machines that do not see it are told by it, and get no more jobs
-    (`refused`: why, by Ray's names of them). Each job computes with so many `threads`, and with a GPU of its own if it needs one. A job for
+    (`refused`: why, by Ray's names of them). A job is tried again on other machines than those it `failed_on`, where there are any. Each job computes with so many `threads`, and with a GPU of its own if it needs one. A job for
     which there has been no machine for `wait` seconds ends.
     """
 
@@ -59,18 +62,22 @@ class Cluster:
     tasks: dict[str, Task] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
-    known: list[dict[str, float]] = field(default_factory=list)
+    failed_on: dict[str, set[str]] = field(default_factory=dict)
+    known: dict[str, dict[str, float]] = field(default_factory=dict)
     asked: float = float("-inf")
     hope: float = field(default_factory=time.monotonic)
 
     @property
-    def nodes(self) -> list[dict[str, float]]:
-        """What the machines have that can take a job: CPU, GPU and memory in bytes; as it was some seconds ago at most."""
+    def nodes(self) -> dict[str, dict[str, float]]:
+        """What the machines have that can take a job, by Ray's names of them: CPU, GPU and memory in bytes; as it was some seconds ago at
+        most."""
         import ray
 
         if time.monotonic() - self.asked > EVERY:
-            alive = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self.refused]
-            self.known = [node for node in alive if node.get("CPU", 0) >= self.threads and node.get("GPU", 0) >= self.gpus]
+            alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self.refused}
+            self.known = {
+                name: has for name, has in alive.items() if has.get("CPU", 0) >= self.threads and has.get("GPU", 0) >= self.gpus
+            }  # fmt: skip
             self.asked = time.monotonic()
         if self.known:
             self.hope = time.monotonic()
@@ -78,7 +85,7 @@ class Cluster:
 
     @property
     def at_once(self) -> int:
-        able = [min(node["CPU"] // self.threads, node["GPU"] if self.gpus else float("inf")) for node in self.nodes]
+        able = [min(has["CPU"] // self.threads, has["GPU"] if self.gpus else float("inf")) for has in self.nodes.values()]
         return max(1, int(sum(able)))
 
     @property
@@ -100,14 +107,15 @@ class Cluster:
     def submit(self, job: Job, memory: float) -> None:
         import ray
 
-        largest = max((node.get("memory", 0.0) for node in self.nodes), default=job.memory)
+        avoid = self.failed_on.get(job.key, set()) if self.nodes.keys() - self.failed_on.get(job.key, set()) else set()
+        largest = max((has.get("memory", 0.0) for name, has in self.nodes.items() if name not in avoid), default=job.memory)
         asked = int(min(memory, largest))  # a job that needs more than any machine has gets one for itself
         demands: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": self.gpus, "memory": asked}
-        if self.refused:
-            demands["label_selector"] = {NODE: f"!in({','.join(self.refused)})"}
+        if elsewhere := sorted(avoid | self.refused.keys()):
+            demands["label_selector"] = {NODE: f"!in({','.join(elsewhere)})"}
         task = ray.remote(run_job).options(**demands, max_retries=0)
         results = task.remote(list(job.words), self.threads, str(self.lock), self.lock.read_text(errors="replace"))
-        self.tasks[job.key] = Task(job, memory, asked, results, self.hope)
+        self.tasks[job.key] = Task(job, memory, asked, avoid, results, self.hope)
 
     def running(self) -> dict[str, Work]:
         return {key: Work(time.monotonic() - task.since, task.where) for key, task in self.tasks.items() if task.where}
@@ -121,7 +129,8 @@ class Cluster:
             if ended is not None:
                 found[key] = replace(ended, where=task.where)
         for key, ended in found.items():
-            self.tasks.pop(key)
+            if (node := self.tasks.pop(key).node) and ended.code:
+                self.failed_on.setdefault(key, set()).add(node)
             self.cancelled.discard(key)
             for name, text in (("out", ended.printed), ("err", ended.complained)):
                 (self.logs / f"{key}.{name}").write_text(text)
@@ -149,7 +158,7 @@ class Cluster:
                 return said
             if said.refusal:
                 return self._elsewhere(task, said)
-            task.where, task.since = said.where, time.monotonic()
+            task.node, task.where, task.since = said.node, said.where, time.monotonic()
         return None
 
     def _elsewhere(self, task: Task, said: Started) -> Ended | None:
@@ -166,7 +175,8 @@ class Cluster:
         what the machines have then."""
         import ray
 
-        if task.where or any(node.get("memory", 0.0) >= task.asked for node in self.nodes):
+        able = [has for name, has in self.nodes.items() if name not in task.avoid]
+        if task.where or any(has.get("memory", 0.0) >= task.asked for has in able):
             task.hope = time.monotonic()
         if time.monotonic() - task.hope < self.wait:
             return None
