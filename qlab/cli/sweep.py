@@ -114,7 +114,7 @@ def workers_for(asked: Sweep, out: Path, ray: str | None) -> Workers:
         UserError: the cluster cannot be used.
     """
     from qlab.artifacts.budget import parse_bytes
-    from qlab.sweep.workers.cluster import connect
+    from qlab.sweep.workers.connecting import connect
     from qlab.sweep.workers.local import Local, free_memory, jobs_at_once
 
     limits, logs = asked.limits, out / LOGS

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
-import signal
-import socket
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qlab.artifacts.budget import size_text
-from qlab.support.errors import UserError
 from qlab.support.wording import counted
 from qlab.sweep.jobs import Job
 from qlab.sweep.workers.remote import Started, run_job
 from qlab.sweep.workers.workers import Ended, Left, Work
 
-AUTO, ADDRESS = "auto", re.compile(r"([\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
 NODE = "ray.io/node-id"  # Ray's own label of a machine
 QUEUED = 3  # jobs for each that can work at once are with Ray, so that it has some to choose from
 EVERY = 5.0  # seconds until the cluster is asked again which machines it has
 WAIT = 300.0  # seconds that a job waits while there is no machine that could take it
 GRACE = 40.0  # seconds in which cancelled jobs have ended
-ANSWERS = 10.0  # seconds that a cluster has to answer
 CANCELLED, LOST = 128 + 15, 255  # exit codes of jobs that were cancelled, and whose machine or worker is gone, or never came
 
 
 @dataclass
 class Task:
-    """A job that Ray has, with so much `memory` set aside for it (bytes; Ray was `asked` for no more than a machine has), for other machines
-    than those to `avoid`: its results as they come, and where it works since when (monotonic seconds), once it does; when there was a
-    machine that could take it (`hope`)."""
+    """A job that Ray has, with so much `memory` set aside for it (bytes; Ray was `asked` for no more than a machine has).
+
+    `avoid`: machines that it is not for. `results` as they come. `hope`: when there last was a machine that could take it (monotonic
+    seconds). Once it works: on which `node`, called `where`, and `since` when.
+    """
 
     job: Job
     memory: float
@@ -50,8 +45,8 @@ class Cluster:
     """The machines of a Ray cluster that this process is connected to. What jobs print goes to files in `logs`.
 
     `lock` is the file in the sweep's folder that this process holds: machines that do not see it are told by it, and get no more jobs
-    (`refused`: why, by Ray's names of them). A job is tried again on other machines than those it `failed_on`, where there are any. Each job computes with so many `threads`, and with a GPU of its own if it needs one. A job for
-    which there has been no machine for `wait` seconds ends.
+    (`refused`: why, by Ray's names of them). Each job computes with so many `threads`, and with a GPU of its own if it needs one. It is tried
+    again on other machines than those it `failed_on`, where there are any, and ends when there has been no machine for it for `wait` seconds.
     """
 
     logs: Path
@@ -107,7 +102,8 @@ class Cluster:
     def submit(self, job: Job, memory: float) -> None:
         import ray
 
-        avoid = self.failed_on.get(job.key, set()) if self.nodes.keys() - self.failed_on.get(job.key, set()) else set()
+        failed = self.failed_on.get(job.key, set())
+        avoid = failed if self.nodes.keys() - failed else set()
         largest = max((has.get("memory", 0.0) for name, has in self.nodes.items() if name not in avoid), default=job.memory)
         asked = int(min(memory, largest))  # a job that needs more than any machine has gets one for itself
         demands: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": self.gpus, "memory": asked}
@@ -207,37 +203,3 @@ class Cluster:
             time.sleep(0.1)
         self.tasks.clear()  # closed once more, it must not ask Ray again, which would start a cluster of its own for that
         ray.shutdown()  # ends what has not ended: its worker, and with it the job
-
-
-def connect(address: str, logs: Path, lock: Path, threads: int, device: str) -> Cluster:
-    """The Ray cluster at `address`, HOST:PORT, or "auto" for the one that this machine is part of.
-
-    Raises:
-        UserError: Ray is not installed, no cluster answers there, or no machine of it can take a job.
-    """
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("Ray is not installed in this environment: 'make cluster' installs it; without --ray the jobs run on this machine")
-    match = ADDRESS.fullmatch(address)
-    if address != AUTO and not match:
-        raise UserError(f"--ray {address[:60]!r}: expected auto, or the HOST:PORT that 'ray start --head' prints")
-    import ray
-
-    try:
-        if match:  # Ray itself would try for minutes, and then end this process
-            socket.create_connection((match[1].strip("[]"), int(match[2])), ANSWERS).close()
-        handler = signal.getsignal(signal.SIGTERM)
-        ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level="ERROR")
-        signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which ends this process before its jobs have ended
-    except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # the last: a token that is wrong
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(
-            f"no Ray cluster at {address} that this environment can join ({said}): 'ray start --head' starts one, and "
-            "'ray start --address=HOST:PORT' on each further machine, with the same versions of Ray and Python"
-        ) from error
-    found = Cluster(logs, lock, threads, 0 if device == "cpu" else 1)
-    if not found.nodes:
-        found.close()
-        raise UserError(
-            f"no machine of the Ray cluster has {found.needs} for a job: set 'threads' in the file's limits lower, or add machines"
-        )
-    return found

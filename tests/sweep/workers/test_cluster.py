@@ -27,7 +27,8 @@ from qlab.support.errors import UserError
 from qlab.sweep.drive import Patience, Progress, drive
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import Store
-from qlab.sweep.workers.cluster import LOST, Cluster, connect
+from qlab.sweep.workers.cluster import LOST, Cluster
+from qlab.sweep.workers.connecting import connect
 from qlab.sweep.workers.remote import Started
 from tests.sweep.test_sweep import PLAN
 from tests.sweep.workers.test_local import end_of, of_job, until
@@ -204,7 +205,7 @@ def test_nothing_outlives_a_driver_that_is_killed(nodes: Nodes, tmp_path: Path) 
     script = f"""
 import time
 from pathlib import Path
-from qlab.sweep.workers.cluster import connect
+from qlab.sweep.workers.connecting import connect
 from qlab.sweep.jobs import Job
 cluster = connect({nodes.address!r}, Path({str(tmp_path)!r}), Path({str(tmp_path / ".lock")!r}), 1, "cpu")
 cluster.submit(Job("quantize", "m", "", {(*WALK, mark)!r}, "k"), 1e8)
