@@ -45,8 +45,8 @@ class Cluster:
     """The machines of a Ray cluster that this process is connected to. What jobs print goes to files in `logs`.
 
     `lock` is the file in the sweep's folder that this process holds: machines that do not see it are told by it, and get no more jobs
-    (`refused`: why, by Ray's names of them). Each job computes with so many `threads`, and with a GPU of its own if it needs one. It is tried
-    again on other machines than those it `failed_on`, where there are any, and ends when there has been no machine for it for `wait` seconds.
+    (`refused`: why, by Ray's names of them). Each job computes with so many `threads`, and with a GPU of its own if it needs one. It is
+    tried again on other machines than those it `failed_on`, where there are any, and ends when there was none for it for `wait` seconds.
     """
 
     logs: Path

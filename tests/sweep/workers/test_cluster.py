@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 
 from qlab import ROOT
 from qlab.artifacts.manifest import COST
 from qlab.cli import call
-from qlab.serve.server import free_port
 from qlab.support.errors import UserError
 from qlab.sweep.drive import Patience, Progress, drive
 from qlab.sweep.jobs import Job
@@ -31,63 +25,22 @@ from qlab.sweep.workers.cluster import LOST, Cluster
 from qlab.sweep.workers.connecting import connect
 from qlab.sweep.workers.remote import Started
 from tests.sweep.test_sweep import PLAN
+from tests.sweep.workers.nodes import STARTING, WORKING, Node, Nodes, ray_nodes
 from tests.sweep.workers.test_local import end_of, of_job, until
 
 pytest.importorskip("ray", reason="Ray is not installed: 'make cluster' installs it")
 
-MEMORY, CORES = 1_000_000_000, 3  # of a node; the head has half the memory
-STARTING, WORKING, ATTEMPTS = 240, 240, 5  # seconds that a node, and a job, have on a busy machine; starts of a node
-QUICK = ["--disable-usage-stats", f"--num-cpus={CORES}", "--object-store-memory=80000000", "--block"]
+MEMORY = 1_000_000_000  # of a node; the head has half of it
 WALK = [
     "quantize", "--recipe", "gptq-w4g128", "--windows", "32", "--length", "256", "--model", "embedded", "--device", "cpu", "--wait",
     "--out",
 ]  # fmt: skip
 
 
-@dataclass
-class Nodes:
-    """The nodes' processes, of which the first is the head, and the address of the cluster."""
-
-    address: str
-    started: list[subprocess.Popen[bytes]]
-
-    def start(self, log: Path, *words: str) -> None:
-        """Start a node, and wait until it says that it is there. Ray gives up after fifteen seconds, which a busy machine may exceed."""
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, *QUICK, "--node-ip-address=127.0.0.1"]
-        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-        for _ in range(ATTEMPTS):
-            with log.open("wb") as output:
-                node = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
-            until(lambda node=node: node.poll() is not None or b"block forever" in log.read_bytes(), STARTING)
-            if node.poll() is None:
-                self.started.append(node)
-                return
-        raise AssertionError(log.read_text())
-
-    def raylets(self) -> list[psutil.Process]:
-        """The process of each node that starts the jobs' workers; the head's first."""
-        own = {node.pid for node in self.started}
-        found = [process for process in psutil.process_iter(["name", "ppid"]) if process.info["name"] == "raylet"]
-        return sorted((process for process in found if process.info["ppid"] in own), key=lambda process: process.info["ppid"])
-
-
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    place = tempfile.mkdtemp(prefix="q", dir="/tmp")  # names of sockets have to be short
-    port = free_port()
-    found = Nodes(f"127.0.0.1:{port}", [])
-    try:
-        head = ["--head", f"--port={port}", f"--temp-dir={place}", "--include-dashboard=false", "--no-monitor"]
-        found.start(Path(place) / "head.log", *head, f"--memory={MEMORY // 2}")
-        for number in range(2):
-            found.start(Path(place) / f"{number}.log", f"--address={found.address}", f"--memory={MEMORY}")
+    with ray_nodes(Node(MEMORY // 2), Node(MEMORY), Node(MEMORY)) as found:
         yield found
-    finally:
-        for node in found.started:
-            node.terminate()
-        for node in found.started:
-            node.wait(60)
-        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture
