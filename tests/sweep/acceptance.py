@@ -13,12 +13,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +28,9 @@ from qlab.sweep.drive import Patience, Progress, drive
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import Store
 from qlab.sweep.workers.local import Local
-from tests.sweep.workers.nodes import Node, Nodes, ray_nodes
+from tests.sweep.workers.nodes import Node, ray_nodes
 from tests.sweep.workers.test_local import until
+from tests.sweep.workers.watching import children, jobs_below, watching, words
 
 WIKI = ROOT.parent / "shared" / "models" / "wiki-qwen2-14m"
 RECIPES = "awq-w4g128, gptq-w4g128, awq-gptq-w4g128, gptq-w4g128-ct, smooth-gptq-w8a8, rtn-fp8, nf4, q4_k_m"
@@ -84,65 +82,6 @@ def results(out: Path) -> dict[str, dict[str, Any]]:
     return {file.stem: json.loads(file.read_bytes()) | {"written": file.stat().st_mtime_ns} for file in (out / "jobs").glob("*.json")}
 
 
-@dataclass
-class Watch:
-    """What the jobs of each node held together, and how many there were at once, at most."""
-
-    nodes: Nodes
-    bytes: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    jobs: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-
-    def look(self) -> None:
-        for number, raylet in enumerate(self.nodes.raylets()):
-            found = jobs_below(raylet)
-            held = 0
-            for each in {process for top in found for process in (top, *children(top))}:
-                try:
-                    held += each.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            self.bytes[number], self.jobs[number] = max(self.bytes[number], held), max(self.jobs[number], len(found))
-
-
-def children(process: psutil.Process) -> list[psutil.Process]:
-    """All processes below one; none of one that is gone."""
-    try:
-        return process.children(recursive=True)
-    except psutil.Error:
-        return []
-
-
-def jobs_below(raylet: psutil.Process) -> list[psutil.Process]:
-    """The jobs of a node: qlab's own process of each."""
-    found = []
-    for process in children(raylet):
-        try:
-            words = process.cmdline()
-        except psutil.Error:
-            continue
-        if words[1:3] == ["-m", "qlab"]:
-            found.append(process)
-    return found
-
-
-@contextmanager
-def watching(nodes: Nodes) -> Iterator[Watch]:
-    """Look at the nodes all the while."""
-    watch, ended = Watch(nodes), threading.Event()
-
-    def look() -> None:
-        while not ended.wait(LOOK):
-            watch.look()
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield watch
-    finally:
-        ended.set()
-        thread.join()
-
-
 def same(work: Path, plan: Path) -> None:
     """Two models by eight recipes, by processes and by three nodes: the same bytes and table; once more: nothing is done."""
     seconds, _ = sweep(plan, work / "local")
@@ -153,9 +92,8 @@ def same(work: Path, plan: Path) -> None:
         check_same(work / "ray", work / "local")
         print(f"by three nodes: {seconds:.0f} s, the same {len(hashes(work / 'ray'))} files and the same table", flush=True)
         for number, node in enumerate((HEAD, OTHER, OTHER)):
-            print(
-                f"  node {number}: {node.memory / 1e9:.1f} GB, at most {watch.jobs[number]} jobs and {watch.bytes[number] / 1e9:.2f} GB at once"
-            )
+            held = watch.bytes[number] / 1e9
+            print(f"  node {number}: {node.memory / 1e9:.1f} GB, at most {watch.jobs[number]} jobs and {held:.2f} GB at once", flush=True)
             assert watch.bytes[number] <= node.memory
         before = results(work / "ray")
         seconds, said = sweep(plan, work / "ray", "--ray", nodes.address)
@@ -171,7 +109,7 @@ def lost(work: Path, plan: Path) -> None:
         driver = subprocess.Popen(
             command(plan, out, "--ray", nodes.address), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )  # fmt: skip
-        head, *others = nodes.raylets()
+        others = nodes.raylets()[1:]
         until(lambda: any(walks_below(raylet, out) for raylet in others), PATIENCE)
         killed = next(raylet for raylet in others if walks_below(raylet, out))
         killed.kill()
@@ -194,14 +132,6 @@ def walks_below(raylet: psutil.Process, out: Path) -> bool:
     """Whether a walk of a sweep has begun to write, and works on this node."""
     begun = any((out / "artifacts").glob("*/.walk*/*"))
     return begun and any("quantize" in words(process) for process in jobs_below(raylet))
-
-
-def words(process: psutil.Process) -> list[str]:
-    """The words that a process was started with; none of one that is gone."""
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 def memory(work: Path, plan: Path) -> None:
@@ -233,7 +163,7 @@ def disk(work: Path, plan: Path) -> None:
     with tmpfs(full, "1m"):
         (full / "filling").write_bytes(bytes(1 << 20))
         with ray_nodes(HEAD, Node(8_000_000_000, variables={"TMPDIR": str(full)}), OTHER) as nodes:  # the largest is asked first
-            seconds, said = sweep(small_plan(work), out, "--ray", nodes.address)
+            seconds, _ = sweep(small_plan(work), out, "--ray", nodes.address)
     tried = {result["job"]: result["tries"] for result in results(out).values()}
     assert max(tried.values()) > 1, tried
     print(f"one full disk of three: {seconds:.0f} s, complete; tries {tried}", flush=True)

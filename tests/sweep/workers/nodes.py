@@ -25,7 +25,7 @@ QUICK = ["--disable-usage-stats", f"--num-cpus={CORES}", "--object-store-memory=
 
 @dataclass(frozen=True)
 class Node:
-    """A node with so many bytes of `memory` for jobs; `before` are words of a command that starts it, and `variables` of its environment."""
+    """A node with so many bytes of `memory` for jobs; `before`: words of a command that starts it; `variables` of its environment."""
 
     memory: int
     before: Sequence[str] = ()
