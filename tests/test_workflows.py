@@ -13,7 +13,8 @@ import yaml
 from qlab import ROOT
 from qlab.cli.sweep import sweep
 from qlab.show.site.sweep_page import PAGE
-from qlab.sweep.plan import read_sweep
+from qlab.sweep.accepted import accepted_file, read_accepted
+from qlab.sweep.plan import ORIGINAL, read_sweep
 
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 PINNED = re.compile(r"uses: [\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
@@ -66,11 +67,16 @@ def test_the_lock_is_audited_weekly_and_when_it_changes() -> None:
     assert "requirements.lock" in audit[True]["push"]["paths"]
 
 
-def test_a_small_sweep_is_run_and_its_page_kept() -> None:
+def test_a_small_sweep_is_run_and_checked_and_its_page_kept() -> None:
     steps = parsed(ROOT / ".github" / "workflows" / "workbook.yml")["jobs"]["sweep"]["steps"]
     (command,) = [step["run"] for step in steps if "qlab sweep" in step.get("run", "")]
-    file = ROOT / command.split()[-1]
-    assert read_sweep(file).models == ["embedded"]  # nothing is downloaded
+    *_, name, option = command.split()
+    file = ROOT / name
+    sweep_file = read_sweep(file)
+    assert sweep_file.models == ["embedded"]  # nothing is downloaded
+    assert option == "--check"
+    (figures,) = read_accepted(accepted_file(file)).figures.values()  # of one model
+    assert figures.keys() == {ORIGINAL, *sweep_file.recipes}
     (kept,) = [step for step in steps if "actions/upload-artifact" in step.get("uses", "")]
     assert kept["if"] == "always()"
     assert f"build/sweep/{PAGE}" in kept["with"]["path"]

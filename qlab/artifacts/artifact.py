@@ -105,7 +105,8 @@ def artifact_folder(recipe: Recipe, source: OpenedModel, work: str) -> Path:
 
 def model_folder(source: OpenedModel) -> str:
     """What a model is called in folders and tables: its last name, and a part of its hash that tells two of one name apart."""
-    return f"{source.path.name}-{source.fingerprint[:8]}"
+    name = source.name.rpartition("/")[2] if "/" in source.name else source.path.name  # the folder of a hub model is called by its commit
+    return f"{name}-{source.fingerprint[:8]}"
 
 
 def quantize_on(device: str, recipe: Recipe, source: OpenedModel, windows: Tensor, out: Path) -> Details:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,3 +66,15 @@ def read_note(file: Path, kind: type[Note]) -> Note:
             f"{shown} is damaged, or another program's ({where[:80]}: {first['msg'][:120]}): expected what qlab writes beside an artifact; "
             "make the artifact again in another folder"
         ) from error
+
+
+def made_from(folder: Path) -> str:
+    """A hash of all that the bytes of the finished artifact in `folder` depend on; empty where there is none.
+
+    Raises:
+        UserError: its manifest is damaged, or another program's.
+    """
+    if not (folder / MANIFEST).exists() or not (folder / COST).exists():
+        return ""
+    inputs = read_note(folder / MANIFEST, Manifest).inputs.model_dump()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]

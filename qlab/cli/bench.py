@@ -56,6 +56,9 @@ def bench(
     if as_json:
         rows = [{"artifact": subject.artifact, "runtime": subject.runtime, "figures": [vars(f) for f in each]} for subject, each in found]
         print(json.dumps({"measured": rows}))
+        for one in measured:
+            if one.problem:
+                console.print(readable(f"error: {one.name} in {one.runtime}: {one.problem}"), markup=False, highlight=False)
     else:
         print_speeds(measured, protocol)
     if all(one.figures is None for one in measured):

@@ -51,6 +51,7 @@ def evaluate(
     """Token perplexity of a model or artifact; with --reference the distance from it, with --tasks lm-eval's scores."""
     import torch
 
+    from qlab.artifacts.manifest import made_from
     from qlab.evaluate.agreement import agreement_table, answer_prompts, part
     from qlab.evaluate.arithmetic import FLOOR, InBfloat16
     from qlab.evaluate.quality import measure_each
@@ -70,7 +71,7 @@ def evaluate(
     if agreement and not reference:
         raise UserError("agreement with what? Give --reference MODEL")
     source = locate(path)
-    subject = subject_of(source)
+    subject, artifact = subject_of(source), made_from(source.path)
     check_length(source, window, "--window")
     original = locate(reference) if reference else None
     tokenizer = load_tokenizer(original or source)
@@ -88,7 +89,8 @@ def evaluate(
     found: dict[str, Any] = {name: value for name, value in quality.as_dict().items() if isinstance(value, (int, float))}
     for each in floors:
         found["floor"] = {"kl": each.kl, "kl_stderr": each.kl_stderr, "top1": each.top1}
-    found |= {"text": reading.as_dicts(), "protocol": reading.protocol}
+    found |= {"text": reading.as_dicts(), "protocol": reading.protocol, "made_from": artifact}
+    found["bytes"] = sum(file.stat().st_size for file in source.files)
     found |= {"left_out": rest} if rest else {}
     if not as_json:
         beside = [left_out(one, names) for one, names in ((source, rest), (original, rest_of_judge)) if one and names]

@@ -7,10 +7,10 @@ import json
 import shlex
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -21,12 +21,14 @@ from qlab.cli.words import show, table
 from qlab.support.errors import UserError
 
 if TYPE_CHECKING:
+    from qlab.serve.load import Level
     from qlab.serve.proof import Check
 
 COLUMNS = (
     "at a time", "TTFT p50 / p99 (ms)", "TPOT p50 / p99 (ms)", "ITL p99 (ms)", "requests/s", "output tok/s", "lost", "changed", "wrong",
 )  # fmt: skip
 AT_A_TIME, LEVELS = Bounded(1, 10_000), 20
+PromptsOption = Annotated[Path | None, typer.Option(help="JSONL with a 'prompt' a line; else the 500 of this workbook.")]
 
 
 @app.command()
@@ -35,7 +37,7 @@ def serve(
     runtime: Annotated[str | None, typer.Option(help="llamacpp, vllm, tgi or ollama; else the first here that serves the format.")] = None,
     name: Annotated[str | None, typer.Option(help="What clients ask for; else the folder's name.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other machines reach it only if this is not loopback.")] = "127.0.0.1",
-    port: Annotated[int, whole("Port to listen on.", 1, 65535)] = 8000,
+    port: Annotated[int, whole("Port to listen on; 0 takes a free one.", 0, 65535)] = 8000,
     context: Annotated[int, whole("Tokens of prompt and answer together.", 16, TOKENS)] = 4096,
     sequences: Annotated[int, whole("Requests answered at a time.", 1, 10_000)] = 4,
     gpus: Annotated[int, whole("GPUs to spread the model over; 0 serves on the CPU.", 0, 1024)] = 0,
@@ -45,9 +47,12 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must give; wanted beyond loopback.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append the server's log to this file.")] = None,
     prove: Annotated[bool, typer.Option(help="First check that the server's answers are the artifact's.")] = True,
+    load_at: Annotated[str, typer.Option("--load", help="Then send prompts at these concurrencies, as qlab load does, and stop.")] = "",
+    tokens: Annotated[int, whole("Tokens of an answer to --load.", 1, 100_000)] = 16,
+    prompts: PromptsOption = None,
     dry_run: Annotated[bool, typer.Option(help="Only print the command.")] = False,
     write: Annotated[Path | None, typer.Option(metavar="DIR", help="Only write Compose, Kubernetes and Ollama files.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The proof as one JSON object; then stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The proof, and the load, as one JSON object; then stop.")] = False,
 ) -> None:
     """Serve an artifact, prove that the server is the model that was measured, and stay until Ctrl-C."""
     from qlab.artifacts.artifact import Artifact
@@ -55,18 +60,22 @@ def serve(
     from qlab.models.opening import locate
     from qlab.serve.deployment import Deployment, read_key
     from qlab.serve.files import write_files
+    from qlab.serve.load import run_load
     from qlab.serve.proof import prove as prove_server
     from qlab.serve.runtimes.registry import runtime_for, runtime_named
     from qlab.serve.runtimes.runtime import expected_memory
-    from qlab.serve.server import serving
+    from qlab.serve.server import free_port, serving
     from qlab.workbook.lesson import quiet
 
     quiet()
+    wanted = levels_in(load_at, "--load") if load_at else []
+    texts = prompts_in(prompts) if wanted else []
     folder = locate(str(path)).path
     kind = kind_of(folder)
     chosen = runtime_named(runtime) if runtime else runtime_for(kind)
     key = read_key(api_key_file) if api_key_file else None
-    deployment = Deployment(folder, name or folder.name, context, sequences, host, port, gpus, threads, gpu_layers, cache, key=key)
+    listens = port or free_port()
+    deployment = Deployment(folder, name or folder.name, context, sequences, host, listens, gpus, threads, gpu_layers, cache, key=key)
     if (made := Artifact.open(folder)) and (remark := made.manifest["notes"].get("sliding window")):
         console.print(remark, markup=False, highlight=False)
     if dry_run:
@@ -81,17 +90,24 @@ def serve(
     expected = memory.total if memory else None
     signal.signal(signal.SIGINT, interrupt)  # a shell that starts us in the background has it ignored
     with console.status(f"starting {chosen.label}"), serving(chosen, deployment, log=log) as server:
+        found: dict[str, Any] = {}
         if prove:
             console.print(f"{chosen.label} answers at {server.url}; its answers are now checked …", highlight=False)
             proof = prove_server(chosen, deployment, server)
-            if as_json:
-                print(json.dumps(proof.as_dict() | {"memory_bytes": server.held_bytes(), "expected_memory_bytes": expected}))
-            else:
+            found = proof.as_dict() | {"memory_bytes": server.held_bytes(), "expected_memory_bytes": expected}
+            if not as_json:
                 show_checks(proof.checks)
+            elif not (wanted and proof.holds):
+                print(json.dumps(found))
             if not proof.holds:
                 raise UserError("this server is not the model that was measured, or does not answer as it must: not deployed (see above)")
-            if as_json:
-                return
+        if wanted:
+            levels = run_load(server.url, deployment.name, texts, wanted, tokens, key)
+            show_levels(levels, found | {"runtime": chosen.label} if as_json else None)
+            if said := failures(levels):
+                raise UserError(f"{chosen.label}'s server does not answer as it must under load: {said}")
+        if wanted or (as_json and prove):
+            return
         print(f"deployed: {server.url}/v1, model {deployment.name}; Ctrl-C stops it", flush=True)
         predicted = f"; {expected / 1e6:.0f} MB predicted" if expected else ""
         print(f"it holds {server.held_bytes() / 1e6:.0f} MB of memory{predicted}", flush=True)
@@ -116,49 +132,73 @@ def load(
     concurrency: Annotated[
         str, typer.Option(help=f"Requests at a time, a list: up to {LEVELS} numbers from {AT_A_TIME.range}.")
     ] = "1,4,16",
-    prompts: Annotated[Path | None, typer.Option(help="JSONL with a 'prompt' a line; else the 500 of this workbook.")] = None,
+    prompts: PromptsOption = None,
     tokens: Annotated[int, whole("Tokens of an answer.", 1, 100_000)] = 16,
     timeout: Annotated[float, real("Seconds in which an answer must be there, whole.", 0.1, 86_400)] = 60.0,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the server's key.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
     """Send all prompts at rising concurrency: TTFT, TPOT, ITL, throughput, errors, and where the server saturates."""
-    from qlab.models.texts.prompts import load_prompts
     from qlab.serve.deployment import read_key
-    from qlab.serve.load import run_load, saturation
+    from qlab.serve.load import run_load
 
-    wanted = levels_in(concurrency)
-    texts = [entry["prompt"] for entry in load_prompts(prompts)]
+    wanted, texts = levels_in(concurrency, "--concurrency"), prompts_in(prompts)
     levels = run_load(url.rstrip("/"), model, texts, wanted, tokens, read_key(api_key_file) if api_key_file else None, timeout)
-    if as_json:
-        print(json.dumps({"levels": [asdict(level) for level in levels], "saturation": saturation(levels)}))
-    else:
-        milliseconds = lambda part, *names: " / ".join(f"{1000 * part[name]:.1f}" for name in names) if part else "none"  # noqa: E731
-        rows = [
-            (
-                level.concurrency, milliseconds(level.ttft, "p50", "p99"), milliseconds(level.tpot, "p50", "p99"),
-                milliseconds(level.itl, "p99"), f"{level.request_throughput:.1f}", f"{level.output_throughput:.0f}",
-                ", ".join(f"{count} {kind}" for kind, count in level.errors.items()) or "0", level.changed, level.wrong,
-            )
-            for level in levels
-        ]  # fmt: skip
-        show(table(COLUMNS, rows))
-        found = saturation(levels)
-        print(f"throughput stops growing beyond {found} at a time" if found else "throughput still grew at the last level")
-    if any(level.errors or level.wrong for level in levels):
+    show_levels(levels, {} if as_json else None)
+    if failures(levels):
         raise typer.Exit(1)
 
 
-def levels_in(text: str) -> list[int]:
-    """Numbers with commas between.
+def prompts_in(file: Path | None) -> list[str]:
+    """The prompts of a file, or the workbook's own.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from qlab.models.texts.prompts import load_prompts
+
+    return [entry["prompt"] for entry in load_prompts(file)]
+
+
+def show_levels(levels: Sequence[Level], beside: Mapping[str, Any] | None) -> None:
+    """What a server did under load: as a table, or as one JSON object with what stands `beside` it."""
+    from qlab.serve.load import saturation
+
+    found = saturation(levels)
+    if beside is not None:
+        told = {"levels": [asdict(level) for level in levels], "saturation": found}
+        print(json.dumps({**beside, "load": told} if beside else told))
+        return
+    milliseconds = lambda part, *names: " / ".join(f"{1000 * part[name]:.1f}" for name in names) if part else "none"  # noqa: E731
+    rows = [
+        (
+            level.concurrency, milliseconds(level.ttft, "p50", "p99"), milliseconds(level.tpot, "p50", "p99"),
+            milliseconds(level.itl, "p99"), f"{level.request_throughput:.1f}", f"{level.output_throughput:.0f}",
+            ", ".join(f"{count} {kind}" for kind, count in level.errors.items()) or "0", level.changed, level.wrong,
+        )
+        for level in levels
+    ]  # fmt: skip
+    show(table(COLUMNS, rows))
+    print(f"throughput stops growing beyond {found} at a time" if found else "throughput still grew at the last level")
+
+
+def failures(levels: Sequence[Level]) -> str:
+    """The answers that were lost or wrong, in words; empty where none was."""
+    parts = [f"{count} {kind}" for level in levels for kind, count in level.errors.items()]
+    parts += [f"{level.wrong} wrong at {level.concurrency} at a time" for level in levels if level.wrong]
+    return ", ".join(parts)
+
+
+def levels_in(text: str, option: str) -> list[int]:
+    """The numbers of an option, with commas between.
 
     Raises:
         UserError: one is no number from 1 to 10,000, or they are too many.
     """
     words = text.split(",")
     if len(words) > LEVELS:
-        raise UserError(f"--concurrency has {len(words):,} numbers: expected {LEVELS} at most")
+        raise UserError(f"{option} has {len(words):,} numbers: expected {LEVELS} at most")
     try:
         return [AT_A_TIME(word) for word in words]
     except typer.BadParameter as error:
-        raise UserError(f"--concurrency: {error.message}, with commas between, such as 1,4,16") from error
+        raise UserError(f"{option}: {error.message}, with commas between, such as 1,4,16") from error

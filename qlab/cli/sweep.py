@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from qlab.sweep.drive import Progress
     from qlab.sweep.jobs import Job
     from qlab.sweep.plan import Sweep
-    from qlab.sweep.workers import Workers
+    from qlab.sweep.results import Store
+    from qlab.sweep.workers.workers import Workers
 
 LOCK, LOGS = ".lock", "logs"  # in the folder of a sweep
 
@@ -32,15 +33,22 @@ def sweep(
         typer.Option(metavar="auto|HOST:PORT", help="Run the jobs on the machines of a Ray cluster; --out on a disk they share."),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only print the jobs, with the memory and time that they will take.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail where a format is beyond the gates, or figures moved by more than their noise.")
+    ] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Keep the figures for --check, in a file beside this one.")] = False,
 ) -> None:
-    """Quantize and evaluate every model by every recipe of a file, and run its lessons. Interrupted, the same command goes on; nothing is
-    done twice."""
+    """Quantize and evaluate every model by every recipe of a file; time the formats and run lessons where it says so. Interrupted, the same
+    command goes on; nothing is done twice."""
     from rich.live import Live
 
     from qlab.models.opening import found_device
     from qlab.support.disk.lock import locked
+    from qlab.sweep.accepted import accept as keep
+    from qlab.sweep.accepted import accepted_file, complaints, read_accepted
     from qlab.sweep.drive import Patience, drive, missing
-    from qlab.sweep.jobs import expand, opened
+    from qlab.sweep.expand import expand
+    from qlab.sweep.jobs import opened
     from qlab.sweep.lessons import lesson_jobs
     from qlab.sweep.plan import read_sweep
     from qlab.sweep.results import Store
@@ -48,6 +56,7 @@ def sweep(
 
     quiet()
     asked = read_sweep(file)
+    accepted = read_accepted(accepted_file(file)) if check else None
     found_device(asked.device)
     limits, models = asked.limits, opened(asked)
     jobs = [*expand(asked, models, out.absolute()), *lesson_jobs(asked, models, out.absolute())]
@@ -75,15 +84,27 @@ def sweep(
             finally:
                 workers.close()  # while the folder is still ours
             advices = report.final(sentence(end))
-    for advice in advices:
-        print(advice)
+    print("\n".join(advices))
+    tell_of_failures(end, store, workers)
+    console.print(f"the page is {out / PAGE}, the tables for other programs lie beside it", markup=False, highlight=False)
+    wrong = complaints(report.formats(), accepted) if accepted else []
+    for complaint in wrong:
+        print(f"not as accepted: {complaint}")
+    if end.failed or (wrong and not accept):
+        raise typer.Exit(1)
+    if accept:
+        keep(accepted_file(file), report.formats())
+        console.print(f"the figures are accepted, in {accepted_file(file)}", markup=False, highlight=False)
+
+
+def tell_of_failures(end: Progress, store: Store, workers: Workers) -> None:
+    """Say which jobs failed and why, and what there is to know of the machines."""
     for job in end.failed:
         result = store.read(job.key)
         console.print(f"[red]failed[/red]: {job.name}: ", end="")
         console.print(result.error if result else "", markup=False, highlight=False)
-    console.print(f"the page is {out / PAGE}, the tables for other programs lie beside it", markup=False, highlight=False)
-    if end.failed:
-        raise typer.Exit(1)
+    for remark in workers.remarks:
+        console.print(remark, markup=False, highlight=False)
 
 
 def workers_for(asked: Sweep, out: Path, ray: str | None) -> Workers:
@@ -93,8 +114,8 @@ def workers_for(asked: Sweep, out: Path, ray: str | None) -> Workers:
         UserError: the cluster cannot be used.
     """
     from qlab.artifacts.budget import parse_bytes
-    from qlab.sweep.cluster import connect
-    from qlab.sweep.local import Local, free_memory, jobs_at_once
+    from qlab.sweep.workers.connecting import connect
+    from qlab.sweep.workers.local import Local, free_memory, jobs_at_once
 
     limits, logs = asked.limits, out / LOGS
     if ray is not None:

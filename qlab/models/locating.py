@@ -20,7 +20,7 @@ from qlab.models.named import NAMES, named_folder
 from qlab.support.errors import UserError
 from qlab.support.reading import check_regular, path_of, read_json
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")  # with a commit, a branch or a tag, if one is named
 COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 HUB_FILES = ("*.safetensors", *COMPANIONS, "README.md")  # no pickles, no Python; the card states the licence
 TEMPLATES = "additional_chat_templates"  # a folder of them, beside the one of every conversation
@@ -33,7 +33,7 @@ SAMPLES, SAMPLE_BYTES = 1024, 65536
 
 
 def find_folder(name: str) -> tuple[str, Path]:
-    """The name to show and the folder, or the GGUF file, that `name` means.
+    """The name to show and the folder, or the GGUF file, that `name` means; a hub id is shown without the revision that it may name.
 
     Raises:
         UserError: no such folder or hub id, a named model that was not fetched, or no network.
@@ -45,21 +45,29 @@ def find_folder(name: str) -> tuple[str, Path]:
         return path.resolve().name, path.resolve()
     if path and path.suffix == ".gguf" and path.is_file():
         return path.stem, path.resolve()
-    if HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
-        return name, download(name)
+    if (match := HUB_ID.fullmatch(name)) and not name.startswith((".", "~")):
+        return match[1], download(match[1], match[2])
     raise UserError(
         f"no model {name!r}: expected {', '.join(map(repr, NAMES))}, a folder with config.json and *.safetensors, a .gguf file, "
-        "or a hub id such as Qwen/Qwen2.5-0.5B"
+        "or a hub id such as Qwen/Qwen2.5-0.5B, which may name a revision (Qwen/Qwen2.5-0.5B@main)"
     )
 
 
-def download(hub_id: str) -> Path:
+def lasting(name: str, place: Path) -> str:
+    """A word that means what `name` means now, found at `place`, from any folder and whatever the hub publishes later."""
+    if named_folder(name) is not None:
+        return name
+    match = None if Path(name).expanduser().exists() else HUB_ID.fullmatch(name)
+    return f"{match[1]}@{place.name}" if match else str(place)  # a snapshot is called by its commit
+
+
+def download(hub_id: str, revision: str | None = None) -> Path:
     """The local snapshot of a hub model: from the cache where it is complete, else fetched, safetensors only."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(HUB_FILES)))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
             f"the hub has no model {hub_id!r} that you may read, and there is no such folder; "

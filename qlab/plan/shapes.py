@@ -49,8 +49,8 @@ def find_shape(name: str) -> tuple[str, Shape]:
         if files and files[0].suffix == ".gguf":
             return name, config_shape(gguf_sizes(files[0]), name)
     file = path / "config.json" if path.is_dir() else path
-    if not file.is_file() and not path.exists() and HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
-        file = fetched_config(name)
+    if not file.is_file() and not path.exists() and (match := HUB_ID.fullmatch(name)) and not name.startswith((".", "~")):
+        file = fetched_config(match[1], match[2])
     if not file.is_file():
         raise UserError(
             f"no model {name!r}: expected {', '.join(SHAPES)}, a size such as 70B, {', '.join(map(repr, NAMES))}, a folder, "
@@ -84,12 +84,12 @@ def config_shape(config: dict[str, Any], name: str) -> Shape:
     return shape_of({"tie_word_embeddings": kind in TIED_UNLESS_SAID, **config})
 
 
-def fetched_config(hub_id: str) -> Path:
+def fetched_config(hub_id: str, revision: str | None = None) -> Path:
     """A hub model's config.json, from the local cache or the hub; no weights."""
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(hub_id, "config.json"))
+        return Path(hf_hub_download(hub_id, "config.json", revision=revision))
     except Exception as error:  # the client raises many kinds when the network is away; all mean the same here
         raise UserError(
             f"could not read config.json of {hub_id!r} from the hub ({type(error).__name__}). Give a folder or a config.json, or one of "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 WEIGHTS = (".safetensors", ".gguf")
+SHORT = "has too little memory"  # in every message of it
 PAUSE = 0.002  # seconds between two looks at a process's memory
 
 
@@ -64,9 +65,9 @@ def no_memory(error: Exception) -> str:
         number = re.search(r"GPU (\d+) has", str(error))
         free, whole = torch.cuda.mem_get_info(int(number[1]) if number else None)
         found = f"{wanted}, {free / 1e9:.2f} of {whole / 1e9:.2f} GB are free"
-        return f"the GPU has too little memory: {found}. See with nvidia-smi who uses it; {remedy}, or --device cpu"
+        return f"the GPU {SHORT}: {found}. See with nvidia-smi who uses it; {remedy}, or --device cpu"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
-        return f"the machine has too little memory: {wanted}, {free_bytes() / 1e9:.2f} GB are free. Close programs, or {remedy}"
+        return f"the machine {SHORT}: {wanted}, {free_bytes() / 1e9:.2f} GB are free. Close programs, or {remedy}"
     return ""
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from qlab.artifacts.card import Figures, original_of, renew_card
-from qlab.artifacts.manifest import MANIFEST
+from qlab.artifacts.manifest import made_from
 from qlab.sweep.jobs import Job, Subject
-from qlab.sweep.results import DONE, ORIGINAL, Store
+from qlab.sweep.plan import ORIGINAL
+from qlab.sweep.results import DONE, Store
 
 # Name, form and factor of a figure of `qlab evaluate`, and the name of its standard error.
 ROWS = (
@@ -22,7 +23,8 @@ ROWS = (
 
 
 def renew_cards(jobs: Sequence[Job], store: Store, models: Mapping[str, Subject]) -> None:
-    """Write the figures of what was evaluated into the cards of the artifacts that are there.
+    """Write the figures of what was evaluated into the cards of the artifacts that are there. One that another plan has put there since is
+    not what was evaluated: its card stays.
 
     Raises:
         UserError: an artifact's manifest is damaged.
@@ -30,9 +32,9 @@ def renew_cards(jobs: Sequence[Job], store: Store, models: Mapping[str, Subject]
     """
     originals = {called: original_of(source) for called, (_, source) in models.items()}
     for job in jobs:
-        if job.kind != "evaluate" or job.recipe == ORIGINAL or not (Path(job.place) / MANIFEST).is_file():
+        if job.kind != "evaluate" or job.recipe == ORIGINAL or not (there := made_from(Path(job.place))):
             continue
-        if (found := store.read(job.key)) and found.state == DONE:
+        if (found := store.read(job.key)) and found.state == DONE and found.figures.get("made_from") == there:
             renew_card(Path(job.place), originals[job.model], shown(found.figures))
 
 

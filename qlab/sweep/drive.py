@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from qlab.support.disk.room import SAID as FULL_DISK
+from qlab.support.memory import SHORT
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import DONE, FAILED, Result, Store, figures_of
-from qlab.sweep.workers import Ended, Workers
+from qlab.sweep.workers.workers import Ended, Workers
 
 PAUSE = 0.05  # seconds between two looks at what runs
-MORE = 2.0  # times as much memory as before is set aside for a job that was killed, as one is that took too much
-SAID = 300  # characters of a job's complaint that are kept
+MORE = 2.0  # times as much memory as before is set aside for a job that had too little, or was killed, as one is that took too much
+LONGEST = 300  # characters of a job's complaint that are kept
 KILLED = (128 + 9, -9)  # the job, or its keeper and with it the job
 
 
@@ -64,7 +67,7 @@ class Driver:
     def __init__(self, jobs: Sequence[Job], store: Store, workers: Workers, patience: Patience) -> None:
         self.store, self.workers, self.patience = store, workers, patience
         self.by_key = {job.key: job for job in jobs}
-        self.memory = {job.key: job.memory for job in jobs}
+        self.memory = {job.key: math.inf if job.alone else job.memory for job in jobs}
         self.tries = dict.fromkeys(self.by_key, 0)
         self.done, self.failed = set(self.by_key) - missing(jobs, store), set[str]()
         self.lacking = {job.key: set(job.needs) - self.done for job in jobs if job.key not in self.done}
@@ -79,14 +82,15 @@ class Driver:
                 self.wanted_by.setdefault(need, []).append(key)
 
     def start(self) -> bool:
-        """Hand out the ready jobs that fit, in their order; whether there was one. A job that needs more than there is runs alone."""
+        """Hand out the ready jobs that fit, in their order; whether there was one. A job that needs more than there is runs alone, as one
+        does that is timed."""
         memory, slots = self.workers.left()
         found = list[str]()
         for key in self.ready:
             if slots <= len(found):
                 break
             if self.memory[key] <= memory or not (self.submitted or found):
-                memory -= self.memory[key]
+                memory -= self.memory[key] if memory < math.inf else 0  # infinite where others pack the jobs
                 found.append(key)
         for key in found:
             job = self.submitted[key] = self.ready.pop(key)
@@ -116,7 +120,7 @@ class Driver:
             self.pace.append((job.seconds, ended.seconds))
             self.finish(job.key, result)
         elif self.tries[job.key] < self.patience.tries and not final(ended):
-            self.memory[job.key] *= MORE if ended.code in KILLED else 1
+            self.memory[job.key] *= MORE if ended.code in KILLED or SHORT in ended.complained else 1
             self.ready[job.key] = job
         else:
             self.fail(job.key, result)
@@ -161,22 +165,23 @@ def missing(jobs: Sequence[Job], store: Store) -> set[str]:
 
 
 def final(ended: Ended) -> bool:
-    """Whether trying again is of no use: the command refused its input (exit code 2)."""
-    return ended.code == 2
+    """Whether trying again is of no use: the command refused its input (exit code 2), and not for want of what another machine may have."""
+    return ended.code == 2 and not any(lack in ended.complained for lack in (FULL_DISK, SHORT))
 
 
 def judged(job: Job, ended: Ended, tries: int, patience: Patience) -> Result:
     """What became of a job."""
     if ended.code == 0:
-        return Result(job=job.name, state=DONE, seconds=ended.seconds, tries=tries, figures=figures_of(ended.printed))
+        figures = figures_of(ended.printed)
+        return Result(job=job.name, state=DONE, seconds=ended.seconds, tries=tries, where=ended.where, figures=figures)
     said = " ".join(ended.complained.split())
     _, found, message = said.rpartition("error: ")
-    why = (message[:SAID] if found else said[-SAID:]) or f"exit code {ended.code}"
+    why = (message[:LONGEST] if found else said[-LONGEST:]) or f"exit code {ended.code}"
     if ended.seconds > patience.seconds:
         why = f"it took more than {patience.seconds / 3600:g} hours"
     elif ended.code in KILLED:
         why = "it was killed, perhaps since memory was short"
-    return Result(job=job.name, state=FAILED, seconds=ended.seconds, tries=tries, error=why)
+    return Result(job=job.name, state=FAILED, seconds=ended.seconds, tries=tries, error=why, where=ended.where)
 
 
 def time_left(waiting: Sequence[Job], running: Sequence[Job], pace: Sequence[tuple[float, float]], at_once: int) -> float | None:

@@ -7,19 +7,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-from qlab.artifacts.artifact import LIBRARIES, fit, model_folder
-from qlab.artifacts.budget import predict
+from qlab.artifacts.artifact import LIBRARIES, model_folder
+from qlab.models.locating import lasting
 from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.mixture import absolute, check_texts, files_of
-from qlab.recipes import Fitted, parse
 from qlab.support.versions import version_of
 from qlab.sweep.plan import Sweep
 
+FORM = 2  # of results: one more wherever they say more than before
 PROCESS = 0.6e9  # bytes of a process that has loaded PyTorch and transformers
-LOGITS = 6  # copies of a window's logits in FP32 while two models are compared
 WEIGHTS_A_SECOND = 4e10  # that one thread multiplies, for the prediction alone
 
 
@@ -28,7 +26,8 @@ class Job:
     """A command of qlab, `words`, for `model`, and for `recipe` where it is of one artifact alone; of a lesson, its name.
 
     `key`: of all that its result depends on. `needs`: keys of jobs that must be done before. `memory`: bytes predicted at the peak;
-    `seconds` predicted, of one thread. `place`: the model or artifact that is measured; of a lesson, its page.
+    `seconds` predicted, of one thread. `place`: the model or artifact that is measured; of a lesson, its page. `alone`: it is timed, so no
+    other job may work beside it.
     """
 
     kind: str
@@ -40,6 +39,7 @@ class Job:
     memory: float = 0.0
     seconds: float = 0.0
     place: str = ""
+    alone: bool = False
 
     @property
     def name(self) -> str:
@@ -48,10 +48,28 @@ class Job:
 
 
 class Subject(NamedTuple):
-    """A model of a sweep: `word` is how a command takes it from any folder."""
+    """A model of a sweep: `word` is how a command takes it, this very one, from any folder (qlab.models.locating.lasting)."""
 
     word: str
     source: OpenedModel
+
+
+@dataclass(frozen=True)
+class Format:
+    """A model as it came, or an artifact of it: what jobs measure.
+
+    `recipe` is ORIGINAL, or the name of what the model can take of a recipe. `kind`: its format, such as gguf. `word`: how a command takes
+    it. `inputs`: of all that its bytes depend on. `needs`: keys of the jobs that make it.
+    """
+
+    model: str
+    source: OpenedModel
+    recipe: str
+    kind: str
+    word: str
+    place: str
+    inputs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
 
 
 def opened(sweep: Sweep) -> dict[str, Subject]:
@@ -63,56 +81,8 @@ def opened(sweep: Sweep) -> dict[str, Subject]:
     found = dict[str, Subject]()
     for name in sweep.models:
         source = locate(name)
-        word = str(source.path) if Path(name).expanduser().exists() else name
-        found.setdefault(source.fingerprint, Subject(word, source))
+        found.setdefault(source.fingerprint, Subject(lasting(name, source.path), source))
     return {model_folder(subject.source): subject for subject in found.values()}
-
-
-def expand(sweep: Sweep, models: dict[str, Subject], out: Path) -> list[Job]:
-    """The jobs that make and measure formats of these models, whose artifacts lie below the folder `out`, each after those that it needs.
-
-    Raises:
-        UserError: a text or a recipe that cannot be used.
-    """
-    calibration, evaluation = said_of(sweep.calibration.text), said_of(sweep.evaluation.text)
-    recipes = [parse(name) for name in dict.fromkeys(sweep.recipes)]
-    jobs = []
-    for called, subject in models.items() if recipes else ():
-        fitted = fit(subject.source, recipes)
-        jobs += jobs_of(sweep, called, subject, fitted, calibration, evaluation, out)
-    return jobs
-
-
-def jobs_of(
-    sweep: Sweep, called: str, subject: Subject, fitted: Sequence[Fitted], calibration: list[str], evaluation: list[str], out: Path
-) -> list[Job]:
-    """The jobs of one model: a walk that makes all formats, then an evaluation of the original and of each.
-
-    `calibration` and `evaluation`: what results depend on of the two texts."""
-    source, folder, text = subject.source, out / "artifacts" / called, sweep.calibration
-    made = [each.recipe.name for each in fitted]
-
-    def walk_of(recipes: Sequence[str]) -> list[str]:
-        words = ["quantize", "--model", subject.word, "--out", str(folder), "--device", sweep.device]
-        words += [word for recipe in recipes for word in ("--recipe", recipe)] + texts("--calibration", text.text)
-        return [*words, "--windows", str(text.windows), "--length", str(text.length), "--wait"]  # for what a lost driver has not ended yet
-
-    budget = predict(source, [each.recipe for each in fitted], (text.windows, text.length), None, sweep.device)
-    inputs, words = [source.fingerprint, *calibration], walk_of(made)
-    walk = Job("quantize", called, "", tuple(words), key_of(words, inputs), (), budget.total, budget.seconds)
-    found = [walk]
-    judged = sweep.evaluation
-    shared = ["--reference", subject.word, "--no-floor", "--json", "--results", "", "--device", sweep.device, *texts("--text", judged.text)]
-    shared += ["--window", str(judged.window), "--tokens", str(judged.tokens)]
-    shared += ["--tasks", ",".join(judged.tasks)] if judged.tasks else []
-    memory, seconds = evaluation_cost(sweep, source)
-    for recipe in ("", *made):
-        words = ["evaluate", str(folder / recipe) if recipe else subject.word, *shared]
-        artifact = [key_of(walk_of([recipe]), inputs)] if recipe else []  # as if made alone: the other formats leave it as it is
-        key = key_of(words, [source.fingerprint, *evaluation, *artifact])
-        place, needs = (str(folder / recipe), (walk.key,)) if recipe else (str(source.path), ())
-        found.append(Job("evaluate", called, recipe or "original", tuple(words), key, needs, memory, seconds, place))
-    return found
 
 
 def weights_of(source: OpenedModel) -> float:
@@ -120,19 +90,12 @@ def weights_of(source: OpenedModel) -> float:
     return sum(source.checkpoint.bytes_of(tensor) for tensor in source.layout.shapes) / 2
 
 
-def evaluation_cost(sweep: Sweep, source: OpenedModel) -> tuple[float, float]:
-    """Bytes at the peak of an evaluation, and seconds of one thread, as predicted."""
-    judged, layout, weights = sweep.evaluation, source.layout, weights_of(source)
-    logits = 4.0 * layout.shapes[layout.embedding][0] * judged.window * LOGITS
-    return PROCESS + 8 * weights + logits, 20 + 4 * weights * judged.tokens / WEIGHTS_A_SECOND
-
-
 def key_of(words: Sequence[str], inputs: Sequence[str]) -> str:
     """The key of a command: of its words without the places that it reads and writes, of these inputs, and of the versions of qlab and the
     libraries that compute."""
-    places = ("--out", "--model", "--reference", "--text", "--calibration", "evaluate")
+    places = ("--out", "--model", "--reference", "--text", "--calibration", "--prompts", "evaluate", "bench", "serve")
     said = [word for before, word in zip(("", *words), words) if before not in places]
-    return hashlib.sha256(json.dumps([versions(), said, list(inputs)]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([FORM, versions(), said, list(inputs)]).encode()).hexdigest()[:16]
 
 
 @cache

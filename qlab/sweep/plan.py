@@ -13,6 +13,7 @@ from qlab.support.errors import UserError
 from qlab.support.reading import check_regular
 
 LARGEST = 1 << 20  # bytes of a sweep file
+ORIGINAL = "original"  # in the place of a recipe: the model as it came
 MOST = 1000  # models, recipes or texts of one
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Names = Annotated[list[Name], Field(min_length=1, max_length=MOST)]
@@ -41,6 +42,27 @@ class Evaluation(Part):
     tasks: list[Annotated[str, Field(min_length=1, max_length=100)]] = []
 
 
+class Bench(Part):
+    """What `qlab bench` times: the formats of `recipes`, or "original", in `runtimes`; where none are named, all, in all that run them."""
+
+    recipes: Annotated[list[Name], Field(max_length=MOST)] = []
+    runtimes: Annotated[list[Name], Field(max_length=100)] = []
+    prompt_tokens: Annotated[int, Field(ge=1, le=10**7)] = 512
+    generated_tokens: Annotated[int, Field(ge=1, le=10**7)] = 128
+    repetitions: Annotated[int, Field(ge=2, le=1000)] = 5
+
+
+class Load(Part):
+    """What `qlab serve --load` serves, proves and puts under load: the formats of `recipes`, or "original", in `runtime`; where none is
+    named, all that a runtime serves, in the first that does. `prompts`: a file of them, else the workbook's 500."""
+
+    recipes: Annotated[list[Name], Field(max_length=MOST)] = []
+    runtime: Name | None = None
+    concurrency: Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1, max_length=20)] = [1, 4, 16]
+    tokens: Annotated[int, Field(ge=1, le=100_000)] = 16
+    prompts: Name | None = None
+
+
 class Constraints(Part):
     """What the recommendation has to fit: weights and KV cache of `sequences` of `context` tokens in `memory`, such as "24GB"."""
 
@@ -61,13 +83,16 @@ class Limits(Part):
 
 class Sweep(Part):
     """The file. `gates`: the largest KL, or the largest factor of perplexity, that a format may have to be recommended. `lessons`: names of
-    lessons, each with the parameters that are not to be its defaults."""
+    lessons, each with the parameters that are not to be its defaults. Speed is measured only where there is `bench`, and servers only where
+    there is `load`."""
 
     models: Names
     recipes: Annotated[list[Name], Field(max_length=MOST)] = []
     lessons: Annotated[dict[str, dict[str, str | int | float | bool]], Field(max_length=MOST)] = {}
     calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()
+    bench: Bench | None = None
+    load: Load | None = None
     constraints: Constraints = Constraints()
     gates: dict[str, Annotated[float, Field(gt=0)]] = {}
     limits: Limits = Limits()
@@ -112,6 +137,11 @@ def first_wrong(sweep: Sweep) -> tuple[list[str], str] | None:
     """The first thing that the form of the file allows and that makes no sense, as its place and what to say of it."""
     if not sweep.recipes and not sweep.lessons:
         return [], "nothing to do: expected recipes, lessons or both"
+    for part, timed in (("bench", sweep.bench), ("load", sweep.load)):
+        if timed and not sweep.recipes:
+            return [part], f"{part} is of the formats of recipes, and there are none"
+        if timed and (strange := [name for name in timed.recipes if name not in (*sweep.recipes, ORIGINAL)]):
+            return [part, "recipes"], f"{part} is of {strange[0][:40]!r}: expected one of the recipes of this file, or {ORIGINAL}"
     if unknown := sorted(set(sweep.gates) - set(GATES)):
         return ["gates", unknown[0]], f"no gate {unknown[0][:40]!r}: expected {', '.join(GATES)}"
     if sweep.device not in DEVICES:

@@ -11,8 +11,8 @@ from qlab.artifacts.budget import parse_bytes, size_text
 from qlab.plan.plan import USABLE, cache_bytes
 from qlab.plan.shapes import config_shape
 from qlab.sweep.jobs import Subject
-from qlab.sweep.plan import Sweep
-from qlab.sweep.results import DONE, ORIGINAL
+from qlab.sweep.plan import ORIGINAL, Sweep
+from qlab.sweep.results import DONE
 
 
 def caches(sweep: Sweep, models: Mapping[str, Subject]) -> dict[str, float]:

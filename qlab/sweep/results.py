@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,16 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qlab.models.locating import weight_files
 from qlab.support.disk.whole import write_whole
-from qlab.support.errors import UserError
 from qlab.sweep.jobs import Job
 
 DONE, FAILED = "done", "failed"
-ORIGINAL = "original"
+FIGURES = ("kl", "kl_stderr", "loss_increase", "loss_increase_stderr", "perplexity", "stderr", "top1", "kl_p99", "bytes")
 
 
 class Result(BaseModel):
-    """A job that has come to its end: `figures` where it is DONE, `error` where it is FAILED after so many `tries`."""
+    """A job that has come to its end: `figures` where it is DONE, `error` where it is FAILED after so many `tries`; `where` it ran, where
+    there are several machines."""
 
     model_config = ConfigDict(strict=True)
     job: str
@@ -31,6 +29,7 @@ class Result(BaseModel):
     seconds: float
     tries: int = 1
     error: str = ""
+    where: str = ""
     figures: dict[str, Any] = {}
 
 
@@ -83,8 +82,7 @@ def table(jobs: Sequence[Job], store: Store) -> pd.DataFrame:
         found = store.read(job.key)
         row: dict[str, Any] = {"model": job.model, "format": job.recipe} | standing(found)
         if found and found.state == DONE:
-            row |= {name: found.figures.get(name) for name in ("kl", "kl_stderr", "perplexity", "stderr", "top1", "kl_p99")}
-            row["bytes"] = stored_bytes(Path(job.place))
+            row |= {name: found.figures.get(name) for name in FIGURES}
             row |= {f"{score['task']} {score['metric']}": score["value"] for score in found.figures.get("tasks", [])}
         elif not found:
             needed = (before for key in job.needs if key in by_key and (before := store.read(key)) and before.state == FAILED)
@@ -114,10 +112,3 @@ def lessons_table(jobs: Sequence[Job], store: Store, out: Path) -> pd.DataFrame:
 def standing(found: Result | None) -> dict[str, Any]:
     """The state of a job, and why it is not done where its result says so."""
     return {"state": found.state if found else "not run", "why": found.error if found else ""}
-
-
-def stored_bytes(place: Path) -> float | None:
-    """Bytes of the weights of a model or artifact, a folder or a GGUF file; None where somebody has removed it since."""
-    with suppress(UserError, OSError):
-        return float(sum(file.stat().st_size for file in weight_files(place))) or None
-    return None

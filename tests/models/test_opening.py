@@ -135,16 +135,23 @@ def test_a_hub_id_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPa
         locate("someone/something")
 
 
-def test_a_hub_model_is_fetched_without_pickles_or_code(tiny: OpenedModel, tmp_path: Path) -> None:
+def test_a_hub_model_is_fetched_without_pickles_or_code_and_then_named_by_its_commit(tiny: OpenedModel, tmp_path: Path) -> None:
     """Against a hub of our own on the loopback interface: the client is the real one."""
-    from tests.hub import serving_hub
+    from tests.hub import COMMIT, serving_hub
 
     extra = {"pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"}
-    code = "from qlab.models.opening import locate; source = locate('someone/tiny'); print(source.name, source.fingerprint)"
+    code = (
+        "from qlab.artifacts.artifact import model_folder\n"
+        "from qlab.models.locating import lasting; from qlab.models.opening import locate\n"
+        "source = locate('someone/tiny'); word = lasting('someone/tiny', source.path); again = locate(word)\n"
+        "print(source.name, source.fingerprint, word, again.name, again.path == source.path, model_folder(again))"
+    )
     with serving_hub("someone/tiny", tiny.path, extra) as (url, requested):
         # The client reads its endpoint once, as it is imported: hence a process of its own.
         environment = os.environ | {"HF_ENDPOINT": url, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["someone/tiny", tiny.fingerprint], done.stderr
+    folder = f"tiny-{tiny.fingerprint[:8]}"
+    assert done.stdout.split() == ["someone/tiny", tiny.fingerprint, f"someone/tiny@{COMMIT}", "someone/tiny", "True", folder], done.stderr
+    assert f"/api/models/someone/tiny/revision/{COMMIT}" in "".join(requested)  # once resolved, it is asked for by its commit
     assert any(path.endswith("model.safetensors") for path in requested)
     assert not any(name in path for path in requested for name in extra)

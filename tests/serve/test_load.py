@@ -152,6 +152,9 @@ def test_the_command_line_proves_plans_and_refuses(artifacts: dict[str, Path], t
     assert "give a key" in capsys.readouterr().err
     assert call(["serve", folder, "--runtime", "vllm"]) == 2
     assert call(["load", "http://127.0.0.1:1", "--model", "m", "--concurrency", "one"]) == 2
+    capsys.readouterr()
+    assert call(["serve", folder, "--load", "1,0"]) == 2
+    assert "--load: '0': expected a whole number from 1 to 10,000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
+from qlab.support.disk.room import no_room
+from qlab.support.memory import no_memory
 from qlab.sweep.drive import KILLED, Patience, Progress, drive
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import DONE, FAILED, Result, Store
-from qlab.sweep.workers import Ended, Left, Work
+from qlab.sweep.workers.workers import Ended, Left, Work
 
 PATIENCE = Patience(tries=2, seconds=100)
 
@@ -35,6 +39,7 @@ class Scripted:
     memory: float = 10
     at_once: int = 4
     described: str = "in a test"
+    remarks: list[str] = field(default_factory=list)
 
     def left(self) -> Left:
         return Left(self.memory - sum(self.held[job.key] for job in self.at_work), self.at_once - len(self.at_work))
@@ -126,6 +131,21 @@ def test_a_job_that_was_killed_gets_twice_the_room(tmp_path: Path) -> None:
     assert "perhaps since memory was short" in found.error
 
 
+def test_what_another_machine_may_have_is_no_reason_to_give_up(tmp_path: Path) -> None:
+    """A full disk and too little memory end with the code of a refused input, and are tried again; with more memory where that lacked."""
+
+    class Lacking(Scripted):
+        def ended(self) -> dict[str, Ended]:
+            said = {"a": no_room(errno.ENOSPC), "b": no_memory(MemoryError()), "c": "no model 'x'"}
+            return {key: replace(how, complained=f"error: {said[key]}") for key, how in super().ended().items()}
+
+    workers = Lacking({"a": [2, 0], "b": [2, 0], "c": [2]})
+    end = run([job("a"), job("b"), job("c")], tmp_path / "jobs", workers)
+    assert [workers.started.count(key) for key in "abc"] == [2, 2, 1]
+    assert [each.key for each in end.failed] == ["c"]
+    assert (workers.held["a"], workers.held["b"]) == (1, 2)
+
+
 def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:
     workers = Scripted({"a": [-15, -15]}, {"a": 500.0})
     jobs = [job("b"), job("a")]
@@ -184,3 +204,27 @@ def test_a_walk_is_gone_over_again_for_what_needs_it(tmp_path: Path) -> None:
     assert workers.started == []
     drive([walk, first, job("second", "walk")], store, workers, PATIENCE, lambda _: None)
     assert workers.started == ["walk", "second"]  # its artifacts may be another plan's by now
+
+
+def test_a_job_that_is_timed_has_no_other_beside_it(tmp_path: Path) -> None:
+    jobs = [job("a"), replace(job("b"), alone=True), job("c"), replace(job("d"), alone=True), job("e")]
+    workers = Scripted()
+    run(jobs, tmp_path / "jobs", workers)
+    assert sorted(workers.started) == ["a", "b", "c", "d", "e"]
+    assert workers.started[-2:] == ["b", "d"]
+    assert [others for key, others in workers.beside if key in "bd"] == [0, 0]
+    assert ("c", 1) in workers.beside  # the others had company
+    packed = Scripted(memory=math.inf)  # where others pack, all are handed over, and each says what it wants
+    run(jobs, tmp_path / "packed", packed)
+    assert packed.held["b"] == packed.held["d"] == math.inf
+    assert packed.held["a"] == 1
+
+
+def test_a_result_says_where_it_was_found(tmp_path: Path) -> None:
+    class Elsewhere(Scripted):
+        def ended(self) -> dict[str, Ended]:
+            return {key: replace(how, where="far away") for key, how in super().ended().items()}
+
+    run([job("a"), job("b")], tmp_path / "jobs", Elsewhere({"b": [2]}))
+    found = [Store(tmp_path / "jobs").read(key) for key in "ab"]
+    assert [(result.state, result.where) for result in found if result] == [(DONE, "far away"), (FAILED, "far away")]

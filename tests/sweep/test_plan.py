@@ -41,6 +41,13 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
         (GOOD.replace("64", "1"), "line 6: evaluation.window: Input should be greater than or equal to 2"),
         (GOOD.replace("  - q4_k_m", "  - 4"), "line 4: recipes.1: Input should be a valid string"),
         (GOOD.replace("  kl", "  bleu"), "line 8: no gate 'bleu': expected kl, perplexity"),
+        (
+            GOOD + "bench:\n  recipes: [nf4, q5_k_m]\n",
+            "line 10: bench is of 'q5_k_m': expected one of the recipes of this file, or original",
+        ),
+        (GOOD + "bench: {repetitions: 1}\n", "line 9: bench.repetitions: Input should be greater than or equal to 2"),
+        (GOOD + "load: {concurrency: [1, 0]}\n", "line 9: load.concurrency.1: Input should be greater than or equal to 1"),
+        ("models: [embedded]\nlessons: {04_gguf: {}}\nload: {}\n", "line 3: load is of the formats of recipes, and there are none"),
         (GOOD.replace("models: [embedded]\n", ""), "line 1: models: Field required"),
         ("models: [", "expected YAML with models and recipes"),
         ("- a", "holds no mapping"),

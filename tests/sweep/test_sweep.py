@@ -11,7 +11,8 @@ import torch
 from qlab import EMBEDDED
 from qlab.cli import call
 from qlab.support.errors import UserError
-from qlab.sweep.jobs import Job, expand, opened
+from qlab.sweep.expand import expand
+from qlab.sweep.jobs import Job, opened
 from qlab.sweep.plan import Sweep
 from qlab.sweep.recommend import fitting, recommendation
 

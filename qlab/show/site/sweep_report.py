@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from qlab.show.site.sweep_page import write_page
+from qlab.show.site.sweep_page import TABLES, write_page
 from qlab.sweep.cards import renew_cards
 from qlab.sweep.jobs import Job, Subject
 from qlab.sweep.plan import Sweep
 from qlab.sweep.recommend import caches, fitting, recommendation
 from qlab.sweep.results import Store, lessons_table, table
+from qlab.sweep.speed import loads_table, speeds_table
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class SweepReport:
         Raises:
             OSError: it cannot be written.
         """
-        write_page(self.out, self.formats(), self.lessons(), [], state, True)
+        write_page(self.out, self.tables(), [], state, True)
 
     def final(self, state: str) -> list[str]:
         """Write tables, page and cards; what to take, in sentences.
@@ -47,13 +48,13 @@ class SweepReport:
             UserError: the manifest of an artifact is damaged.
             OSError: a file cannot be written.
         """
-        formats, lessons = self.formats(), self.lessons()
-        advice = recommendation(formats, self.sweep)
-        for name, found in (("table", formats), ("lessons", lessons)):
+        tables = self.tables()
+        advice = recommendation(tables["table"], self.sweep)
+        for name, found in tables.items():
             if len(found):
                 found.to_csv(self.out / f"{name}.csv", index=False)
                 found.to_parquet(self.out / f"{name}.parquet", index=False)
-        write_page(self.out, formats, lessons, advice, state, False)
+        write_page(self.out, tables, advice, state, False)
         renew_cards(self.jobs, self.store, self.models)
         return advice
 
@@ -61,6 +62,10 @@ class SweepReport:
         """The table of models and formats."""
         return fitting(table(self.jobs, self.store), self.sweep, self.caches)
 
-    def lessons(self) -> pd.DataFrame:
-        """The table of lessons."""
-        return lessons_table(self.jobs, self.store, self.out)
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """All tables, by the names of their files (TABLES)."""
+        found = (
+            self.formats(), lessons_table(self.jobs, self.store, self.out), speeds_table(self.jobs, self.store),
+            loads_table(self.jobs, self.store),
+        )  # fmt: skip
+        return dict(zip(TABLES, found, strict=True))

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from qlab.support.errors import UserError
 
+SAID = "the disk is full"  # at the beginning of every message of one
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a quota, a limit on files
 NUMBER = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")  # as Python writes it, and Rust, in which safetensors is written
 SHORT = re.compile(r"\d+ requested and \d+ written")  # NumPy, which does not say why
@@ -64,4 +65,4 @@ def no_room(number: int, place: Path | None = None, needed: float | None = None)
         there = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
         free = f"{shutil.disk_usage(there).free / 1e6:.1f} MB"
         wanted = f"{f'about {needed / 1e6:.1f} MB are' if needed else 'more is'} needed in {there}, where {free} are free"
-    return f"the disk is full ({os.strerror(number)}): {wanted}. Make room, or choose another disk; the same command then goes on"
+    return f"{SAID} ({os.strerror(number)}): {wanted}. Make room, or choose another disk; the same command then goes on"

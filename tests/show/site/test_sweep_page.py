@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from qlab.show.site import sweep_page
-from qlab.show.site.sweep_page import EVERY, PAGE, LivePage, check_reports, write_page
+from qlab.show.site.sweep_page import EVERY, PAGE, TABLES, LivePage, check_reports, write_page
 from qlab.support.errors import UserError
 from qlab.sweep.drive import Progress
 from qlab.sweep.plan import Sweep
@@ -51,9 +51,14 @@ def test_names_and_complaints_are_text(tmp_path: Path) -> None:
     table = fitting(pd.DataFrame(rows), Sweep.model_validate({"models": ["m"], "recipes": ["nf4"]}), {hostile: 1.0})
     lesson = {"lesson": "03_gptq", "model": hostile, "state": "done", "why": "", "seconds": 90.0, "page": 'lessons/a b"c#/03_gptq.html'}
     figures = {"measured": hostile, "kl": 0.01, "kl_stderr": 0.001, "perplexity": 20.0, "stderr": 1.0, "top1": 0.9}
-    page = write_page(tmp_path, table, pd.DataFrame([lesson | figures]), [hostile], "1 failed.", True).read_text()
+    speed = {"model": hostile, "format": "nf4", "runtime": hostile, "state": "done", "why": "", "machine": hostile}
+    speed |= {"prompt": 900.4, "prompt_sd": 3.0, "generation": 50.26, "generation_sd": 0.44, "threads": "2"}
+    load = {"model": hostile, "format": "nf4", "state": "failed", "why": hostile, "machine": ""}
+    frames = [table, pd.DataFrame([lesson | figures]), pd.DataFrame([speed]), pd.DataFrame([load])]
+    page = write_page(tmp_path, dict(zip(TABLES, frames)), [hostile], "1 failed.", True).read_text()
     assert hostile not in page
-    assert page.count("&lt;script&gt;") == 5
+    assert page.count("&lt;script&gt;") == 10
+    assert "50.3 ± 0.4" in page
     assert '<a href="lessons/a%20b%22c%23/03_gptq.html">03_gptq</a>' in page
     assert "0.0100 ± 0.0010" in page
     assert f'content="{EVERY:.0f}"' in page
@@ -69,3 +74,19 @@ def test_what_no_sweep_made_is_left_alone(tmp_path: Path) -> None:
         check_reports(tmp_path)
     (tmp_path / PAGE).write_text("<title>Sweep · qlab</title>")
     check_reports(tmp_path)
+
+
+def test_quality_is_drawn_against_speed_where_speed_was_measured(tmp_path: Path) -> None:
+    rows = [
+        {"model": "m", "format": name, "state": "done", "why": "", "kl": kl, "kl_stderr": 1e-3} for name, kl in (("a", 0.1), ("b", 0.02))
+    ]
+    table = fitting(pd.DataFrame(rows).assign(bytes=1e6), Sweep.model_validate({"models": ["m"], "recipes": ["nf4"]}), {"m": 1.0})
+    speeds = pd.DataFrame([
+        {"model": "m", "format": name, "runtime": "llama.cpp", "state": "done", "why": "", "generation": rate, "generation_sd": 1.0}
+        for name, rate in (("a", 200.0), ("b", 100.0))
+    ])  # fmt: skip
+    frames = [table, pd.DataFrame(), speeds, pd.DataFrame()]
+    page = write_page(tmp_path, dict(zip(TABLES, frames)), [], "2 done.", False).read_text()
+    assert "a, llama.cpp is the fastest, at 5.00 ms a token" in page
+    frames[2] = speeds.head(1)
+    assert "is the fastest" not in write_page(tmp_path, dict(zip(TABLES, frames)), [], "2 done.", False).read_text()

@@ -2,89 +2,45 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 
 from qlab import ROOT
 from qlab.artifacts.manifest import COST
 from qlab.cli import call
-from qlab.serve.server import free_port
 from qlab.support.errors import UserError
-from qlab.sweep.cluster import LOST, Cluster, connect
 from qlab.sweep.drive import Patience, Progress, drive
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import Store
-from tests.sweep.test_local import end_of, of_job, until
+from qlab.sweep.workers.cluster import LOST, Cluster
+from qlab.sweep.workers.connecting import connect
+from qlab.sweep.workers.remote import Started
 from tests.sweep.test_sweep import PLAN
+from tests.sweep.workers.nodes import STARTING, WORKING, Node, Nodes, ray_nodes
+from tests.sweep.workers.test_local import end_of, of_job, until
 
 pytest.importorskip("ray", reason="Ray is not installed: 'make cluster' installs it")
 
-MEMORY, CORES = 1_000_000_000, 3  # of a node; the head has half the memory
-STARTING, WORKING, ATTEMPTS = 240, 240, 5  # seconds that a node, and a job, have on a busy machine; starts of a node
-QUICK = ["--disable-usage-stats", f"--num-cpus={CORES}", "--object-store-memory=80000000", "--block"]
+MEMORY = 1_000_000_000  # of a node; the head has half of it
 WALK = [
     "quantize", "--recipe", "gptq-w4g128", "--windows", "32", "--length", "256", "--model", "embedded", "--device", "cpu", "--wait",
     "--out",
 ]  # fmt: skip
 
 
-@dataclass
-class Nodes:
-    """The nodes' processes, of which the first is the head, and the address of the cluster."""
-
-    address: str
-    started: list[subprocess.Popen[bytes]]
-
-    def start(self, log: Path, *words: str) -> None:
-        """Start a node, and wait until it says that it is there. Ray gives up after fifteen seconds, which a busy machine may exceed."""
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, *QUICK, "--node-ip-address=127.0.0.1"]
-        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-        for _ in range(ATTEMPTS):
-            with log.open("wb") as output:
-                node = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
-            until(lambda node=node: node.poll() is not None or b"block forever" in log.read_bytes(), STARTING)
-            if node.poll() is None:
-                self.started.append(node)
-                return
-        raise AssertionError(log.read_text())
-
-    def raylets(self) -> list[psutil.Process]:
-        """The process of each node that starts the jobs' workers; the head's first."""
-        own = {node.pid for node in self.started}
-        found = [process for process in psutil.process_iter(["name", "ppid"]) if process.info["name"] == "raylet"]
-        return sorted((process for process in found if process.info["ppid"] in own), key=lambda process: process.info["ppid"])
-
-
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    place = tempfile.mkdtemp(prefix="q", dir="/tmp")  # names of sockets have to be short
-    port = free_port()
-    found = Nodes(f"127.0.0.1:{port}", [])
-    try:
-        head = ["--head", f"--port={port}", f"--temp-dir={place}", "--include-dashboard=false", "--no-monitor"]
-        found.start(Path(place) / "head.log", *head, f"--memory={MEMORY // 2}")
-        for number in range(2):
-            found.start(Path(place) / f"{number}.log", f"--address={found.address}", f"--memory={MEMORY}")
+    with ray_nodes(Node(MEMORY // 2), Node(MEMORY), Node(MEMORY)) as found:
         yield found
-    finally:
-        for node in found.started:
-            node.terminate()
-        for node in found.started:
-            node.wait(60)
-        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture
@@ -110,12 +66,64 @@ def test_what_a_job_prints_and_how_it_ends_is_told(cluster: Cluster, tmp_path: P
     assert "error:" in bad.complained
     assert (tmp_path / "--version.out").read_text() == good.printed
     assert cluster.running() == {}
+    assert good.where.split()[0] == socket.gethostname()
+    assert cluster.remarks == []
+
+
+def test_machines_with_another_disk_are_told_and_get_no_more_jobs(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.wait = 3.0
     (tmp_path / ".lock").write_text("somebody else")
     cluster.submit(job("--version"), 1e8)
-    (tmp_path / ".lock").write_text("owner")
+    (tmp_path / ".lock").write_text("owner")  # as if none of the machines had the disk of who gave them the job
     refused = end_of(cluster, "--version", WORKING)
-    assert refused.code == 2
+    assert refused.code == LOST
+    assert "no machine of the cluster had 1 core and 100.00 MB of memory for it; a machine was given no jobs" in refused.complained
     assert "does not see the folder" in refused.complained
+    assert (len(cluster.refused), cluster.nodes) == (3, {})
+    node, _ = cluster.refused.popitem()
+    cluster.asked = float("-inf")
+    for number in range(3):
+        cluster.submit(job("--version", key=f"k{number}"), 1e8)
+    ends = [end_of(cluster, f"k{number}", WORKING) for number in range(3)]
+    assert {(end.code, end.where.split()[1]) for end in ends} == {(0, node[:6])}  # all on the one that is left
+
+
+def test_a_job_that_comes_to_another_disk_is_tried_elsewhere(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.submit(job("--version"), 1e8)
+    task = cluster.tasks["--version"]
+    import ray
+
+    (first, *_) = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    assert cluster._elsewhere(task, Started(first, "there", "there is no such folder")) is None
+    assert cluster.tasks["--version"] is not task
+    assert end_of(cluster, "--version", WORKING).code == 0
+    assert cluster.remarks == ["a machine was given no jobs: there is no such folder"]
+
+
+def test_a_job_that_failed_is_tried_again_on_another_machine(cluster: Cluster) -> None:
+    seen = []
+    for _ in range(4):  # the fourth time there is no other
+        cluster.submit(job("evaluate", "/nowhere"), 1e8)
+        seen.append(end_of(cluster, "evaluate", WORKING))
+    assert {end.code for end in seen} == {2}
+    assert len({end.where for end in seen[:3]}) == 3
+
+
+def test_a_job_that_no_machine_can_take_ends_and_says_why(cluster: Cluster, tmp_path: Path) -> None:
+    with_gpu = Cluster(cluster.logs, cluster.lock, 1, 1, wait=2.0)
+    with_gpu.submit(job("--version"), 1e8)
+    ended = end_of(with_gpu, "--version", WORKING)
+    assert ended.code == LOST
+    assert "no machine of the cluster had 1 core and a GPU and 100.00 MB of memory for it" in ended.complained
+    with_gpu.wait, with_gpu.hope = 10 * WORKING, time.monotonic() - 11 * WORKING  # there has been none for longer than that
+    with_gpu.submit(job("--version"), 1e8)
+    assert end_of(with_gpu, "--version", WORKING).code == LOST  # at once
+    cluster.wait, cluster.known, cluster.asked = 2.0, {"gone": {"CPU": 3.0, "memory": 1e13}}, time.monotonic() + 1e6
+    cluster.submit(job("--version"), 9e12)  # to a machine that is gone before it could take it
+    cluster.asked = float("-inf")
+    assert "9000.00 GB of memory" in end_of(cluster, "--version", WORKING).complained
+    cluster.submit(job("--version"), 9e12)  # tried again, it gets the largest of those that are left
+    assert end_of(cluster, "--version", WORKING).code == 0
 
 
 def test_jobs_are_packed_by_what_they_will_take(cluster: Cluster) -> None:
@@ -150,7 +158,7 @@ def test_nothing_outlives_a_driver_that_is_killed(nodes: Nodes, tmp_path: Path) 
     script = f"""
 import time
 from pathlib import Path
-from qlab.sweep.cluster import connect
+from qlab.sweep.workers.connecting import connect
 from qlab.sweep.jobs import Job
 cluster = connect({nodes.address!r}, Path({str(tmp_path)!r}), Path({str(tmp_path / ".lock")!r}), 1, "cpu")
 cluster.submit(Job("quantize", "m", "", {(*WALK, mark)!r}, "k"), 1e8)

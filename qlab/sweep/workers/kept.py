@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlab.sweep.workers import Ended
+from qlab.sweep.workers.workers import Ended
 
 GRACE = 30.0  # seconds that a stopped job has to end in order
 

@@ -10,8 +10,8 @@ import psutil
 
 from qlab.artifacts.budget import size_text
 from qlab.sweep.jobs import Job
-from qlab.sweep.kept import Kept
-from qlab.sweep.workers import Ended, Left, Work
+from qlab.sweep.workers.kept import Kept
+from qlab.sweep.workers.workers import Ended, Left, Work
 
 SHARE = 0.9  # of the memory that is free, where the file sets no limit
 
@@ -31,6 +31,10 @@ class Local:
     @property
     def described(self) -> str:
         return f"in {size_text(self.memory)} of memory"
+
+    @property
+    def remarks(self) -> list[str]:
+        return []
 
     def left(self) -> Left:
         return Left(self.memory - sum(self.held.values()), self.at_once - len(self.jobs))

@@ -1,4 +1,4 @@
-"""Where jobs run: one small interface. Behind it are processes of this machine (qlab.sweep.local) or a Ray cluster (qlab.sweep.cluster)."""
+"""Where jobs run: one small interface. Behind it are processes of this machine (local.py beside this) or a Ray cluster (cluster.py)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from qlab.sweep.jobs import Job
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended: its exit code (128 + N by signal N), seconds, and what it printed."""
+    """How a job ended: its exit code (128 + N by signal N), seconds, what it printed, and the machine where there are several."""
 
     code: int
     seconds: float
     printed: str
     complained: str
+    where: str = ""
 
 
 class Work(NamedTuple):
@@ -43,11 +44,15 @@ class Workers(Protocol):
     def described(self) -> str:
         """Where jobs work, in words."""
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the machines at the end, in sentences."""
+
     def left(self) -> Left:
         """What is left for more jobs."""
 
     def submit(self, job: Job, memory: float) -> None:
-        """Start a job, or have it wait for a machine with so many bytes of memory.
+        """Start a job, or have it wait for a machine with so many bytes of memory; infinitely many: for one without other jobs.
 
         Raises:
             OSError: no process can be made.

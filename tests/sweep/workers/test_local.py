@@ -14,8 +14,8 @@ import psutil
 from qlab import ROOT
 from qlab.sweep.drive import KILLED
 from qlab.sweep.jobs import Job
-from qlab.sweep.local import Local
-from qlab.sweep.workers import Ended, Workers
+from qlab.sweep.workers.local import Local
+from qlab.sweep.workers.workers import Ended, Workers
 
 
 def local(logs: Path) -> Local:
@@ -87,7 +87,7 @@ def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
 import time
 from pathlib import Path
 from qlab.sweep.jobs import Job
-from qlab.sweep.local import Local
+from qlab.sweep.workers.local import Local
 Local(Path({str(tmp_path)!r}), 1e9, 4, 1).submit(Job("quantize", "m", "", {(*SLOW, mark)!r}, "k", (), 1, 1), 1)
 time.sleep(600)
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlab.support.errors import UserError
-from qlab.sweep.cluster import connect
+from qlab.sweep.workers.connecting import connect
 
 
 def test_the_message_names_the_command_that_installs_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
