@@ -198,7 +198,8 @@ def told(outcome: Outcome) -> dict[str, Any]:
     """What became of a lesson, for programs: its state, and the quality of each model and artifact that it measured."""
     quality = {name.removeprefix(QUALITY): value for name, value in outcome.records.items() if name.startswith(QUALITY)}
     figures = {name: {key: figure for key, figure in value.items() if isinstance(figure, (int, float))} for name, value in quality.items()}
-    return {"state": outcome.state, "seconds": outcome.seconds, "error": outcome.error, "quality": figures}
+    cost = {"seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes}
+    return {"state": outcome.state, "error": outcome.error, "quality": figures} | cost
 
 
 def print_results(outcomes: list[Any]) -> None:

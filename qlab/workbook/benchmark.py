@@ -22,7 +22,8 @@ from qlab.recipes import Recipe, parse
 from qlab.support.memory import disk_bytes
 from qlab.support.progress import progress
 from qlab.support.wording import signed
-from qlab.workbook.lesson import Lesson, check_recipe, refusal
+from qlab.workbook.lesson import Lesson
+from qlab.workbook.refused import check_recipe, refusal
 
 ORIGINAL = "FP16 original"
 EIGHT_BIT = "GGUF Q8_0"
@@ -97,6 +98,7 @@ def benchmark(
         model = load(made.source, lesson.dtype, lesson.device) if made else lesson.reference
         quality[name] = lesson.evaluate(recipe.name if recipe else "original", model)
         scores[name] = run_tasks(model, lesson.tokenizer, tasks, documents, task_data, text) if tasks else []
+        del model  # before the next one is read
     rows = []
     for one in measured:
         made, recipe = artifacts[one.name], subjects[one.name]

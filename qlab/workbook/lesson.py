@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlab import ROOT
 from qlab.artifacts.artifact import Artifact, artifact_folder, make_artifact, model_folder, quantize_model
 from qlab.evaluate.arithmetic import FLOOR, InBfloat16
-from qlab.evaluate.kept import kept_logits
+from qlab.evaluate.kept import Predictor, kept_logits
 from qlab.evaluate.quality import Quality, measure_quality
 from qlab.formats import awq
 from qlab.models.loading import load, load_tokenizer
@@ -28,19 +28,18 @@ from qlab.models.texts.tokens import embedding_rows
 from qlab.models.texts.windows import Reading, read_windows
 from qlab.recipes import Recipe, WalkedRecipe
 from qlab.recipes.fitting import fitted_size, layers_of
-from qlab.recipes.recipe import Walked
-from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.process import run_isolated
-from qlab.walk.routing import collect
-from qlab.walk.statistics import Statistics
+from qlab.walk.by_block import predictor
+from qlab.walk.routing import collect_beside
+from qlab.walk.statistics import ChannelMeans, Statistics
 from qlab.workbook.judged import judged
 from qlab.workbook.record import record
+from qlab.workbook.refused import able, check_recipe
 
 GROUP_SIZE = 128  # the guide's
 BLOCKS = 8  # that experiments layer by layer look at
 R = TypeVar("R", bound=Recipe | None)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class Lesson:
     evaluation_reading: Reading
     work: str
     group_size: int = GROUP_SIZE
+    changed: list[str] = field(default_factory=list, repr=False)  # the layers that hold other weights than the original's
 
     @cached_property
     def layers(self) -> dict[str, nn.Linear]:
@@ -111,9 +111,10 @@ class Lesson:
         run_isolated(quantize_model, *arguments)
 
     def evaluate(self, name: str, model: nn.Module | Artifact) -> Quality:
-        """Quality of a model or artifact against the original; recorded as `quality/name`. An artifact's is kept for other lessons."""
+        """Quality of a model or artifact against the original; recorded as `quality/name`. An artifact's is kept for other lessons, and a
+        large one is never whole in memory."""
         if isinstance(model, Artifact):
-            quality = self._kept(model.path, model.manifest, lambda: self._measured(name, load(model.source, self.dtype, self.device)))
+            quality = self._kept(model.path, model.manifest, lambda: self._measured(name, self.predictor(model)))
         else:
             quality = self._measured(name, model)
         record(f"quality/{name}", quality.as_dict())
@@ -128,30 +129,64 @@ class Lesson:
         record(f"quality/{name}", quality.as_dict())
         return {FLOOR: quality}
 
-    def _measured(self, name: str, model: nn.Module) -> Quality:
+    def predictor(self, artifact: Artifact) -> Predictor:
+        """What predicts the evaluation windows as the artifact does."""
+        return predictor(artifact.source, self.evaluation, self.device, Path(self.work))[0]
+
+    def _measured(self, name: str, model: Predictor) -> Quality:
         return measure_quality(model, self.evaluation, self.expected, label=name)
 
     def _kept(self, place: Path, candidate: Any, judge: Callable[[], Quality]) -> Quality:
         return judged(place, candidate, self.source.fingerprint, self.evaluation, self.dtype, self.device, judge)
 
     @cached_property
-    def expected(self) -> nn.Module | Sequence[Tensor]:
-        """The original's logits for every evaluation window, which dozens of models are held against; or the original."""
+    def expected(self) -> Sequence[Tensor]:
+        """The original's logits for every evaluation window, which dozens of models are held against.
+
+        Raises:
+            UserError: the disk has no room for them.
+        """
         Path(self.work).mkdir(parents=True, exist_ok=True)
         return kept_logits(self.reference, self.evaluation.split(1), Path(self.work))
 
     def statistics(self) -> dict[str, Statistics]:
-        """Statistics of the inputs of `layers` over the calibration windows, by layer name."""
-        return collect(self.reference, self.layers, self.calibration)
+        """Statistics of the inputs of the `sample`'s layers over the calibration windows, by layer name: a matrix [in, in] for each, which
+        for all layers would be larger than the model."""
+        found, self.__dict__["channels"] = self._observed(self.sample)  # one pass gives both
+        return found
 
-    def with_weights(self, change: Callable[[str, Tensor], Tensor], chosen: Iterable[str] | None = None) -> PreTrainedModel:
-        """A copy of the original with `change(layer name, weight)` in place of the weight of each of `layers`, or of those `chosen`."""
-        model = copy.deepcopy(self.reference)
-        layers = decoder_layers(model)
-        for name in self.layers if chosen is None else chosen:
-            layer = layers[name]
-            layer.weight.data = change(name, layer.weight.data).to(layer.weight.dtype)
-        return model
+    @cached_property
+    def channels(self) -> dict[str, ChannelMeans]:
+        """Mean |x| and x² of the channels that each of `layers` reads, over the calibration windows, by layer name."""
+        return self._observed({})[1]
+
+    def _observed(self, whole: dict[str, nn.Linear]) -> tuple[dict[str, Statistics], dict[str, ChannelMeans]]:
+        others = {name: layer for name, layer in self.layers.items() if name not in whole}
+        statistics, means = collect_beside(self.reference, whole, others, self.calibration)
+        return statistics, {name: means[name] for name in self.layers}
+
+    @contextmanager
+    def with_weights(self, change: Callable[[str, Tensor], Tensor], chosen: Iterable[str] | None = None) -> Iterator[PreTrainedModel]:
+        """Within the context the original, with `change(layer name, weight)` in place of the weight of each of `layers`, or of those
+        `chosen`. Its own weights are then read again from its checkpoint, so that the model is in memory once.
+
+        Raises:
+            RuntimeError: another such context is open, whose weights `change` would be given.
+            UserError: the checkpoint cannot be read.
+        """
+        if self.changed:
+            raise RuntimeError("the original's weights are changed already: leave the other 'with lesson.with_weights(...)' first")
+        self.expected  # noqa: B018 - the original's logits, while it is the original
+        try:
+            for name in self.layers if chosen is None else chosen:
+                self.changed.append(name)
+                layer = self.layers[name]
+                layer.weight.data = change(name, layer.weight.data).to(layer.weight.dtype)
+            yield self.reference
+        finally:
+            while self.changed:
+                name = self.changed.pop()
+                self.layers[name].weight.data = self.source.checkpoint.read(f"{name}.weight").to(self.device, self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -160,33 +195,6 @@ class Lesson:
     @property
     def device(self) -> str:
         return str(self.reference.device)
-
-
-def able(things: Mapping[str, T], check: Callable[[T], None]) -> dict[str, T]:
-    """Those of `things`, by their names, that `check` raises no UserError of; of each other one a printed sentence says why."""
-    found = {}
-    for name, thing in things.items():
-        if reason := refusal(thing, check):
-            print(f"Left out: {name}. {reason}.")
-        else:
-            found[name] = thing
-    return found
-
-
-def refusal(thing: T, check: Callable[[T], None]) -> str:
-    """What the UserError says that `check` raises of a thing; empty where it raises none."""
-    try:
-        check(thing)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-def check_recipe(recipe: Recipe | None, source: OpenedModel) -> None:
-    """Raise the UserError of a model that a recipe cannot take, fitted to it; None stands for the original."""
-    if recipe:
-        fitted: Recipe = cast(WalkedRecipe, recipe).fitted(source).recipe if isinstance(recipe, Walked) else recipe
-        fitted.check(source)
 
 
 def open_lesson(
