@@ -50,11 +50,12 @@ def run(
     from qlab.show.site.report import check_report, write_report
     from qlab.support.disk.lock import locked
     from qlab.support.disk.room import room_for
-    from qlab.workbook.batch.runner import DONE, prepare, run_lessons
+    from qlab.workbook.batch.runner import DONE, left_to_do, prepare, run_lessons
 
     speak(language)
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
     check_report(out, values, locate(model).path)
+    say_budgets({lesson: values[lesson] for lesson in left_to_do(values, out, fresh)})
     say_untranslated(list(values))
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -179,6 +180,22 @@ def say_untranslated(lessons: list[str]) -> None:
             console.print(f"{lesson}: {len(found)} cells have no translation of their present text and stay English", highlight=False)
 
 
+def say_budgets(values: dict[str, dict[str, Any]]) -> None:
+    """Print what each lesson will take of the machine's memory; of one on a GPU nothing is foretold.
+
+    Raises:
+        UserError: the machine has less.
+    """
+    from qlab.models.opening import found_device, locate
+    from qlab.workbook.batch.budget import lesson_budget
+
+    for lesson, chosen in values.items():
+        if found_device(chosen["device"]) == "cpu":
+            budget = lesson_budget(lesson, locate(chosen["model"]), chosen)
+            console.print(budget.text(lesson), highlight=False, markup=False)
+            budget.check(lesson)
+
+
 def pairs(texts: list[str]) -> dict[str, str]:
     """NAME=VALUE texts as a dictionary.
 
@@ -198,7 +215,8 @@ def told(outcome: Outcome) -> dict[str, Any]:
     """What became of a lesson, for programs: its state, and the quality of each model and artifact that it measured."""
     quality = {name.removeprefix(QUALITY): value for name, value in outcome.records.items() if name.startswith(QUALITY)}
     figures = {name: {key: figure for key, figure in value.items() if isinstance(figure, (int, float))} for name, value in quality.items()}
-    return {"state": outcome.state, "seconds": outcome.seconds, "error": outcome.error, "quality": figures}
+    cost = {"seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes}
+    return {"state": outcome.state, "error": outcome.error, "quality": figures} | cost
 
 
 def print_results(outcomes: list[Any]) -> None:

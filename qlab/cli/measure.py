@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -50,20 +50,22 @@ def evaluate(
 ) -> None:
     """Token perplexity of a model or artifact; with --reference the distance from it, with --tasks lm-eval's scores."""
     import torch
+    from transformers import PreTrainedModel
 
     from qlab.artifacts.manifest import made_from
     from qlab.evaluate.agreement import agreement_table, answer_prompts, part
-    from qlab.evaluate.arithmetic import FLOOR, InBfloat16
+    from qlab.evaluate.arithmetic import FLOOR, in_bfloat16
     from qlab.evaluate.quality import measure_each
     from qlab.evaluate.store.results import Figure, quality_figures, score_figures
     from qlab.evaluate.tasks import check_tasks, run_tasks
-    from qlab.models.loading import load_and_rest, load_tokenizer
+    from qlab.models.loading import load_tokenizer
     from qlab.models.opening import check_length, found_device, left_out, locate
     from qlab.models.texts.builtin import fingerprint
     from qlab.models.texts.mixture import load_text
     from qlab.models.texts.prompts import load_prompts
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
+    from qlab.walk.by_block import predictor
     from qlab.workbook.lesson import quiet
 
     quiet()
@@ -80,9 +82,11 @@ def evaluate(
     asked = load_prompts(prompts) if agreement else []
     wanted = [name.strip() for name in tasks.split(",")] if tasks else []
     check_tasks(wanted, limit, task_data, task_text := load_text(text) if wanted else "")
-    model, rest = load_and_rest(source, torch.float32, device)
-    judge, rest_of_judge = load_and_rest(original, torch.float32, device) if original else (None, [])
-    quality, *floors = measure_each([model, *([InBfloat16(judge)] if judge and floor else [])], reading.windows, judge)
+    in_memory = bool(wanted) or agreement  # they write answers, and read texts of other lengths
+    model, rest = predictor(source, reading.windows, device, whole=in_memory)
+    judge, rest_of_judge = predictor(original, reading.windows, device, whole=in_memory) if original else (None, [])
+    floor_of = [in_bfloat16(original, judge, reading.windows, device)] if original and judge and floor else []
+    quality, *floors = measure_each([model, *floor_of], reading.windows, judge)
     under = {"dtype": "float32", "device": torch.device(device).type}
     measured_from = f"{original.name} {original.fingerprint[:8]}" if original else ""
     figures = quality_figures(quality, reading.conditions | under, measured_from)
@@ -101,7 +105,7 @@ def evaluate(
             print(f"  of single tokens: {spread(quality)}")
         for each in floors:
             print(f"  noise floor, the {FLOOR}: KL {each.kl:.5f} ± {each.kl_stderr:.5f}; same top token {each.top1:.1%}")
-    if agreement and judge:
+    if agreement and isinstance(judge, PreTrainedModel) and isinstance(model, PreTrainedModel):
         answered = answer_prompts(judge, tokenizer, asked)
         table = agreement_table(part(model, judge, answered))
         found["agreement"] = table.to_dict("records")
@@ -112,7 +116,7 @@ def evaluate(
             print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
     problem = None
     try:
-        scores = run_tasks(model, tokenizer, wanted, limit, task_data, task_text) if wanted else []
+        scores = run_tasks(cast(PreTrainedModel, model), tokenizer, wanted, limit, task_data, task_text) if wanted else []
     except UserError as error:  # the hub's data, of which nothing is known before: what is measured is kept
         scores, problem = [], error
     found |= {"tasks": [asdict(score) for score in scores]} if wanted else {}

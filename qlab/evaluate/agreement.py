@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qlab.evaluate.kept import kept_logits, next_token_logits, reference_logits
+from qlab.evaluate.kept import Predictor, kept_logits, logits_of, next_token_logits
 from qlab.models.texts.conversations import Tokenizer
 from qlab.models.texts.tokens import beginning
 from qlab.support.errors import UserError
@@ -90,14 +90,14 @@ def answer_prompts(
 
 
 @torch.inference_mode()
-def part(model: nn.Module, original: nn.Module | Sequence[Tensor], answered: Sequence[Answered]) -> list[Parting]:
+def part(model: nn.Module, original: Predictor, answered: Sequence[Answered]) -> list[Parting]:
     """Read each prompt with its answer by both models and compare the distributions of every next token.
 
     Where several models are held against one, its logits can be given: qlab.evaluate.kept.kept_logits of the answers' `ids`.
     """
     found = []
     for index, entry in enumerate(progress(answered, "agreement", leave=False)):
-        own_logits, their_logits = reference_logits(original, index, entry.ids), next_token_logits(model, entry.ids)
+        own_logits, their_logits = logits_of(original, index, entry.ids), next_token_logits(model, entry.ids)
         log_p, log_q = own_logits.log_softmax(-1).cpu(), their_logits.log_softmax(-1).cpu()
         same = log_p.max(-1).indices == log_q.max(-1).indices  # on a CPU argmax takes twice the time of max
         own, theirs = (of[-entry.tokens :].index_fill(1, torch.tensor(entry.ends, dtype=torch.int64), -torch.inf) for of in (log_p, log_q))
@@ -122,8 +122,11 @@ def agreement_table(partings: Sequence[Parting], seed: int = 0) -> pd.DataFrame:
 def agreement_tables(original: PreTrainedModel, others: Iterable[tuple[str, nn.Module]], answered: Sequence[Answered]) -> pd.DataFrame:
     """The agreement_table of each of `others` by its name, the column `format`; before them the original's with itself, the control."""
     expected = kept_logits(original, [entry.ids for entry in answered])
-    named = chain([(CONTROL, original)], others)
-    return pd.concat([agreement_table(part(model, expected, answered)).assign(format=name) for name, model in named])
+    tables = []
+    for name, model in chain([(CONTROL, original)], others):
+        tables.append(agreement_table(part(model, expected, answered)).assign(format=name))
+        del model  # before the next one is read
+    return pd.concat(tables)
 
 
 def _summary(group: Sequence[Parting], seed: int) -> dict[str, float]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from qlab.evaluate.kept import Predictor
+from qlab.models.opening import OpenedModel
 from qlab.serve.rounding import half_outputs
+from qlab.walk.by_block import BlockByBlock
 
 FLOOR = "original, computed in BF16"
 
@@ -27,3 +30,10 @@ class InBfloat16(nn.Module):
         """What the model makes of `given`."""
         with self.rounding(self.model):
             return self.model(**given)
+
+
+def in_bfloat16(source: OpenedModel, original: Predictor, windows: Tensor, device: str) -> Predictor:
+    """What the `original`, the model of `source` or its predictions for `windows` int64 [windows, length], predicts in BF16."""
+    if isinstance(original, nn.Module):
+        return InBfloat16(original)
+    return BlockByBlock(source, windows, device, rounding=half_outputs(torch.bfloat16))

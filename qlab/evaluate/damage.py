@@ -36,13 +36,9 @@ def damage_of(
     length].
 
     Raises:
-        UserError: no room to keep them, or as measure_quality.
+        UserError: as kept_logits and measure_quality.
     """
     expected = kept_logits(model, windows.split(1))
-    if isinstance(expected, nn.Module):
-        raise UserError(
-            "to choose widths, the model's predictions are kept on the disk, which has no room for them: make room, or take less"
-        )
     found: dict[str, dict[int, float]] = {}
     for group, names in progress(list(groups.items()), "what each layer costs", leave=False):
         layers = [model.get_submodule(name) for name in names]

@@ -15,8 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from qlab.support.disk.scratch import Scratch
+from qlab.support.errors import UserError
+from qlab.support.wording import counted
 
 IN_MEMORY = 512 << 20  # bytes of logits
+Predictor = nn.Module | Sequence[Tensor]
+"""A model, or its next_token_logits for each of the windows at hand (kept_logits, qlab.walk.by_block)."""
+
 SPARE = 2  # times the file's size must be free on the disk
 
 
@@ -57,18 +62,26 @@ def next_token_logits(model: nn.Module, window: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def kept_logits(model: nn.Module, windows: Sequence[Tensor], place: Path | None = None) -> Sequence[Tensor] | nn.Module:
+def kept_logits(model: nn.Module, windows: Sequence[Tensor], place: Path | None = None) -> Sequence[Tensor]:
     """The model's next_token_logits for every window, that others be held against: many of them in a file below `place`, or among the
-    system's temporary files. Where the disk has no room for that, the model itself."""
+    system's temporary files.
+
+    Raises:
+        UserError: the disk has no room for that.
+    """
     size = 4 * sum(window.numel() for window in windows) * model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     logits = (next_token_logits(model, window) for window in windows)
     if size <= IN_MEMORY:
         return list(logits)
-    if shutil.disk_usage(place or tempfile.gettempdir()).free < SPARE * size:
-        return model
+    folder = place or Path(tempfile.gettempdir())
+    if (free := shutil.disk_usage(folder).free) < SPARE * size:
+        raise UserError(
+            f"the reference's predictions for {counted(len(windows), 'window')} take {size / 1e9:.2f} GB in {folder}, where "
+            f"{free / 1e9:.2f} GB are free, and {SPARE} times as much must be: make room, or take fewer or shorter windows"
+        )
     return Filed(logits, place)
 
 
-def reference_logits(reference: nn.Module | Sequence[Tensor], index: int, window: Tensor) -> Tensor:
-    """What kept_logits kept of the window at `index`, or what the reference computes for it."""
-    return next_token_logits(reference, window) if isinstance(reference, nn.Module) else reference[index]
+def logits_of(predictor: Predictor, index: int, window: Tensor) -> Tensor:
+    """What a model predicts of the window at `index`, or what is kept or made of it by blocks."""
+    return next_token_logits(predictor, window) if isinstance(predictor, nn.Module) else predictor[index]

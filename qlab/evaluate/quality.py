@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qlab.evaluate.kept import next_token_logits, reference_logits
+from qlab.evaluate.kept import Predictor, logits_of
 from qlab.methods.grid import rows_at_once
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
@@ -60,19 +60,17 @@ class Quality:
         return asdict(self)
 
 
-def measure_quality(
-    model: nn.Module, windows: Tensor, reference: nn.Module | Sequence[Tensor] | None = None, label: str = "evaluating"
-) -> Quality:
+def measure_quality(model: Predictor, windows: Tensor, reference: Predictor | None = None, label: str = "evaluating") -> Quality:
     """The quality of one model, as `measure_each` measures it, and as it raises."""
     return measure_each([model], windows, reference, label)[0]
 
 
 @torch.inference_mode()
 def measure_each(
-    models: Sequence[nn.Module], windows: Tensor, reference: nn.Module | Sequence[Tensor] | None = None, label: str = "evaluating"
+    models: Sequence[Predictor], windows: Tensor, reference: Predictor | None = None, label: str = "evaluating"
 ) -> list[Quality]:
-    """Run the windows, int64 [windows, length], through each of `models`, and once through `reference` where one is given, or take its
-    logits for each.
+    """Run the windows, int64 [windows, length], through each of `models`, and once through `reference` where one is given, or take their
+    logits where these are given.
 
     Raises:
         UserError: fewer than two windows, windows of fewer than two tokens, the two models' vocabularies differ, or predictions that
@@ -84,9 +82,9 @@ def measure_each(
         raise UserError("a window needs at least two tokens: one to predict from and one to predict")
     found: list[list[dict[str, Tensor]]] = [[] for _ in models]
     for index, window in enumerate(progress(windows.split(1), label, leave=False)):
-        expected = None if reference is None else reference_logits(reference, index, window)
+        expected = None if reference is None else logits_of(reference, index, window)
         for model, own in zip(models, found):
-            logits = next_token_logits(model, window)
+            logits = logits_of(model, index, window)
             if expected is not None and expected.shape != logits.shape:
                 raise UserError(
                     f"the reference predicts {expected.shape[1]} tokens, the model {logits.shape[1]}: they are not of one family"

@@ -205,13 +205,16 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def peak_bytes() -> int:
-    """Most memory this process ever held. Not getrusage on Linux: there a spawned child starts with its parent's peak."""
-    status = Path("/proc/self/status")
+def peak_bytes(process: int | None = None) -> int:
+    """Most memory this process ever held, or another one of this user's by its number; 0 where the system does not tell of others.
+
+    Not getrusage on Linux: there a spawned child starts with its parent's peak.
+    """
+    status = Path(f"/proc/{process or 'self'}/status")
     if status.exists():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return next((int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM")), 0)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return own if process is None else 0
 
 
 def steady_heap() -> None:

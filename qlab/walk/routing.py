@@ -18,7 +18,7 @@ from qlab.models.experts import Experts
 from qlab.support.disk.scratch import Scratch
 from qlab.walk.block import Block
 from qlab.walk.state.activations import Activations
-from qlab.walk.statistics import Statistics, observed
+from qlab.walk.statistics import ChannelMeans, Statistics, observed, summed
 
 RARE = 256  # tokens: an expert that was given fewer is shown others beside them, since so few tell too little of its inputs
 ROWS = 1024  # tokens that go through an expert at a time
@@ -128,14 +128,21 @@ def noted(routing: Routing, hidden: Tensor, chosen: Tensor, *_: Any) -> None:
     routing.chosen.append(chosen.reshape(-1, chosen.shape[-1]).to("cpu", torch.int16))
 
 
-@torch.inference_mode()
 def collect(model: nn.Module, layers: dict[str, nn.Linear], windows: Tensor) -> dict[str, Statistics]:
-    """Run the calibration windows, int64 [windows, length], through `model` and return the statistics of `layers`.
+    """Run the calibration windows, int64 [windows, length], through `model` and return the statistics of `layers`."""
+    return collect_beside(model, layers, {}, windows)[0]
+
+
+@torch.inference_mode()
+def collect_beside(
+    model: nn.Module, layers: dict[str, nn.Linear], others: dict[str, nn.Linear], windows: Tensor
+) -> tuple[dict[str, Statistics], dict[str, ChannelMeans]]:
+    """The same, and the means of the channels that `layers` and `others` read, for which no H is made of these.
 
     Experts that are modules of their own and are given fewer than RARE tokens are shown others beside them, as in a walk.
     """
     lists = [module for module in model.modules() if isinstance(module, Experts)]
-    with observed(layers) as statistics, Scratch() as work:
+    with observed(layers) as statistics, summed(others) as sums, Scratch() as work:
         routings = [
             Routing(Activations(work / f"{index}", (*windows.shape, width_of(experts))), len(experts))
             for index, experts in enumerate(lists)
@@ -151,4 +158,4 @@ def collect(model: nn.Module, layers: dict[str, nn.Linear], windows: Tensor) -> 
             for number, expert in enumerate(experts):
                 for rows in Shown(routing.inputs, routing.lacking(number)).batches(1):
                     expert(rows.to(next(expert.parameters()).device))
-    return statistics
+    return statistics, {name: found.means() for name, found in (statistics | sums).items()}

@@ -83,10 +83,57 @@ class Statistics:
         for stripe in self._stripes():
             self.hessian[stripe.stop :, stripe] = self.hessian[stripe, stripe.stop :].T
 
+    def means(self) -> ChannelMeans:
+        """What is left of them without H."""
+        return ChannelMeans(self.magnitude, self.mean_square.clone())  # a view would keep H
+
     def _stripes(self) -> list[slice]:
         size = len(self.hessian)
         height = -(-size // STRIPES)
         return [slice(first, min(first + height, size)) for first in range(0, size, height)]
+
+
+@dataclass(frozen=True)
+class ChannelMeans:
+    """Of one layer's inputs x [tokens, in]: the mean |x| and the mean x² of each channel, float32 [in]."""
+
+    magnitude: Tensor
+    mean_square: Tensor
+
+
+@dataclass
+class ChannelSums:
+    """Of one layer's inputs x [tokens, in]: the sums of |x| and of x² [in], the tokens seen: a row each, where H has a row a channel."""
+
+    absolute_sum: Tensor
+    square_sum: Tensor
+    tokens: int = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """Take in activations [..., in]."""
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        self.absolute_sum += rows.norm(p=1, dim=0, dtype=torch.float32)
+        self.square_sum += rows.float().square().sum(0)
+        self.tokens += len(rows)
+
+    def means(self) -> ChannelMeans:
+        """Means over the tokens seen."""
+        return ChannelMeans(self.absolute_sum / max(1, self.tokens), self.square_sum / max(1, self.tokens))
+
+
+@contextmanager
+def summed(layers: dict[str, nn.Linear]) -> Iterator[dict[str, ChannelSums]]:
+    """Within the context, every forward pass adds the inputs of `layers` to the sums that are yielded, by name."""
+    found, hooks = {}, []
+    for name, layer in layers.items():
+        zeros = torch.zeros(2, layer.in_features, device=layer.weight.device)
+        found[name] = ChannelSums(*zeros)
+        hooks.append(layer.register_forward_pre_hook(lambda _, inputs, of=found[name]: of.add(inputs[0])))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from qlab.recipes import Recipe, parse
 from qlab.support.memory import disk_bytes
 from qlab.support.progress import progress
 from qlab.support.wording import Sentence, signed
-from qlab.workbook.lesson import Lesson, check_recipe, refusal
+from qlab.workbook.lesson import Lesson
+from qlab.workbook.refused import check_recipe, refusal
 
 ORIGINAL = "FP16 original"
 EIGHT_BIT = "GGUF Q8_0"

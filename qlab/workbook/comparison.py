@@ -18,7 +18,7 @@ from qlab.evaluate.quality import Quality, paired_difference
 from qlab.plan import choose
 from qlab.recipes import WalkedRecipe, parse
 from qlab.support.wording import Sentence, joined, listed, signed
-from qlab.walk.statistics import Statistics
+from qlab.walk.statistics import ChannelMeans
 from qlab.workbook.benchmark import apart
 from qlab.workbook.experiments import short_name
 from qlab.workbook.lesson import Lesson
@@ -185,9 +185,9 @@ def part_sentences(found: Sequence[Part]) -> list[Sentence]:
     return [*said, Sentence("The part with the largest gain on this model is {part}.", part=most.name)]
 
 
-def channels(statistics: Mapping[str, Statistics]) -> dict[str, Channels]:
+def channels(means: Mapping[str, ChannelMeans]) -> dict[str, Channels]:
     """How unequal the input channels of each layer are, by full name."""
-    return {name: channels_of(seen.mean_square) for name, seen in statistics.items()}
+    return {name: channels_of(seen.mean_square) for name, seen in means.items()}
 
 
 def channels_of(mean_square: Tensor) -> Channels:
@@ -236,7 +236,7 @@ def difference(farther: float, error: float) -> str:
     return f"{signed(farther, 5)} ± {error:.5f}"
 
 
-def conclusions(methods: Mapping[str, Measured], statistics: Mapping[str, Statistics], lesson: Lesson) -> dict[str, Any]:
+def conclusions(methods: Mapping[str, Measured], lesson: Lesson) -> dict[str, Any]:
     """All that is said of a comparison on the lesson's model, as plain data: {nearest, told apart from, sentences}."""
     quality = {name: one.quality for name, one in methods.items()}
     farther = differences(quality)
@@ -245,6 +245,6 @@ def conclusions(methods: Mapping[str, Measured], statistics: Mapping[str, Statis
         "told apart from": [name for name, found in farther.items() if apart(*found)],
         "sentences": [
             nearest_sentence(quality, lesson.source.name), layout_sentence(methods, lesson.group_size),
-            *part_sentences(parts(methods)), *channel_sentences(channels(statistics), methods),
+            *part_sentences(parts(methods)), *channel_sentences(channels(lesson.channels), methods),
         ],
     }  # fmt: skip

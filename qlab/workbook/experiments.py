@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import copy
+import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qlab.artifacts.artifact import Artifact
+from qlab.evaluate.kept import kept_logits
 from qlab.evaluate.quality import Quality, measure_quality
 from qlab.methods.awq import best_scale, output_error, sweep_exponents
 from qlab.methods.gptq import gptq
@@ -84,17 +88,26 @@ def calibration_curves(lesson: Lesson, ways: Mapping[str, Rounding], counts: Ite
     """KL to the original when every layer of the lesson's sample is quantized in each of `ways` from statistics of only the first `count`
     calibration windows. A way that gives the weights of the count before, as a control that no text changes, is not measured again."""
     found = {way: dict[int, float]() for way in ways}
-    before: dict[str, tuple[list[Tensor], float]] = {}
+    before: dict[str, tuple[str, float]] = {}
     for count in progress(sorted(set(counts)), "calibration", leave=False):
         seen = collect(lesson.reference, lesson.sample, lesson.calibration[:count])
         for way, rounding in ways.items():
-            model = lesson.with_weights(lambda name, weight, by=rounding, seen=seen: by(weight, seen[name]), lesson.sample)  # type: ignore[misc]
-            weights = [layer.weight.data for name, layer in decoder_layers(model).items() if name in lesson.sample]
-            known, kl = before.get(way, ([], 0.0))
-            if not known or not all(map(torch.equal, known, weights)):
-                kl = measure_quality(model, lesson.evaluation, lesson.expected).kl or 0.0
+            with lesson.with_weights(lambda name, weight, by=rounding, seen=seen: by(weight, seen[name]), lesson.sample) as model:  # type: ignore[misc]
+                weights = digest(layer.weight.data for layer in lesson.sample.values())
+                known, kl = before.get(way, ("", 0.0))
+                if known != weights:
+                    kl = measure_quality(model, lesson.evaluation, lesson.expected).kl or 0.0
             before[way], found[way][count] = (weights, kl), kl
+        del seen  # before the next statistics are made
     return found
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """A hash of the tensors' values."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.contiguous().view(torch.uint8).cpu().numpy())
+    return found.hexdigest()
 
 
 def eight_bits(lesson: Lesson) -> dict[str, Quality]:
@@ -113,12 +126,32 @@ def eight_bits(lesson: Lesson) -> dict[str, Quality]:
     return found
 
 
-def rounded(model: PreTrainedModel, rounding: Callable[[Tensor], Tensor]) -> PreTrainedModel:
-    """A copy of the model with every decoder layer's weight rounded."""
-    copied = copy.deepcopy(model)
-    for layer in decoder_layers(copied).values():
-        layer.weight.data = rounding(layer.weight.data).to(layer.weight.dtype)
-    return copied
+def new_version(lesson: Lesson, version: PreTrainedModel, artifact: Artifact, rounding: Callable[[Tensor], Tensor]) -> dict[str, Quality]:
+    """How far an `artifact` of the original is from a new `version` of it, and how far the version itself is once it is rounded anew."""
+    expected = kept_logits(version, lesson.evaluation.split(1), Path(lesson.work))
+    found = {"old artifact": measure_quality(lesson.predictor(artifact), lesson.evaluation, expected)}
+    with rounded(version, rounding, Path(lesson.work)):
+        return found | {"quantized again": measure_quality(version, lesson.evaluation, expected)}
+
+
+@contextmanager
+def rounded(model: PreTrainedModel, rounding: Callable[[Tensor], Tensor], place: Path) -> Iterator[None]:
+    """Within the context every decoder layer's weight is rounded; its own lie in files below `place` meanwhile, not in memory.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    with Scratch(place) as folder:
+        layers, filed = list(decoder_layers(model).values()), list[Path]()
+        try:
+            for number, layer in enumerate(layers):
+                save_file({"weight": layer.weight.data.contiguous()}, folder / str(number))
+                filed.append(folder / str(number))
+                layer.weight.data = rounding(layer.weight.data).to(layer.weight.dtype)
+            yield
+        finally:
+            for layer, file in zip(layers, filed):
+                layer.weight.data = load_file(file, str(layer.weight.device))["weight"]
 
 
 @torch.no_grad()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlab import ROOT
 from qlab.artifacts.artifact import Artifact, artifact_folder, make_artifact, model_folder, quantize_model
 from qlab.evaluate.arithmetic import FLOOR, InBfloat16
-from qlab.evaluate.kept import kept_logits
+from qlab.evaluate.kept import Predictor, kept_logits
 from qlab.evaluate.quality import Quality, measure_quality
 from qlab.formats import awq
 from qlab.models.loading import load, load_tokenizer
@@ -29,22 +29,21 @@ from qlab.models.texts.tokens import embedding_rows
 from qlab.models.texts.windows import Reading, read_windows
 from qlab.recipes import Recipe, WalkedRecipe
 from qlab.recipes.fitting import fitted_size, layers_of
-from qlab.recipes.recipe import Walked
-from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.process import run_isolated
 from qlab.support.wording import Sentence
-from qlab.walk.routing import collect
-from qlab.walk.statistics import Statistics
+from qlab.walk.by_block import predictor
+from qlab.walk.routing import collect_beside
+from qlab.walk.statistics import ChannelMeans, Statistics
 from qlab.workbook.judged import judged
 from qlab.workbook.language.spoken import say
 from qlab.workbook.record import record
+from qlab.workbook.refused import able, check_recipe
 
 GROUP_SIZE = 128  # the guide's
 WINDOWS, LARGE = 16, 100e6  # of evaluation text; weights of a model that gets half as many
 BLOCKS = 8  # that experiments layer by layer look at
 R = TypeVar("R", bound=Recipe | None)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Lesson:
     evaluation_reading: Reading
     work: str
     group_size: int = GROUP_SIZE
+    changed: list[str] = field(default_factory=list, repr=False)  # the layers that hold other weights than the original's
 
     @cached_property
     def layers(self) -> dict[str, nn.Linear]:
@@ -71,13 +71,8 @@ class Lesson:
     @cached_property
     def sample(self) -> dict[str, nn.Linear]:
         """The `layers` of BLOCKS blocks, evenly spread, the first and the last among them: what experiments layer by layer look at."""
-        return {name: layer for name, layer in self.layers.items() if self._block(name) in self.sampled_blocks}
-
-    @property
-    def sampled_blocks(self) -> list[int]:
-        """The numbers of the blocks that `sample` has."""
-        count = self.source.layout.count
-        return sorted({round(place * (count - 1) / (BLOCKS - 1)) for place in range(BLOCKS)}) if count > BLOCKS else list(range(count))
+        chosen = sampled(self.source.layout.count)
+        return {name: layer for name, layer in self.layers.items() if self._block(name) in chosen}
 
     def _block(self, name: str) -> int:
         return int(name.removeprefix(f"{self.source.layout.blocks}.").partition(".")[0])
@@ -115,9 +110,10 @@ class Lesson:
         run_isolated(quantize_model, *arguments)
 
     def evaluate(self, name: str, model: nn.Module | Artifact) -> Quality:
-        """Quality of a model or artifact against the original; recorded as `quality/name`. An artifact's is kept for other lessons."""
+        """Quality of a model or artifact against the original; recorded as `quality/name`. An artifact's is kept for other lessons, and a
+        large one is never whole in memory."""
         if isinstance(model, Artifact):
-            quality = self._kept(model.path, model.manifest, lambda: self._measured(name, load(model.source, self.dtype, self.device)))
+            quality = self._kept(model.path, model.manifest, lambda: self._measured(name, self.predictor(model)))
         else:
             quality = self._measured(name, model)
         record(f"quality/{name}", quality.as_dict())
@@ -132,30 +128,64 @@ class Lesson:
         record(f"quality/{name}", quality.as_dict())
         return {FLOOR: quality}
 
-    def _measured(self, name: str, model: nn.Module) -> Quality:
+    def predictor(self, artifact: Artifact) -> Predictor:
+        """What predicts the evaluation windows as the artifact does."""
+        return predictor(artifact.source, self.evaluation, self.device, Path(self.work))[0]
+
+    def _measured(self, name: str, model: Predictor) -> Quality:
         return measure_quality(model, self.evaluation, self.expected, label=name)
 
     def _kept(self, place: Path, candidate: Any, judge: Callable[[], Quality]) -> Quality:
         return judged(place, candidate, self.source.fingerprint, self.evaluation, self.dtype, self.device, judge)
 
     @cached_property
-    def expected(self) -> nn.Module | Sequence[Tensor]:
-        """The original's logits for every evaluation window, which dozens of models are held against; or the original."""
+    def expected(self) -> Sequence[Tensor]:
+        """The original's logits for every evaluation window, which dozens of models are held against.
+
+        Raises:
+            UserError: the disk has no room for them.
+        """
         Path(self.work).mkdir(parents=True, exist_ok=True)
         return kept_logits(self.reference, self.evaluation.split(1), Path(self.work))
 
     def statistics(self) -> dict[str, Statistics]:
-        """Statistics of the inputs of `layers` over the calibration windows, by layer name."""
-        return collect(self.reference, self.layers, self.calibration)
+        """Statistics of the inputs of the `sample`'s layers over the calibration windows, by layer name: a matrix [in, in] for each, which
+        for all layers would be larger than the model."""
+        found, self.__dict__["channels"] = self._observed(self.sample)  # one pass gives both
+        return found
 
-    def with_weights(self, change: Callable[[str, Tensor], Tensor], chosen: Iterable[str] | None = None) -> PreTrainedModel:
-        """A copy of the original with `change(layer name, weight)` in place of the weight of each of `layers`, or of those `chosen`."""
-        model = copy.deepcopy(self.reference)
-        layers = decoder_layers(model)
-        for name in self.layers if chosen is None else chosen:
-            layer = layers[name]
-            layer.weight.data = change(name, layer.weight.data).to(layer.weight.dtype)
-        return model
+    @cached_property
+    def channels(self) -> dict[str, ChannelMeans]:
+        """Mean |x| and x² of the channels that each of `layers` reads, over the calibration windows, by layer name."""
+        return self._observed({})[1]
+
+    def _observed(self, whole: dict[str, nn.Linear]) -> tuple[dict[str, Statistics], dict[str, ChannelMeans]]:
+        others = {name: layer for name, layer in self.layers.items() if name not in whole}
+        statistics, means = collect_beside(self.reference, whole, others, self.calibration)
+        return statistics, {name: means[name] for name in self.layers}
+
+    @contextmanager
+    def with_weights(self, change: Callable[[str, Tensor], Tensor], chosen: Iterable[str] | None = None) -> Iterator[PreTrainedModel]:
+        """Within the context the original, with `change(layer name, weight)` in place of the weight of each of `layers`, or of those
+        `chosen`. Its own weights are then read again from its checkpoint, so that the model is in memory once.
+
+        Raises:
+            RuntimeError: another such context is open, whose weights `change` would be given.
+            UserError: the checkpoint cannot be read.
+        """
+        if self.changed:
+            raise RuntimeError("the original's weights are changed already: leave the other 'with lesson.with_weights(...)' first")
+        self.expected  # noqa: B018 - the original's logits, while it is the original
+        try:
+            for name in self.layers if chosen is None else chosen:
+                self.changed.append(name)
+                layer = self.layers[name]
+                layer.weight.data = change(name, layer.weight.data).to(layer.weight.dtype)
+            yield self.reference
+        finally:
+            while self.changed:
+                name = self.changed.pop()
+                self.layers[name].weight.data = self.source.checkpoint.read(f"{name}.weight").to(self.device, self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -166,31 +196,9 @@ class Lesson:
         return str(self.reference.device)
 
 
-def able(things: Mapping[str, T], check: Callable[[T], None]) -> dict[str, T]:
-    """Those of `things`, by their names, that `check` raises no UserError of; of each other one a printed sentence says why."""
-    found = {}
-    for name, thing in things.items():
-        if reason := refusal(thing, check):
-            print(say("Left out: {name}. {reason}.", name=name, reason=reason))
-        else:
-            found[name] = thing
-    return found
-
-
-def refusal(thing: T, check: Callable[[T], None]) -> str:
-    """What the UserError says that `check` raises of a thing; empty where it raises none."""
-    try:
-        check(thing)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-def check_recipe(recipe: Recipe | None, source: OpenedModel) -> None:
-    """Raise the UserError of a model that a recipe cannot take, fitted to it; None stands for the original."""
-    if recipe:
-        fitted: Recipe = cast(WalkedRecipe, recipe).fitted(source).recipe if isinstance(recipe, Walked) else recipe
-        fitted.check(source)
+def sampled(count: int) -> list[int]:
+    """The numbers of BLOCKS of `count` blocks, evenly spread, or of all where they are no more."""
+    return sorted({round(place * (count - 1) / (BLOCKS - 1)) for place in range(BLOCKS)}) if count > BLOCKS else list(range(count))
 
 
 def open_lesson(
@@ -229,8 +237,8 @@ def open_lesson(
     if why:
         groups = {"size": size, "usual": GROUP_SIZE, "why": why}
         print(say("Groups of {size} weights instead of {usual}, in every recipe of this model: {why}.", **groups))
-    if len(lesson.sampled_blocks) < source.layout.count:
-        blocks = {"some": BLOCKS, "all": source.layout.count, "which": ", ".join(map(str, lesson.sampled_blocks))}
+    if len(shown := sampled(source.layout.count)) < source.layout.count:
+        blocks = {"some": BLOCKS, "all": source.layout.count, "which": ", ".join(map(str, shown))}
         print(say("Experiments layer by layer look at {some} of {all} blocks: {which}.", **blocks))
     if others := [name for name in decoder_layers(reference) if name not in lesson.layers]:
         left = {"count": len(others), "size": size, "first": others[0]}
@@ -244,9 +252,9 @@ def default_windows(source: OpenedModel) -> int:
     weights = sum(math.prod(shape) for shape in source.checkpoint.shapes.values())
     if weights <= LARGE:
         return WINDOWS
+    counted = {"fewer": WINDOWS // 2, "millions": round(weights / 1e6), "usual": WINDOWS}
     print(
-        f"Quality is measured on {WINDOWS // 2} windows, as the model has {weights / 1e6:.0f} million weights; "
-        f"evaluation_windows = {WINDOWS} takes twice the time, and each ± is 30 % smaller."
+        say("Quality is measured on {fewer} windows, as the model has {millions} million weights; {usual} take twice as long.", **counted)
     )
     return WINDOWS // 2
 

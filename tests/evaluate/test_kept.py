@@ -13,9 +13,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qlab.evaluate import kept
-from qlab.evaluate.kept import Filed, kept_logits, next_token_logits, reference_logits
+from qlab.evaluate.kept import Filed, kept_logits, logits_of, next_token_logits
 from qlab.models.loading import load
 from qlab.models.opening import locate
+from qlab.support.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ WINDOWS = [torch.randint(1, 4096, (1, length), generator=torch.Generator().manua
 def check(found: Sequence[torch.Tensor] | nn.Module, model: PreTrainedModel) -> None:
     with torch.inference_mode():
         for index, window in enumerate(WINDOWS):
-            assert torch.equal(reference_logits(found, index, window), next_token_logits(model, window))
+            assert torch.equal(logits_of(found, index, window), next_token_logits(model, window))
 
 
 def test_few_are_held_in_memory(original: PreTrainedModel) -> None:
@@ -49,8 +50,9 @@ def test_many_lie_in_a_file(original: PreTrainedModel, tmp_path: Path, monkeypat
     assert not list(tmp_path.iterdir()), "the file goes with the object"
 
 
-def test_a_small_disk_keeps_none(original: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_disk_is_told(original: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "IN_MEMORY", 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10_000))
-    assert kept_logits(original, WINDOWS, tmp_path) is original
+    with pytest.raises(UserError, match=r"predictions for 3 windows take 0\.00 GB in .*: make room, or take fewer or shorter windows"):
+        kept_logits(original, WINDOWS, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from qlab.models.layout import class_of, compute_buffers, empty_model
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
 from qlab.recipes import NF4, Integers, parse
+from qlab.walk.by_block import BlockByBlock
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations
 from tests.walk.families import FAMILIES, make
@@ -50,6 +51,7 @@ def test_a_checkpoint_is_read_as_transformers_reads_it_and_its_blocks_compute_th
     theirs = kind.from_pretrained(source.folder, dtype=torch.float32, experts_implementation="eager").eval()
     windows = calibration[:2, :32]
     assert apart(logits(load(source), windows), logits(theirs, windows)) < 1e-5
+    assert apart(torch.stack(list(BlockByBlock(source, windows, place=tmp_path))), logits(theirs, windows)[:, :-1]) < 1e-5
     skeleton, shape = Skeleton(source, "cpu"), (2, 32, source.layout.hidden)
     seen: list[Tensor] = []
     for block in theirs.get_submodule(source.layout.blocks):

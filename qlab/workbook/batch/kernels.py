@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jupyter_client.manager import AsyncKernelManager
 from papermill.engines import NBClientEngine, papermill_engines
 from traitlets.config import Config
 
 from qlab.support.disk.scratch import Scratch
+from qlab.support.process import peak_bytes
 
 LONGEST = 70  # characters of a folder for kernels' sockets; they are named by 33 more, and 107 are allowed
 LAST = 5  # lines of what a kernel printed that are shown where it died
@@ -25,6 +27,9 @@ Watcher = Callable[..., None]
 class LoggedKernel(AsyncKernelManager):
     """A kernel whose process prints to a file: one that Ctrl-C meets while it starts prints a traceback, which is nobody's fault."""
 
+    number: ClassVar[int | None] = None
+    """The last one's process."""
+
     async def start_kernel(self, **arguments: Any) -> None:  # type: ignore[override]  # AsyncKernelManager's own is a coroutine too
         """Start the kernel's process.
 
@@ -33,13 +38,16 @@ class LoggedKernel(AsyncKernelManager):
         """
         with kernel_log().open("wb") as log:
             await self._async_start_kernel(**arguments, stdout=log, stderr=log)
+        LoggedKernel.number = getattr(self.provisioner, "pid", None)
 
 
 class WatchedEngine(NBClientEngine):
-    """papermill's own engine, telling `watcher` of every finished cell."""
+    """papermill's own engine, telling `watcher` of every finished cell. `peak`: the most bytes that the kernel's process has held by then;
+    what it has started, such as a walk, counts for itself."""
 
     watcher: Watcher = staticmethod(lambda *news: None)
     lesson = ""
+    peak = 0
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: Any, **arguments: Any) -> None:
@@ -47,9 +55,10 @@ class WatchedEngine(NBClientEngine):
 
         def told(cell: Any, cell_index: int | None = None, **rest: Any) -> None:
             complete(cell, cell_index=cell_index, **rest)
+            cls.peak = kernel_peak() or cls.peak
             cls.watcher(cls.lesson, (cell_index or 0) + 1, total)
 
-        nb_man.cell_complete = told
+        nb_man.cell_complete, cls.peak = told, 0
         # Kernels are spoken to through files in a private folder, not ports: nobody else on the machine can reach them.
         own = f"{private_folder().path}/kernel"
         config = Config({"KernelManager": {"transport": "ipc", "ip": own, "connection_file": f"{own}.json"}})
@@ -73,6 +82,13 @@ def private_folder() -> Scratch:
 def kernel_log() -> Path:
     """The file that the present kernel's process prints to."""
     return private_folder().path / "kernel.log"
+
+
+def kernel_peak() -> int:
+    """The most bytes that the kernel's process has held; 0 where it is gone, or the system does not tell."""
+    with suppress(OSError):  # it ends just now
+        return peak_bytes(LoggedKernel.number) if LoggedKernel.number else 0
+    return 0
 
 
 def last_printed() -> str:

@@ -32,10 +32,10 @@ from qlab.support.reading import path_of, read_json
 from qlab.workbook.batch.kernels import WatchedEngine, Watcher, last_printed
 from qlab.workbook.language.lessons import read_lesson
 from qlab.workbook.language.spoken import FOLDER, spoken
-from qlab.workbook.lesson import check_recipe, refusal
 from qlab.workbook.parameters import check_values, parameters_of, resolve
 from qlab.workbook.reader.about import NOTEBOOKS
 from qlab.workbook.record import records_of
+from qlab.workbook.refused import check_recipe, refusal
 
 NEEDS = {"06_deployment": ("04_gguf",), "07_benchmarks": ("02_awq", "03_gptq", "04_gguf", "05_nf4")}
 SUBJECTS = {"04_gguf": "q4_k_m", "06_deployment": "q4_k_m"}  # the recipe that a lesson is about, or serves
@@ -45,7 +45,8 @@ DONE, FAILED, SKIPPED, LEFT_OUT = "done", "failed", "not run", "left out"
 @dataclass
 class Outcome:
     """What became of a lesson: DONE (perhaps `earlier`), FAILED with cell and error, SKIPPED for the lesson it needs, or LEFT_OUT,
-    since the model cannot be what the lesson is about; `error` says why."""
+    since the model cannot be what the lesson is about; `error` says why. `peak_bytes`: the most that its process held, 0 where the
+    system does not tell."""
 
     lesson: str
     state: str
@@ -56,6 +57,7 @@ class Outcome:
     cell: int = 0
     error: str = ""
     records: dict[str, Any] = field(default_factory=dict)
+    peak_bytes: int = 0
 
     @property
     def broken(self) -> bool:
@@ -85,6 +87,12 @@ def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[st
             chosen["task_data"] = str(path_of(chosen["task_data"]).resolve())
         check_values(chosen, source)
     return values
+
+
+def left_to_do(values: Mapping[str, dict[str, Any]], out: Path, fresh: bool) -> list[str]:
+    """Those of the lessons of `values` that run_lessons would execute into `out`, as far as is known before."""
+    able = [lesson for lesson, parameters in values.items() if not unfit(lesson, parameters["model"])]
+    return [lesson for lesson in able if fresh or not done_before(*kept_in(out, lesson), lesson_key(lesson, values[lesson]))]
 
 
 def run_lessons(
@@ -119,11 +127,10 @@ def unfit(lesson: str, model: str) -> str:
 def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, keep: Keeper) -> Outcome:
     """Execute one notebook, or read the one that the same inputs made before."""
     key = lesson_key(lesson, parameters)
-    finished = out / "notebooks" / f"{lesson}.ipynb"
-    stamp = out / "notebooks" / f"{lesson}.json"
+    finished, stamp = kept_in(out, lesson)
     if not fresh and (before := done_before(finished, stamp, key)):
-        seconds, records = before
-        return Outcome(lesson, DONE, parameters, seconds, key, earlier=True, records=records)
+        seconds, peak, records = before
+        return Outcome(lesson, DONE, parameters, seconds, key, earlier=True, records=records, peak_bytes=peak)
     stamp.unlink(missing_ok=True)  # from here until the end, there is nothing to trust
     WatchedEngine.lesson = lesson
     started = time.monotonic()
@@ -147,20 +154,26 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
             written.replace(finished)  # a failed notebook is kept for reading; without its stamp no run trusts it
             outcome.records = records_of(nbformat.read(finished, as_version=4))
     sweep(Path(tempfile.gettempdir()))  # a kernel is ended at once: what its processes had there stays
-    outcome.seconds = time.monotonic() - started
+    outcome.seconds, outcome.peak_bytes = time.monotonic() - started, WatchedEngine.peak
     if outcome.state == DONE:
         keep(outcome)
-        write_whole(stamp, json.dumps({"key": key, "seconds": outcome.seconds}) + "\n")
+        write_whole(stamp, json.dumps({"key": key, "seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes}) + "\n")
     return outcome
 
 
-def done_before(finished: Path, stamp: Path, key: str) -> tuple[float, dict[str, Any]] | None:
-    """Seconds and records of an executed notebook whose stamp has this key; None where there is none, or one of the two is damaged."""
+def kept_in(out: Path, lesson: str) -> tuple[Path, Path]:
+    """Where an executed notebook lies, and the stamp that says of which inputs it is."""
+    return out / "notebooks" / f"{lesson}.ipynb", out / "notebooks" / f"{lesson}.json"
+
+
+def done_before(finished: Path, stamp: Path, key: str) -> tuple[float, int, dict[str, Any]] | None:
+    """Seconds, peak of memory and records of an executed notebook whose stamp has this key; None where there is none, or one of the two
+    is damaged."""
     try:
         before = read_json(stamp)
         if before.get("key") != key:
             return None
-        return float(before["seconds"]), records_of(nbformat.read(finished, as_version=4))
+        return float(before["seconds"]), int(before["peak_bytes"]), records_of(nbformat.read(finished, as_version=4))
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):  # nbformat's own among them
         return None
 

@@ -1,0 +1,139 @@
+"""What a model predicts of some windows, computed with one of its blocks in memory: a model that is larger than memory can be judged.
+
+All windows go through a block before the next one is read. What is kept is the last block's output, on the disk; a window's logits are made
+of it when they are asked for, so that no more than one window's are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qlab.formats.compressed_tensors.rounding import round_inputs
+from qlab.models.configuration import quantization_of
+from qlab.models.loading import load_and_rest
+from qlab.models.opening import OpenedModel
+from qlab.support.disk.scratch import Scratch
+from qlab.support.process import trim_heap
+from qlab.support.progress import progress
+from qlab.walk.skeleton import Skeleton
+from qlab.walk.state.activations import Activations
+
+LARGE = 1_000_000_000  # bytes of weights in FP32, beyond which a model that only predicts is never whole in memory
+
+
+def fp32_bytes(source: OpenedModel) -> int:
+    """Bytes of a model's weights in FP32."""
+    return 4 * sum(map(prod, source.layout.shapes.values()))
+
+
+def predictor(
+    source: OpenedModel, windows: Tensor, device: str, place: Path | None = None, whole: bool = False
+) -> tuple[PreTrainedModel | BlockByBlock, list[str]]:
+    """What predicts the next tokens of windows int64 [windows, length], in FP32: the model where it is not LARGE or is wanted `whole`, else
+    its blocks one after the other, below `place`. And the names of tensors in its checkpoint that the model does not have.
+
+    Raises:
+        UserError: as qlab.models.loading.load.
+        OSError: as BlockByBlock.
+    """
+    if whole or fp32_bytes(source) <= LARGE:
+        return load_and_rest(source, torch.float32, device)
+    return BlockByBlock(source, windows, device, place), source.check_complete()
+
+
+class BlockByBlock(Sequence[Tensor]):
+    """The logits of each window but for its last position, float32 [length − 1, vocabulary], in the model's FP32 arithmetic."""
+
+    @torch.no_grad()
+    def __init__(
+        self, source: OpenedModel, windows: Tensor, device: str = "cpu", place: Path | None = None,
+        rounding: Callable[[nn.Module], AbstractContextManager[None]] = nullcontext,
+    ) -> None:  # fmt: skip
+        """Run the windows, int64 [windows, length], through the model's blocks.
+
+        Args:
+            place: the folder below which hidden states are kept; else among the system's temporary files.
+            rounding: within the context that it makes of the model, this computes as a runtime does (qlab.serve.rounding).
+
+        Raises:
+            UserError: the checkpoint is not complete or damaged, or qlab does not know how it rounds activations.
+            OSError: the disk is full or not writable.
+        """
+        self._skeleton, self._rounding, self._scratch = Skeleton(source, device), rounding, Scratch(place)
+        self._windows, self._tuple = windows, 0
+        model, layout = self._skeleton.model, source.layout
+        if (quantization := quantization_of(source.config)).get("quant_method") == "compressed-tensors":
+            layers = (name.removesuffix(".weight") for name in source.checkpoint.quantized_names())
+            round_inputs(model, quantization, layers, source.name)
+        apart = (layout.embedding, layout.head, *(f"{tower}." for tower in layout.towers))
+        for name in self._skeleton.rest():
+            if not name.startswith(apart):
+                fill(model, name, source.checkpoint.read(name).to(device, torch.float32))
+        with rounding(model):
+            self._hidden = self._through_blocks(source.name)
+        embedding: Any = model.get_input_embeddings()  # what it makes of a token is not wanted any more
+        embedding.weight, embedding.padding_idx = nn.Parameter(torch.zeros(1, embedding.embedding_dim, device=device), False), None
+        head: Any = model.get_output_embeddings()
+        head.weight = nn.Parameter(source.checkpoint.read(layout.head).to(device, torch.float32), False)
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    @torch.inference_mode()
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        model: Any = self._skeleton.model
+        hidden = self._hidden.some(index, 1).to(self._skeleton.device)
+        with self._rounding(model), self._answering((hidden, *[None] * (self._tuple - 1)) if self._tuple else hidden):
+            tokens = torch.zeros(1, self._windows.shape[1], dtype=torch.int64, device=self._skeleton.device)
+            return model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
+
+    def _through_blocks(self, name: str) -> Activations:
+        """What the last block makes of the windows."""
+        skeleton, shape = self._skeleton, (*self._windows.shape, self._skeleton.layout.hidden)
+        hidden = Activations(self._scratch.path / "hidden-0.bin", shape)
+        skeleton.embed(self._windows, hidden)
+        for index in progress(range(len(skeleton)), f"blocks of {name}", leave=False):
+            block = skeleton.block(index, self._windows.shape[1])
+            skeleton.read_ahead(index + 1)
+            hook = block.module.register_forward_hook(self._note)
+            outputs = Activations(self._scratch.path / f"hidden-{index + 1}.bin", shape)
+            outputs.write(block.outputs(hidden, 1))  # a window at a time, as the whole model computes them: the same bits
+            hook.remove()
+            hidden.path.unlink()
+            skeleton.release(index)
+            trim_heap()
+            hidden = outputs
+        skeleton.close()
+        return hidden
+
+    def _note(self, _: nn.Module, __: Any, output: Any) -> None:
+        self._tuple = len(output) if isinstance(output, tuple) else 0
+
+    @contextmanager
+    def _answering(self, output: Any) -> Iterator[None]:
+        """Within the context every block answers with `output`: the model computes what lies behind its last one."""
+        for block in self._skeleton.blocks:
+            block.forward = lambda *_, **__: output
+        try:
+            yield
+        finally:
+            for block in self._skeleton.blocks:
+                del block.forward
+
+
+def fill(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of the parameter or buffer `name` of a model without weights."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        module._buffers[leaf] = tensor
