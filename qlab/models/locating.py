@@ -23,6 +23,7 @@ from qlab.support.reading import check_regular, path_of, read_json
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 HUB_FILES = ("*.safetensors", *COMPANIONS, "README.md")  # no pickles, no Python; the card states the licence
+HUB_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # of these, what is left out where the shapes of the weights are enough
 TEMPLATES = "additional_chat_templates"  # a folder of them, beside the one of every conversation
 FUNCTION = (  # what a model computes and is given depends on these, beside its weights
     "config.json", "quantize_config.json", "*.safetensors.index.json", *COPIED,
@@ -32,11 +33,11 @@ WHOLE = 256 << 20  # a weight file up to this many bytes is in the fingerprint w
 SAMPLES, SAMPLE_BYTES = 1024, 65536
 
 
-def find_folder(name: str) -> tuple[str, Path]:
-    """The name to show and the folder, or the GGUF file, that `name` means.
+def find_folder(name: str, weights: bool = True) -> tuple[str, Path]:
+    """The name to show and the folder, or the GGUF file, that `name` means; of a hub id, without `weights`, only what is small is fetched.
 
     Raises:
-        UserError: no such folder or hub id, a named model that was not fetched, or no network.
+        UserError: no such folder or hub id, one whose licence was not accepted, a named model that was not fetched, or no network.
     """
     if (named := named_folder(name)) is not None:
         return name, named
@@ -45,21 +46,35 @@ def find_folder(name: str) -> tuple[str, Path]:
         return path.resolve().name, path.resolve()
     if path and path.suffix == ".gguf" and path.is_file():
         return path.stem, path.resolve()
-    if HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
-        return name, download(name)
+    if is_hub_id(name):
+        return name, download(name, weights)
     raise UserError(
         f"no model {name!r}: expected {', '.join(map(repr, NAMES))}, a folder with config.json and *.safetensors, a .gguf file, "
         "or a hub id such as Qwen/Qwen2.5-0.5B"
     )
 
 
-def download(hub_id: str) -> Path:
-    """The local snapshot of a hub model: from the cache where it is complete, else fetched, safetensors only."""
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be a hub id; a folder of that name goes first."""
+    return bool(HUB_ID.fullmatch(name)) and not name.startswith((".", "~"))
+
+
+def download(hub_id: str, weights: bool = True) -> Path:
+    """The local snapshot of a hub model: from the cache where it is complete, else fetched, safetensors only; `weights`: these too.
+
+    Raises:
+        UserError: there is no such model, its licence was not accepted, or it can be had neither from the hub nor from the cache.
+    """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES), ignore_patterns=None if weights else list(HUB_WEIGHTS)))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{hub_id} is given only to who has accepted its licence: open https://huggingface.co/{hub_id} in a browser, accept it there, "
+            "then log in with 'hf auth login'"
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
             f"the hub has no model {hub_id!r} that you may read, and there is no such folder; "
@@ -70,6 +85,18 @@ def download(hub_id: str) -> Path:
             f"could not fetch {hub_id!r} from the hub ({type(error).__name__}), and it is not in the local cache; "
             "there is no folder of that name either. Without a network, give a folder: --model /path/to/model"
         ) from error
+
+
+def still_to_fetch(hub_id: str) -> int:
+    """Bytes of a hub model's files that are not in the local cache; 0 without a network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    try:
+        files = snapshot_download(hub_id, allow_patterns=list(HUB_FILES), dry_run=True)
+    except DryRunError:  # it cannot reach the hub: what is in the cache is all there will be
+        return 0
+    return sum(file.file_size or 0 for file in files if file.will_download)
 
 
 def check_folder(folder: Path) -> None:
