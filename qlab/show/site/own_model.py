@@ -60,7 +60,7 @@ def what_can_go_wrong() -> list[tuple[str, str, str]]:
         (
             gettext("transformers cannot open the model."),
             gettext("Its kind is newer than the library, or its code lies with the model; qlab runs no such code."),
-            gettext("Take a model of a kind that the library has; 'qlab doctor' names them."),
+            gettext("Take a model of a kind that the library knows."),
         ),
         (
             gettext("A lesson or a library is left out."),
