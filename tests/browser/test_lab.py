@@ -115,10 +115,31 @@ def test_the_address_leads_to_the_contents(visit: Visit, lab: Lab) -> None:
 
 def test_who_has_no_token_sees_nothing(browser: Any, lab: Lab) -> None:
     tab = Visit(browser, lab.home)
-    for page in ("/qlab/", "/qlab/glossary", "/qlab/report/index.html"):
+    for page in ("/qlab/", "/qlab/glossary", "/qlab/model", "/qlab/report/index.html"):
         tab.page.goto(lab.home + page)
         assert "/login" in tab.page.url
     tab.close()
+
+
+def test_a_readers_own_model_is_forecast_and_a_wrong_one_explained(visit: Visit, lab: Lab) -> None:
+    page = visit.page
+    page.get_by_role("link", name="what yours will take, and what can go wrong").click()
+    assert page.url == f"{lab.home}/qlab/model"
+    field = page.get_by_label("Model:")
+    field.fill("embedded")
+    field.press("Enter")
+    page.get_by_text("Predicted for all of them:").wait_for(timeout=RUNS * 1000)  # another process looks at the model
+    assert page.locator("table").first.locator("tbody tr").count() == len(lesson_names())
+    assert page.get_by_text(".venv/bin/qlab run --model embedded", exact=True).count() == 1
+    for wide in (1280, 390):
+        page.set_viewport_size({"width": wide, "height": 800})
+        assert overflow(page) <= 0
+        assert violations(page) == []
+    field.fill("no/such\\model")
+    page.get_by_role("button", name="What will it take?").click()
+    page.get_by_role("alert").wait_for(timeout=RUNS * 1000)
+    assert page.get_by_role("alert").inner_text().startswith("no model ")
+    assert field.input_value() == "no/such\\model"
 
 
 @pytest.mark.parametrize("lesson", lesson_names())

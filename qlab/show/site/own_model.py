@@ -118,8 +118,9 @@ def told(model: str) -> dict[str, Any]:
     Raises:
         UserError: a model that cannot be used.
     """
+    from qlab.workbook.batch.costs import COSTS
     from qlab.workbook.batch.forecast import forecast
     from qlab.workbook.lesson import quiet
 
     quiet()
-    return forecast(lesson_names(), model, {}).as_dict()
+    return forecast([lesson for lesson in lesson_names() if lesson in COSTS], model, {}).as_dict()

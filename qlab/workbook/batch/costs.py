@@ -15,6 +15,7 @@ from qlab.artifacts.duration import speeds
 from qlab.evaluate.kept import IN_MEMORY
 from qlab.models.opening import OpenedModel
 from qlab.plan.counted import read_by_a_token
+from qlab.support.errors import UserError
 
 EVALUATION = 1.36e-11  # seconds of a weight and a token, where a matrix product takes PRODUCT seconds a floating-point operation
 PRODUCT = 2.0e-11
@@ -58,7 +59,13 @@ class Taken:
 
 
 def cost_of(lesson: str, source: OpenedModel, parameters: Mapping[str, Any]) -> Taken:
-    """What a lesson takes with these parameters, as the cell of a lesson has them."""
+    """What a lesson takes with these parameters, as the cell of a lesson has them.
+
+    Raises:
+        UserError: a lesson that is none of qlab's.
+    """
+    if lesson not in COSTS:
+        raise UserError(f"nothing is known of what lesson {lesson} takes: expected one of {', '.join(COSTS)}")
     cost, layout = COSTS[lesson], source.layout
     every = sum(map(prod, layout.shapes.values()))
     linear = sum(map(prod, layout.linear.values()))

@@ -100,7 +100,7 @@ def run_lessons(
     outcomes: dict[str, Outcome] = {}
     for lesson, parameters in values.items():
         failed = [need for need in NEEDS.get(lesson, ()) if need in outcomes and outcomes[need].broken]
-        if reason := unfit(lesson, locate(parameters["model"])):
+        if lesson in SUBJECTS and (reason := unfit(lesson, locate(parameters["model"]))):
             outcomes[lesson] = Outcome(lesson, LEFT_OUT, parameters, error=reason)
         elif failed:
             outcomes[lesson] = Outcome(lesson, SKIPPED, parameters, error=f"needs {failed[0]}, which did not finish")
