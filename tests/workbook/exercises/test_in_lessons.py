@@ -1,4 +1,4 @@
-"""Every exercise by the cell of its lesson that judges it: empty, wrong and right answers get what they should, and count as they should."""
+"""Every exercise by the cell of its lesson that judges it: empty, wrong and right answers get what they should."""
 
 from __future__ import annotations
 
