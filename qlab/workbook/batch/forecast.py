@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 
 from qlab import ROOT
-from qlab.artifacts.budget import size_text
 from qlab.models.locating import is_hub_id, still_to_fetch
 from qlab.models.opening import found_device, locate
 from qlab.workbook.batch.costs import HALF, Taken, cost_of
 from qlab.workbook.batch.notes import Note, notes_on, rounded_before, too_small
 from qlab.workbook.batch.runner import prepare, unfit
+from qlab.workbook.language.amounts import bytes_said, time_said
 from qlab.workbook.language.spoken import gettext
 from qlab.workbook.reader.about import NOTEBOOKS, about
 
@@ -97,11 +97,11 @@ def summary(found: Forecast) -> list[str]:
             model=found.model, weights=f"{found.weights / 1e6:,.1f}", device=found.device
         ),
         gettext("Predicted for all of them: {memory} of memory, {disk} of disk, about {time}.").format(
-            memory=size(found.memory), disk=size(found.disk), time=time(found.seconds)
+            memory=bytes_said(found.memory), disk=bytes_said(found.disk), time=time_said(found.seconds)
         ),
     ]
     if found.fetched:
-        said.append(gettext("{size} of this come from the hub first.").format(size=size(found.fetched)))
+        said.append(gettext("{size} of this come from the hub first.").format(size=bytes_said(found.fetched)))
     return said
 
 
@@ -114,18 +114,5 @@ def as_table(found: Forecast) -> tuple[list[str], list[list[str]]]:
         if each.left_out:
             rows.append([name, "—", "—", gettext("left out: {reason}").format(reason=each.left_out)])
         else:
-            rows.append([name, size(taken.memory), size(taken.disk + taken.passing), time(taken.seconds)])
+            rows.append([name, bytes_said(taken.memory), bytes_said(taken.disk + taken.passing), time_said(taken.seconds)])
     return columns, rows
-
-
-def size(count: float) -> str:
-    """Bytes, in the language that is spoken."""
-    number, unit = size_text(count).split()
-    return f"{number} {({'GB': gettext('GB'), 'MB': gettext('MB')}).get(unit, unit)}"
-
-
-def time(seconds: float) -> str:
-    """A duration as a forecast knows it: in minutes, or in hours where it is long."""
-    if seconds < 5400:
-        return gettext("{minutes} min").format(minutes=max(1, round(seconds / 60)))
-    return gettext("{hours} h").format(hours=f"{seconds / 3600:.1f}" if seconds < 36000 else f"{seconds / 3600:,.0f}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlab.artifacts.artifact import fit
-from qlab.artifacts.budget import predict, size_text
+from qlab.artifacts.budget import predict
 from qlab.formats import awq
 from qlab.models.configuration import quantization_of
 from qlab.models.loading import load_tokenizer
@@ -19,6 +19,7 @@ from qlab.recipes import Recipe, parse
 from qlab.recipes.fitting import fitted_size, layers_of, summary, unquantized
 from qlab.support.errors import UserError
 from qlab.support.wording import first_and_number
+from qlab.workbook.language.amounts import bytes_said
 from qlab.workbook.language.spoken import gettext
 from qlab.workbook.lesson import GROUP_SIZE, check_recipe, refusal
 
@@ -107,11 +108,11 @@ def too_small(source: OpenedModel, memory: float, free: float, disk: float, free
     """What this machine lacks for lessons that take so much `memory` and `disk`, where so much is free; bytes."""
     if memory > free:
         text = gettext("The lessons hold the whole model in FP32. They need {needed} of memory, and {free} are free here.")
-        yield Note(text.format(needed=size_text(memory), free=size_text(free)), without_lessons(source), stops=True)
+        yield Note(text.format(needed=bytes_said(memory), free=bytes_said(free)), without_lessons(source), stops=True)
     if disk > free_disk:
         text = gettext("They need {needed} of disk, and {free} are free here.")
         todo = gettext("Make room, or put the artifacts on another disk: -p work /path/to/folder")
-        yield Note(text.format(needed=size_text(disk), free=size_text(free_disk)), todo, stops=True)
+        yield Note(text.format(needed=bytes_said(disk), free=bytes_said(free_disk)), todo, stops=True)
 
 
 def without_lessons(source: OpenedModel) -> str:
@@ -123,4 +124,4 @@ def without_lessons(source: OpenedModel) -> str:
     except UserError:
         return text
     more = gettext("To quantize this one, 'qlab quantize' has one block in memory at a time and needs {needed}.")
-    return f"{text} {more.format(needed=size_text(budget.total))}"
+    return f"{text} {more.format(needed=bytes_said(budget.total))}"
