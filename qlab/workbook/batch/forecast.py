@@ -47,8 +47,8 @@ class Forecast:
     disk: float
     memory: float
     seconds: float
-    lessons: tuple[Expected, ...]
-    notes: tuple[Note, ...]
+    lessons: list[Expected]
+    notes: list[Note]
 
     @property
     def stops(self) -> bool:
@@ -82,7 +82,7 @@ def forecast(lessons: Sequence[str], model: str, given: Mapping[str, str]) -> Fo
     device = next(iter({found_device(chosen["device"]) for chosen in values.values()}), "cpu")
     work = ROOT / next(iter(values.values()))["work"]
     notes = [*notes_on(source, values), *too_small(source, memory, psutil.virtual_memory().available, disk, free_disk(work))]
-    return Forecast(source.name, every, device, fetched, disk, memory, sum(taken.seconds for taken in run), tuple(expected), tuple(notes))
+    return Forecast(source.name, every, device, fetched, disk, memory, sum(taken.seconds for taken in run), expected, notes)
 
 
 def free_disk(folder: Path) -> int:
