@@ -14,8 +14,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def serving_hub(name: str, folder: Path, extra: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """Serve the files of `folder` and `extra` as the model `name`; yields the URL and the list of requested paths."""
+def serving_hub(name: str, folder: Path, extra: dict[str, bytes], gated: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """Serve the files of `folder` and `extra` as the model `name`; yields the URL and the list of requested paths.
+
+    A `gated` model is listed, and none of its files is given, as the hub does until its licence is accepted.
+    """
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} | extra
     requested: list[str] = []
 
@@ -27,6 +30,11 @@ def serving_hub(name: str, folder: Path, extra: dict[str, bytes]) -> Iterator[tu
                 listing = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files], "tags": [], "private": False}
                 tree = [{"type": "file", "path": f, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for f, d in files.items()]
                 self.answer(json.dumps(tree if "/tree/" in path else listing).encode(), "application/json")
+            elif path.startswith(f"/{name}/resolve/") and gated:
+                self.send_response(403)
+                self.send_header("X-Error-Code", "GatedRepo")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
             elif path.startswith(f"/{name}/resolve/") and path.rpartition("/")[2] in files:
                 self.answer(files[path.rpartition("/")[2]], "application/octet-stream")
             else:

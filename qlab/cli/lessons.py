@@ -40,6 +40,9 @@ def run(
     language: LanguageOption = ENGLISH,
     wait: WaitOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line, in place of the table.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Only say what memory, disk and time it would take, and what stands in its way; no weights are fetched.")
+    ] = False,
 ) -> None:
     """Execute lessons by papermill and write the report. Finished lessons are not done again."""
     from qlab.artifacts.going_on import LOCK
@@ -53,6 +56,9 @@ def run(
     from qlab.workbook.batch.runner import DONE, left_to_do, prepare, run_lessons
 
     speak(language)
+    if dry_run:
+        show_forecast(chosen_lessons(lessons or []), model, pairs(parameter or []), as_json)
+        return
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
     check_report(out, values, locate(model).path)
     say_budgets({lesson: values[lesson] for lesson in left_to_do(values, out, fresh)})
@@ -209,6 +215,23 @@ def pairs(texts: list[str]) -> dict[str, str]:
             raise UserError(f"-p {text!r}: expected a name and a value, such as -p evaluation_windows 8")
         found[name.strip()] = value.strip()
     return found
+
+
+def show_forecast(lessons: list[str], model: str, given: dict[str, str], as_json: bool) -> None:
+    """Print what a run would take, and what stands in its way."""
+    from qlab.workbook.batch.forecast import forecast
+    from qlab.workbook.language.spoken import gettext
+    from qlab.workbook.lesson import quiet
+
+    quiet()
+    found = forecast(lessons, model, given).as_dict()
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(*found["summary"], sep="\n")
+    show(table(found["columns"], found["rows"]), WIDE)
+    for note in found["notes"]:
+        print(f"{gettext('Stops the run:') if note['stops'] else '-'} {note['said']} {note['todo']}".rstrip())
 
 
 def told(outcome: Outcome) -> dict[str, Any]:

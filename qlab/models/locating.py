@@ -23,6 +23,7 @@ from qlab.support.reading import check_regular, path_of, read_json
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")  # with a commit, a branch or a tag, if one is named
 COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")
 HUB_FILES = ("*.safetensors", *COMPANIONS, "README.md")  # no pickles, no Python; the card states the licence
+HUB_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # of these, what is left out where the shapes of the weights are enough
 TEMPLATES = "additional_chat_templates"  # a folder of them, beside the one of every conversation
 FUNCTION = (  # what a model computes and is given depends on these, beside its weights
     "config.json", "quantize_config.json", "*.safetensors.index.json", *COPIED,
@@ -32,11 +33,12 @@ WHOLE = 256 << 20  # a weight file up to this many bytes is in the fingerprint w
 SAMPLES, SAMPLE_BYTES = 1024, 65536
 
 
-def find_folder(name: str) -> tuple[str, Path]:
-    """The name to show and the folder, or the GGUF file, that `name` means; a hub id is shown without the revision that it may name.
+def find_folder(name: str, weights: bool = True) -> tuple[str, Path]:
+    """The name to show and the folder, or the GGUF file, that `name` means; a hub id is shown without the revision that it may name, and
+    without `weights` only what is small is fetched of it.
 
     Raises:
-        UserError: no such folder or hub id, a named model that was not fetched, or no network.
+        UserError: no such folder or hub id, one whose licence was not accepted, a named model that was not fetched, or no network.
     """
     if (named := named_folder(name)) is not None:
         return name, named
@@ -45,8 +47,8 @@ def find_folder(name: str) -> tuple[str, Path]:
         return path.resolve().name, path.resolve()
     if path and path.suffix == ".gguf" and path.is_file():
         return path.stem, path.resolve()
-    if (match := HUB_ID.fullmatch(name)) and not name.startswith((".", "~")):
-        return match[1], download(match[1], match[2])
+    if match := hub_match(name):
+        return match[1], download(match[1], match[2], weights)
     raise UserError(
         f"no model {name!r}: expected {', '.join(map(repr, NAMES))}, a folder with config.json and *.safetensors, a .gguf file, "
         "or a hub id such as Qwen/Qwen2.5-0.5B, which may name a revision (Qwen/Qwen2.5-0.5B@main)"
@@ -61,13 +63,33 @@ def lasting(name: str, place: Path) -> str:
     return f"{match[1]}@{place.name}" if match else str(place)  # a snapshot is called by its commit
 
 
-def download(hub_id: str, revision: str | None = None) -> Path:
-    """The local snapshot of a hub model: from the cache where it is complete, else fetched, safetensors only."""
+def hub_match(name: str) -> re.Match[str] | None:
+    """A hub id and its revision, where a name can be one; a folder of that name goes first."""
+    return None if name.startswith((".", "~")) else HUB_ID.fullmatch(name)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be a hub id, with a revision or without."""
+    return hub_match(name) is not None
+
+
+def download(hub_id: str, revision: str | None = None, weights: bool = True) -> Path:
+    """The local snapshot of a hub model: from the cache where it is complete, else fetched, safetensors only; `weights`: these too.
+
+    Raises:
+        UserError: there is no such model, its licence was not accepted, or it can be had neither from the hub nor from the cache.
+    """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(HUB_FILES)))
+        left = None if weights else list(HUB_WEIGHTS)
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(HUB_FILES), ignore_patterns=left))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{hub_id} is given only to who has accepted its licence: open its page on the hub in a browser, accept it there, "
+            "then log in with 'hf auth login'"
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
             f"the hub has no model {hub_id!r} that you may read, and there is no such folder; "
@@ -78,6 +100,19 @@ def download(hub_id: str, revision: str | None = None) -> Path:
             f"could not fetch {hub_id!r} from the hub ({type(error).__name__}), and it is not in the local cache; "
             "there is no folder of that name either. Without a network, give a folder: --model /path/to/model"
         ) from error
+
+
+def still_to_fetch(name: str) -> int:
+    """Bytes of the files of a hub model, a hub id with a revision or without, that are not in the local cache; 0 without a network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    hub_id, revision = HUB_ID.fullmatch(name).groups()  # type: ignore[union-attr]
+    try:
+        files = snapshot_download(hub_id, revision=revision, allow_patterns=list(HUB_FILES), dry_run=True)
+    except DryRunError:  # it cannot reach the hub: what is in the cache is all there will be
+        return 0
+    return sum(file.file_size or 0 for file in files if file.will_download)
 
 
 def check_folder(folder: Path) -> None:

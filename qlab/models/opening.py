@@ -23,7 +23,7 @@ from qlab.models.configuration import quantization_of, read_config
 from qlab.models.experts import experts_per_token
 from qlab.models.gguf import gguf_config, unpacked_companions
 from qlab.models.layout import Layout, configuration_from, configuration_of, empty_model, layout_of, opened_layout
-from qlab.models.locating import check_folder, checked_files, find_folder, fingerprint, weight_files
+from qlab.models.locating import check_folder, checked_files, find_folder, fingerprint, is_hub_id, weight_files
 from qlab.models.naming import sources
 from qlab.support.errors import UserError
 from qlab.support.wording import first_and_number
@@ -36,12 +36,14 @@ COMPUTED = re.compile(r".*(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias|\.att
 class OpenedModel:
     """A model that was found: the name it was asked by, its folder (or GGUF file), and a hash of what it holds.
 
-    What is derived from these is computed when it is first asked for, and kept. Processes are handed the model as it is.
+    What is derived from these is computed when it is first asked for, and kept. Processes are handed the model as it is. `on_paper`: the
+    weights are not here, or not wanted; their shapes are those of the configuration.
     """
 
     name: str
     path: Path
     fingerprint: str
+    on_paper: bool = False
 
     @cached_property
     def folder(self) -> Path:
@@ -56,7 +58,7 @@ class OpenedModel:
     @property
     def files(self) -> list[Path]:
         """The files with the weights; empty where there is only a configuration."""
-        return weight_files(self.path)
+        return [] if self.on_paper else weight_files(self.path)
 
     @property
     def gguf(self) -> Path | None:
@@ -181,16 +183,21 @@ class OpenedModel:
 
 
 def locate(name: str, weights: bool = True) -> OpenedModel:
-    """Find the model that `name` means and check its files, without loading it; without `weights`, a config.json is enough.
+    """Find the model that `name` means and check its files, without loading it; without `weights`, a config.json is enough, and of a hub
+    id no more is fetched than that and the tokenizer.
 
     Raises:
         UserError: no such folder or hub id, no network, no weights, pickled weights, or a damaged file.
     """
-    shown, place = find_folder(name)
+    shown, place = find_folder(name, weights)
     if place.is_dir():
         check_folder(place)
-    found = checked_files(place) if weights or weight_files(place) else []
-    return OpenedModel(shown, place, fingerprint(place if place.is_dir() else None, found))
+    files = weight_files(place)
+    half_fetched = (
+        not weights and place.is_dir() and shown == name.partition("@")[0] and is_hub_id(name) and not all(file.is_file() for file in files)
+    )
+    found = checked_files(place) if weights or (files and not half_fetched) else []
+    return OpenedModel(shown, place, fingerprint(place if place.is_dir() else None, found), on_paper=not found)
 
 
 def already_rounded(source: OpenedModel) -> str:

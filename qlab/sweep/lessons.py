@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qlab.sweep.jobs import PROCESS, Job, Subject, weights_of
+from qlab.sweep.jobs import Job, Subject
 from qlab.sweep.plan import Sweep, as_typed
 from qlab.workbook.language.spoken import spoken
 
 KIND = "lesson"
-PROCESSES, BYTES_A_WEIGHT = 3, 40  # the command, its kernel and what this starts; models in FP32, their gradients and statistics
-SECONDS, EMBEDDED = 150.0, 11e6  # of one thread, for a lesson on a model of so many weights
 
 
 def lesson_jobs(sweep: Sweep, models: dict[str, Subject], out: Path) -> list[Job]:
@@ -24,11 +22,10 @@ def lesson_jobs(sweep: Sweep, models: dict[str, Subject], out: Path) -> list[Job
 
 def jobs_on(sweep: Sweep, called: str, subject: Subject, out: Path) -> list[Job]:
     """The lessons on one model, in their order."""
+    from qlab.workbook.batch.costs import cost_of
     from qlab.workbook.batch.runner import NEEDS, lesson_key, prepare  # here: papermill takes long to import
 
     found = dict[str, Job]()
-    weights = weights_of(subject.source)
-    memory, seconds = PROCESSES * PROCESS + BYTES_A_WEIGHT * weights, SECONDS * max(1.0, weights / EMBEDDED)
     for lesson, given in sorted(sweep.lessons.items()):
         chosen = {"device": sweep.device} | {name: as_typed(value) for name, value in given.items()}
         values = prepare([lesson], subject.word, chosen)[lesson]
@@ -37,5 +34,7 @@ def jobs_on(sweep: Sweep, called: str, subject: Subject, out: Path) -> list[Job]
         words += [word for name in chosen for word in ("-p", f"{name}={as_typed(values[name])}")]  # files by their whole paths
         needs = tuple(found[need].key for need in NEEDS.get(lesson, ()) if need in found)
         place = str(folder / f"{lesson}.html")
-        found[lesson] = Job(KIND, called, lesson, tuple(words), lesson_key(lesson, values), needs, memory, seconds, place)
+        taken = cost_of(lesson, subject.source, values)
+        key = lesson_key(lesson, values)
+        found[lesson] = Job(KIND, called, lesson, tuple(words), key, needs, taken.memory, taken.seconds, place)
     return list(found.values())

@@ -1,7 +1,8 @@
-"""A report of a small lesson, as `qlab run` writes it."""
+"""A report of a small lesson, as `qlab run` writes it, and a running `qlab lab` with a tab on it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from qlab.evaluate.store.provenance import provenance
 from qlab.show.site import report
 from qlab.workbook.batch.runner import DONE, Outcome
+from tests.browser.lab import Lab, running_lab
 from tests.browser.lesson import executed
+from tests.browsing import Visit, lacking
 
 COLUMNS = [
     "format", "run by", "MB on disk", "MB predicted", "MB in memory", "MB predicted at the peak", "MB at the peak", "perplexity",
@@ -53,3 +56,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcomes = [Outcome("01_principles", DONE, {}, 12.0, records=records()), Outcome("02_awq", DONE, {}, 3.0, earlier=True)]
     report.write_report(outcomes, provenance("embedded"), out)
     return out
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    if reason := lacking():
+        pytest.skip(reason)
+    with running_lab(tmp_path_factory.mktemp("qlab")) as found:
+        yield found
+
+
+@pytest.fixture
+def visit(browser: Any, lab: Lab) -> Iterator[Visit]:
+    """A tab on the contents of `qlab lab`; it must ask nothing of any other address."""
+    tab = Visit(browser, lab.home)
+    tab.page.goto(f"{lab.home}/{lab.token}")
+    yield tab
+    assert [address for address in tab.left if not address.startswith("ws://127.0.0.1")] == []
+    tab.close()

@@ -9,6 +9,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from qlab.workbook.reader.about import NOTEBOOKS
+
 OPENING = """# 1. Small: a lesson for the tests
 
 **What this lesson proves:** that every part of a page works.
@@ -65,6 +67,29 @@ The solution is **hidden at first**: $2^b$ levels.
 </details>"""
 
 
+EXERCISES_OPENING = """# 9. Exercises: those of lesson 3, without the experiments
+
+**What this lesson proves:** that every answer gets what it should.
+
+*Time:* a minute. *You need:* nothing."""
+GIVEN = """
+import os
+import torch
+
+means = {"RTN": 3.0, "GPTQ": 1.5}
+print("process", os.getpid())"""
+OF_LESSON_3 = ("b8fcc891", "bbfadc87", "write-gap", "write-check")  # its cells with a question and with the function to write
+
+
+def exercises_lesson() -> NotebookNode:
+    """A lesson with cells of lesson 3, as they stand there."""
+    own = {cell.id: cell for cell in nbformat.read(NOTEBOOKS / "03_gptq.ipynb", as_version=4).cells}
+    parameters = new_code_cell('model = "embedded"  # the model')
+    parameters.metadata["tags"] = ["parameters"]
+    cells = [new_markdown_cell(EXERCISES_OPENING), parameters, new_code_cell(GIVEN.strip()), *(own[name] for name in OF_LESSON_3)]
+    return notebook_of(cells)
+
+
 def small_lesson() -> NotebookNode:
     """The lesson as it would lie in notebooks/, clean."""
     parameters = new_code_cell('model = "embedded"  # the model')
@@ -72,6 +97,10 @@ def small_lesson() -> NotebookNode:
     rest = [PREDICT, CONTROL, HELD, FIGURE, "## 1.2 Tables and texts", HEATMAP, TABLE, FILES, BITS, SOLUTION, CHECK]
     cells = [new_markdown_cell(OPENING), parameters, new_markdown_cell(FORMULA)]
     cells += [new_markdown_cell(text) if text.startswith("##") else new_code_cell(text.strip()) for text in rest]
+    return notebook_of(cells)
+
+
+def notebook_of(cells: list[NotebookNode]) -> NotebookNode:
     notebook = new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return notebook

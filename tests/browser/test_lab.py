@@ -2,109 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 
-from qlab import DATA, ROOT
 from qlab.workbook.reader.about import NOTEBOOKS, about, lesson_names
-from tests.browser.lesson import small_lesson
-from tests.browsing import Visit, lacking, move_every_control, overflow, violations
+from tests.browser.lab import OWN, RUNS, SMALL, STARTS, Lab, open_notebook, run_all
+from tests.browsing import Visit, move_every_control, overflow, violations
 
-SMALL = "08_small"
 KINDS = "cells => cells.map(cell => cell.className.match(/jp-(Code|Markdown|Raw)Cell/)[0])"
-STARTS, RUNS = 90, 180  # seconds: of a server, of a small lesson's cells on a busy machine
-
-
-@dataclass
-class Lab:
-    """A running `qlab lab`: its folder, its address without the token, and the token's part."""
-
-    folder: Path
-    home: str
-    token: str
-
-    def qlab(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command in this copy of the repository."""
-        command = [sys.executable, "-m", "qlab", *words]
-        return subprocess.run(command, cwd=self.folder, env=environment(self.folder), capture_output=True, text=True, timeout=STARTS)
-
-    def tracked(self) -> dict[str, bytes]:
-        return {file.name: file.read_bytes() for file in (self.folder / "notebooks").glob("*.ipynb")}
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """For processes whose qlab is the copy in `folder`, with settings of Jupyter's own there."""
-    own = {name: str(folder / "jupyter" / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
-    return os.environ | own | {"PYTHONPATH": str(folder)}
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    if reason := lacking():
-        pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("qlab")
-    shutil.copytree(ROOT / "qlab", folder / "qlab", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(NOTEBOOKS, folder / "notebooks", ignore=shutil.ignore_patterns(".*"))
-    nbformat.write(small_lesson(), folder / "notebooks" / f"{SMALL}.ipynb")
-    (folder / "data").symlink_to(DATA)
-    log = folder / "log"
-    with log.open("w") as file:
-        command = [sys.executable, "-m", "qlab", "lab", "--no-browser", "--port", "8950"]
-        server = subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=file, stderr=subprocess.STDOUT)
-    try:
-        yield Lab(folder, *address(log, server))
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def address(log: Path, server: subprocess.Popen[bytes]) -> tuple[str, str]:
-    """What the server printed, as soon as it has."""
-    for _ in range(STARTS * 5):
-        if found := re.search(r"(http://127\.0\.0\.1:\d+)/\S*(\?token=\w+)", log.read_text()):
-            return found[1], found[2]
-        assert server.poll() is None, log.read_text()
-        time.sleep(0.2)
-    raise AssertionError(log.read_text())
-
-
-@pytest.fixture
-def visit(browser: Any, lab: Lab) -> Iterator[Visit]:
-    tab = Visit(browser, lab.home)
-    tab.page.goto(f"{lab.home}/{lab.token}")
-    yield tab
-    assert [address for address in tab.left if not address.startswith("ws://127.0.0.1")] == []
-    tab.close()
-
-
-def open_notebook(tab: Visit, lab: Lab, lesson: str) -> None:
-    """Open a lesson's copy in JupyterLab, with its kernel ready."""
-    tab.page.goto(f"{lab.home}/lab/tree/workspace/{lesson}.ipynb?reset")
-    tab.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=STARTS * 1000)
-    tab.page.get_by_text("(ipykernel) | Idle").wait_for(timeout=STARTS * 1000)
-    tab.page.wait_for_timeout(1000)  # the indicators say so a moment before a cell is taken
-
-
-def run_all(tab: Visit) -> None:
-    tab.page.get_by_role("menuitem", name="Run", exact=True).click()
-    tab.page.get_by_text("Run All Cells", exact=True).first.click()
-    tab.page.wait_for_selector(".jp-OutputArea-output:has-text('Right.')", timeout=RUNS * 1000)
 
 
 def test_the_address_leads_to_the_contents(visit: Visit, lab: Lab) -> None:
     assert visit.page.url.startswith(f"{lab.home}/qlab/")
-    assert visit.page.locator(".lessons h3").count() == len(lesson_names()) + 1
+    assert visit.page.locator(".lessons h3").count() == len(lesson_names()) + len(OWN)
     assert visit.page.get_by_text(about(NOTEBOOKS / "01_principles.ipynb").title).count() == 1
     assert overflow(visit.page) <= 0
     assert violations(visit.page) == []
@@ -115,10 +27,31 @@ def test_the_address_leads_to_the_contents(visit: Visit, lab: Lab) -> None:
 
 def test_who_has_no_token_sees_nothing(browser: Any, lab: Lab) -> None:
     tab = Visit(browser, lab.home)
-    for page in ("/qlab/", "/qlab/glossary", "/qlab/report/index.html"):
+    for page in ("/qlab/", "/qlab/glossary", "/qlab/model", "/qlab/report/index.html"):
         tab.page.goto(lab.home + page)
         assert "/login" in tab.page.url
     tab.close()
+
+
+def test_a_readers_own_model_is_forecast_and_a_wrong_one_explained(visit: Visit, lab: Lab) -> None:
+    page = visit.page
+    page.get_by_role("link", name="what yours will take, and what can go wrong").click()
+    assert page.url == f"{lab.home}/qlab/model"
+    field = page.get_by_label("Model:")
+    field.fill("embedded")
+    field.press("Enter")
+    page.get_by_text("Predicted for all of them:").wait_for(timeout=RUNS * 1000)  # another process looks at the model
+    assert page.locator("table").first.locator("tbody tr").count() == len(lesson_names())
+    assert page.get_by_text(".venv/bin/qlab run --model embedded", exact=True).count() == 1
+    for wide in (1280, 390):
+        page.set_viewport_size({"width": wide, "height": 800})
+        assert overflow(page) <= 0
+        assert violations(page) == []
+    field.fill("no/such\\model")
+    page.get_by_role("button", name="What will it take?").click()
+    page.get_by_role("alert").wait_for(timeout=RUNS * 1000)
+    assert page.get_by_role("alert").inner_text().startswith("no model ")
+    assert field.input_value() == "no/such\\model"
 
 
 @pytest.mark.parametrize("lesson", lesson_names())

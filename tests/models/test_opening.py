@@ -155,3 +155,52 @@ def test_a_hub_model_is_fetched_without_pickles_or_code_and_then_named_by_its_co
     assert f"/api/models/someone/tiny/revision/{COMMIT}" in "".join(requested)  # once resolved, it is asked for by its commit
     assert any(path.endswith("model.safetensors") for path in requested)
     assert not any(name in path for path in requested for name in extra)
+
+
+def on_the_hub(code: str, url: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Run code whose hub lies at `url`. The client reads its endpoint once, as it is imported: hence a process of its own."""
+    environment = os.environ | {"HF_ENDPOINT": url, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_hub_model_is_looked_at_without_its_weights(tiny: OpenedModel, tmp_path: Path) -> None:
+    """First nothing is in the cache, then all but the weights, then some of these, then all."""
+    from tests.hub import serving_hub
+
+    index = json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}).encode()
+    code = """if True:
+        from pathlib import Path
+        from huggingface_hub import hf_hub_download
+        from qlab.models.locating import still_to_fetch
+        from qlab.models.opening import locate
+        def look():
+            source = locate("someone/tiny", weights=False)
+            print(source.on_paper, len(source.checkpoint.shapes), still_to_fetch("someone/tiny") // 1000, flush=True)
+            return source
+        place = look().path
+        assert not list(place.glob("*.safetensors*"))
+        hf_hub_download("someone/tiny", "model.safetensors.index.json")
+        hf_hub_download("someone/tiny", "model.safetensors")
+        look()"""
+    extra = {"model.safetensors.index.json": index, "model-00002.safetensors": b"x" * 50_000}
+    with serving_hub("someone/tiny", tiny.path, extra) as (url, _):
+        done = on_the_hub(code, url, tmp_path)
+    missing = ((tiny.path / "model.safetensors").stat().st_size + len(index) + 50_000) // 1000
+    count = len(tiny.checkpoint.shapes)
+    assert done.stdout.split() == ["True", str(count), str(missing), "True", str(count), "50"], done.stderr
+
+
+def test_a_model_behind_its_licence_says_where_to_accept_it(tiny: OpenedModel, tmp_path: Path) -> None:
+    from tests.hub import serving_hub
+
+    code = """if True:
+        from qlab.models.opening import locate
+        from qlab.support.errors import UserError
+        for weights in (True, False):
+            try:
+                locate("someone/tiny", weights)
+            except UserError as error:
+                print(error)"""
+    with serving_hub("someone/tiny", tiny.path, {}, gated=True) as (url, _):
+        done = on_the_hub(code, url, tmp_path)
+    assert done.stdout.count("accepted its licence: open its page on the hub in a browser") == 2, done.stderr

@@ -14,12 +14,13 @@ from jupyter_server.base.handlers import JupyterHandler
 from tornado import web
 
 from qlab import ROOT
+from qlab.show.site.own_model import OwnModelHandler
 from qlab.show.site.pages import MARK, Link, glossary_page, page
 from qlab.support.errors import UserError
 from qlab.workbook.language.spoken import ENGLISH, gettext, spoken
 from qlab.workbook.reader.about import every_lesson
 from qlab.workbook.reader.progress import read_progress
-from qlab.workbook.reader.workspace import CONTENTS, GLOSSARY, WORKSPACE, copies, open_workspace
+from qlab.workbook.reader.workspace import CONTENTS, GLOSSARY, OWN_MODEL, WORKSPACE, copies, open_workspace
 
 REPORT = ROOT / "build" / "report"
 
@@ -28,6 +29,7 @@ def links() -> list[Link]:
     """At the top of every page."""
     return [
         Link(f"{CONTENTS}#lessons", gettext("Lessons")),
+        Link(OWN_MODEL, gettext("Your own model")),
         Link(f"{CONTENTS}#report", gettext("Report")),
         Link(GLOSSARY, gettext("Glossary")),
         Link("/lab", "JupyterLab"),
@@ -79,6 +81,7 @@ def start_page() -> str:
     report = (REPORT / "index.html").exists()
     content: dict[str, Any] = {
         "lessons": lessons, "messages": messages, "report": report, "place": f"{place}/", "afresh": afresh_command(),
+        "own_model": OWN_MODEL,
     }  # fmt: skip
     return page("start.html.jinja", f"{gettext('Contents')}{MARK}", links(), **content)
 
@@ -127,5 +130,8 @@ def _jupyter_server_extension_points() -> list[dict[str, Any]]:
 
 def _load_jupyter_server_extension(server: Any) -> None:
     report = {"path": str(REPORT), "default_filename": "index.html"}
-    handlers = [(CONTENTS, StartHandler), (GLOSSARY, GlossaryHandler), (rf"{CONTENTS}report/(.*)", ReportHandler, report)]
+    handlers = [
+        (CONTENTS, StartHandler), (GLOSSARY, GlossaryHandler), (OWN_MODEL, OwnModelHandler, {"links": links()}),
+        (rf"{CONTENTS}report/(.*)", ReportHandler, report),
+    ]  # fmt: skip
     server.web_app.add_handlers(".*$", handlers)

@@ -21,7 +21,7 @@ from papermill.exceptions import PapermillExecutionError
 from qlab import ROOT
 from qlab.evaluate.store.provenance import machine
 from qlab.models.named import named_folder
-from qlab.models.opening import locate
+from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.mixture import absolute, files_of
 from qlab.recipes import parse
 from qlab.support.disk.room import full_by, no_room
@@ -68,15 +68,15 @@ class Outcome:
 Keeper = Callable[[Outcome], None]
 
 
-def prepare(lessons: list[str], model: str, given: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The checked parameters of each lesson to run.
+def prepare(lessons: list[str], model: str, given: Mapping[str, str], weights: bool = True) -> dict[str, dict[str, Any]]:
+    """The checked parameters of each lesson to run; without `weights`, the model's configuration is enough.
 
     Raises:
         UserError: a parameter or model that cannot be used.
     """
     known = {lesson: parameters_of(NOTEBOOKS / f"{lesson}.ipynb") for lesson in lessons}
     values = resolve(known, {**given, "model": model})
-    source = locate(model)
+    source = locate(model, weights)
     for chosen in values.values():
         if named_folder(model) is None and Path(model).expanduser().exists():
             chosen["model"] = str(source.path)
@@ -108,7 +108,7 @@ def run_lessons(
     outcomes: dict[str, Outcome] = {}
     for lesson, parameters in values.items():
         failed = [need for need in NEEDS.get(lesson, ()) if need in outcomes and outcomes[need].broken]
-        if reason := unfit(lesson, parameters["model"]):
+        if lesson in SUBJECTS and (reason := unfit(lesson, locate(parameters["model"]))):
             outcomes[lesson] = Outcome(lesson, LEFT_OUT, parameters, error=reason)
         elif failed:
             outcomes[lesson] = Outcome(lesson, SKIPPED, parameters, error=f"needs {failed[0]}, which did not finish")
@@ -118,10 +118,10 @@ def run_lessons(
     return list(outcomes.values())
 
 
-def unfit(lesson: str, model: str) -> str:
+def unfit(lesson: str, source: OpenedModel) -> str:
     """Why a model cannot be what a lesson is about; empty where it can."""
     subject = SUBJECTS.get(lesson)
-    return refusal(parse(subject), lambda recipe: check_recipe(recipe, locate(model))) if subject else ""
+    return refusal(parse(subject), lambda recipe: check_recipe(recipe, source)) if subject else ""
 
 
 def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, keep: Keeper) -> Outcome:

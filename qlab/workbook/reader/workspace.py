@@ -26,7 +26,7 @@ from qlab.workbook.reader.glossary import linked, load_glossary
 
 WORKSPACE = ROOT / "workspace"
 MADE, ASIDE = ".lessons.json", "set-aside"
-CONTENTS, GLOSSARY = "/qlab/", "/qlab/glossary"  # pages of `qlab lab`, beside JupyterLab's own
+CONTENTS, GLOSSARY, OWN_MODEL = "/qlab/", "/qlab/glossary", "/qlab/model"  # pages of `qlab lab`, beside JupyterLab's own
 
 
 def copies(workspace: Path, language: str) -> Path:

@@ -11,11 +11,13 @@ from qlab.show.drawing import INK, Drawing
 from qlab.show.methods.columns import column_picture
 from qlab.show.methods.levels import levels_picture
 from qlab.show.methods.nested import nested_picture
+from qlab.show.methods.order import order_picture
 from qlab.show.methods.outlier import outlier_picture
 from qlab.show.methods.spectrum import spectrum_picture
 from qlab.show.methods.superblock import superblock_picture
 from qlab.workbook.drawn.columns import column_by_column
 from qlab.workbook.drawn.nested import nested_bytes
+from qlab.workbook.drawn.order import in_orders
 from qlab.workbook.drawn.outlier import outlier_of
 from qlab.workbook.drawn.spectrum import spectrum
 from qlab.workbook.exercises.superblock import superblock_of
@@ -39,6 +41,8 @@ def every_drawing() -> dict[str, Drawing]:
         "Sub-block 6: 16 values from": superblock_picture(*superblock_of(WEIGHT), 6),
         "The outlier of q, made 4 times as large, makes its group's steps": outlier_picture(outlier_of("q", WEIGHT, 128, 4), 4),
         "q: 0% of H's eigenvalues": spectrum_picture("q", spectrum(HESSIAN + 10 * torch.eye(256)), (0.01, 1.0)),
+        "q, all columns rounded: ": order_picture("q", in_orders(WEIGHT, HESSIAN, 4), 100),
+        "q, 30 % of its columns rounded: output error so far": order_picture("q", in_orders(WEIGHT, HESSIAN, 4), 30),
         "q: double quantization takes 4.500 to ": nested_picture("q", nested_bytes(WEIGHT)),
     }
 

@@ -1,0 +1,81 @@
+"""What a lesson takes: memory, disk and seconds, from the shapes of a model's weights, before anything starts.
+
+Factors were fitted to runs of the embedded model (11 M weights) and of SmolLM2 (135 M) on two cores with nothing else to do. On another
+machine seconds grow as its matrix products take longer (qlab.artifacts.duration).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from qlab.artifacts.duration import speeds
+from qlab.evaluate.kept import IN_MEMORY
+from qlab.models.opening import OpenedModel
+from qlab.plan.counted import read_by_a_token
+from qlab.support.errors import UserError
+
+EVALUATION = 1.36e-11  # seconds of a weight and a token, where a matrix product takes PRODUCT seconds a floating-point operation
+PRODUCT = 2.0e-11
+PROCESSES = 1.3e9  # bytes of the command and of a kernel that have loaded all libraries, before any model
+HALF, SINGLE = 2.0, 4.0  # bytes of a weight in half precision and in FP32
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a lesson: `fixed` seconds on any model, how many `evaluations` of the whole text, and `rest`, seconds a million weights for all
+    else. It makes so many `artifacts`, of `stored` bytes for each weight of a linear layer in all. `copies`: of the model in FP32 that
+    are in memory at once, gradients and what other processes hold among them."""
+
+    fixed: float
+    evaluations: int
+    rest: float
+    artifacts: int
+    stored: float
+    copies: float
+
+
+COSTS = {
+    "01_principles": Cost(44, 11, 0.3, 3, 3.2, 3.5),
+    "02_awq": Cost(53, 12, 4.7, 8, 4.4, 3.5),
+    "03_gptq": Cost(68, 20, 2.6, 8, 4.4, 5.6),
+    "04_gguf": Cost(46, 7, 0.5, 6, 5.7, 2.5),
+    "05_nf4": Cost(41, 8, 0.8, 4, 2.2, 8.0),
+    "06_deployment": Cost(20, 0, 0.9, 0, 0.0, 1.4),
+    "07_benchmarks": Cost(72, 4, 4.0, 0, 0.0, 7.5),
+}
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a lesson takes: bytes of `memory` at its peak, of `disk` that stay, of `passing` disk while it runs; and seconds."""
+
+    memory: float
+    disk: float
+    passing: float
+    seconds: float
+
+
+def cost_of(lesson: str, source: OpenedModel, parameters: Mapping[str, Any]) -> Taken:
+    """What a lesson takes with these parameters, as the cell of a lesson has them.
+
+    Raises:
+        UserError: a lesson that is none of qlab's.
+    """
+    if lesson not in COSTS:
+        raise UserError(f"nothing is known of what lesson {lesson} takes: expected one of {', '.join(COSTS)}")
+    cost, layout = COSTS[lesson], source.layout
+    every = sum(map(prod, layout.shapes.values()))
+    linear = sum(map(prod, layout.linear.values()))
+    rows, width = layout.shapes[layout.embedding]
+    tokens = parameters["evaluation_windows"] * parameters["evaluation_length"]
+    logits = SINGLE * tokens * rows
+    read = read_by_a_token(layout, source.experts_per_token or 1) + rows * width
+    statistics = sum(SINGLE * inputs**2 for _, inputs in layout.linear.values())
+    slower = speeds("cpu")[0] / PRODUCT
+    seconds = cost.fixed + cost.evaluations * EVALUATION * read * tokens + cost.rest * every / 1e6
+    memory = PROCESSES + SINGLE * cost.copies * every + statistics + min(logits, IN_MEMORY)
+    disk = cost.stored * linear + HALF * cost.artifacts * (every - linear)
+    return Taken(memory, disk, logits if logits > IN_MEMORY else 0.0, slower * seconds)

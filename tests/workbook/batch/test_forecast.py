@@ -1,0 +1,199 @@
+"""What a run will take, and what stands in its way, before anything starts; and that measured runs come out of the same factors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qlab import EMBEDDED
+from qlab.cli import call
+from qlab.models.opening import OpenedModel, locate
+from qlab.support.errors import UserError
+from qlab.workbook.batch import costs, forecast
+from qlab.workbook.batch.costs import PRODUCT, cost_of
+from qlab.workbook.batch.notes import Note
+from qlab.workbook.batch.runner import prepare
+from qlab.workbook.language.spoken import VARIABLE
+from qlab.workbook.reader.about import lesson_names
+
+SHORT = {"evaluation_length": "128", "calibration_length": "128"}  # the tiny model's context holds 256 tokens
+
+
+@pytest.fixture(autouse=True)
+def usual_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fast as the one that the factors were fitted on, with room for everything."""
+    monkeypatch.setenv(VARIABLE, "en")
+    monkeypatch.setattr(costs, "speeds", lambda device: (PRODUCT, 0.0, 0.0))
+    monkeypatch.setattr(forecast.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e15))
+    monkeypatch.setattr(forecast, "free_disk", lambda folder: 1e15)
+
+
+@pytest.fixture
+def copy(tiny: OpenedModel, tmp_path: Path) -> Path:
+    """The tiny model's folder without its weights, to be changed."""
+    return Path(shutil.copytree(tiny.path, tmp_path / "copy", ignore=shutil.ignore_patterns("*.safetensors")))
+
+
+def changed(folder: Path, **settings: Any) -> str:
+    """The folder, with other values in its config.json."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return str(folder)
+
+
+def noted(model: str, given: dict[str, str] = SHORT) -> list[Note]:
+    return list(forecast.forecast(["01_principles"], model, given).notes)
+
+
+def test_a_run_is_forecast_from_a_configuration_alone(copy: Path) -> None:
+    found = forecast.forecast(lesson_names(), str(copy), SHORT)
+    assert found.model == "copy"
+    assert found.weights == 4096 * 256 + 2 * (256 * (256 + 128 + 128 + 256) + 3 * 256 * 512 + 2 * 256) + 256
+    assert [each.lesson for each in found.lessons] == lesson_names()
+    assert found.memory == max(each.taken.memory for each in found.lessons)
+    assert found.seconds == sum(each.taken.seconds for each in found.lessons)
+    assert not found.stops
+    said = found.as_dict()
+    assert json.loads(json.dumps(said)) == said
+    assert [row[0][:2] for row in said["rows"]] == [name[:2] for name in lesson_names()]
+
+
+def test_more_text_takes_longer_and_a_larger_model_more_of_everything(copy: Path) -> None:
+    def taken(**parameters: str) -> costs.Taken:
+        values = prepare(["03_gptq"], str(copy), SHORT | parameters, weights=False)["03_gptq"]
+        return cost_of("03_gptq", locate(str(copy), weights=False), values)
+
+    small, long = taken(), taken(evaluation_windows="1600")
+    assert long.seconds > 1.5 * small.seconds
+    assert long.disk == small.disk
+    changed(copy, num_hidden_layers=20)
+    large = taken()
+    assert large.seconds > small.seconds
+    assert large.memory > small.memory
+    assert large.disk > small.disk
+
+
+def test_a_slower_machine_takes_as_much_longer(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = forecast.forecast(["01_principles"], str(copy), SHORT).seconds
+    monkeypatch.setattr(costs, "speeds", lambda device: (3 * PRODUCT, 0.0, 0.0))
+    assert forecast.forecast(["01_principles"], str(copy), SHORT).seconds == pytest.approx(3 * usual)
+
+
+def test_texts_longer_than_the_context_stop_the_run_and_the_options_that_mend_it_are_said(copy: Path) -> None:
+    (note,) = [note for note in noted(str(copy), {}) if note.stops]
+    assert "at most 256 tokens" in note.said
+    assert note.todo == "Add to the command: -p evaluation_length 256"
+    assert not [note for note in noted(str(copy), {"evaluation_length": "256"}) if note.stops]
+
+
+def test_a_model_without_a_tokenizer_or_a_chat_template(copy: Path) -> None:
+    assert any("no chat template" in note.said and not note.stops for note in noted(str(copy)))
+    changed_tokenizer = json.loads((copy / "tokenizer_config.json").read_text()) | {"chat_template": "{{ messages[0].content }}"}
+    (copy / "tokenizer_config.json").write_text(json.dumps(changed_tokenizer))
+    assert not any("no chat template" in note.said for note in noted(str(copy)))
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    assert any("no tokenizer" in note.said and note.stops for note in noted(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "stops"),
+    [
+        ({"hidden_size": 192, "head_dim": 64}, "so every recipe takes groups of 64", False),
+        ({"intermediate_size": 500}, "Some layers stay in half precision", False),
+        ({"hidden_size": 72, "head_dim": 18, "intermediate_size": 100}, "only NF4 can be made", True),
+    ],
+)
+def test_rows_that_groups_do_not_divide(copy: Path, settings: dict[str, int], said: str, stops: bool) -> None:
+    found = [note for note in noted(changed(copy, **settings)) if said in note.said]
+    assert [note.stops for note in found] == [stops]
+
+
+def test_weights_that_were_rounded_before(copy: Path) -> None:
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+    found = forecast.forecast(["01_principles"], changed(copy, quantization_config=quantization), SHORT)
+    assert any("stored as gptq" in note.said for note in found.notes)
+    assert found.disk - 2 * found.weights == pytest.approx(found.lessons[0].taken.disk + found.lessons[0].taken.passing)
+
+
+def test_a_family_that_libraries_and_gguf_do_not_know(copy: Path) -> None:
+    model = changed(copy, model_type="helium", architectures=["HeliumForCausalLM"])
+    found = forecast.forecast(lesson_names(), model, SHORT)
+    left = {each.lesson for each in found.lessons if each.left_out}
+    assert left == {"04_gguf", "06_deployment"}
+    assert all(row[1] == "—" for row in found.as_dict()["rows"] if row[0].startswith(("04", "06")))
+    assert [note.said.split()[0] for note in found.notes if "left out" in note.said] == ["AutoAWQ", "AutoGPTQ"]
+    assert not found.stops
+
+
+def test_a_machine_that_is_too_small_and_what_fits_it(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e8))
+    monkeypatch.setattr(forecast, "free_disk", lambda folder: 1e6)
+    memory, disk = [note for note in noted(str(copy)) if note.stops]
+    assert "0.10 GB are free here" in memory.said
+    assert "'qlab quantize' has one block in memory at a time" in memory.todo
+    assert "1.00 MB are free here" in disk.said
+    assert "-p work" in disk.todo
+
+
+def test_every_lesson_has_its_factors() -> None:
+    assert list(costs.COSTS) == lesson_names()
+
+
+def test_what_is_no_model_is_one_message() -> None:
+    with pytest.raises(UserError, match="no model 'nowhere'"):
+        forecast.forecast(lesson_names(), "nowhere", {})
+
+
+def test_the_command_prints_the_forecast_and_starts_nothing(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["run", "01", "03", "--model", str(copy), "--dry-run", "--out", str(tmp_path / "out")]
+    assert call(command) == 0
+    printed = capsys.readouterr().out
+    assert "Predicted for all of them" in printed
+    assert "03 GPTQ: later weights repair" in printed
+    assert "Stops the run: It was made for texts of at most 256 tokens" in printed
+    assert call([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stops"]
+    assert call([*command, "--language", "fr"]) == 0
+    assert "Arrête l'exécution" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+# Seconds of SmolLM2's lessons on two cores with nothing else to do, and the largest sum of private memory of a lesson's processes.
+SECONDS = dict(zip(lesson_names(), (245, 863, 711, 222, 265, 138, 663)))
+PEAKS = {"02_awq": 3.65e9, "03_gptq": 4.85e9, "04_gguf": 3.11e9, "05_nf4": 6.05e9, "06_deployment": 2.51e9, "07_benchmarks": 5.85e9}
+EMBEDDED_SECONDS = 674  # of all lessons on the embedded model
+
+
+def taken_by(lesson: str, source: OpenedModel) -> costs.Taken:
+    return cost_of(lesson, source, prepare([lesson], str(source.path), {}, weights=False)[lesson])
+
+
+@pytest.mark.parametrize("lesson", lesson_names())
+def test_a_measured_run_comes_out(lesson: str, tmp_path: Path) -> None:
+    taken = taken_by(lesson, locate(smollm2_on_paper(tmp_path), weights=False))
+    assert taken.seconds == pytest.approx(SECONDS[lesson], rel=0.15)
+    if lesson in PEAKS:
+        assert PEAKS[lesson] < taken.memory < 1.3 * PEAKS[lesson]
+
+
+def test_the_run_of_the_embedded_model_comes_out() -> None:
+    source = locate(str(EMBEDDED))
+    assert sum(taken_by(lesson, source).seconds for lesson in lesson_names()) == pytest.approx(EMBEDDED_SECONDS, rel=0.3)
+
+
+def smollm2_on_paper(folder: Path) -> str:
+    """The configuration of SmolLM2-135M."""
+    settings = {
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(settings))
+    return str(folder)
