@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -54,6 +54,7 @@ def quantize(
     """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
+    from qlab.artifacts.room import budget_from
     from qlab.evaluate.damage import choose_widths, choosing_bytes
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import already_rounded, check_length, found_device, found_devices, left_out, locate
@@ -61,7 +62,7 @@ def quantize(
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
     from qlab.recipes import parse
-    from qlab.recipes.mixed import check_mixable
+    from qlab.recipes.mixed import check_mixable, exceptions_in, widths_in
     from qlab.support.errors import UserError
     from qlab.support.stages import profiled
     from qlab.support.wording import first_and_number
@@ -72,7 +73,14 @@ def quantize(
         raise UserError("--profile tells where the time goes on one device: leave out --devices")
     device, *beside = [found_device(device)] if devices is None else found_devices(devices)
     recipes = [parse(name) for name in dict.fromkeys(recipe)]
-    offered, exceptions = widths_of((bits, size, card) != (None, None, None), recipes, widths, keep, set_width)
+    by_budget = (bits, size, card) != (None, None, None)
+    if not by_budget and (keep or set_width or widths != WIDTHS_CHOSEN):
+        raise UserError("--widths, --keep and --set are for widths by budget: give --bits (such as 4.25), --size or --fit")
+    if by_budget and len(recipes) != 1:
+        raise UserError(f"a budget makes one artifact: give one --recipe, not {len(recipes)}")
+    if by_budget:
+        check_mixable(recipes[0])
+    offered, exceptions = widths_in(widths), exceptions_in(keep, set_width)
     check_texts(calibration)
     source = locate(model, weights=not dry_run)
     if source.checkpoint.quantized:
@@ -86,7 +94,7 @@ def quantize(
     remarks = {subject: remark for each in fitted for subject, remark in each.recipe.remarks(source).items()}
     for subject, remark in remarks.items():
         print(f"{subject}: {remark}")
-    asked = budget_of(source, bits, size, card, context, sequences, cache)
+    asked = budget_from(source, bits, budget.parse_bytes(size) if size is not None else None, card, context, sequences, cache)
     limit = budget.parse_bytes(max_memory) if max_memory is not None else None
     choosing = choosing_bytes(source, min(windows, JUDGED_WINDOWS), length) if asked else 0.0
     plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device, 1 + len(beside), choosing)
@@ -114,66 +122,6 @@ def quantize(
     if stages:
         print("\n".join(["where the time went:", *stages.lines()]))
     print(f"peak memory {budget.size_text(budget.peak_bytes())} (predicted {budget.size_text(plan.total)})")
-
-
-def budget_of(
-    source: Any, bits: float | None, size: str | None, card: str | None, context: int, sequences: int, cache: str
-) -> Any:  # fmt: skip
-    """The budget that was asked for (qlab.recipes.budget.Asked), by one of three options; None where none was.
-
-    Raises:
-        UserError: several of them, or one that cannot be.
-    """
-    from qlab.artifacts.budget import parse_bytes
-    from qlab.plan.plan import CACHES
-    from qlab.recipes.budget import of_bits, of_size, on_card
-    from qlab.support.errors import UserError
-
-    if sum((bits is not None, size is not None, card is not None)) > 1:
-        raise UserError("--bits, --size and --fit are three ways to give one budget: give one of them")
-    if card is None and (context, sequences, cache) != (4096, 1, "f16"):
-        raise UserError("--context, --sequences and --cache say what a card has to hold: give it, such as --fit 'RTX 4090'")
-    if cache not in CACHES:
-        raise UserError(f"a KV cache in {cache!r}: expected {', '.join(CACHES)}")
-    if bits is not None:
-        return of_bits(bits)
-    if size is not None:
-        return of_size(parse_bytes(size))
-    return None if card is None else on_card(source, card, context, sequences, cache)
-
-
-def widths_of(
-    budget: bool, recipes: list[Any], widths: str, keep: list[str], set_width: list[str]
-) -> tuple[list[int], dict[str, int]]:  # fmt: skip
-    """The widths that a layer may have, and those that patterns ask for; none without a `budget`.
-
-    Raises:
-        UserError: no such widths, or not one recipe that can be mixed.
-    """
-    from qlab.formats.packing import WIDTHS
-    from qlab.recipes.mixed import HALF, check_mixable
-    from qlab.support.errors import UserError
-
-    if not budget:
-        if keep or set_width or widths != WIDTHS_CHOSEN:
-            raise UserError("--widths, --keep and --set are for widths by budget: give --bits (such as 4.25), --size or --fit")
-        return [], {}
-    if len(recipes) != 1:
-        raise UserError(f"a budget makes one artifact: give one --recipe, not {len(recipes)}")
-    check_mixable(recipes[0])
-
-    def width_of(text: str) -> int:
-        if not text.isdecimal() or int(text) not in (*WIDTHS, HALF):
-            raise UserError(f"{text!r} is no width of a layer: expected one of {', '.join(map(str, (*WIDTHS, HALF)))}")
-        return int(text)
-
-    asked = dict.fromkeys(keep, HALF)
-    for each in set_width:
-        pattern, equals, width = each.rpartition("=")
-        if not equals or not pattern:
-            raise UserError(f"--set {each!r}: expected PATTERN=WIDTH, such as 'down_proj=8'")
-        asked[pattern] = width_of(width)
-    return sorted({width_of(text.strip()) for text in widths.split(",")}), asked
 
 
 @app.command()

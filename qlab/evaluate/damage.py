@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from qlab.artifacts.budget import LIBRARIES
+from qlab.artifacts.room import Asked
 from qlab.evaluate.kept import IN_MEMORY, kept_logits
 from qlab.evaluate.quality import measure_quality
 from qlab.methods.rtn import rtn
 from qlab.methods.widths import Choice, at_random, check_room, damage_in_all, least_damage, size_of, uniform
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
-from qlab.recipes.budget import Asked
 from qlab.recipes.fitting import Layers, layers_of
 from qlab.recipes.integers import Integers
 from qlab.recipes.mixed import HALF, Mixed, mixed, of_one_width, stored_bits

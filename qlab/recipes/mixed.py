@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from qlab.formats.compressed_tensors import writing as compressed
+from qlab.formats.packing import WIDTHS
 from qlab.methods.grid import SCALE_BITS, GroupedIntegers
 from qlab.models.opening import OpenedModel
 from qlab.recipes.fitting import JOINED, left_alone, stored_layers
@@ -83,6 +84,41 @@ def check_mixable(recipe: WalkedRecipe) -> Integers:
             "stored as compressed-tensors, such as gptq-w4g128-ct"
         )
     return recipe
+
+
+def widths_in(text: str) -> list[int]:
+    """Widths with commas between, such as 4,8, in order; HALF among them leaves a layer in half precision.
+
+    Raises:
+        UserError: one is no width of a layer.
+    """
+    return sorted({width_in(word.strip()) for word in text.split(",")})
+
+
+def width_in(text: str) -> int:
+    """A width of a layer.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not text.isdecimal() or int(text) not in (*WIDTHS, HALF):
+        raise UserError(f"{text!r} is no width of a layer: expected one of {', '.join(map(str, (*WIDTHS, HALF)))}")
+    return int(text)
+
+
+def exceptions_in(kept: Sequence[str], set_to: Sequence[str]) -> dict[str, int]:
+    """Widths by patterns of layers' names: HALF for those that are `kept`, and what "PATTERN=WIDTH" says of those that are `set_to` one.
+
+    Raises:
+        UserError: one has no such form, or no width of a layer.
+    """
+    found = dict.fromkeys(kept, HALF)
+    for each in set_to:
+        pattern, equals, width = each.rpartition("=")
+        if not equals or not pattern:
+            raise UserError(f"--set {each!r}: expected PATTERN=WIDTH, such as 'down_proj=8'")
+        found[pattern] = width_in(width)
+    return found
 
 
 def stored_bits(recipe: Integers, width: int, inputs: int) -> float:

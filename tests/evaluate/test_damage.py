@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qlab.artifacts.artifact import Artifact
 from qlab.artifacts.budget import predict
+from qlab.artifacts.room import of_bits
 from qlab.cli import call
 from qlab.evaluate.damage import choose_widths, choosing_bytes, damage_of, widths_asked
 from qlab.evaluate.quality import measure_quality
@@ -18,7 +19,6 @@ from qlab.methods.rtn import rtn
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
 from qlab.recipes import parse
-from qlab.recipes.budget import of_bits
 from qlab.recipes.fitting import layers_of
 from qlab.recipes.mixed import HALF, check_mixable
 from qlab.support.errors import UserError

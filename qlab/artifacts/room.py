@@ -13,6 +13,7 @@ from qlab.recipes.integers import Integers
 from qlab.support.errors import UserError
 from qlab.support.wording import counted
 
+ON_CARD = (4096, 1, "f16")  # tokens of context, sequences and cache, unless others are asked for
 ENTRY = 70  # bytes of a tensor's entry in a safetensors header, beside its name
 
 
@@ -58,8 +59,10 @@ def on_card(source: OpenedModel, card: str, context: int, sequences: int, cache:
     qlab.plan.plan.CACHES), as the planner counts; three digits of it, so that the name is short.
 
     Raises:
-        UserError: no such card, or the cache alone is too large for it.
+        UserError: no such card, no such cache, or the cache alone is too large for it.
     """
+    if cache not in CACHES:
+        raise UserError(f"a KV cache in {cache!r}: expected {', '.join(CACHES)}")
     device = find_device(card)
     shape = replace(config_shape(source.config, source.name), cache_bits=CACHES[cache])
     usable, cached = USABLE * device["memory_gb"] * GB, cache_bytes(shape, context, sequences)
@@ -70,6 +73,26 @@ def on_card(source: OpenedModel, card: str, context: int, sequences: int, cache:
         )
     step = 10.0 ** (math.floor(math.log10(usable - cached)) - 2)
     return of_size(math.floor((usable - cached) / step) * step)
+
+
+def budget_from(
+    source: OpenedModel, bits: float | None, size: float | None, card: str | None, context: int, sequences: int, cache: str
+) -> Asked | None:  # fmt: skip
+    """The budget by that one of `bits`, `size` (bytes) and `card` that is given; None where none is. The rest is for a card, as `on_card`
+    takes it.
+
+    Raises:
+        UserError: several of them, or one that cannot be.
+    """
+    if sum(given is not None for given in (bits, size, card)) > 1:
+        raise UserError("--bits, --size and --fit are three ways to give one budget: give one of them")
+    if card is None and (context, sequences, cache) != ON_CARD:
+        raise UserError("--context, --sequences and --cache say what a card has to hold: give it, such as --fit 'RTX 4090'")
+    if bits is not None:
+        return of_bits(bits)
+    if size is not None:
+        return of_size(size)
+    return None if card is None else on_card(source, card, context, sequences, cache)
 
 
 def other_bytes(source: OpenedModel, recipe: Integers, layers: Layers) -> float:

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
+from qlab.artifacts.room import of_bits, of_size, on_card
 from qlab.models.opening import OpenedModel
 from qlab.plan.capacity import capacity
 from qlab.plan.plan import cache_bytes
 from qlab.plan.shapes import config_shape, find_device
 from qlab.recipes import parse
-from qlab.recipes.budget import of_bits, of_size, on_card
 from qlab.recipes.fitting import layers_of
 from qlab.recipes.mixed import check_mixable
 from qlab.support.errors import UserError
