@@ -16,7 +16,7 @@ import typer
 from rich.text import Text
 
 from qlab.cli.app import app, console, interrupt
-from qlab.cli.numbers import TOKENS, Bounded, real, whole
+from qlab.cli.numbers import LISTED, TOKENS, Bounded, numbers_in, real, whole
 from qlab.cli.words import show, table
 from qlab.support.errors import UserError
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     "at a time", "TTFT p50 / p99 (ms)", "TPOT p50 / p99 (ms)", "ITL p99 (ms)", "requests/s", "output tok/s", "lost", "changed", "wrong",
 )  # fmt: skip
-AT_A_TIME, LEVELS = Bounded(1, 10_000), 20
+AT_A_TIME = Bounded(1, 10_000)
 
 
 @app.command()
@@ -114,7 +114,7 @@ def load(
     url: Annotated[str, typer.Argument(help="A server with an OpenAI interface, such as http://127.0.0.1:8000.")],
     model: Annotated[str, typer.Option(help="The name under which it serves the model.")],
     concurrency: Annotated[
-        str, typer.Option(help=f"Requests at a time, a list: up to {LEVELS} numbers from {AT_A_TIME.range}.")
+        str, typer.Option(help=f"Requests at a time, a list: up to {LISTED} numbers from {AT_A_TIME.range}.")
     ] = "1,4,16",
     prompts: Annotated[Path | None, typer.Option(help="JSONL with a 'prompt' a line; else the 500 of this workbook.")] = None,
     tokens: Annotated[int, whole("Tokens of an answer.", 1, 100_000)] = 16,
@@ -127,7 +127,7 @@ def load(
     from qlab.serve.deployment import read_key
     from qlab.serve.load import run_load, saturation
 
-    wanted = levels_in(concurrency)
+    wanted = numbers_in(concurrency, "--concurrency", AT_A_TIME)
     texts = [entry["prompt"] for entry in load_prompts(prompts)]
     levels = run_load(url.rstrip("/"), model, texts, wanted, tokens, read_key(api_key_file) if api_key_file else None, timeout)
     if as_json:
@@ -147,18 +147,3 @@ def load(
         print(f"throughput stops growing beyond {found} at a time" if found else "throughput still grew at the last level")
     if any(level.errors or level.wrong for level in levels):
         raise typer.Exit(1)
-
-
-def levels_in(text: str) -> list[int]:
-    """Numbers with commas between.
-
-    Raises:
-        UserError: one is no number from 1 to 10,000, or they are too many.
-    """
-    words = text.split(",")
-    if len(words) > LEVELS:
-        raise UserError(f"--concurrency has {len(words):,} numbers: expected {LEVELS} at most")
-    try:
-        return [AT_A_TIME(word) for word in words]
-    except typer.BadParameter as error:
-        raise UserError(f"--concurrency: {error.message}, with commas between, such as 1,4,16") from error
