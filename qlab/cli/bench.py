@@ -99,7 +99,7 @@ def only(runtimes: list[str] | None) -> str | None:
 
 
 def show_served(served: Sequence[Served], levels: Sequence[int], as_json: bool) -> None:
-    """What each artifact gave at each level of load, and who leads where; ends with 1 where a server, an answer or what it says was lost."""
+    """What each artifact gave at each level of load, and who leads where; ends with 1 where anything was lost or wrong."""
     from qlab.serve.crowd import crossings
 
     if as_json:

@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from qlab.models.locating import kind_of
+from qlab.plan.plan import CACHES
 from qlab.serve.load import Level, run_load
 from qlab.serve.runtimes.registry import runtime_for, runtime_named
 from qlab.serve.runtimes.runtime import expected_memory
@@ -49,7 +50,11 @@ class Served:
 @dataclass(frozen=True)
 class Service:
     """How each artifact is served: `context` tokens for each of `sequences` requests at a time, the KV cache kept in each of `caches` in
-    turn, on so many `gpus` and CPU `threads`, by the `runtime` named or the first here that serves the format."""
+    turn, on so many `gpus` and CPU `threads`, by the `runtime` named or the first here that serves the format.
+
+    Raises:
+        UserError: no such cache.
+    """
 
     context: int
     sequences: int
@@ -57,6 +62,10 @@ class Service:
     runtime: str | None = None
     gpus: int = 0
     threads: int = 2
+
+    def __post_init__(self) -> None:
+        if unknown := [cache for cache in self.caches if cache not in CACHES]:
+            raise UserError(f"a KV cache in {unknown[0]!r}: expected {', '.join(CACHES)}")
 
 
 def serve_in_turn(

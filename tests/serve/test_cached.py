@@ -78,15 +78,16 @@ def test_only_what_is_cached_is_rounded(tiny: OpenedModel, calibration: Tensor) 
 
 
 @torch.inference_mode()
-def test_keys_are_rounded_after_they_are_turned_by_their_positions(tiny: OpenedModel, calibration: Tensor) -> None:
-    """Of a cache that holds nothing, attention is to the mean of no values at all: what is handed back is what counts."""
-    model, kept = load(tiny), dict(KEPT)
+def test_keys_are_rounded_after_they_are_turned_by_their_positions(tiny: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Tensor] = []
-    KEPT["q8_0"] = lambda keys, values: (given.append(keys) or keys, values)  # type: ignore[func-returns-value]
-    try:
-        with with_cache(half_outputs(torch.float32), "q8_0")(model):
-            model(input_ids=torch.full((1, 6), 7), use_cache=False)
-    finally:
-        KEPT.update(kept)
-    first = given[0]  # one token six times: without positions all keys would be the same
+
+    def kept(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        given.append(keys)
+        return keys, values
+
+    monkeypatch.setitem(KEPT, "q8_0", kept)
+    model = load(tiny)
+    with with_cache(half_outputs(torch.float32), "q8_0")(model):
+        model(input_ids=torch.full((1, 6), 7), use_cache=False)
+    first = given[0]  # of one token six times: without positions all keys would be the same
     assert not torch.allclose(first[:, :, 0], first[:, :, 5])
