@@ -39,7 +39,8 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes of memory and disk, seconds, and the calibration windows to compute at a time."""
+    """Bytes of memory and disk, seconds, and the calibration windows to compute at a time. `choosing`: what is held before the walk, beside
+    the process, where widths are chosen by the model's predictions."""
 
     start: float
     block: float
@@ -52,6 +53,7 @@ class Budget:
     batch: int
     blocks: int
     devices: int = 1
+    choosing: float = 0.0
 
     @property
     def total_of_a_block(self) -> float:
@@ -61,7 +63,7 @@ class Budget:
     @property
     def total(self) -> float:
         """Peak memory of the process, or of one for each device."""
-        return self.devices * (self.start + max(self.rest, self.total_of_a_block))
+        return max(self.devices * (self.start + max(self.rest, self.total_of_a_block)), self.start + self.choosing)
 
     def text(self) -> str:
         """The prediction, for people."""
@@ -70,7 +72,9 @@ class Budget:
             f"memory: {size_text(self.start)} for the process, and the larger of {size_text(self.rest)} (embedding or head) and "
             f"{size_text(self.total_of_a_block)} (one of {self.blocks} blocks: its weights {size_text(self.block)}, statistics "
             f"{size_text(self.statistics)}, and the larger of {size_text(self.recipe)} to quantize and {size_text(self.activations)} to "
-            f"run {counted(self.batch, 'window')} at a time)" + (f"; {self.devices} such processes" if self.devices > 1 else "")
+            f"run {counted(self.batch, 'window')} at a time)"
+            + (f"; {self.devices} such processes" if self.devices > 1 else "")
+            + (f"\nbefore that, to choose widths, the whole model is in memory: {size_text(self.choosing)}" if self.choosing else "")
         )
 
     def check(self, out: Path, device: str) -> None:
@@ -81,7 +85,7 @@ class Budget:
         if device == "cpu" and (said := too_little(self.total, psutil.virtual_memory().available + self.start, "of memory", "here")):
             raise UserError(f"{said}; close programs, or use a larger machine")
         if torch.device(device).type == "cuda":
-            wanted, free = max(self.rest, self.total_of_a_block), torch.cuda.mem_get_info(device)[0]
+            wanted, free = max(self.rest, self.total_of_a_block, self.choosing), torch.cuda.mem_get_info(device)[0]
             if said := too_little(wanted, free, "of memory", f"on {device}"):
                 raise UserError(f"{said}; see with nvidia-smi who uses it, give a --max-memory that is free, or --device cpu")
 
@@ -95,12 +99,13 @@ def too_little(needed: float, free: float, what: str, where: str) -> str:
 
 def predict(
     source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...], limit: float | None = None, device: str = "cpu",
-    devices: int = 1,
+    devices: int = 1, choosing: float = 0.0,
 ) -> Budget:  # fmt: skip
-    """The budget of a walk over `windows` (their number and length) that stays below `limit` bytes of memory, on so many `devices`.
+    """The budget of a walk over `windows` (their number and length) that stays below `limit` bytes of memory, on so many `devices`; before
+    it, `choosing` bytes are held to choose widths.
 
     Raises:
-        UserError: even one window at a time needs more than `limit`.
+        UserError: even one window at a time needs more than `limit`, or choosing widths does.
     """
     checkpoint, layout = source.checkpoint, source.layout
     block = largest_block(layout)
@@ -114,12 +119,17 @@ def predict(
     token = 4.0 * (3 * layout.hidden + max(out for _, out in groups) + max(width for width, _ in groups))
     disk = disk_needed(source, recipes, windows)
     start = float(psutil.Process().memory_info().rss)
+    if limit is not None and choosing and start + choosing > limit:
+        raise UserError(
+            f"to choose widths, the whole model is in memory: {size_text(start + choosing)} with the process, more than the "
+            f"{size_text(limit)} allowed; a recipe of one width needs one block at a time"
+        )
     work = max(working(recipe, groups, windows[1], device, block.weights) for recipe in recipes) + LIBRARIES
     seconds = duration(block, recipes, windows, blocks, sum(outside) / 2, device, devices, source.experts_per_token)
     usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
         activations = batch * windows[1] * token * data + LIBRARIES
-        found = Budget(start, 4.0 * block.weights, statistics, work, activations, rest, disk, seconds, batch, blocks, devices)
+        found = Budget(start, 4.0 * block.weights, statistics, work, activations, rest, disk, seconds, batch, blocks, devices, choosing)
         if limit is None or found.total <= limit:
             return found
     raise UserError(

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qlab.cli.app import app, console
-from qlab.cli.numbers import TOKENS, real, whole
+from qlab.cli.numbers import TOKENS, Bounded, numbers_in, real, whole
 from qlab.cli.words import readable, show, table
 from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 
+if TYPE_CHECKING:
+    from qlab.serve.crowd import Served
+
+AT_A_TIME = Bounded(1, 10_000)  # requests
 WIDE = 180  # characters, where nobody watches
 SHOWN = ("perplexity", "kl", "prompt", "generation", "generation ceiling", "memory loaded", "memory generating")
 StoreOption = Annotated[str, typer.Option(help="SQLite file that figures are added to; '' keeps them nowhere.")]
@@ -33,14 +38,26 @@ def bench(
     rounds: Annotated[int, whole("Rounds over all artifacts, so that a drift of the machine shows.", 1, 1000)] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 for transformers; auto: FP32 on a CPU, FP16 on a GPU.")] = "auto",
     time_limit: Annotated[float, real("Seconds for one artifact in one runtime.", 1, 604_800)] = 900.0,
+    load: Annotated[
+        str, typer.Option(help="Instead: serve each artifact in turn, with so many requests at a time, such as 1,4,16,64.")
+    ] = "",
+    cache: Annotated[str, typer.Option(help="With --load: what the KV cache is kept in, several in turn: f16,q8_0,q4_0.")] = "f16",
+    context: Annotated[int, whole("With --load: tokens of a prompt and its answer.", 16, TOKENS)] = 512,
+    requests: Annotated[int, whole("With --load: prompts sent at each level, of the 500 of this workbook.", 1, 500)] = 128,
+    gpus: Annotated[int, whole("With --load: GPUs to serve on.", 0, 1024)] = 0,
     results: StoreOption = "build/results.sqlite",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
     """Prompt and generation speed, the ceiling that memory bandwidth sets, and memory predicted and measured; each in its own process."""
+    import torch
+
     from qlab.evaluate.engines import DTYPES
     from qlab.evaluate.rounds import Protocol, measure_in_turns
+    from qlab.evaluate.store.load import load_figures
     from qlab.evaluate.store.results import runtime_figures
     from qlab.models.opening import locate
+    from qlab.models.texts.prompts import load_prompts
+    from qlab.serve.crowd import Service, serve_in_turn
     from qlab.workbook.lesson import quiet
 
     if dtype not in ("auto", *DTYPES):
@@ -49,6 +66,14 @@ def bench(
     sources = by_short_name([locate(name) for name in artifacts])
     folders = {name: source.path for name, source in sources.items()}
     subjects = {name: subject_of(source) for name, source in sources.items()}
+    if load:
+        levels = numbers_in(load, "--load", AT_A_TIME)
+        service = Service(context, max(levels), [word.strip() for word in cache.split(",")], only(runtime), gpus, torch.get_num_threads())
+        texts = [entry["prompt"] for entry in load_prompts()]
+        served = serve_in_turn(folders, service, texts[:: max(1, len(texts) // requests)][:requests], levels, generated_tokens)
+        keep(results, artifacts[0], [(replace(subjects[one.name], runtime=one.runtime), load_figures(one, service)) for one in served])
+        show_served(served, levels, as_json)
+        return
     protocol = Protocol(prompt_tokens, generated_tokens, repetitions, rounds, dtype, time_limit)
     measured = measure_in_turns(folders, runtime or [], protocol)
     found = [(replace(subjects[one.name], runtime=one.runtime), runtime_figures(one.figures, one.problem)) for one in measured]
@@ -63,6 +88,43 @@ def bench(
         print_speeds(measured, protocol)
     if all(one.figures is None for one in measured):
         raise typer.Exit(1)
+
+
+def only(runtimes: list[str] | None) -> str | None:
+    """The one runtime that is named; None where none is.
+
+    Raises:
+        UserError: several are.
+    """
+    if runtimes and len(runtimes) > 1:
+        raise UserError(f"--load serves every artifact in one runtime: give one --runtime, not {len(runtimes)}")
+    return runtimes[0] if runtimes else None
+
+
+def show_served(served: Sequence[Served], levels: Sequence[int], as_json: bool) -> None:
+    """What each artifact gave at each level of load, and who leads where; ends with 1 where anything was lost or wrong."""
+    from qlab.serve.crowd import crossings
+
+    if as_json:
+        print(json.dumps({"served": [asdict(one) for one in served], "crossings": crossings(served)}))
+    else:
+        rates = [f"tok/s at {level}" for level in levels]
+        columns = ["artifact", "runtime", "MB predicted", "held", *rates, f"TTFT p99 at {levels[-1]} (ms)"]
+        show(table(columns, [served_row(one, levels) for one in served]), WIDE)
+        problems = [readable(f"{one.label}: {one.problem}") for one in served if one.problem]
+        print("\n".join([*crossings(served), *problems]))
+    lost = any(level.errors or level.wrong for one in served for level in one.levels)
+    if lost or any(one.problem for one in served):
+        raise typer.Exit(1)
+
+
+def served_row(one: Served, levels: Sequence[int]) -> list[str]:
+    """A server's row in the table."""
+    if one.problem:
+        return [one.label, one.runtime, "no, see below"]
+    predicted = f"{one.expected / 1e6:.0f}" if one.expected else "not known"
+    rates, waited = [f"{one.throughput(level):.0f}" for level in levels], one.levels[-1].ttft
+    return [one.label, one.runtime, predicted, f"{one.held / 1e6:.0f}", *rates, f"{1000 * waited['p99']:.0f}" if waited else "none"]
 
 
 def by_short_name(sources: list[Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -44,6 +45,9 @@ def evaluate(
     task_data: Annotated[Path | None, typer.Option(help="Folder with mmlu/, hellaswag/, lambada/; else the hub.")] = None,
     agreement: Annotated[bool, typer.Option(help="Also agreement with --reference over the prompts, by language and kind.")] = False,
     prompts: Annotated[Path | None, typer.Option(help="JSONL with a 'prompt' a line; else the 500 of this workbook.")] = None,
+    cache: Annotated[
+        str, typer.Option(help="Keys and values rounded as a KV cache keeps them: f16 (not at all), q8_0, q4_0 (llama.cpp) or fp8 (vLLM).")
+    ] = "f16",
     device: DeviceOption = "auto",
     results: StoreOption = "build/results.sqlite",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
@@ -54,7 +58,7 @@ def evaluate(
 
     from qlab.artifacts.manifest import made_from
     from qlab.evaluate.agreement import agreement_table, answer_prompts, part
-    from qlab.evaluate.arithmetic import FLOOR, in_bfloat16
+    from qlab.evaluate.arithmetic import FLOOR, caching, floor_of
     from qlab.evaluate.quality import measure_each
     from qlab.evaluate.store.results import Figure, quality_figures, score_figures
     from qlab.evaluate.tasks import check_tasks, run_tasks
@@ -65,11 +69,14 @@ def evaluate(
     from qlab.models.texts.prompts import load_prompts
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
+    from qlab.plan.plan import CACHES
     from qlab.walk.by_block import predictor
     from qlab.workbook.lesson import quiet
 
     quiet()
     device = found_device(device)
+    if cache not in CACHES:
+        raise UserError(f"a KV cache in {cache!r}: expected {', '.join(CACHES)}")
     if agreement and not reference:
         raise UserError("agreement with what? Give --reference MODEL")
     source = locate(path)
@@ -82,47 +89,48 @@ def evaluate(
     asked = load_prompts(prompts) if agreement else []
     wanted = [name.strip() for name in tasks.split(",")] if tasks else []
     check_tasks(wanted, limit, task_data, task_text := load_text(text) if wanted else "")
-    in_memory = bool(wanted) or agreement  # they write answers, and read texts of other lengths
+    in_memory = bool(wanted) or agreement or cache != "f16"  # they write answers, read texts of other lengths, or change the model
     model, rest = predictor(source, reading.windows, device, whole=in_memory)
     judge, rest_of_judge = predictor(original, reading.windows, device, whole=in_memory) if original else (None, [])
-    floor_of = [in_bfloat16(original, judge, reading.windows, device)] if original and judge and floor else []
-    quality, *floors = measure_each([model, *floor_of], reading.windows, judge)
-    under = {"dtype": "float32", "device": torch.device(device).type}
-    measured_from = f"{original.name} {original.fingerprint[:8]}" if original else ""
-    figures = quality_figures(quality, reading.conditions | under, measured_from)
-    found: dict[str, Any] = {name: value for name, value in quality.as_dict().items() if isinstance(value, (int, float))}
-    for each in floors:
-        found["floor"] = {"kl": each.kl, "kl_stderr": each.kl_stderr, "top1": each.top1}
-    found |= {"text": reading.as_dicts(), "protocol": reading.protocol, "made_from": artifact}
-    found["bytes"] = sum(file.stat().st_size for file in source.files)
-    found |= {"left_out": rest} if rest else {}
-    if not as_json:
-        beside = [left_out(one, names) for one, names in ((source, rest), (original, rest_of_judge)) if one and names]
-        print("\n".join([*beside, *reading.lines("text")]))
-        print(f"perplexity {quality.perplexity:.3f} ± {quality.stderr:.3f}  ({quality.tokens:,} tokens, windows of {quality.window})")
-        if quality.kl is not None:
-            print(f"KL to {reference} {quality.kl:.5f} ± {quality.kl_stderr:.5f} nats/token; same top token {quality.top1:.1%}")
-            print(f"  of single tokens: {spread(quality)}")
+    floors_of = [floor_of(original, judge, reading.windows, device)] if original and judge and floor else []
+    with caching(cache)(model) if isinstance(model, PreTrainedModel) else nullcontext():
+        quality, *floors = measure_each([model, *floors_of], reading.windows, judge)
+        under = {"dtype": "float32", "device": torch.device(device).type} | ({} if cache == "f16" else {"cache": cache})
+        measured_from = f"{original.name} {original.fingerprint[:8]}" if original else ""
+        figures = quality_figures(quality, reading.conditions | under, measured_from)
+        found: dict[str, Any] = {name: value for name, value in quality.as_dict().items() if isinstance(value, (int, float))}
         for each in floors:
-            print(f"  noise floor, the {FLOOR}: KL {each.kl:.5f} ± {each.kl_stderr:.5f}; same top token {each.top1:.1%}")
-    if agreement and isinstance(judge, PreTrainedModel) and isinstance(model, PreTrainedModel):
-        answered = answer_prompts(judge, tokenizer, asked)
-        table = agreement_table(part(model, judge, answered))
-        found["agreement"] = table.to_dict("records")
-        whole = table.iloc[0]
-        over = {"prompts": len(answered), "sha256": fingerprint(json.dumps(asked))[:8], "reference": measured_from} | under
-        figures += [Figure(f"agreement {of}", whole[of], whole[f"{of}_stderr"], "share", over) for of in ("top1", "identical")]
+            found["floor"] = {"kl": each.kl, "kl_stderr": each.kl_stderr, "top1": each.top1}
+        found |= {"text": reading.as_dicts(), "protocol": reading.protocol, "made_from": artifact}
+        found["bytes"] = sum(file.stat().st_size for file in source.files)
+        found |= {"left_out": rest} if rest else {}
         if not as_json:
-            print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
-    problem = None
-    try:
-        scores = run_tasks(cast(PreTrainedModel, model), tokenizer, wanted, limit, task_data, task_text) if wanted else []
-    except UserError as error:  # the hub's data, of which nothing is known before: what is measured is kept
-        scores, problem = [], error
-    found |= {"tasks": [asdict(score) for score in scores]} if wanted else {}
-    figures += score_figures(scores, under, reading.conditions)
-    for score in scores if not as_json else []:
-        print(f"{score.task} {score.metric} {score.value:.4f} ± {score.stderr:.4f}  ({score.documents} documents)")
+            beside = [left_out(one, names) for one, names in ((source, rest), (original, rest_of_judge)) if one and names]
+            print("\n".join([*beside, *reading.lines("text")]))
+            print(f"perplexity {quality.perplexity:.3f} ± {quality.stderr:.3f}  ({quality.tokens:,} tokens, windows of {quality.window})")
+            if quality.kl is not None:
+                print(f"KL to {reference} {quality.kl:.5f} ± {quality.kl_stderr:.5f} nats/token; same top token {quality.top1:.1%}")
+                print(f"  of single tokens: {spread(quality)}")
+            for each in floors:
+                print(f"  noise floor, the {FLOOR}: KL {each.kl:.5f} ± {each.kl_stderr:.5f}; same top token {each.top1:.1%}")
+        if agreement and isinstance(judge, PreTrainedModel) and isinstance(model, PreTrainedModel):
+            answered = answer_prompts(judge, tokenizer, asked)
+            table = agreement_table(part(model, judge, answered))
+            found["agreement"] = table.to_dict("records")
+            whole = table.iloc[0]
+            over = {"prompts": len(answered), "sha256": fingerprint(json.dumps(asked))[:8], "reference": measured_from} | under
+            figures += [Figure(f"agreement {of}", whole[of], whole[f"{of}_stderr"], "share", over) for of in ("top1", "identical")]
+            if not as_json:
+                print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+        problem = None
+        try:
+            scores = run_tasks(cast(PreTrainedModel, model), tokenizer, wanted, limit, task_data, task_text) if wanted else []
+        except UserError as error:  # the hub's data, of which nothing is known before: what is measured is kept
+            scores, problem = [], error
+        found |= {"tasks": [asdict(score) for score in scores]} if wanted else {}
+        figures += score_figures(scores, under, reading.conditions)
+        for score in scores if not as_json else []:
+            print(f"{score.task} {score.metric} {score.value:.4f} ± {score.stderr:.4f}  ({score.documents} documents)")
     keep(results, path, [(subject, figures)])
     if as_json:
         print(json.dumps(found))

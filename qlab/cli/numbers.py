@@ -8,6 +8,9 @@ from typing import Any
 
 import typer
 
+from qlab.support.errors import UserError
+
+LISTED = 20  # numbers in one option
 DIGITS = 40  # of a number that are looked at; the largest bound has nineteen
 WINDOWS, TOKENS, SEED = 10**6, 10**7, 2**63 - 1  # windows of text; tokens of a window, a context or a prompt; torch's seeds
 
@@ -56,6 +59,21 @@ def whole(help: str, least: int, most: int, *names: str) -> Any:
 def real(help: str, least: float, most: float, *names: str) -> Any:
     """An option for a number from `least` to `most`; neither infinite nor NaN."""
     return _option(help, Bounded(float(least), float(most)), names)
+
+
+def numbers_in(text: str, option: str, bounded: Bounded) -> list[int]:
+    """The numbers of an option, with commas between.
+
+    Raises:
+        UserError: one is none within the bounds, or they are too many.
+    """
+    words = text.split(",")
+    if len(words) > LISTED:
+        raise UserError(f"{option} has {len(words):,} numbers: expected {LISTED} at most")
+    try:
+        return [bounded(word) for word in words]
+    except typer.BadParameter as error:
+        raise UserError(f"{option}: {error.message}, with commas between, such as 1,4,16") from error
 
 
 def _option(help: str, bounded: Bounded, names: tuple[str, ...]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -39,9 +38,18 @@ def quantize(
     bits: Annotated[
         float | None, real("Bits a weight, scales included, such as 4.25: layers that matter more get more of them.", 1, 16)
     ] = None,
-    widths: Annotated[str, typer.Option(help="With --bits: what a layer may have, of 2 to 8. vLLM 0.32 reads 2, 4 and 8.")] = WIDTHS_CHOSEN,
-    keep: Annotated[list[str], typer.Option(help="With --bits: layers that stay in half precision, a regular expression.")] = [],  # noqa: B006
-    set_width: Annotated[list[str], typer.Option("--set", help="With --bits: the width of layers, PATTERN=8.")] = [],  # noqa: B006
+    size: Annotated[str | None, typer.Option(help="As --bits, for weight files of this size, such as 4.5GB.")] = None,
+    card: Annotated[
+        str | None, typer.Option("--fit", help="As --bits, for what this card holds beside the KV cache: 'RTX 4090', of `qlab plan`.")
+    ] = None,
+    context: Annotated[int, whole("With --fit: tokens a sequence, prompt and answer.", 1, 10**8)] = 4096,
+    sequences: Annotated[int, whole("With --fit: sequences served at once.", 1, 10**6)] = 1,
+    cache: Annotated[str, typer.Option(help="With --fit: what the KV cache is kept in: f16, q8_0, q4_0 or fp8.")] = "f16",
+    widths: Annotated[
+        str, typer.Option(help="With a budget: what a layer may have, of 2 to 8 and 16. vLLM 0.32 reads 2, 4, 8 and 16.")
+    ] = WIDTHS_CHOSEN,
+    keep: Annotated[list[str], typer.Option(help="With a budget: layers that stay in half precision, a regular expression.")] = [],  # noqa: B006
+    set_width: Annotated[list[str], typer.Option("--set", help="With a budget: the width of layers, PATTERN=8.")] = [],  # noqa: B006
     tensor_type: Annotated[
         list[str], typer.Option(help="GGUF: PATTERN=TYPE, such as 'ffn_down=Q6_K', for tensors whose GGUF name the pattern fits.")
     ] = [],  # noqa: B006
@@ -58,14 +66,15 @@ def quantize(
     """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
-    from qlab.evaluate.damage import choose_widths
+    from qlab.artifacts.room import budget_from
+    from qlab.evaluate.damage import choose_widths, choosing_bytes
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import already_rounded, check_length, found_device, found_devices, left_out, locate
     from qlab.models.texts.mixture import check_texts
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
     from qlab.recipes import parse
-    from qlab.recipes.mixed import check_mixable
+    from qlab.recipes.mixed import check_mixable, exceptions_in, widths_in
     from qlab.support.errors import UserError
     from qlab.support.stages import profiled
     from qlab.support.wording import first_and_number
@@ -76,7 +85,14 @@ def quantize(
         raise UserError("--profile tells where the time goes on one device: leave out --devices")
     device, *beside = [found_device(device)] if devices is None else found_devices(devices)
     recipes = with_options([parse(name) for name in dict.fromkeys(recipe)], tensor_type, output_type, embedding_type, imatrix)
-    given, asked = budget_of(bits, recipes, widths, keep, set_width)
+    by_budget = (bits, size, card) != (None, None, None)
+    if not by_budget and (keep or set_width or widths != WIDTHS_CHOSEN):
+        raise UserError("--widths, --keep and --set are for widths by budget: give --bits (such as 4.25), --size or --fit")
+    if by_budget and len(recipes) != 1:
+        raise UserError(f"a budget makes one artifact: give one --recipe, not {len(recipes)}")
+    if by_budget:
+        check_mixable(recipes[0])
+    offered, exceptions = widths_in(widths), exceptions_in(keep, set_width)
     check_texts(calibration)
     source = locate(model, weights=not dry_run)
     if source.checkpoint.quantized:
@@ -90,21 +106,20 @@ def quantize(
     remarks = {subject: remark for each in fitted for subject, remark in each.recipe.remarks(source).items()}
     for subject, remark in remarks.items():
         print(f"{subject}: {remark}")
+    asked = budget_from(source, bits, budget.parse_bytes(size) if size is not None else None, card, context, sequences, cache)
     limit = budget.parse_bytes(max_memory) if max_memory is not None else None
-    plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device, 1 + len(beside))
+    choosing = choosing_bytes(source, min(windows, JUDGED_WINDOWS), length) if asked else 0.0
+    plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device, 1 + len(beside), choosing)
     print(plan.text())
-    if bits is not None:
-        whole = 4.0 * sum(math.prod(shape) for shape in source.layout.shapes.values())
-        print(f"before that, to choose widths, the whole model is in memory: {budget.size_text(whole)}")
     if dry_run:
         return
     for each in (device, *beside):
         plan.check(out, each)
     reading = read_windows(calibration, load_tokenizer(source), length, windows, embedding_rows(source.config))
     print("\n".join(reading.lines("calibration")))
-    if bits is not None:
+    if asked:
         base = check_mixable(fitted[0].recipe)
-        chosen, told = choose_widths(source, base, bits, given, asked, reading.windows[:JUDGED_WINDOWS], device)
+        chosen, told = choose_widths(source, base, asked, offered, exceptions, reading.windows[:JUDGED_WINDOWS], device)
         recipes = [chosen]
         print("\n".join(told))
     with profiled(device) if profile else nullcontext() as stages:
@@ -119,40 +134,6 @@ def quantize(
     if stages:
         print("\n".join(["where the time went:", *stages.lines()]))
     print(f"peak memory {budget.size_text(budget.peak_bytes())} (predicted {budget.size_text(plan.total)})")
-
-
-def budget_of(
-    bits: float | None, recipes: list[Any], widths: str, keep: list[str], set_width: list[str]
-) -> tuple[list[int], dict[str, int]]:
-    """The widths that a layer may have, and those that patterns ask for.
-
-    Raises:
-        UserError: no such widths, or not one recipe that can be mixed.
-    """
-    from qlab.formats.packing import WIDTHS
-    from qlab.recipes.mixed import HALF, check_mixable
-    from qlab.support.errors import UserError
-
-    if bits is None:
-        if keep or set_width or widths != WIDTHS_CHOSEN:
-            raise UserError("--widths, --keep and --set are for widths by budget: give --bits, such as --bits 4.25")
-        return [], {}
-    if len(recipes) != 1:
-        raise UserError(f"--bits makes one artifact: give one --recipe, not {len(recipes)}")
-    check_mixable(recipes[0])
-
-    def width_of(text: str) -> int:
-        if not text.isdecimal() or int(text) not in WIDTHS:
-            raise UserError(f"{text!r} is no width of a layer: expected one of {', '.join(map(str, WIDTHS))}")
-        return int(text)
-
-    asked = dict.fromkeys(keep, HALF)
-    for each in set_width:
-        pattern, equals, width = each.rpartition("=")
-        if not equals or not pattern:
-            raise UserError(f"--set {each!r}: expected PATTERN=WIDTH, such as 'down_proj=8'")
-        asked[pattern] = width_of(width)
-    return sorted({width_of(text.strip()) for text in widths.split(",")}), asked
 
 
 def with_options(

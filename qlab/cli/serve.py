@@ -16,7 +16,7 @@ import typer
 from rich.text import Text
 
 from qlab.cli.app import app, console, interrupt
-from qlab.cli.numbers import TOKENS, Bounded, real, whole
+from qlab.cli.numbers import LISTED, TOKENS, Bounded, numbers_in, real, whole
 from qlab.cli.words import show, table
 from qlab.support.errors import UserError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     "at a time", "TTFT p50 / p99 (ms)", "TPOT p50 / p99 (ms)", "ITL p99 (ms)", "requests/s", "output tok/s", "lost", "changed", "wrong",
 )  # fmt: skip
-AT_A_TIME, LEVELS = Bounded(1, 10_000), 20
+AT_A_TIME = Bounded(1, 10_000)
 PromptsOption = Annotated[Path | None, typer.Option(help="JSONL with a 'prompt' a line; else the 500 of this workbook.")]
 
 
@@ -68,7 +68,7 @@ def serve(
     from qlab.workbook.lesson import quiet
 
     quiet()
-    wanted = levels_in(load_at, "--load") if load_at else []
+    wanted = numbers_in(load_at, "--load", AT_A_TIME) if load_at else []
     texts = prompts_in(prompts) if wanted else []
     folder = locate(str(path)).path
     kind = kind_of(folder)
@@ -130,7 +130,7 @@ def load(
     url: Annotated[str, typer.Argument(help="A server with an OpenAI interface, such as http://127.0.0.1:8000.")],
     model: Annotated[str, typer.Option(help="The name under which it serves the model.")],
     concurrency: Annotated[
-        str, typer.Option(help=f"Requests at a time, a list: up to {LEVELS} numbers from {AT_A_TIME.range}.")
+        str, typer.Option(help=f"Requests at a time, a list: up to {LISTED} numbers from {AT_A_TIME.range}.")
     ] = "1,4,16",
     prompts: PromptsOption = None,
     tokens: Annotated[int, whole("Tokens of an answer.", 1, 100_000)] = 16,
@@ -142,7 +142,7 @@ def load(
     from qlab.serve.deployment import read_key
     from qlab.serve.load import run_load
 
-    wanted, texts = levels_in(concurrency, "--concurrency"), prompts_in(prompts)
+    wanted, texts = numbers_in(concurrency, "--concurrency", AT_A_TIME), prompts_in(prompts)
     levels = run_load(url.rstrip("/"), model, texts, wanted, tokens, read_key(api_key_file) if api_key_file else None, timeout)
     show_levels(levels, {} if as_json else None)
     if failures(levels):
@@ -187,18 +187,3 @@ def failures(levels: Sequence[Level]) -> str:
     parts = [f"{count} {kind}" for level in levels for kind, count in level.errors.items()]
     parts += [f"{level.wrong} wrong at {level.concurrency} at a time" for level in levels if level.wrong]
     return ", ".join(parts)
-
-
-def levels_in(text: str, option: str) -> list[int]:
-    """The numbers of an option, with commas between.
-
-    Raises:
-        UserError: one is no number from 1 to 10,000, or they are too many.
-    """
-    words = text.split(",")
-    if len(words) > LEVELS:
-        raise UserError(f"{option} has {len(words):,} numbers: expected {LEVELS} at most")
-    try:
-        return [AT_A_TIME(word) for word in words]
-    except typer.BadParameter as error:
-        raise UserError(f"{option}: {error.message}, with commas between, such as 1,4,16") from error

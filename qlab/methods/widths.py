@@ -7,7 +7,7 @@ one item: an integer program, solved by HiGHS (scipy).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,8 @@ class Choice:
 
 
 def least_damage(choices: Mapping[str, Choice], room: float) -> dict[str, int]:
-    """The width of each group: of all choices whose sizes fit into `room` bits together, one of least damage.
+    """The width of each group: of all choices whose sizes fit into `room` bits together, one of least damage. Measured damage is
+    not free of noise, and a wider code may seem to cost more: what room is left then goes to those that it makes wider.
 
     Raises:
         UserError: even the smallest do not fit.
@@ -45,7 +46,7 @@ def least_damage(choices: Mapping[str, Choice], room: float) -> dict[str, int]:
         constraints=[LinearConstraint(of_group, 1, 1), LinearConstraint(size[None] / room, 0, 1)],
         options={"mip_rel_gap": 0},
     )
-    return {group: width for (group, width), taken in zip(items, found.x) if taken > 0.5}
+    return widened(choices, {group: width for (group, width), taken in zip(items, found.x) if taken > 0.5}, room, list(choices))
 
 
 def uniform(choices: Mapping[str, Choice], room: float) -> dict[str, int]:
@@ -67,9 +68,13 @@ def at_random(choices: Mapping[str, Choice], room: float, seed: int) -> dict[str
         UserError: even the smallest do not fit.
     """
     check_room(choices, room)
-    found, groups = smallest(choices), list(choices)
-    left = room - size_of(choices, found)
-    order, grown = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))], True
+    groups = list(choices)
+    return widened(choices, smallest(choices), room, [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))])
+
+
+def widened(choices: Mapping[str, Choice], widths: Mapping[str, int], room: float, order: Sequence[str]) -> dict[str, int]:
+    """`widths`, each group in this order given its next width while there is `room`, over and over."""
+    found, left, grown = dict(widths), room - size_of(choices, widths), True
     while grown:
         grown = False
         for group in order:

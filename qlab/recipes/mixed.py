@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from qlab.formats.compressed_tensors import writing as compressed
+from qlab.formats.packing import WIDTHS
 from qlab.methods.grid import SCALE_BITS, GroupedIntegers
 from qlab.models.opening import OpenedModel
 from qlab.recipes.fitting import JOINED, left_alone, stored_layers
@@ -21,19 +22,20 @@ from qlab.walk.block import Block
 from qlab.walk.statistics import Statistics
 
 HALF = 16  # the "width" of a layer that is left in half precision
+PLACE = re.compile(r"(?:.*?\.)??([^.]+)\.(\d+)\.(.+)")  # of a layer: the list of blocks, the block's number, the name within it
 
 
 @dataclass(frozen=True)
 class Mixed(Integers):
-    """`widths`: of layers by their whole names, where they are not `bits`; HALF leaves one in half precision. `budget`: the bits a weight
-    that were asked for, scales and zero points included."""
+    """`widths`: of layers by their whole names, where they are not `bits`; HALF leaves one in half precision. `budget`: what was asked for,
+    as it stands in the name: bits a weight, such as 4.25, or a size, such as 4.5GB."""
 
     widths: tuple[tuple[str, int], ...] = ()
-    budget: float = 0.0
+    budget: str = ""
 
     @property
     def name(self) -> str:
-        return super().name.replace(f"-w{self.bits}g", f"-mixed{self.budget:g}g")
+        return super().name.replace(f"-w{self.bits}g", f"-mixed{self.budget}g")
 
     def width(self, layer: str) -> int:
         """Of a layer, by its whole name."""
@@ -57,15 +59,15 @@ class Mixed(Integers):
         kept, _ = stored_layers(source.layout, parts)
         by_width, scheme = self.by_width(name.removesuffix(".weight") for name in source.layout.linear), self.scheme
         groups = [
-            (patterns(source.layout.blocks, layers), compressed.integers(width, scheme.group_size, scheme.symmetric, scheme.scattered))
+            (patterns(both_names(source, layers)), compressed.integers(width, scheme.group_size, scheme.symmetric, scheme.scattered))
             for width, layers in sorted(by_width.items())
             if width != HALF
         ]
         self.finish(source, parts, out, compressed.mixed_config(groups, None, kept, left_alone(source)), largest)
 
 
-def mixed(recipe: Integers, widths: Mapping[str, int], budget: float) -> Mixed:
-    """`recipe` with layers of these widths, by their whole names."""
+def mixed(recipe: Integers, widths: Mapping[str, int], budget: str) -> Mixed:
+    """`recipe` with layers of these widths, by their whole names; `budget`: as it stands in the name."""
     options = {field.name: getattr(recipe, field.name) for field in fields(Integers)}
     return Mixed(**options, widths=tuple(sorted(widths.items())), budget=budget)
 
@@ -82,6 +84,41 @@ def check_mixable(recipe: WalkedRecipe) -> Integers:
             "stored as compressed-tensors, such as gptq-w4g128-ct"
         )
     return recipe
+
+
+def widths_in(text: str) -> list[int]:
+    """Widths with commas between, such as 4,8, in order; HALF among them leaves a layer in half precision.
+
+    Raises:
+        UserError: one is no width of a layer.
+    """
+    return sorted({width_in(word.strip()) for word in text.split(",")})
+
+
+def width_in(text: str) -> int:
+    """A width of a layer.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not text.isdecimal() or int(text) not in (*WIDTHS, HALF):
+        raise UserError(f"{text!r} is no width of a layer: expected one of {', '.join(map(str, (*WIDTHS, HALF)))}")
+    return int(text)
+
+
+def exceptions_in(kept: Sequence[str], set_to: Sequence[str]) -> dict[str, int]:
+    """Widths by patterns of layers' names: HALF for those that are `kept`, and what "PATTERN=WIDTH" says of those that are `set_to` one.
+
+    Raises:
+        UserError: one has no such form, or no width of a layer.
+    """
+    found = dict.fromkeys(kept, HALF)
+    for each in set_to:
+        pattern, equals, width = each.rpartition("=")
+        if not equals or not pattern:
+            raise UserError(f"--set {each!r}: expected PATTERN=WIDTH, such as 'down_proj=8'")
+        found[pattern] = width_in(width)
+    return found
 
 
 def stored_bits(recipe: Integers, width: int, inputs: int) -> float:
@@ -105,11 +142,22 @@ def of_one_width(layers: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def patterns(blocks: str, layers: Sequence[str]) -> list[str]:
-    """Patterns of compressed-tensors that fit these layers and no others: one for each name within a block, with the numbers of the blocks
-    that have it. `blocks`: the name of their list."""
-    stack, numbers = blocks.rpartition(".")[2], dict[str, list[str]]()
+def both_names(source: OpenedModel, layers: Sequence[str]) -> list[str]:
+    """Layers as the model's class calls them, and after these as its files do, where they call them otherwise: transformers looks for the
+    former in a configuration, whatever reads the files for the latter."""
+    stored = (source.checkpoint.stored_name(f"{name}.weight").removesuffix(".weight") for name in layers)
+    return list(dict.fromkeys([*layers, *stored]))
+
+
+def patterns(layers: Sequence[str]) -> list[str]:
+    """Patterns of compressed-tensors that fit these layers of blocks and no others: one for all names within a block that the same blocks
+    have, with the numbers of these."""
+    numbers, withins = dict[tuple[str, str], list[str]](), dict[tuple[str, ...], list[str]]()
     for name in layers:
-        number, _, within = name.removeprefix(f"{blocks}.").partition(".")
-        numbers.setdefault(within, []).append(number)
-    return [rf"re:(.*\.)?{stack}\.({'|'.join(each)})\.{re.escape(within)}$" for within, each in numbers.items()]
+        if not (found := PLACE.fullmatch(name)):
+            raise ValueError(f"{name} is no layer of a numbered block")
+        stack, number, within = found.groups()
+        numbers.setdefault((stack, within), []).append(number)
+    for (stack, within), each in numbers.items():
+        withins.setdefault((re.escape(stack), *each), []).append(re.escape(within))
+    return [rf"re:(.*\.)?{stack}\.({'|'.join(each)})\.({'|'.join(some)})$" for (stack, *each), some in withins.items()]

@@ -46,53 +46,6 @@ def eight_bit_inputs(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def blocks_of(inputs: Tensor, levels: int) -> Tensor:
-    """Numbers [..., n] in blocks of SHORT as llama.cpp's cache types keep them: integers up to ±`levels`, a scale a block (ggml's Q8_0;
-    Q4_0 has one level more below zero)."""
-    if inputs.shape[-1] % SHORT:
-        return inputs
-    blocks = inputs.float().unflatten(-1, (-1, SHORT))
-    scale = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30) / levels
-    return ((blocks / scale).round() * scale).flatten(-2).to(inputs.dtype)
-
-
-def floats_of_8_bits(inputs: Tensor) -> Tensor:
-    """Numbers as vLLM keeps them in an FP8 cache without scales: E4M3."""
-    largest = torch.finfo(torch.float8_e4m3fn).max
-    return inputs.clamp(-largest, largest).to(torch.float8_e4m3fn).to(inputs.dtype)
-
-
-CACHED: dict[str, Callable[[Tensor], Tensor]] = {
-    "q8_0": lambda inputs: blocks_of(inputs, 127),
-    "q4_0": lambda inputs: blocks_of(inputs, 7),
-    "fp8": floats_of_8_bits,
-}
-
-
-def with_cache(rounding: Rounding, cache: str) -> Rounding:
-    """A runtime's rounding, and keys and values rounded as its KV cache keeps them (of qlab.plan.plan.CACHES). Keys are rounded before they
-    are turned by their positions, runtimes do it after."""
-    if cache == "f16":
-        return rounding
-    kept = CACHED[cache]
-
-    @contextmanager
-    def both(model: nn.Module) -> Iterator[None]:
-        hooks = [
-            part.register_forward_hook(lambda _, inputs, output: kept(output))
-            for name, part in model.named_modules()
-            if isinstance(part, nn.Linear) and name.endswith(("k_proj", "v_proj"))
-        ]
-        try:
-            with rounding(model):
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    return both
-
-
 def half_outputs(dtype: torch.dtype) -> Rounding:
     """As vLLM and TGI compute: what every module hands on is in FP16 or BF16."""
 

@@ -63,13 +63,17 @@ def colours(count: int) -> list[str] | str:
     return PALETTE[:count] if count <= len(PALETTE) else "husl"
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str, log_x: bool = False) -> Drawing:
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str, log_x: bool = False, log_y: bool = False
+) -> Drawing:
     """One line a name through its (x, y) points."""
     figure, axes = new_axes(title, x, y)
     for (name, points), colour in zip(series.items(), sns.color_palette(colours(len(series)), len(series)), strict=True):
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=colour)
     if log_x:
         axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
     if len(series) > 1:
         axes.legend(fontsize=9)
     figure.values = {

@@ -1,8 +1,12 @@
-"""Versions of installed packages: what figures and artifacts depend on."""
+"""Versions of installed packages, and qlab's own code: what figures and artifacts depend on."""
 
 from __future__ import annotations
 
+import hashlib
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+
+from qlab import ROOT
 
 
 def version_of(package: str) -> str:
@@ -11,3 +15,12 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "absent"
+
+
+@cache
+def code_hash() -> str:
+    """A hash of qlab's code as it lies on the disk: between two versions a developer's figures change with it."""
+    digest = hashlib.sha256()
+    for file in sorted((ROOT / "qlab").rglob("*.py")):
+        digest.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()

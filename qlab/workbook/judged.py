@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qlab.evaluate.quality import Quality
 from qlab.support.disk.whole import write_whole
-from qlab.support.versions import version_of
+from qlab.support.versions import code_hash, version_of
 
 
 def judged(
@@ -33,7 +33,7 @@ def judged(
     inputs = {
         "candidate": candidate, "reference": reference, "windows": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
         "shape": list(windows.shape), "dtype": str(dtype), "device": device,
-        "versions": {name: version_of(name) for name in ("qlab", "torch", "transformers")},
+        "versions": {name: version_of(name) for name in ("torch", "transformers")}, "code": code_hash(),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     path = place.with_name(f".{place.name}-quality-{key}.json")

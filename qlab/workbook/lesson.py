@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab import ROOT
 from qlab.artifacts.artifact import Artifact, artifact_folder, make_artifact, model_folder, quantize_model
-from qlab.evaluate.arithmetic import FLOOR, InBfloat16
+from qlab.evaluate.arithmetic import FLOOR, in_bfloat16
 from qlab.evaluate.kept import Predictor, kept_logits
 from qlab.evaluate.quality import Quality, measure_quality
 from qlab.formats import awq
@@ -124,7 +124,7 @@ class Lesson:
         """A row for every table of quality: how far the original is from itself when it is computed in BF16. Kept for other lessons."""
         name = "original-bf16"
         place = Path(self.work) / model_folder(self.source) / name
-        quality = self._kept(place, name, lambda: self._measured(name, InBfloat16(self.reference)))
+        quality = self._kept(place, name, lambda: self._measured(name, in_bfloat16(self.reference)))
         record(f"quality/{name}", quality.as_dict())
         return {FLOOR: quality}
 

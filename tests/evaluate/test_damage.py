@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from qlab.artifacts.artifact import Artifact
+from qlab.artifacts.budget import predict
+from qlab.artifacts.room import of_bits
 from qlab.cli import call
-from qlab.evaluate.damage import choose_widths, damage_of, widths_asked
+from qlab.evaluate.damage import choose_widths, choosing_bytes, damage_of, widths_asked
 from qlab.evaluate.quality import measure_quality
 from qlab.methods.rtn import rtn
 from qlab.models.loading import load
@@ -41,7 +44,7 @@ def test_a_layer_costs_what_the_model_moves_by_when_it_alone_is_rounded(tiny: Op
 def test_the_budget_is_spent_and_what_was_asked_is_kept(tiny: OpenedModel, calibration: Tensor) -> None:
     recipe = check_mixable(parse("rtn-w4g64-sym-ct"))
     asked = {"layers.0.mlp": 8, r"layers\.0\.mlp\.down": HALF}
-    chosen, told = choose_widths(tiny, recipe, 7.0, (2, 4, 8), asked, calibration[:2], "cpu")
+    chosen, told = choose_widths(tiny, recipe, of_bits(7.0), (2, 4, 8), asked, calibration[:2], "cpu")
     shapes = {name: outputs * inputs for name, (outputs, inputs) in layers_of(tiny.layout).items()}
     bits = sum(size * (chosen.width(name) + (0 if chosen.width(name) == HALF else 0.25)) for name, size in shapes.items())
     assert 0.9 * 7.0 < bits / sum(shapes.values()) <= 7.0
@@ -51,7 +54,7 @@ def test_the_budget_is_spent_and_what_was_asked_is_kept(tiny: OpenedModel, calib
     assert f"{bits / sum(shapes.values()):.3f} bits a weight of the 14 layers" in told[0]
     assert any("half precision: 1 layers (model.layers.0.mlp.down_proj)" in line for line in told)
     with pytest.raises(UserError, match="the smallest widths take"):
-        choose_widths(tiny, recipe, 3.0, (4, 8), {}, calibration[:2], "cpu")
+        choose_widths(tiny, recipe, of_bits(3.0), (4, 8), {}, calibration[:2], "cpu")
 
 
 def test_patterns_that_fit_nothing_are_refused() -> None:
@@ -76,6 +79,14 @@ def test_the_command(tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFi
         (["--recipe", "rtn-w4g64-ct", "--keep", "down"], "give --bits"),
         (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--set", "down"], "expected PATTERN=WIDTH"),
         (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--widths", "4,9"], "no width of a layer"),
+        (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--size", "4MB"], "give one of them"),
+        (["--recipe", "rtn-w4g64-ct", "--size", "4.5 parsec"], "is no size"),
+        (["--recipe", "rtn-w4g64-ct", "--size", "1MB"], "what is not quantized"),
+        (["--recipe", "rtn-w4g64-ct", "--size", "2.2MB"], "the smallest widths take"),
+        (["--recipe", "rtn-w4g64-ct", "--fit", "RTX 40900"], "no device"),
+        (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--context", "100"], "give it, such as --fit 'RTX 4090'"),
+        (["--recipe", "rtn-w4g64-ct", "--fit", "RTX 4090", "--cache", "q2"], "a KV cache in 'q2'"),
+        (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--max-memory", "100MB"], "to choose widths, the whole model is in memory"),
     ):
         assert call([*words, *wrong]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
@@ -84,6 +95,41 @@ def test_the_command(tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_width_that_was_asked_for_costs_what_it_costs(tiny: OpenedModel, calibration: Tensor) -> None:
     recipe, predicted = check_mixable(parse("rtn-w4g64-sym-ct")), []
     for width in (2, 8):
-        _, told = choose_widths(tiny, recipe, 9.0, (8,), {"down_proj": width}, calibration[:2], "cpu")
+        _, told = choose_widths(tiny, recipe, of_bits(9.0), (8,), {"down_proj": width}, calibration[:2], "cpu")
         predicted.append(float(told[-1].partition("nearest: ")[2].partition(" nats")[0]))
     assert predicted[0] > 2 * predicted[1]
+
+
+@pytest.mark.parametrize("recipe", ["rtn-w4g32-ct", "rtn-w4grow-sym-ct"])
+def test_a_size_is_met_to_one_percent(recipe: str, tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = 3_333_000
+    words = ["quantize", "--model", str(tiny.path), "--windows", "2", "--length", "32", "--out", str(tmp_path / "out")]
+    assert call([*words, "--recipe", recipe, "--size", "3333KB", "--widths", "2,3,4,5,6,8,16"]) == 0
+    artifact = Artifact.open(tmp_path / "out" / recipe.replace("w4g", "mixed3.333MBg"))
+    assert artifact
+    assert 0.99 * asked < artifact.disk_bytes <= asked
+    said = capsys.readouterr().out.partition("weight files of ")[2]
+    assert float(said.split()[0]) * 1e6 == pytest.approx(artifact.disk_bytes, rel=1e-3)
+    widths = {width for _, width in artifact.manifest["inputs"]["recipe"]["widths"]}
+    assert len(widths) > 1
+    recipes = {name: number for name, number in artifact.manifest["inputs"]["recipe"].items() if name in ("budget", "bits")}
+    assert recipes == {"budget": "3.333MB", "bits": 4}
+
+
+def test_room_that_is_left_is_said_with_the_reason(tiny: OpenedModel, calibration: Tensor) -> None:
+    recipe = check_mixable(parse("rtn-w4g64-sym-ct"))
+    chosen, told = choose_widths(tiny, recipe, of_bits(12.0), (2, 4), {}, calibration[:2], "cpu")
+    assert {chosen.width(name) for name in layers_of(tiny.layout)} == {4}
+    assert any("MB are left: every layer has the widest code that was offered" in line for line in told)
+
+
+def test_the_model_that_widths_are_chosen_with_is_counted(tiny: OpenedModel) -> None:
+    weights = 4 * sum(math.prod(shape) for shape in tiny.layout.shapes.values())
+    found = choosing_bytes(tiny, 8, 64)
+    assert found > weights + 8 * 64 * 4096 * 4
+    assert choosing_bytes(tiny, 8, 128) - found == pytest.approx((8 + 2) * 64 * 4096 * 4)
+    plan = predict(tiny, [parse("rtn-w4g64-ct")], (8, 64), choosing=10e9)
+    assert plan.total == plan.start + 10e9
+    assert "to choose widths, the whole model is in memory: 10.00 GB" in plan.text()
+    with pytest.raises(UserError, match="to choose widths"):
+        predict(tiny, [parse("rtn-w4g64-ct")], (8, 64), 8e9, choosing=10e9)

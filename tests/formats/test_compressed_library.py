@@ -37,7 +37,7 @@ RECIPES = [
 ]  # fmt: skip
 FLOATS = ["rtn-fp8", "rtn-fp8-b128"]
 WIDE = [f"model.layers.1.self_attn.{part}_proj" for part in "qkv"]
-MIXED = mixed(check_mixable(parse("rtn-w4g64-sym-ct")), dict.fromkeys(WIDE, 8) | {"model.layers.0.mlp.down_proj": 2}, 4.5)
+MIXED = mixed(check_mixable(parse("rtn-w4g64-sym-ct")), dict.fromkeys(WIDE, 8) | {"model.layers.0.mlp.down_proj": 2}, "4.5")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from qlab.models.opening import OpenedModel
 from qlab.recipes import parse
 from qlab.recipes.mixed import HALF, check_mixable, mixed, of_one_width, patterns, stored_bits
 from qlab.support.errors import UserError
+from tests.walk.families import FAMILIES, make
 
 QKV = [f"model.layers.1.self_attn.{part}_proj" for part in "qkv"]
 DOWN = "model.layers.0.mlp.down_proj"
@@ -23,7 +24,7 @@ DOWN = "model.layers.0.mlp.down_proj"
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_each_layer_is_what_a_recipe_of_its_width_makes(method: str, tiny: OpenedModel, calibration: Tensor, tmp_path: Path) -> None:
     recipes = {bits: check_mixable(parse(f"{method}-w{bits}g64-ct")) for bits in (4, 8)}
-    several = mixed(recipes[4], dict.fromkeys(QKV, 8) | {DOWN: HALF}, 5.25)
+    several = mixed(recipes[4], dict.fromkeys(QKV, 8) | {DOWN: HALF}, "5.25")
     made = {artifact.path.name: artifact for artifact in quantize_model(tiny, [several, *recipes.values()], calibration, tmp_path)}
     assert several.name == f"{method}-mixed5.25g64-ct"
     ours = made[several.name].source.checkpoint
@@ -50,14 +51,39 @@ def test_layers_that_runtimes_join_have_one_width() -> None:
 
 
 def test_patterns_fit_their_layers_alone() -> None:
-    found = patterns("model.layers", ["model.layers.1.mlp.up_proj", "model.layers.11.mlp.up_proj", "model.layers.3.mlp.down_proj"])
-    assert len(found) == 2
+    found = patterns(
+        ["model.layers.1.mlp.up_proj", "model.layers.11.mlp.up_proj", "model.layers.3.mlp.down_proj", "model.layers.3.mlp.experts.0.w1"]
+    )
+    assert len(found) == 2  # one for all that lies in the same blocks
 
     def fits(name: str) -> bool:
         return any(scheme.fits(pattern.removeprefix("re:"), name) for pattern in found)
 
     assert all(map(fits, ["model.layers.1.mlp.up_proj", "language_model.model.layers.11.mlp.up_proj", "model.layers.3.mlp.down_proj"]))
-    assert not any(map(fits, ["model.layers.3.mlp.up_proj", "model.layers.111.mlp.up_proj", "model.layers.1.mlp.up_proj2"]))
+    assert fits("layers.3.mlp.experts.0.w1")
+    wrong = ["3.mlp.up_proj", "111.mlp.up_proj", "1.mlp.up_proj2", "1.mlp.down_proj", "3.mlp.experts.1.w1", "3.mlpxdown_proj"]
+    assert not any(fits(f"model.layers.{name}") for name in wrong)
+
+
+def test_experts_that_files_call_otherwise_are_read_back(tmp_path: Path) -> None:
+    source = make(tmp_path / "model", FAMILIES["mixtral"])
+    experts = [name for name in of_one_width([name.removesuffix(".weight") for name in source.layout.linear]) if "experts" in name]
+    groups = of_one_width([name.removesuffix(".weight") for name in source.layout.linear])
+    recipes = {bits: check_mixable(parse(f"rtn-w{bits}g64-sym-ct")) for bits in (4, 8)}
+    several = mixed(recipes[4], dict.fromkeys(groups[experts[1]], 8), "5")
+    windows = torch.randint(1, 4096, (4, 32), generator=torch.Generator().manual_seed(1))
+    artifacts = {
+        artifact.path.name: artifact for artifact in quantize_model(source, [several, *recipes.values()], windows, tmp_path / "out")
+    }
+    ours = artifacts[several.name].source.checkpoint
+    first = groups[experts[1]][0]
+    assert source.checkpoint.stored_name(f"{first}.weight") != f"{first}.weight"
+    for name in source.layout.linear:
+        alone = recipes[8 if name.removesuffix(".weight") in groups[experts[1]] else 4].name
+        assert torch.equal(ours.read(name), artifacts[alone].source.checkpoint.read(name)), name
+    said = scheme.scheme_in(artifacts[several.name].source.config["quantization_config"])
+    assert scheme.scheme_of(first, said).num_bits == 8  # as transformers asks, by its class's names
+    assert sum(len(group.targets) for group in said.config_groups.values()) < 10  # however many experts there are
 
 
 def test_bits_are_counted_with_scales() -> None:

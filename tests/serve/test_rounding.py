@@ -8,7 +8,7 @@ import torch
 from gguf import GGMLQuantizationType, quants
 from torch import nn
 
-from qlab.serve.rounding import CACHED, eight_bit_inputs, eight_bits, half_outputs, with_cache
+from qlab.serve.rounding import eight_bit_inputs, eight_bits, half_outputs
 
 
 def test_short_blocks_are_llamacpps_q8_0() -> None:
@@ -39,38 +39,3 @@ def test_rounding_ends_with_its_context() -> None:
         assert torch.equal(model(inputs), exact)
     assert 0 < found["fp16"] < found["bf16"]
     assert found["fp16"] < found["8 bits"]
-
-
-@pytest.mark.parametrize(("cache", "kind"), [("q8_0", GGMLQuantizationType.Q8_0), ("q4_0", GGMLQuantizationType.Q4_0)])
-def test_cache_types_are_as_coarse_as_ggmls(cache: str, kind: GGMLQuantizationType) -> None:
-    values = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
-    theirs = torch.from_numpy(quants.dequantize(quants.quantize(values.numpy(), kind), kind).astype(np.float32))
-    ours = CACHED[cache](values)
-    assert 0.8 < float((ours - values).square().mean() / (theirs - values).square().mean()) < 1.5
-
-
-class Attention(nn.Module):
-    """Two projections of the names that decoders give them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q_proj, self.k_proj = nn.Linear(64, 64), nn.Linear(64, 64)
-
-    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.q_proj(inputs), self.k_proj(inputs)
-
-
-@torch.inference_mode()
-def test_only_what_is_cached_is_rounded_for_it() -> None:
-    model = Attention()
-    inputs = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
-    queries, keys = model(inputs)
-    assert with_cache(eight_bit_inputs, "f16") is eight_bit_inputs
-    errors = []
-    for cache in ("q8_0", "fp8", "q4_0"):
-        with with_cache(half_outputs(torch.float16), cache)(model):
-            rounded = model(inputs)
-        assert (rounded[0] - queries).abs().max() < 2e-3
-        errors.append(float((rounded[1] - keys).square().mean()))
-        assert torch.equal(model(inputs)[1], keys)
-    assert 0 < errors[0] < errors[1] < errors[2]

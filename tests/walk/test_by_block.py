@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qlab.artifacts.artifact import quantize_model
-from qlab.evaluate.arithmetic import in_bfloat16
+from qlab.evaluate.arithmetic import floor_of
 from qlab.evaluate.quality import measure_each
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel, locate
@@ -41,7 +41,7 @@ def test_the_bits_are_the_whole_model_s(name: str, tiny: OpenedModel, calibratio
 
 def test_the_noise_floor_is_the_whole_model_s(tiny: OpenedModel, calibration: Tensor) -> None:
     windows = calibration[:2]
-    floor = in_bfloat16(tiny, BlockByBlock(tiny, windows), windows, "cpu")
+    floor = floor_of(tiny, BlockByBlock(tiny, windows), windows, "cpu")
     assert isinstance(floor, BlockByBlock)
     for index, expected in enumerate(whole(tiny, windows, bfloat16=True)):
         assert torch.equal(floor[index], expected)

@@ -14,8 +14,9 @@ from typing import Any
 from openai import OpenAI
 
 from qlab.plan.footprint import Footprint
+from qlab.serve.cached import with_cache
 from qlab.serve.deployment import Deployment
-from qlab.serve.rounding import Rounding, eight_bit_inputs, with_cache
+from qlab.serve.rounding import Rounding, eight_bit_inputs
 from qlab.serve.runtimes.greedy import Greedy, aligned
 from qlab.serve.runtimes.llamacpp_server import CACHE_TYPES, KEY
 from qlab.serve.runtimes.runtime import Container

@@ -13,8 +13,9 @@ from pathlib import Path
 from openai import OpenAI
 
 from qlab.plan.footprint import Footprint
+from qlab.serve.cached import with_cache
 from qlab.serve.deployment import Deployment
-from qlab.serve.rounding import Rounding, eight_bit_inputs, with_cache
+from qlab.serve.rounding import Rounding, eight_bit_inputs
 from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 from qlab.support.disk.scratch import Scratch

@@ -15,8 +15,9 @@ from qlab.formats.compressed_tensors.scheme import rounds_inputs
 from qlab.models.configuration import quantization_of
 from qlab.plan.footprint import Footprint
 from qlab.plan.plan import cache_bytes
+from qlab.serve.cached import with_cache
 from qlab.serve.deployment import Deployment
-from qlab.serve.rounding import Rounding, half_outputs, with_cache
+from qlab.serve.rounding import Rounding, half_outputs
 from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 from qlab.support.errors import UserError

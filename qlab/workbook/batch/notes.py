@@ -21,7 +21,8 @@ from qlab.support.errors import UserError
 from qlab.support.wording import first_and_number
 from qlab.workbook.language.amounts import bytes_said
 from qlab.workbook.language.spoken import gettext
-from qlab.workbook.lesson import GROUP_SIZE, check_recipe, refusal
+from qlab.workbook.lesson import GROUP_SIZE
+from qlab.workbook.refused import check_recipe, refusal
 
 LENGTHS = ("calibration_length", "evaluation_length")  # parameters that a model's context bounds
 WINDOWS = (128, 512)  # of calibration, as `qlab quantize` takes them

@@ -29,6 +29,7 @@ from qlab.support.disk.scratch import Scratch, sweep
 from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.support.reading import path_of, read_json
+from qlab.support.versions import code_hash
 from qlab.workbook.batch.kernels import WatchedEngine, Watcher, last_printed
 from qlab.workbook.language.lessons import read_lesson
 from qlab.workbook.language.spoken import FOLDER, spoken
@@ -203,8 +204,9 @@ def lesson_key(lesson: str, parameters: Mapping[str, Any]) -> str:
     for text in ("calibration_text", "evaluation_text"):
         for path in files_of(parameters[text]) if text in parameters else []:
             digest.update(path.read_bytes())
-    for file in sorted([*(ROOT / "qlab").rglob("*.py"), *(ROOT / "data").glob("*.*"), *FOLDER.glob(f"{spoken()}/*.po")]):
+    for file in sorted([*(ROOT / "data").glob("*.*"), *FOLDER.glob(f"{spoken()}/*.po")]):
         digest.update(file.read_bytes())
+    digest.update(code_hash().encode())
     digest.update(json.dumps(machine()).encode())
     digest.update(json.dumps(sorted(f"{found.name}=={found.version}" for found in distributions())).encode())
     return digest.hexdigest()[:16]
