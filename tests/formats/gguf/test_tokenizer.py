@@ -206,6 +206,17 @@ def test_what_llama_cpp_cuts_otherwise_in_rare_texts_is_told(tmp_path: Path) -> 
     assert description["added_tokens"][0]["content"] in tokenizer_remarks(tmp_path)
 
 
+def test_words_that_only_one_of_both_takes_whole_are_told(tmp_path: Path) -> None:
+    description = json.loads((EMBEDDED / "tokenizer.json").read_text())
+    split = SPLIT | {"pattern": {"Regex": WAYS["qwen2"][0]}}
+    description["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL | {"use_regex": False}]}
+    model = description["model"] | {"vocab": description["model"]["vocab"] | {"qqqq": 4096}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description | {"model": model}))
+    assert tokenizer_remarks(tmp_path) == ""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description | {"model": model | {"ignore_merges": True}}))
+    assert "1 token such as 'qqqq' that its merges do not make: it takes them whole, llama.cpp merges" in tokenizer_remarks(tmp_path)
+
+
 @pytest.mark.parametrize("name", [*WAYS, "dbrx"])
 def test_byte_level_pre_tokenizers_have_names(name: str) -> None:
     steps = [{"type": "Split", "pattern": {"Regex": each}, "behavior": "Isolated"} for each in BY_NAME[name]]

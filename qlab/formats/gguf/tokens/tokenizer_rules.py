@@ -6,13 +6,17 @@ would be written without it, and llama.cpp would cut text into other tokens than
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qlab.formats.gguf.tokens.splitting import BYTES, name_of, steps, way, written_out
+from tokenizers import Tokenizer
+
+from qlab.formats.gguf.tokens.splitting import BEGINS, BYTES, name_of, steps, way, written_out
 from qlab.formats.gguf.tokens.tokenizer_file import read_description
 from qlab.support.errors import UserError
+from qlab.support.wording import counted
 
 MARK = "▁"  # SentencePiece writes a space so
 BPE = 2  # TrainerSpec.ModelType of sentencepiece_model.proto
@@ -109,7 +113,29 @@ def tokenizer_remarks(folder: Path) -> str:
         said.append("composes accented letters first (Unicode's NFC), llama.cpp does not: text with decomposed letters is cut otherwise")
     if greedy := [token["content"] for token in description.get("added_tokens", []) if token.get("lstrip") or token.get("rstrip")]:
         said.append(f"takes the spaces beside {', '.join(greedy[:3])} into the token, llama.cpp leaves them in the text")
+    if words := whole_words(description):
+        said.append(words)
     return f"this tokenizer {'; it '.join(said)}" if said else ""
+
+
+def whole_words(description: dict[str, Any]) -> str:
+    """Where either this tokenizer or llama.cpp takes a word that is a token whole, whatever its merges, and the other merges it, and
+    merging would not make it: how many such words there are."""
+    model = description["model"]
+    if model.get("type") != "BPE" or "ByteLevel" not in json.dumps(description.get("pre_tokenizer")):
+        return ""
+    whole = bool(model.get("ignore_merges"))
+    if whole == (name_of(description["pre_tokenizer"], whole) in BEGINS):
+        return ""
+    alone = {"added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None}
+    merging = Tokenizer.from_str(json.dumps(description | alone | {"model": model | {"ignore_merges": False}}))
+    texts = list(model["vocab"])
+    special = {token["content"] for token in description.get("added_tokens", [])}
+    found = [text for text, cut in zip(texts, merging.encode_batch(texts)) if len(cut.ids) != 1 and text not in special]
+    if not found:
+        return ""
+    ours, theirs = ("takes them whole", "merges them") if whole else ("merges them", "takes them whole")
+    return f"has {counted(len(found), 'token')} such as {found[0]!r} that its merges do not make: it {ours}, llama.cpp {theirs}"
 
 
 def check_sentencepiece(model: bytes) -> bool:
