@@ -60,7 +60,7 @@ def test_layouts_take_no_memory_for_weights() -> None:
         ("jetmoe", {"num_hidden_layers": 2, "hidden_size": 64}, "JetMoeParallelExperts computes in a way of its own"),
         (
             "dbrx",
-            {"d_model": 64, "n_heads": 4, "n_layers": 2, "ffn_config": {"ffn_hidden_size": 64}},
+            {"d_model": 64, "n_heads": 4, "n_layers": 2, "attn_config": {"rope_theta": 1e4}, "ffn_config": {"ffn_hidden_size": 64}},
             "in no linear layer, which DbrxExpertGLU",
         ),
         (
