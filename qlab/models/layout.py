@@ -244,6 +244,6 @@ def configuration_from(settings: dict[str, Any], name: str) -> PreTrainedConfig:
         UserError: as configuration_of.
     """
     try:
-        return AutoConfig.for_model(**settings)
+        return AutoConfig.for_model(**PreTrainedConfig._decode_special_floats(settings))  # transformers writes infinity as an object
     except Exception as error:  # it raises what it likes of what it does not foresee
         raise UserError(cannot_open(name, error)) from error
