@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
 from qlab.support.errors import UserError
 
@@ -88,23 +89,64 @@ class Experts(nn.ModuleList):
         return output
 
 
+class ScaledMixture(nn.Module):
+    """Llama 4's mixture: an expert reads tokens times their scores, where those of other families multiply what an expert makes.
+
+    Its class hands each expert all tokens, with zeros for those of others; here each is handed its own. Called and named as that class.
+    """
+
+    def __init__(self, mixture: Any) -> None:
+        super().__init__()
+        fused = mixture.experts
+        fused.has_gate, fused.has_bias, fused.has_post_expert_norm = True, False, False
+        fused.is_concatenated, fused.is_transposed = True, True
+        fused._apply_gate = lambda both: fused.act_fn(both.chunk(2, -1)[0]) * both.chunk(2, -1)[1]
+        self.experts, self.router, self.shared_expert = fused, mixture.router, mixture.shared_expert
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [..., width] → what the mixture makes of them [tokens, width], and the router's logits [tokens, experts]."""
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        scores, logits = self.router(rows)  # 0 but for the chosen expert
+        score, chosen = scores.max(-1, keepdim=True)
+        return self.shared_expert(rows) + self.experts(rows * score, chosen, torch.ones_like(score)), logits
+
+
 def separate_experts(model: PreTrainedModel) -> dict[str, Piece]:
     """Put `Experts` in the place of every fused module of an empty model; where each of their tensors lies in the fused ones, by name.
 
     Raises:
-        UserError: experts that compute in another way than through transformers' interface.
+        UserError: experts that compute in another way than through transformers' interface or as Llama 4's.
     """
     pieces: dict[str, Piece] = {}
+    for path, mixture in list(model.named_modules()):
+        if isinstance(mixture, Llama4TextMoe):
+            check_scaled(path, mixture)
+            replace_module(model, path, ScaledMixture(mixture))
     for path, fused in list(model.named_modules()):
         if not hasattr(fused, "_apply_gate"):
             continue
         check_known(path, fused)
         pieces |= pieces_of(path, fused)
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, Experts(fused))
+        replace_module(model, path, Experts(fused))
         for held in FUSED:
             fused._parameters.pop(held, None)
     return pieces
+
+
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` in the place of the one at `path`."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def check_scaled(path: str, mixture: Any) -> None:
+    """See that a mixture whose experts read scaled tokens gives each token to one of them, as all models of Llama 4 do.
+
+    Raises:
+        UserError: it gives them to several, which would read one token differently.
+    """
+    if mixture.top_k != 1:
+        raise UserError(f"{path} gives a token to {mixture.top_k} experts, each of which reads it times another score: qlab takes one")
 
 
 def check_known(path: str, fused: Any) -> None:
@@ -141,18 +183,30 @@ def experts_per_token(text: PreTrainedConfig) -> int:
 
 
 def check_separated(block: nn.Module, prefix: str) -> None:
-    """See that no matrices are left in a block that no linear layer holds.
+    """See that no matrices are left in a block that no linear layer holds: several in a tensor, or single ones with most of its weights.
 
     Raises:
         UserError: some are: experts that a family computes in its own way, which would silently stay unquantized.
     """
+    single: dict[str, Tensor] = {}
+    linear = 0
     for path, module in block.named_modules():
         for name, tensor in module.named_parameters(recurse=False):
-            if tensor.ndim == 3 and min(tensor.shape[1:]) >= SIDE and not isinstance(module, _ConvNd):
-                raise UserError(
-                    f"{prefix}{path}.{name} is a tensor {list(tensor.shape)} of several matrices, which {type(module).__name__} computes "
-                    "in a way of its own: qlab does not take it apart"
-                )
+            if isinstance(module, nn.Linear):
+                linear += tensor.numel()
+            elif tensor.ndim == 3 and min(tensor.shape[1:]) >= SIDE and not isinstance(module, _ConvNd):
+                raise UserError(own_way(f"{prefix}{path}.{name}", f"{list(tensor.shape)} of several matrices", module))
+            elif tensor.ndim == 2:
+                single[f"{path}.{name}"] = tensor
+    if sum(tensor.numel() for tensor in single.values()) > linear:
+        name = max(single, key=lambda found: single[found].numel())
+        module = block.get_submodule(name.rpartition(".")[0])
+        raise UserError(own_way(prefix + name, f"{list(single[name].shape)} in no linear layer", module))
+
+
+def own_way(name: str, what: str, module: nn.Module) -> str:
+    """What to say of a tensor that is computed with in a family's own way: one sentence."""
+    return f"{name} is a tensor {what}, which {type(module).__name__} computes in a way of its own: qlab does not take it apart"
 
 
 def gates_of(block: nn.Module) -> list[str]:

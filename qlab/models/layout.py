@@ -215,8 +215,9 @@ def compute_buffers(model: PreTrainedModel, modules: Iterable[nn.Module], device
         for name in module._non_persistent_buffers_set:
             # NaN first: a buffer that transformers leaves as it was is then seen.
             buffer = module.get_buffer(name)
-            empty = torch.full_like(buffer, torch.nan, dtype=torch.float32, device=device)
-            module._buffers[name] = empty if buffer.is_floating_point() else torch.zeros_like(buffer, device=device)
+            kind = torch.float32 if buffer.is_floating_point() else buffer.dtype
+            value = torch.nan if buffer.is_floating_point() or buffer.is_complex() else 0
+            module._buffers[name] = torch.full_like(buffer, value, dtype=kind, device=device)
         if module._non_persistent_buffers_set:
             model._init_weights(module)
         for name in module._non_persistent_buffers_set:
@@ -243,6 +244,6 @@ def configuration_from(settings: dict[str, Any], name: str) -> PreTrainedConfig:
         UserError: as configuration_of.
     """
     try:
-        return AutoConfig.for_model(**settings)
+        return AutoConfig.for_model(**PreTrainedConfig._decode_special_floats(settings))  # transformers writes infinity as an object
     except Exception as error:  # it raises what it likes of what it does not foresee
         raise UserError(cannot_open(name, error)) from error

@@ -108,7 +108,7 @@ def filled(source: OpenedModel, dtype: torch.dtype, device: str, apart: bool = F
     model: Any = empty_model(source.configuration, source.name)
     if apart:
         separate_experts(model)
-    model = model.to(dtype).to_empty(device=device)
+    model = in_dtype(model, dtype).to_empty(device=device)
     compute_buffers(model, model.modules(), device)
     model.tie_weights()
     state, pieces = model.state_dict(), {} if apart else source.layout.pieces
@@ -117,6 +117,11 @@ def filled(source: OpenedModel, dtype: torch.dtype, device: str, apart: bool = F
             place = pieces[name].of(state[pieces[name].fused]) if name in pieces else state[name]
             place.copy_(source.checkpoint.read(name))
     return model, rest
+
+
+def in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """The model with its real numbers in `dtype`; complex ones, of which Llama 4's image encoder makes rotations, stay complex."""
+    return model._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:

@@ -18,6 +18,10 @@ from qlab.support.errors import UserError
 
 WINDOWED = ("sliding_attention", "chunked_attention")
 STATES = ("linear_attention", "mamba", "conv")
+SIZES_OF_A_STATE = (  # of linear attention, and of Mamba, whose blocks some configurations call linear attention too
+    ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),
+    ("mamba_n_heads", "mamba_d_head", "mamba_d_state"),
+)
 
 
 def counted_shape(config: dict[str, Any], name: str) -> Shape:
@@ -79,13 +83,11 @@ def state_of(text: PreTrainedConfig, kind: str) -> int:
     """Numbers that a block of linear attention, Mamba or convolution keeps of a sequence, however long it is."""
     if kind == "conv":
         return (first(text, ("conv_L_cache",)) or 1) * int(text.hidden_size)
-    sizes = {
-        "linear_attention": ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),
-        "mamba": ("mamba_n_heads", "mamba_d_head", "mamba_d_state"),
-    }[kind]
-    found = [first(text, (name,)) for name in sizes]
-    heads = int(text.num_attention_heads)
-    return prod(size for size in found if size) if all(found) else int(text.hidden_size) ** 2 // heads
+    for names in SIZES_OF_A_STATE:
+        sizes = [first(text, (name,)) for name in names]
+        if all(sizes):
+            return prod(size for size in sizes if size)
+    return int(text.hidden_size) ** 2 // int(text.num_attention_heads)
 
 
 def first(text: PreTrainedConfig, names: tuple[str, ...]) -> int | None:

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from qlab.models.experts import Experts
 from qlab.walk.block import Block, InputGroup, Mixture, Rows
 
+SAME = 1e-5  # of a token's length: float32 rounds
 Groups = tuple[list[InputGroup], dict[str, Mixture]]
 """Those of a block, and its lists of experts."""
 
@@ -120,12 +121,12 @@ def readers_beside(block: Block, path: str, hidden: Tensor, mixture: Mixture) ->
 
 
 def same(tensor: Any, other: Tensor) -> bool:
-    """Whether two tensors hold the same tokens, in whatever shape."""
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.shape[-1] == other.shape[-1]
-        and torch.equal(tensor.reshape(-1, other.shape[-1]), other.reshape(-1, other.shape[-1]))
-    )
+    """Whether two tensors hold the same tokens, in whatever shape, each times a factor above zero at most: Llama 4's experts read tokens
+    times their scores."""
+    if not isinstance(tensor, Tensor) or tensor.shape[-1] != other.shape[-1] or tensor.numel() != other.numel():
+        return False
+    rows, others = (found.reshape(-1, other.shape[-1]) for found in (tensor, other))
+    return bool((nn.functional.normalize(rows, dim=-1) - nn.functional.normalize(others, dim=-1)).abs().max() < SAME)
 
 
 def mixes(block: Block, hidden: Tensor, output: Tensor, layers: list[str]) -> bool:

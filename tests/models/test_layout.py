@@ -57,7 +57,17 @@ def test_layouts_take_no_memory_for_weights() -> None:
         ("gpt2", {"n_embd": 64, "n_head": 4, "n_layer": 2}, "no list of decoder blocks with linear layers"),
         ("t5", {}, "is of type t5, which transformers opens neither as a language model nor"),
         ("clip", {}, "is of type clip"),
-        ("llama4_text", {"num_hidden_layers": 2}, "Llama4TextExperts computes in a way of its own"),
+        ("jetmoe", {"num_hidden_layers": 2, "hidden_size": 64}, "JetMoeParallelExperts computes in a way of its own"),
+        (
+            "dbrx",
+            {"d_model": 64, "n_heads": 4, "n_layers": 2, "attn_config": {"rope_theta": 1e4}, "ffn_config": {"ffn_hidden_size": 64}},
+            "in no linear layer, which DbrxExpertGLU",
+        ),
+        (
+            "llama4_text",
+            {"num_hidden_layers": 2, "num_experts_per_tok": 2},
+            "a token to 2 experts, each of which reads it times another score",
+        ),
         ("llama", SIZES | {"hidden_act": "none of them"}, "cannot open llama"),
     ],
 )

@@ -59,6 +59,18 @@ def test_a_state_does_not_grow_with_the_text() -> None:
     assert [block.state for block in shape.counted.cached] == [32 * 128 * 128] * 3 + [0]
 
 
+def test_mamba_s_state_is_counted_by_its_own_sizes_and_infinity_is_read_as_transformers_writes_it() -> None:
+    config = {
+        "model_type": "granitemoehybrid", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["mamba", "attention"],
+        "vocab_size": 1000, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1,
+        "time_step_limit": [0.0, {"__float__": "Infinity"}],
+    }  # fmt: skip
+    shape = config_shape(config, "the model")
+    assert shape.counted
+    assert [block.state for block in shape.counted.cached] == [4 * 32 * 16, 0]
+
+
 @pytest.mark.parametrize(("config", "experts"), [(MIXTRAL, 8), (QWEN3_30B, 128)])
 def test_a_walk_holds_one_block_and_one_experts_statistics(config: dict[str, Any], experts: int, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))

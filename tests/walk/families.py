@@ -123,6 +123,20 @@ FAMILIES = {
         {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
         mixture=True,
     ),
+    "llama4": wrapped(
+        "llama4",
+        LOCAL
+        | {
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 96,
+            "interleave_moe_layer_step": 2,
+            "head_dim": 16,
+            "attention_chunk_size": 16,
+            "no_rope_layers": [1, 0],
+        },
+        {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64},
+        mixture=True,
+    ),
     # hybrids, attention that differs from block to block, blocks under another name
     "lfm2": Family("lfm2", HYBRID | {"layer_types": ["conv", "full_attention"] * 2}),
     "gemma3_text": Family(

@@ -44,27 +44,36 @@ def test_the_manifest_is_told_who_was_rare(given: Routing) -> None:
     assert Routing(given.inputs, 1, given.chosen).note() == ""
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("family", "experts", "gate", "shared"),
+    [
+        ("mixtral", "mlp.experts", "mlp.gate", 0),
+        ("qwen2_moe", "mlp.experts", "mlp.gate", 2),
+        ("deepseek_v3", "mlp.experts", "mlp.gate", 2),
+        ("llama4", "feed_forward.experts", "feed_forward.router", 2),
+    ],
+)
 @torch.no_grad()
-def test_a_scale_before_experts_leaves_the_block_as_it_was(family: str, tmp_path: Path, calibration: torch.Tensor) -> None:
+def test_a_scale_before_experts_leaves_the_block_as_it_was(
+    family: str, experts: str, gate: str, shared: int, tmp_path: Path, calibration: torch.Tensor
+) -> None:
     source = make(tmp_path / family, FAMILIES[family])
     skeleton = Skeleton(source, "cpu")
     hidden = Activations(tmp_path / "hidden", (8, 64, 64))
     skeleton.embed(calibration, hidden)
     block: Block = skeleton.block(1, 64)
     inputs = hidden.pick(torch.arange(1))
-    block.experts = mixtures(block, ["mlp.experts"], inputs)
-    mixture, before = block.experts["mlp.experts"], block.forward(inputs)
-    shared = {"mixtral": 0, "qwen2_moe": 2, "deepseek_v3": 2}[family]
+    block.experts = mixtures(block, [experts], inputs)
+    mixture, before = block.experts[experts], block.forward(inputs)
     assert mixture.norm == "post_attention_layernorm"
     assert len(mixture.layers) == shared
-    assert "mlp.gate" in mixture.gates
+    assert gate in mixture.gates
     with routed(block, lambda path, width: Activations(tmp_path / "routed", (8, 64, width))) as seen:
         list(block.outputs(hidden, 4))
-    was = block.layer("mlp.experts.1.up_proj").weight.clone()
-    scale = fold_before_experts(block, "mlp.experts", seen["mlp.experts"], lambda weight, *_: torch.rand(weight.shape[1]) + 0.5)
+    was = block.layer(f"{experts}.1.up_proj").weight.clone()
+    scale = fold_before_experts(block, experts, seen[experts], lambda weight, *_: torch.rand(weight.shape[1]) + 0.5)
     assert scale is not None
-    torch.testing.assert_close(block.layer("mlp.experts.1.up_proj").weight, was * scale)
+    torch.testing.assert_close(block.layer(f"{experts}.1.up_proj").weight, was * scale)
     torch.testing.assert_close(block.forward(inputs), before, rtol=1e-4, atol=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -63,7 +64,9 @@ def distance(file: Path, expected: Tensor, ids: list[int]) -> tuple[float, float
 
 
 @pytest.mark.parametrize("family", [*WRITTEN, *MORE])
-def test_llama_cpp_computes_the_model_and_it_is_read_back(family: str, calibration: Tensor, tmp_path: Path) -> None:
+def test_llama_cpp_computes_the_model_and_it_is_read_back(
+    family: str, calibration: Tensor, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     source = make(tmp_path / "source", MORE.get(family) or FAMILIES[family])
     made = quantize_model(source, [parse("f16"), parse("q4_k_m")], calibration, tmp_path / "out")
     plain, quantized = (next(artifact.path.glob("*.gguf")) for artifact in made)
@@ -71,9 +74,11 @@ def test_llama_cpp_computes_the_model_and_it_is_read_back(family: str, calibrati
     original = logits(load(source), ids)
     torch.testing.assert_close(logits(load(locate(str(plain))), ids), original, atol=1e-5, rtol=1e-5)
     kl, relative = distance(plain, original, ids)
+    record_property("f16", f"{kl:.0e}")
     assert kl < 0.02
     assert relative < 0.01  # what is missed, a window, a norm, a scale of experts, makes 0.04 to 1
     kl, relative = distance(quantized, logits(load(locate(str(quantized))), ids), ids)
+    record_property("q4_k_m", f"{kl:.0e}")
     assert kl < 0.05  # llama.cpp rounds activations to 8 bits, which may choose another expert
     assert len(made[1].errors) == len(source.layout.linear)
 

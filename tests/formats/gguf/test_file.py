@@ -20,6 +20,7 @@ from qlab.formats.gguf.encoding import encode_rows, encode_tensor, encode_tensor
 from qlab.formats.gguf.file import assemble, check_model, remarks
 from qlab.formats.gguf.metadata import rope_factors, sliding_window
 from qlab.formats.gguf.mix import DEFAULT, Mix, tensor_type
+from qlab.formats.gguf.tokens.splitting import WAYS
 from qlab.methods.hessian import damp
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
@@ -108,16 +109,28 @@ def test_llama_cpp_cuts_the_same_tokens(subject: OpenedModel, files: dict[str, P
             assert post(server.url, "/tokenize", {"content": text})["tokens"] == ids
 
 
-@pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "tekken", "gpt-4o", "deepseek-v3", "seed-coder"])
-def test_llama_cpp_splits_text_alike(name: str, tmp_path: Path) -> None:
-    from qlab.formats.gguf.tokens.tokenizer import PRE_TOKENIZERS
+BYTES_LAST = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+AS_PUBLISHED = {  # ways of splitting that models' files state otherwise than by patterns alone
+    "gpt-2": [BYTES_LAST | {"use_regex": True}],
+    "smollm": [{"type": "Digits", "individual_digits": True}, BYTES_LAST | {"use_regex": True}],
+    "falcon": [
+        {"type": "Punctuation", "behavior": "Contiguous"}, BYTES_LAST | {"use_regex": True}, {"type": "Digits", "individual_digits": False},
+        {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": False},
+    ],
+}  # fmt: skip
 
+
+def published(name: str) -> list[dict[str, Any]]:
+    """The steps of tokenizer.json under one of llama.cpp's names."""
+    splits = [{"type": "Split", "pattern": {"Regex": each}, "behavior": "Isolated", "invert": False} for each in WAYS[name][:-1]]
+    return AS_PUBLISHED.get(name) or [*splits, BYTES_LAST]
+
+
+@pytest.mark.parametrize("name", list(WAYS))
+def test_llama_cpp_splits_text_alike(name: str, tmp_path: Path) -> None:
     source = locate("embedded")
     description = json.loads((source.path / "tokenizer.json").read_text())
-    patterns = next(patterns for patterns, known in PRE_TOKENIZERS.items() if known == name)
-    splits = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False} for pattern in patterns]
-    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    description["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*splits, last]}
+    description["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": published(name)}
     description["model"]["ignore_merges"] = name == "llama-bpe"
     (tmp_path / "tokenizer.json").write_text(json.dumps(description))
     for file in ("model.safetensors", "tokenizer_config.json"):

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from qlab import EMBEDDED
 from qlab.formats.gguf.reading import GGUFFiles
-from qlab.formats.gguf.tokens.tokenizer import pre_tokenizer_name, read_vocabulary
+from qlab.formats.gguf.tokens.splitting import BY_NAME, BYTES, MERGING, SAME, WAYS, name_of, splitter, way
+from qlab.formats.gguf.tokens.tokenizer import read_vocabulary
 from qlab.formats.gguf.tokens.tokenizer_file import read_description
 from qlab.formats.gguf.tokens.tokenizer_rules import tokenizer_remarks
 from qlab.formats.gguf.tokens.vocabulary import checked_arrays
@@ -31,6 +32,7 @@ TEXTS = [
     "",
 ]
 SIZE = 600
+USUAL = {name: usual for usual, names in SAME.items() for name in names}
 
 
 def corpus() -> list[str]:
@@ -204,22 +206,44 @@ def test_what_llama_cpp_cuts_otherwise_in_rare_texts_is_told(tmp_path: Path) -> 
     assert description["added_tokens"][0]["content"] in tokenizer_remarks(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["llama-bpe", "dbrx", "qwen2", "tekken", "gpt-4o", "deepseek-v3", "seed-coder", "gpt-2", "smollm"])
-def test_byte_level_pre_tokenizers_have_names(name: str) -> None:
-    from qlab.formats.gguf.tokens.tokenizer import PRE_TOKENIZERS
+def test_words_that_only_one_of_both_takes_whole_are_told(tmp_path: Path) -> None:
+    description = json.loads((EMBEDDED / "tokenizer.json").read_text())
+    split = SPLIT | {"pattern": {"Regex": WAYS["qwen2"][0]}}
+    description["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL | {"use_regex": False}]}
+    model = description["model"] | {"vocab": description["model"]["vocab"] | {"qqqq": 4096}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description | {"model": model}))
+    assert tokenizer_remarks(tmp_path) == ""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description | {"model": model | {"ignore_merges": True}}))
+    assert "1 token such as 'qqqq' that its merges do not make: it takes them whole, llama.cpp merges" in tokenizer_remarks(tmp_path)
 
-    patterns = next((patterns for patterns, known in PRE_TOKENIZERS.items() if known == {"dbrx": "llama-bpe"}.get(name, name)), ())
-    splits = [{"type": "Split", "pattern": {"Regex": pattern.replace(r"\r\n", "\r\n")}, "behavior": "Isolated"} for pattern in patterns]
-    first = [{"type": "Digits", "individual_digits": True}] if name == "smollm" else splits
-    description = {"type": "Sequence", "pretokenizers": [*first, BYTE_LEVEL]}
-    assert pre_tokenizer_name(description, ignore_merges=name == "llama-bpe") == name
+
+@pytest.mark.parametrize("name", [*WAYS, "dbrx"])
+def test_byte_level_pre_tokenizers_have_names(name: str) -> None:
+    steps = [{"type": "Split", "pattern": {"Regex": each}, "behavior": "Isolated"} for each in BY_NAME[name]]
+    at = BY_NAME[name].index(BYTES)
+    description = {"type": "Sequence", "pretokenizers": [*steps[:at], BYTE_LEVEL | {"use_regex": False}, *steps[at + 1 :]]}
+    assert name_of(description, ignore_merges=name == "llama-bpe") == name
+    assert way(json.loads(splitter(name).__getstate__())) == WAYS[USUAL.get(name, name)]
+
+
+def test_every_name_of_llama_cpp_is_known_once() -> None:
+    assert len(BY_NAME) == len(WAYS) + len(USUAL)
+    assert set(MERGING) < set(BY_NAME)
+
+
+@pytest.mark.parametrize("pre_tokenizer", [[SPLIT | {"pattern": {"Regex": "never\nseen"}}], [{"type": "Whitespace"}], [DIGITS]])
+def test_a_way_of_splitting_without_a_name_is_refused(pre_tokenizer: list[dict[str, object]], tmp_path: Path) -> None:
+    description = json.loads((EMBEDDED / "tokenizer.json").read_text())
+    last = BYTE_LEVEL | {"use_regex": pre_tokenizer == [{"type": "Whitespace"}]}
+    description["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*pre_tokenizer, last]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(
+        UserError, match=r"splits text by (never\\nseen|Whitespace|Digits); a GGUF file names such a rule, and qlab knows no"
+    ):
+        read_vocabulary(tmp_path, 4096)
 
 
 def test_unknown_tokenizers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not known here"):
-        pre_tokenizer_name({"type": "Split", "pattern": {"Regex": "never seen"}})
-    with pytest.raises(UserError, match="not known here"):
-        pre_tokenizer_name({"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTE_LEVEL]})
     with pytest.raises(UserError, match="no tokenizer file"):
         read_vocabulary(tmp_path, 10)
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": []}}))

@@ -16,24 +16,6 @@ from qlab.formats.gguf.tokens.tokenizer_rules import check_byte_level, check_mar
 from qlab.support.errors import UserError
 from qlab.support.reading import read_json
 
-# The pre-tokenizer's split patterns, as tokenizer.json has them, and llama.cpp's name for them (llama-vocab.cpp).
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_ENDS = r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CASES = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+END|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*END|"
-_TEKKEN = _CASES.replace("END", "") + _ENDS
-_GPT4O = _CASES.replace("END", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?") + _ENDS.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
-_DEEPSEEK = (
-    r"\p{N}{1,3}",
-    r"[一-龥぀-ゟ゠-ヿ]+",
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
-_SEED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-PRE_TOKENIZERS = {
-    (_LLAMA3,): "llama-bpe", (_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),): "qwen2", (_TEKKEN,): "tekken", (_GPT4O,): "gpt-4o",
-    _DEEPSEEK: "deepseek-v3", (_SEED,): "seed-coder", (): "gpt-2",
-}  # fmt: skip
 ADDED_SCORE = -1000.0  # of tokens that no merge makes
 
 
@@ -96,9 +78,9 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     special_tokens(folder, bool(description), size)
     model = description.get("model", {})
     if model.get("type") == "BPE" and "ByteLevel" in json.dumps(description.get("pre_tokenizer")):
-        check_byte_level(description)
+        pre = check_byte_level(description)
         tokens, kinds = plain_tokens(model["vocab"], added_tokens(folder, description), size)
-        return Vocabulary("gpt2", pre_tokenizer_name(description["pre_tokenizer"], model.get("ignore_merges", False)), tokens, kinds)
+        return Vocabulary("gpt2", pre, tokens, kinds)
     if model.get("type") == "BPE" and model.get("byte_fallback"):
         check_marked(description)
         tokens, kinds = plain_tokens(model["vocab"], added_tokens(folder, description), size, model.get("unk_token"))
@@ -192,29 +174,3 @@ def sentencepiece_vocabulary(folder: Path, size: int) -> Vocabulary:
             tokens[index], scores[index] = text, ADDED_SCORE
             kinds[index] = TokenType.CONTROL if special else TokenType.USER_DEFINED
     return Vocabulary("llama", "default", tokens, kinds, scores, space_first)
-
-
-def pre_tokenizer_name(pre_tokenizer: dict[str, Any], ignore_merges: bool = False) -> str:
-    """llama.cpp's name for how text is split before merging.
-
-    Under "llama-bpe" llama.cpp takes a word that is a token whole, whatever its merges (Llama 3's `ignore_merges`); "dbrx" splits
-    by the same pattern and merges.
-
-    Raises:
-        UserError: a way of splitting that has no name here.
-    """
-    steps = [step for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if step["type"] != "ByteLevel"]
-    if [step["type"] for step in steps] == ["Digits"] and steps[0].get("individual_digits"):
-        return "smollm"
-    patterns = tuple(written_out(step["pattern"].get("Regex", "?")) if step["type"] == "Split" else "?" for step in steps)
-    if patterns not in PRE_TOKENIZERS:
-        raise UserError(
-            f"llama.cpp's name for the pre-tokenizer pattern {' '.join(patterns)!r} is not known here; add it to PRE_TOKENIZERS"
-        )
-    name = PRE_TOKENIZERS[patterns]
-    return "dbrx" if name == "llama-bpe" and not ignore_merges else name
-
-
-def written_out(pattern: str) -> str:
-    """A pattern whose line breaks are written as escapes, which mean the same."""
-    return pattern.replace("\r", r"\r").replace("\n", r"\n")

@@ -6,12 +6,17 @@ would be written without it, and llama.cpp would cut text into other tokens than
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
+from qlab.formats.gguf.tokens.splitting import BEGINS, BYTES, name_of, steps, way, written_out
 from qlab.formats.gguf.tokens.tokenizer_file import read_description
 from qlab.support.errors import UserError
+from qlab.support.wording import counted
 
 MARK = "▁"  # SentencePiece writes a space so
 BPE = 2  # TrainerSpec.ModelType of sentencepiece_model.proto
@@ -24,36 +29,50 @@ def refusal(rule: str) -> UserError:
     )
 
 
-def steps(part: dict[str, Any] | None, several: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer of tokenizer.json; a sequence holds them under the key `several`."""
-    if part is None:
-        return []
-    return [step for inner in part[several] for step in steps(inner, several)] if part["type"] == "Sequence" else [part]
-
-
-def check_byte_level(description: dict[str, Any]) -> None:
-    """See that a byte-level tokenizer.json prepares text as llama.cpp's "gpt2" models do: split by a pattern, nothing changed.
+def check_byte_level(description: dict[str, Any]) -> str:
+    """See that a byte-level tokenizer.json prepares text as one of llama.cpp's "gpt2" models does, nothing changed before it is split;
+    llama.cpp's name for how it is split.
 
     NFC is let through: see tokenizer_remarks.
 
     Raises:
-        UserError: a rule that llama.cpp does not have.
+        UserError: a rule that llama.cpp does not have, or for which no name is known here.
     """
     for step in steps(description.get("normalizer"), "normalizers"):
         if step["type"] != "NFC":
             raise refusal(f"changes text before it is cut (normalizer {step['type']})")
     splits = steps(description["pre_tokenizer"], "pretokenizers")
+    if any(step.get("add_prefix_space") for step in splits if step["type"] == "ByteLevel"):
+        raise refusal("puts a space before every text (add_prefix_space)")
+    name = name_of(description["pre_tokenizer"], description["model"].get("ignore_merges", False))
+    if name is None:
+        raise refusal(rule) if (rule := unknown_rule(splits)) else nameless(splits)
+    check_merging(description["model"])
+    return name
+
+
+def unknown_rule(splits: Sequence[dict[str, Any]]) -> str:
+    """What these steps of splitting text do that no way of llama.cpp's does; empty where only a pattern is not known here."""
     byte_level = splits[-1]
     if byte_level["type"] != "ByteLevel" or [step["type"] for step in splits].count("ByteLevel") != 1:
-        raise refusal("does not turn text into bytes as its last step")
-    if byte_level.get("add_prefix_space"):
-        raise refusal("puts a space before every text (add_prefix_space)")
+        return "does not turn text into bytes as its last step"
     patterns = [step for step in splits if step["type"] == "Split"]
-    if byte_level.get("use_regex", True) == bool(patterns):
-        raise refusal("splits text twice" if patterns else "does not split text into words")
+    if byte_level.get("use_regex", True) and patterns:
+        return "splits text twice"
+    if way({"type": "Sequence", "pretokenizers": splits}) == (BYTES,):
+        return "does not split text into words"
     if any(step.get("behavior") != "Isolated" or step.get("invert") for step in patterns):
-        raise refusal("splits text by what lies between the matches of its pattern, or joins them")
-    check_merging(description["model"])
+        return "splits text by what lies between the matches of its pattern, or joins them"
+    return ""
+
+
+def nameless(splits: Sequence[dict[str, Any]]) -> UserError:
+    """What to say of steps that may have a name in llama.cpp, but none here."""
+    said = " and ".join(step["pattern"].get("Regex", "a text") if step["type"] == "Split" else step["type"] for step in splits[:-1])
+    return UserError(
+        f"the tokenizer splits text by {written_out(said)[:120]}; a GGUF file names such a rule, and qlab knows no name of llama.cpp's for "
+        "this one: take another format for this model, such as awq-gptq-w4g128, or llama.cpp's own converter"
+    )
 
 
 def check_marked(description: dict[str, Any]) -> None:
@@ -94,7 +113,29 @@ def tokenizer_remarks(folder: Path) -> str:
         said.append("composes accented letters first (Unicode's NFC), llama.cpp does not: text with decomposed letters is cut otherwise")
     if greedy := [token["content"] for token in description.get("added_tokens", []) if token.get("lstrip") or token.get("rstrip")]:
         said.append(f"takes the spaces beside {', '.join(greedy[:3])} into the token, llama.cpp leaves them in the text")
+    if words := whole_words(description):
+        said.append(words)
     return f"this tokenizer {'; it '.join(said)}" if said else ""
+
+
+def whole_words(description: dict[str, Any]) -> str:
+    """Where either this tokenizer or llama.cpp takes a word that is a token whole, whatever its merges, and the other merges it, and
+    merging would not make it: how many such words there are."""
+    model = description["model"]
+    if model.get("type") != "BPE" or "ByteLevel" not in json.dumps(description.get("pre_tokenizer")):
+        return ""
+    whole = bool(model.get("ignore_merges"))
+    if whole == (name_of(description["pre_tokenizer"], whole) in BEGINS):
+        return ""
+    alone = {"added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None}
+    merging = Tokenizer.from_str(json.dumps(description | alone | {"model": model | {"ignore_merges": False}}))
+    texts = list(model["vocab"])
+    special = {token["content"] for token in description.get("added_tokens", [])}
+    found = [text for text, cut in zip(texts, merging.encode_batch(texts)) if len(cut.ids) != 1 and text not in special]
+    if not found:
+        return ""
+    ours, theirs = ("takes them whole", "merges them") if whole else ("merges them", "takes them whole")
+    return f"has {counted(len(found), 'token')} such as {found[0]!r} that its merges do not make: it {ours}, llama.cpp {theirs}"
 
 
 def check_sentencepiece(model: bytes) -> bool:

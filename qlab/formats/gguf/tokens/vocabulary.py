@@ -6,21 +6,12 @@ from typing import Annotated, Any
 
 from gguf import TokenType
 from pydantic import BaseModel, FiniteFloat, Strict, ValidationError, model_validator
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from qlab.formats.gguf.reading import GGUFFiles
-from qlab.formats.gguf.tokens.tokenizer import PRE_TOKENIZERS
+from qlab.formats.gguf.tokens.splitting import BEGINS, BY_NAME, splitter
 from qlab.support.errors import UserError
-
-PATTERNS = {name: patterns for patterns, name in PRE_TOKENIZERS.items()}
-# Names that llama.cpp cuts by the same pattern; under some it takes a word that is a token whole, whatever its merges.
-SAME_PATTERN = {
-    "dbrx": "llama-bpe", "llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2", "gpt2": "gpt-2",
-    "minimax-m2": "gpt-4o", "glm4": "llama-bpe", "chatglm-bpe": "llama-bpe", "lfm2": "llama-bpe",
-}  # fmt: skip
-WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
-BEGINS = ("llama-bpe", "llama3", "llama-v3", "tekken")  # where a header says nothing, llama.cpp puts the first token before the text
 
 
 def read_tokenizer(files: GGUFFiles) -> PreTrainedTokenizerFast:
@@ -108,12 +99,17 @@ def byte_level(files: GGUFFiles, tokens: list[str], kinds: list[TokenType]) -> T
         UserError: a name that qlab does not know, or no merges.
     """
     name = str(files.settings.get("tokenizer.ggml.pre", "default"))
+    if name not in BY_NAME:
+        raise UserError(
+            f"the GGUF file's tokenizer splits text as {name!r}, which qlab does not know; it knows {', '.join(sorted(BY_NAME))}: "
+            "put the model's tokenizer.json beside it"
+        )
     merges = files.arrays.get("tokenizer.ggml.merges")
     if merges is None:
         raise UserError(f"{files.files[0].name} has a byte-level tokenizer without merges: convert the model anew")
     pairs = [split_merge(merge) for merge in merges]
-    tokenizer = Tokenizer(models.BPE(numbers(tokens, kinds), pairs, ignore_merges=name in WHOLE_WORDS))
-    tokenizer.pre_tokenizer = pre_tokenizer(name)
+    tokenizer = Tokenizer(models.BPE(numbers(tokens, kinds), pairs, ignore_merges=name in BEGINS))
+    tokenizer.pre_tokenizer = splitter(name)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -122,27 +118,6 @@ def split_merge(merge: str) -> tuple[str, str]:
     """The two tokens of a merge: at its blank, which is no byte of either."""
     left, _, right = merge.partition(" ")
     return left, right
-
-
-def pre_tokenizer(name: str) -> Any:
-    """How text is split before merging, by llama.cpp's name for it.
-
-    Raises:
-        UserError: a name that qlab does not know.
-    """
-    if name == "smollm":
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    patterns = PATTERNS.get(SAME_PATTERN.get(name, name))
-    if patterns is None:
-        known = ", ".join(sorted({*PATTERNS, *SAME_PATTERN, "smollm"}))
-        raise UserError(
-            f"the GGUF file's tokenizer splits text as {name!r}, which qlab does not know; it knows {known}: "
-            "put the model's tokenizer.json beside it"
-        )
-    if not patterns:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
-    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def sentencepiece(files: GGUFFiles, tokens: list[str], kinds: list[TokenType]) -> Tokenizer:
