@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable
+from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
+from pathlib import Path
+
+from packaging.utils import canonicalize_name
 
 
 def version_of(package: str) -> str:
@@ -11,3 +15,13 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "absent"
+
+
+def named(found: Iterable[Distribution]) -> dict[str, str]:
+    """The versions of distributions by their canonical names."""
+    return {canonicalize_name(one.metadata["Name"] or ""): one.version for one in found}
+
+
+def versions_below(environment: Path) -> dict[str, str]:
+    """The versions of all packages in a virtual environment, by their canonical names; none where there is no such folder."""
+    return named(distributions(path=[str(folder) for folder in environment.glob("lib/python*/site-packages")]))
