@@ -83,7 +83,7 @@ $(VLLM)/.ready:
 	VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -c 'import vllm; print("vLLM", vllm.__version__)'
 	@touch $@
 
-peers: $(PEERS)/.ready ## AutoRound and llm-compressor in an environment of their own, .venv-peers (2 GB, minutes), for lesson 3 and bench-quantize
+peers: $(PEERS)/.ready ## AutoRound and llm-compressor in an environment of their own, .venv-peers (1.5 GB, minutes), for lesson 3 and bench-quantize
 
 # llmcompressor 0.14.0.1, auto-round 0.15.1: the newest two that go together; llm-compressor admits no newer AutoRound.
 # compressed-tensors 0.19.0: the one release that llm-compressor 0.14.0.1 admits; vLLM and qlab read what it writes.

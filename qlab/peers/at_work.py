@@ -33,14 +33,17 @@ def batches(windows: list[list[int]]) -> list[dict[str, torch.Tensor]]:
 
 
 def auto_round(request: dict[str, Any]) -> None:
-    """AutoRound (Cheng et al. 2023, SignRound) with its defaults but for the calibration text, in GPTQ's layout."""
+    """AutoRound (Cheng et al. 2023, SignRound) with its defaults but for the calibration text, in GPTQ's layout.
+
+    On a CPU nothing is compiled: torch.compile wants a C++ compiler and Python's headers there, which not every machine has.
+    """
     from auto_round import AutoRound
 
     out, windows = Path(request["out"]), request["windows"]
     tuned = AutoRound(
         request["model"], iters=request["iterations"], bits=request["bits"], group_size=request["group_size"], sym=request["symmetric"],
         dataset=batches(windows), nsamples=len(windows), seqlen=len(windows[0]), batch_size=AT_ONCE, device_map=request["device"],
-        trust_remote_code=False,
+        enable_torch_compile=request["device"] != "cpu", trust_remote_code=False,
     )  # fmt: skip
     _, folder = tuned.quantize_and_save(str(out), format="auto_gptq")
     for file in Path(folder).iterdir():  # it makes a folder of its own in there
@@ -72,6 +75,8 @@ def llm_compressor(request: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(request["model"], trust_remote_code=False)
     oneshot(model=model, tokenizer=tokenizer, dataset=text, recipe=recipe)
     model.to(dtype).save_pretrained(request["out"])
+    for file in Path(request["out"]).glob("*.py"):  # it copies what programs lie beside the model
+        file.unlink()
 
 
 LIBRARIES = {"AutoRound": ("auto_round", auto_round), "llm-compressor": ("llmcompressor", llm_compressor)}
@@ -102,6 +107,9 @@ def main() -> None:
     quantize(request)
     cost = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     (work / "cost.json").write_text(json.dumps(cost))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # a Python that has loaded PyTorch takes seconds to tear itself down
 
 
 if __name__ == "__main__":

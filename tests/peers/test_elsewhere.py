@@ -27,7 +27,7 @@ from qlab.support.errors import UserError
 from qlab.workbook.lesson import able
 from tests.walk.families import FAMILIES, make
 
-RECIPES = [AutoRound(iterations=20), LLMCompressor(), LLMCompressor(bits=8, smooth=True)]
+RECIPES = [AutoRound(iterations=4), LLMCompressor(), LLMCompressor(bits=8, smooth=True)]
 STANDING_IN = """
 import json, sys, pathlib
 assert sys.flags.isolated
@@ -129,7 +129,7 @@ def test_a_mixture_of_experts_is_refused(environment: Path, tmp_path: Path) -> N
 def test_names_tell_recipes_apart() -> None:
     recipes = [*RECIPES, AutoRound(), AutoRound(symmetric=False), LLMCompressor(group_size=64)]
     assert [recipe.name for recipe in recipes] == [
-        "autoround-w4g128-steps20", "llmcompressor-gptq-w4g128", "llmcompressor-smooth-gptq-w8a8",
+        "autoround-w4g128-steps4", "llmcompressor-gptq-w4g128", "llmcompressor-smooth-gptq-w8a8",
         "autoround-w4g128", "autoround-w4g128-asym", "llmcompressor-gptq-w4g64",
     ]  # fmt: skip
     with pytest.raises(UserError, match="bits=8"):
