@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := .venv-vllm
+PEERS := .venv-peers
 # A Python that the user names is taken or refused; where none is named and there is no python3.11, uv may bring one.
 FIND_PYTHON := tools/find-python.sh '$(PYTHON)' $(if $(filter file,$(origin PYTHON)),--bring)
 
-.PHONY: run test lab afresh browser cluster lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-sweep bench-neighbour bench-kernels bench-lessons soak kill fuzz vllm environment lock embedded-model doctor clean help
+.PHONY: run test lab afresh browser cluster lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-sweep bench-neighbour bench-kernels bench-lessons soak kill fuzz vllm peers environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -88,6 +89,23 @@ $(VLLM)/.ready:
 	VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -c 'import vllm; print("vLLM", vllm.__version__)'
 	@touch $@
 
+peers: $(PEERS)/.ready ## AutoRound and llm-compressor in an environment of their own, .venv-peers (1.5 GB, minutes), for lesson 3 and bench-quantize
+
+# llmcompressor 0.14.0.1, auto-round 0.15.1: the newest two that go together; llm-compressor admits no newer AutoRound.
+# compressed-tensors 0.19.0: the one release that llm-compressor 0.14.0.1 admits; vLLM and qlab read what it writes.
+# transformers 5.17.0: the newest that llm-compressor admits, and why they cannot be in .venv, whose models are of 5.23.
+# torch 2.13.0, accelerate 1.15.0: as in .venv, so that the same arithmetic is timed.
+# datasets 5.2.0: both import it, though they get their text as tokens.
+$(PEERS)/.ready:
+	python=$$($(FIND_PYTHON)) && "$$python" -m venv --clear $(PEERS)
+	$(PEERS)/bin/pip install --quiet --upgrade pip==26.3
+	$(PEERS)/bin/pip install --quiet torch==2.13.0
+	$(PEERS)/bin/pip install --quiet llmcompressor==0.14.0.1 auto-round==0.15.1 compressed-tensors==0.19.0 transformers==5.17.0 \
+	  accelerate==1.15.0 datasets==5.2.0
+	$(PEERS)/bin/pip check
+	HF_HUB_OFFLINE=1 DO_NOT_TRACK=1 $(PEERS)/bin/python -c 'import auto_round, llmcompressor'
+	@touch $@
+
 pictures: $(READY) ## make the README's pictures anew from a whole run (a quarter of an hour); the screenshot needs chromium
 	mkdir -p build && $(BIN)/qlab run --fresh >build/run.log 2>&1
 	$(BIN)/python docs/pictures.py build/report build/run.log
@@ -117,5 +135,5 @@ lock: ## write requirements.lock from pyproject.toml's pins
 	mv build/requirements.lock requirements.lock
 
 clean: ## remove environment and results; what `qlab fetch` has downloaded stays in build/models
-	rm -rf $(VENV) $(VLLM)
+	rm -rf $(VENV) $(VLLM) $(PEERS)
 	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name models -exec rm -rf {} +; fi

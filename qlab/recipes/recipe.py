@@ -19,7 +19,10 @@ from qlab.walk.state.journal import Journal
 from qlab.walk.walk import Method, Walk, encoded_parts
 
 Details = dict[str, Any]
-"""What quantizing found out, for the manifest: errors by layer, remarks, and under `data` whether the calibration text was used."""
+"""What quantizing found out, for the manifest: errors by layer, remarks, and under `data` whether the calibration text was used.
+
+Under `cost`, which does not go into the manifest: seconds and peak bytes, where another process than the one that was asked did the work.
+"""
 
 
 class Recipe(Protocol):
@@ -27,6 +30,10 @@ class Recipe(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    def versions(self) -> dict[str, str]:
+        """Of what the bytes depend on in another environment than qlab's: none but for libraries that have one of their own."""
+        return {}
 
     def check(self, source: OpenedModel) -> None:
         """Raise the UserError of a model that this recipe cannot quantize or store, as far as its layout and configuration tell it."""
@@ -70,6 +77,10 @@ class Walked:
     data = True
     sequential = False
     targets = False
+
+    def versions(self) -> dict[str, str]:
+        """None: qlab's own methods depend on qlab's environment alone."""
+        return {}
 
     def check(self, source: OpenedModel) -> None:
         """Nothing here: most layouts take every model."""

@@ -12,12 +12,12 @@ import torch
 
 from qlab.artifacts.artifact import make_artifact, quantize_model
 from qlab.models.opening import OpenedModel, locate
-from qlab.recipes import GGUF, parse
+from qlab.recipes import GGUF, Details, Recipe, parse
 from qlab.support.errors import UserError
 
 
 @dataclass(frozen=True)
-class Failing:
+class Failing(Recipe):
     """A recipe that writes half of what it should, then fails."""
 
     name: str = "failing"
@@ -25,6 +25,29 @@ class Failing:
     def quantize(self, source: OpenedModel, windows: torch.Tensor, out: Path, device: str) -> None:
         (out / "model.safetensors").write_bytes(b"half")
         raise UserError("no space for the other half")
+
+
+@dataclass(frozen=True)
+class Elsewhere(Recipe):
+    """A recipe whose work another process did, with a library of another environment."""
+
+    name: str = "elsewhere"
+
+    def versions(self) -> dict[str, str]:
+        return {"transformers": "1.0", "their-library": "2.0"}
+
+    def quantize(self, source: OpenedModel, windows: torch.Tensor, out: Path, device: str) -> Details:
+        shutil.copytree(source.path, out, dirs_exist_ok=True)
+        return {"cost": {"seconds": 1234.5, "peak_bytes": 678}, "data": False}
+
+
+def test_what_another_process_took_and_had_stands_in_the_notes(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
+    made = make_artifact(Elsewhere(), tiny, calibration, str(tmp_path))
+    assert (made.seconds, made.peak_bytes) == (1234.5, 678)
+    assert "cost" not in json.loads((made.path / "qlab.json").read_text())
+    versions = made.manifest["inputs"]["versions"]
+    assert (versions["transformers"], versions["their-library"]) == ("1.0", "2.0")
+    assert versions["qlab"] != "absent"
 
 
 def test_the_same_inputs_are_not_quantized_twice(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:

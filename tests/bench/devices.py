@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from qlab.artifacts.manifest import COST
+from tests.bench.large import SHAPES
 from tests.bench.made_up import make_checkpoint
-from tests.bench.quantize import SHAPES
 
 WALKS = ["gptq-w4g128", "awq-w4g128+gptq-w4g128+nf4+q4_k_m"]
 

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -25,13 +24,14 @@ from qlab.artifacts.budget import parse_bytes
 from qlab.evaluate.quality import Quality, measure_quality, paired_difference
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
+from qlab.models.plain_copy import plain_copy
 from qlab.models.texts.windows import read_windows
-from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes, LlamaCpp
+from qlab.peers.recipes import AutoAWQ, AutoGPTQ, AutoRound, BitsAndBytes, LlamaCpp, LLMCompressor
 from qlab.recipes import Recipe, parse
-from qlab.support.process import peak_bytes, run_isolated
-from qlab.support.stages import profiled
-from qlab.workbook.lesson import quiet
+from qlab.support.process import run_isolated
+from qlab.workbook.lesson import able, quiet
 from tests.bench.kquants import against_llamacpp
+from tests.bench.large import LARGE, SHAPES, large
 from tests.bench.made_up import make_checkpoint
 
 OWN = [
@@ -51,6 +51,7 @@ OWN = [
     "q4_k_m",
     "q4_k_m-importance",
     "q4_k_m-plain",
+    "smooth-gptq-w8a8",
 ]
 LIBRARIES: list[Recipe] = [
     AutoAWQ(),
@@ -60,15 +61,13 @@ LIBRARIES: list[Recipe] = [
     BitsAndBytes(),
     LlamaCpp(),
     LlamaCpp(search="importance"),
+    LLMCompressor(),
+    LLMCompressor(bits=8, smooth=True),
 ]
-LARGE = ["rtn-w4g128", "awq-w4g128", "gptq-w4g128", "tuned-w4g128", "nf4", "q4_k_m", "awq-w4g128+gptq-w4g128+nf4+q4_k_m"]
 EXPERTS = ["rtn-w4g64", "awq-w4g64", "gptq-w4g64", "nf4", "q4_k_m"]  # of the part 'memory'
-SHAPES = {  # a block, how many a model has, and how many are walked over
-    "8B": ({"hidden": 4096, "mlp": 14336, "heads": 32, "kv_heads": 8}, 32, 5),
-    "70B": ({"hidden": 8192, "mlp": 28672, "heads": 64, "kv_heads": 8}, 80, 3),
-}
 PARTS = ["quality", "blocks", "memory", "resume", "large"]
-TUNED = ["tuned-w4g128", "tuned-w3g128"]  # get more calibration text: as much as fits in the time that AutoAWQ takes
+# Get more calibration text: as much as fits in the time that AutoAWQ takes.
+TUNED: list[Recipe] = [AutoRound(), parse("tuned-w4g128"), parse("tuned-w3g128")]
 RATIOS = [
     ("awq-w4g128", "autoawq-w4g128"),
     ("gptq-w4g128-inorder-cover", "autogptq-w4g128"),
@@ -76,6 +75,9 @@ RATIOS = [
     ("gptq-w4g128-inorder-cover-sequential", "autogptq-w4g128"),
     ("gptq-w4g128-asym-actorder", "autogptq-w4g128-asym-actorder"),
     ("gptq-w3g128-asym", "autogptq-w3g128-asym-actorder"),
+    ("gptq-w4g128", "llmcompressor-gptq-w4g128"),
+    ("smooth-gptq-w8a8", "llmcompressor-smooth-gptq-w8a8"),
+    ("tuned-w4g128", "autoround-w4g128"),
     ("tuned-w4g128", "autogptq-w4g128-asym-actorder"),
     ("tuned-w3g128", "autogptq-w3g128-asym-actorder"),
     ("q4_k_m-importance", "llamacpp-q4_k_m-importance"),
@@ -86,12 +88,17 @@ IN_PAIRS = [
     ("q4_k_m", "llamacpp-q4_k_m-importance"),
     ("gptq-w4g128-inorder-cover", "autogptq-w4g128"),
     ("gptq-w4g128", "autogptq-w4g128"),
+    ("gptq-w4g128", "llmcompressor-gptq-w4g128"),
+    ("smooth-gptq-w8a8", "llmcompressor-smooth-gptq-w8a8"),
+    ("tuned-w4g128", "autoround-w4g128"),
     *((f"{name}-sequential", name) for name in ("gptq-w4g128", "gptq-w4g128-asym", "gptq-w3g128-asym")),
 ]
 
 
 def quality_and_time(options: argparse.Namespace, work: str) -> None:
     source = locate(options.model)
+    if source.checkpoint.quantized:
+        source = plain_copy(source, Path(work) / "plain")
     tokenizer, original = load_tokenizer(source), load(source)
     calibration = read_windows(options.calibration, tokenizer, 256, 64).windows
     held_out = read_windows(options.text, tokenizer, 512, 40).windows
@@ -104,12 +111,10 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
     print(f"{source.name}: {calibration.numel()} calibration tokens; one forward pass over them, the floor: {floor:.1f} s")
     found: dict[str, tuple[Artifact, Quality]] = {}
     jobs = [(recipe, calibration) for recipe in [*LIBRARIES, *map(parse, OWN)]]
-    jobs += [
-        (parse(name), read_windows(options.calibration, tokenizer, 256, options.tuning_windows).windows)
-        for name in TUNED
-        if options.tuning_windows
-    ]
-    for recipe, seen in jobs:
+    if options.tuning_windows:
+        more = read_windows(options.calibration, tokenizer, 256, options.tuning_windows).windows
+        jobs += [(recipe, more) for recipe in TUNED]
+    for recipe, seen in able({recipe.name: (recipe, seen) for recipe, seen in jobs}, lambda job: job[0].check(source)).values():
         made = make_artifact(recipe, source, seen, work)
         found[recipe.name] = made, measure_quality(load(made.source), held_out, original)
         q = found[recipe.name][1]
@@ -129,11 +134,12 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
         return f"{first} against {second}, window by window: KL {difference / mean:+.1%} ± {error / mean:.1%}"
 
     for first, second in RATIOS:
-        if first in found:
+        if first in found and second in found:
             print(ratio(first, second))
     for first, second in IN_PAIRS:
-        print(in_pairs(first, second))
-    if "tuned-w4g128" in found:
+        if first in found and second in found:
+            print(in_pairs(first, second))
+    if "tuned-w4g128" in found and "autoawq-w4g128" in found:
         print(f"tuned-w4g128 took {found['tuned-w4g128'][0].seconds / found['autoawq-w4g128'][0].seconds:.2f} of AutoAWQ's time")
     four = ["awq-w4g128", "gptq-w4g128", "nf4", "q4_k_m"]
     slowest = max(four, key=lambda name: found[name][0].seconds)
@@ -186,44 +192,6 @@ def experts_in_memory(work: Path, experts: Sequence[int] = (8, 64), recipes: Seq
         for name in recipes:
             found, predicted = peak_and_prediction(model, name, work / f"{number}-{name}")
             print(f"{number:3} experts, {name:16} found {found / 1e9:.2f} GB, {found / predicted:.2f}× what was predicted", flush=True)
-
-
-def large(work: Path, options: argparse.Namespace) -> None:
-    """A Llama of 8B or 70B in shape: walks of one block and of several, and the whole estimated from their difference."""
-    shape, blocks, many = SHAPES[options.shape]
-    models = {n: make_checkpoint(work / f"large-{n}", n, **shape) for n in (1, many)}
-    device, windows = options.device, options.large_windows
-    card = torch.cuda.get_device_name() if device != "cpu" else device
-    print(f"{options.shape} shape, {windows} × {options.large_length} calibration tokens, {card}")
-    for together in options.recipes:
-        one, block, peak, stages = run_isolated(blocks_of, models, together.split("+"), options, work).value
-        print(
-            f"{together:14} {block:6.2f} s a block, {one + (blocks - 1) * block:5.0f} s for {blocks}; peak {peak / 1e9:.2f} GB on {device}",
-            flush=True,
-        )
-        for line in stages:
-            print(f"    {line}", flush=True)
-
-
-def blocks_of(models: dict[int, Path], names: list[str], options: argparse.Namespace, work: Path) -> tuple[float, float, int, list[str]]:
-    """Of walks over models of so many blocks: seconds of one block's walk, seconds of each further block, peak bytes (of the GPU's memory
-    where there is one), and with --profile where the time of the longest went. The first walk, which compiles kernels, is not counted."""
-    few, many = min(models), max(models)
-    text = read_windows(options.calibration, load_tokenizer(locate(str(models[few]))), options.large_length, options.large_windows).windows
-
-    def seconds(blocks: int) -> float:
-        started = time.perf_counter()
-        with tempfile.TemporaryDirectory(dir=work) as out:
-            quantize_model(locate(str(models[blocks])), [parse(name) for name in names], text, Path(out), device=options.device)
-            return time.perf_counter() - started
-
-    seconds(few)
-    one, more = seconds(few), seconds(many)
-    peak = peak_bytes() if options.device == "cpu" else torch.cuda.max_memory_allocated()
-    with profiled(options.device) if options.profile else nullcontext() as stages:
-        if stages:
-            seconds(many)
-    return one, (more - one) / (many - few), peak, stages.lines() if stages else []
 
 
 def resume(work: Path, kills: int) -> None:

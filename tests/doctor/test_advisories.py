@@ -9,7 +9,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from qlab.doctor.advisories import FAULTS, LLAMACPP, OLLAMA, OWN, Fault, environments, faults_in, installed, within
+from qlab.doctor.advisories import FAULTS, LLAMACPP, OLLAMA, OWN, Fault, environments, faults_in, within
 from qlab.doctor.examine import check_advisories
 
 NAMES = [f"{fault.id or 'together'}-{next(iter(fault.affected))}" for fault in FAULTS]
@@ -68,4 +68,4 @@ def test_what_is_installed_here_has_none_and_is_read() -> None:
     found = environments()
     assert int(found[OWN][LLAMACPP]) > 10_000
     assert found[OWN]["torch"].startswith("2.")
-    assert [line.state for line in check_advisories({OWN: installed()})] == ["OK"]
+    assert [line.state for line in check_advisories({OWN: found[OWN]})] == ["OK"]
