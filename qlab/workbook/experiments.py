@@ -126,12 +126,14 @@ def eight_bits(lesson: Lesson) -> dict[str, Quality]:
     return found
 
 
-def new_version(lesson: Lesson, version: PreTrainedModel, artifact: Artifact, rounding: Callable[[Tensor], Tensor]) -> dict[str, Quality]:
+def new_version(
+    lesson: Lesson, version: PreTrainedModel, artifact: Artifact, rounding: Callable[[Tensor], Tensor]
+) -> tuple[Quality, Quality]:
     """How far an `artifact` of the original is from a new `version` of it, and how far the version itself is once it is rounded anew."""
     expected = kept_logits(version, lesson.evaluation.split(1), Path(lesson.work))
-    found = {"old artifact": measure_quality(lesson.predictor(artifact), lesson.evaluation, expected)}
+    old = measure_quality(lesson.predictor(artifact), lesson.evaluation, expected)
     with rounded(version, rounding, Path(lesson.work)):
-        return found | {"quantized again": measure_quality(version, lesson.evaluation, expected)}
+        return old, measure_quality(version, lesson.evaluation, expected)
 
 
 @contextmanager
