@@ -52,23 +52,6 @@ def test_text_stands_left_and_numbers_right() -> None:
     assert "th.col2" in page
 
 
-def test_a_table_speaks_french(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [
-        {
-            "method": "GPTQ symmetric",
-            "told apart": True,
-            "KL (nats/token)": 42.9 + 1e-9,
-            "why": Sentence("{name} has KL {kl:.5f}", name="a", kl=0.1),
-        }
-    ]
-    assert [text in table_of(rows).to_html() for text in ("method", ">yes<", ">42.9<", "a has KL 0.10000")] == [True] * 4
-    monkeypatch.setenv(VARIABLE, "fr")
-    page = table_of(rows).to_html()
-    assert [text in page for text in ("méthode", "GPTQ symétrique", "distingué", ">oui<", "KL (nats/jeton)", "a a une KL de 0.10000")] == [
-        True
-    ] * 6
-
-
 def test_numbers_in_sentences() -> None:
     assert [signed(-1e-9, 4), signed(-0.5, 1), signed(0.25, 2)] == ["0.0000", "-0.5", "+0.25"]
     assert [counted(1, "token"), counted(2000, "token")] == ["1 token", "2,000 tokens"]
@@ -84,3 +67,20 @@ def test_a_figure_speaks_french(monkeypatch: pytest.MonkeyPatch) -> None:
         assert page.count(said) >= 2  # drawn, and in the alt text
     assert "en abscisse: erreur quadratique relative" in drawn.words()
     assert "no compensation" not in page
+
+
+def test_a_table_speaks_french(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {
+            "method": "GPTQ symmetric",
+            "told apart": True,
+            "KL (nats/token)": 42.9 + 1e-9,
+            "why": Sentence("{name} has KL {kl:.5f}", name="a", kl=0.1),
+        }
+    ]
+    assert [text in table_of(rows).to_html() for text in ("method", ">yes<", ">42.9<", "a has KL 0.10000")] == [True] * 4
+    monkeypatch.setenv(VARIABLE, "fr")
+    page = table_of(rows).to_html()
+    assert [text in page for text in ("méthode", "GPTQ symétrique", "distingué", ">oui<", "KL (nats/jeton)", "a a une KL de 0.10000")] == [
+        True
+    ] * 6

@@ -74,7 +74,7 @@ def test_a_part_is_judged_by_the_two_methods_that_differ_in_it() -> None:
         (
             -0.02,
             0.001,
-            f"KL falls by 0.02000 ± 0.00100 on the evaluation text.{UNEXPLAINED}",
+            f"KL falls by 0.02000 ± 0.00100 on the evaluation text. {UNEXPLAINED}",
             "The part with the largest gain on this model is the part.",
         ),
         (0.02, 0.001, "KL rises by 0.02000 ± 0.00100 on the evaluation text.", "None of these parts"),

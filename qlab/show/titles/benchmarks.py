@@ -14,6 +14,7 @@ from qlab.workbook.language.spoken import enumerated, gettext, say
 from qlab.workbook.pareto import pareto_front
 
 MOST = 4  # names that a title lists
+FAR = 1.1  # times what was predicted: what is more is told
 ALIKE = 1.05  # times: what is nearer than that is not called more
 
 
@@ -24,7 +25,7 @@ def memory(measured: Sequence[Row]) -> str:
         return say("No format ran here")
     most = max(ratios, key=lambda name: ratios[name])
     values = {"name": most, "most": ratios[most], "least": min(ratios.values())}
-    if values["most"] > 1.1:
+    if ratios[most] > FAR:
         return say("Loaded, formats take {least:.2f} to {most:.2f} times what was predicted; the most is {name}", **values)
     return say("Loaded, no format takes more than {most:.2f} times what was predicted", **values)
 

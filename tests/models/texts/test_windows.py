@@ -44,7 +44,7 @@ def test_a_text_shorter_than_asked_for_is_said_and_one_shorter_than_a_window_ref
     assert line.startswith(
         "calibration: a.txt: plain text, 1 document read, 10 tokens, 3 windows used; fewer than the 99 windows asked for"
     )
-    assert line.endswith("its last 1 token fill no window and are dropped")
+    assert line.endswith("its last token fills no window and is dropped")
     assert "windows of 3 tokens that do not overlap, no BOS" in protocol
     with pytest.raises(UserError, match=r"b\.txt has 2 tokens, less than one window of 3"):
         read_windows(plain(tmp_path / "b.txt", "ab"), Bytes(), 3, 1)
