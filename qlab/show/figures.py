@@ -72,6 +72,10 @@ def lines(
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=colour)
     if log_x:
         axes.set_xscale("log")
+        measured = sorted({px for points in series.values() for px, _ in points})
+        if len(measured) <= MOST:  # the values themselves, in place of powers of ten
+            axes.set_xticks(measured, [f"{px:g}" for px in measured])
+            axes.minorticks_off()
     if log_y:
         axes.set_yscale("log")
     if len(series) > 1:

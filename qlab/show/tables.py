@@ -17,6 +17,7 @@ from qlab.support.wording import layer_place, signed
 from qlab.workbook.language.spoken import gettext
 
 FIGURE = re.compile(r"[+−-]?[\d.,]+( ± [\d.,]+)?( ?%)?")
+ABSENT = re.compile(r"—|no \(\d+\)")  # in the place of a figure; the second with a note
 
 
 def quality_table(results: Mapping[str, Quality]) -> Styler:
@@ -41,6 +42,7 @@ def styled(frame: pd.DataFrame) -> Styler:
     for position, name in enumerate(frame.columns):
         if is_number(frame[name]):
             styles.append({"selector": f"th.col{position}, td.col{position}", "props": "text-align:right"})
+            styles.append({"selector": f"td.col{position}", "props": "white-space:nowrap"})  # a number and its error on one line
     return frame.style.format(escape="html", na_rep=gettext("not measured")).set_table_styles(styles)
 
 
@@ -69,7 +71,7 @@ def is_number(column: pd.Series) -> bool:
     """Whether a column holds numbers, perhaps written out with their unit or error."""
     if pd.api.types.is_numeric_dtype(column):
         return True
-    texts = [value for value in column if isinstance(value, str) and value != "—"]
+    texts = [value for value in column if isinstance(value, str) and not ABSENT.fullmatch(value)]
     return bool(texts) and all(FIGURE.fullmatch(text) for text in texts)
 
 

@@ -22,7 +22,7 @@ from tests.browsing import Visit
 
 OWN = {"08_small": small_lesson, "09_exercises": exercises_lesson}  # lessons beside qlab's
 SMALL, EXERCISES = OWN
-STARTS, RUNS = 90, 180  # seconds: of a server, of a small lesson's cells on a busy machine
+STARTS, RUNS, STOPS = 300, 300, 120  # seconds on a very busy machine: of a server, of a small lesson's cells, of the server's end
 
 
 @dataclass
@@ -64,7 +64,7 @@ def running_lab(folder: Path) -> Iterator[Lab]:
         yield Lab(folder, *address(log, server))
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=STOPS)
 
 
 def address(log: Path, server: subprocess.Popen[bytes]) -> tuple[str, str]:

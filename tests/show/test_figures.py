@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pandas as pd
 import pytest
@@ -50,6 +51,21 @@ def test_text_stands_left_and_numbers_right() -> None:
     assert "th.col0" not in page
     assert "th.col1" in page
     assert "th.col2" in page
+
+
+def test_a_number_stays_on_one_line_and_its_column_right_where_some_are_missing() -> None:
+    frame = pd.DataFrame({"peak": ["44", "no (1)", "—"], "word": ["no (1)", "none", "—"]})
+    assert [is_number(frame[name]) for name in frame] == [True, False]
+    page = styled(frame).to_html()
+    assert len(re.findall(r"td\.col0 \{\s*white-space: ?nowrap", page)) == 1
+    assert "col1 {" not in page
+
+
+def test_a_logarithmic_axis_has_the_values_that_were_measured() -> None:
+    drawing = figures.lines({"a": [(1, 0.5), (4, 0.3), (16, 0.2)], "b": [(1, 0.4), (4, 0.2)]}, "Over text", "windows", "KL", log_x=True)
+    drawing.draw_without_rendering()
+    assert [label.get_text() for label in drawing.axes[0].get_xticklabels()] == ["1", "4", "16"]
+    assert drawing.axes[0].get_xticklabels(minor=True) == []
 
 
 def test_numbers_in_sentences() -> None:

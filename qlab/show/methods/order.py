@@ -10,6 +10,7 @@ from qlab.workbook.drawn.order import GIVEN, LARGEST, SMALLEST, Ordered
 from qlab.workbook.language.spoken import gettext
 
 POINTS = 64  # of a curve
+FLOOR = 1e-3  # of a channel's size: what is smaller is drawn so
 COLOURS = {LARGEST: PALETTE[0], GIVEN: MUTED, SMALLEST: PALETTE[1]}
 
 
@@ -32,10 +33,12 @@ def order_picture(layer: str, found: Ordered, percent: int) -> Drawing:
     values = {"largest": shown(100 * errors[LARGEST]), "given": shown(100 * errors[GIVEN])}
     title = text.format(layer=layer, percent=percent, gain=found.gain, **values)
     figure, (sizes, strips, curves) = stacked(title, (1.1, 1.1, 2.2), shared=False)
-    falling = found.sizes.sort(descending=True).values.tolist()
+    falling = found.sizes.sort(descending=True).values.clamp(min=FLOOR).tolist()
     drawn = some(columns)
     sizes.fill_between([place + 1 for place in drawn], [falling[place] for place in drawn], color=MUTED)
     sizes.set_xlim(0.5, columns + 0.5)
+    sizes.set_yscale("log")
+    sizes.yaxis.set_major_formatter("{x:g}")
     sizes.set_ylabel(gettext("size"))
     caption(sizes, gettext("size of each input channel, in means of H's diagonal"))
     draw_strips(strips, found, done)
@@ -66,7 +69,7 @@ def draw_strips(axes: Axes, found: Ordered, done: int) -> None:
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.set_xlabel(gettext("input channel, the largest on the left"))
-    caption(axes, gettext("coloured: rounded already; a line for each order, as in the legend below"))
+    caption(axes, gettext("coloured: rounded already; a line an order, see the legend"))
 
 
 def draw_curves(axes: Axes, found: Ordered, done: int) -> None:

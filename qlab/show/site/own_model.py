@@ -93,7 +93,7 @@ class OwnModelHandler(JupyterHandler):
 
     @web.authenticated
     def get(self) -> None:
-        self.finish(own_model_page(self.links, xsrf=self.xsrf()))
+        self.finish(own_model_page(self.links, xsrf=self.xsrf_form_html()))
 
     @web.authenticated
     async def post(self) -> None:
@@ -106,10 +106,7 @@ class OwnModelHandler(JupyterHandler):
             error = str(failure)
         except (OSError, RuntimeError) as failure:  # its process died, or took too long
             error = f"{gettext('There is no forecast:')} {str(failure).splitlines()[0]}"
-        self.finish(own_model_page(self.links, asked, found, error, self.xsrf()))
-
-    def xsrf(self) -> str:
-        return self.xsrf_form_html().decode()
+        self.finish(own_model_page(self.links, asked, found, error, self.xsrf_form_html()))
 
 
 def told(model: str) -> dict[str, Any]:

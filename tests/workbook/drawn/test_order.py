@@ -32,7 +32,7 @@ def test_the_largest_first_is_static_act_order(found: Ordered) -> None:
 
 def test_with_unequal_inputs_the_order_counts_and_the_control_is_worst(found: Ordered) -> None:
     ends = {name: float(order.so_far[-1]) for name, order in found.orders.items()}
-    assert ends[LARGEST] < 0.9 * ends[GIVEN]
+    assert ends[LARGEST] < 0.95 * ends[GIVEN]
     assert ends[GIVEN] < 0.9 * ends[SMALLEST]
     assert found.gain == pytest.approx(ends[LARGEST] / ends[GIVEN])
     early = {name: float(order.so_far[11]) for name, order in found.orders.items()}
