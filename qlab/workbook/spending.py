@@ -25,6 +25,7 @@ from qlab.workbook.lesson import Lesson
 WIDTHS = (3, 4, 6, 8)
 EVEN = 4  # bits: what the size is that all three choices have
 WINDOWS = 2  # of the calibration text, by which layers are judged
+JUDGED = 8  # windows of the evaluation text at most, by which choices are
 SEEDS, STEPS = 4, 13  # draws at random of which the mean is shown; sizes along a curve
 CHOSEN, ALIKE, RANDOM = "by what each layer costs", "one width for all", "widths at random"
 
@@ -77,7 +78,7 @@ def spend(lesson: Lesson) -> Spent:
         widths,
         {how: damage_in_all(choices, found) for how, found in chosen.items()},
         {
-            how: measure_quality(lesson.with_weights(partial(rounded, own=own), own), lesson.evaluation, lesson.expected, how)
+            how: measure_quality(lesson.with_weights(partial(rounded, own=own), own), lesson.evaluation[:JUDGED], lesson.expected, how)
             for how, own in widths.items()
         },
         curves_of(choices, weights),

@@ -73,13 +73,16 @@ def test_a_server_that_does_not_start_is_a_row(folders: dict[str, Path], tmp_pat
 
 def test_the_command(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = tmp_path / "results.sqlite"
-    words = ["bench", *map(str, folders.values()), "--load", "1,3", "--context", "128", "--requests", "3", "--generated-tokens", "4"]
+    words = ["bench", *map(str, folders.values()), "--load", "1,2", "--context", "256", "--requests", "2", "--generated-tokens", "4"]
     assert call([*words, "--results", str(store), "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [one["name"] for one in told["served"]] == ["f16", "q8_0"]
     assert told["crossings"]
     kept = read(store)
     assert len(kept[kept["metric"] == "output under load"]) == 4
+    short = ["16" if word == "256" else word for word in words]
+    assert call([*short[:2], *short[3:], "--results", ""]) == 1
+    assert "f16, 1 at a time: lost 2 BadRequestError" in " ".join(capsys.readouterr().out.split())
     assert call([*words, "--cache", "f16,q2", "--results", ""]) == 2
     assert "a KV cache in 'q2'" in " ".join(capsys.readouterr().err.split())
     assert call([*words[:2], "--load", "1,none"]) == 2
