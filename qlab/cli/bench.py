@@ -116,10 +116,11 @@ def show_served(served: Sequence[Served], levels: Sequence[int], as_json: bool) 
 def lost(served: Sequence[Served]) -> list[str]:
     """What did not come, or came wrong, in sentences; with a prompt longer than the context a server answers nothing."""
     said = [readable(f"{one.label}: {one.problem}") for one in served if one.problem]
-    for one, level in ((one, level) for one in served for level in one.levels):
-        where = f"{one.label}, {level.concurrency} at a time"
-        said += [f"{where}: lost {count} {readable(kind)}" for kind, count in level.errors.items()]
-        said += [f"{where}: {level.wrong} wrong"] if level.wrong else []
+    for one in served:
+        for level in one.levels:
+            where = f"{one.label}, {level.concurrency} at a time"
+            said += [f"{where}: lost {count} {readable(kind)}" for kind, count in level.errors.items()]
+            said += [f"{where}: {level.wrong} wrong"] if level.wrong else []
     return said
 
 

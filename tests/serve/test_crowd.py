@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
+from qlab.cli.bench import lost
 from qlab.evaluate.store.load import load_figures
 from qlab.evaluate.store.results import read
 from qlab.models.opening import OpenedModel
@@ -38,6 +40,12 @@ def test_formats_that_change_places() -> None:
     ]
     assert crossings([lost]) == []
     assert served("one", 1, cache="q4_0").label == "one, cache q4_0"
+
+
+def test_what_is_lost_or_wrong_is_said() -> None:
+    whole, broken = level(1, 10), replace(level(4, 10), errors={"BadRequestError": 2}, wrong=1)
+    found = [served("whole", 1), Served("some", "r", "f16", [whole, broken]), Served("none", "r", "f16", problem="it did not start")]
+    assert lost(found) == ["none: it did not start", "some, 4 at a time: lost 2 BadRequestError", "some, 4 at a time: 1 wrong"]
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +88,6 @@ def test_the_command(folders: dict[str, Path], tmp_path: Path, capsys: pytest.Ca
     assert told["crossings"]
     kept = read(store)
     assert len(kept[kept["metric"] == "output under load"]) == 4
-    short = ["16" if word == "256" else word for word in words]
-    assert call([*short[:2], *short[3:], "--results", ""]) == 1
-    assert "f16, 1 at a time: lost 2 BadRequestError" in " ".join(capsys.readouterr().out.split())
     assert call([*words, "--cache", "f16,q2", "--results", ""]) == 2
     assert "a KV cache in 'q2'" in " ".join(capsys.readouterr().err.split())
     assert call([*words[:2], "--load", "1,none"]) == 2
