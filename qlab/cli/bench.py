@@ -111,11 +111,20 @@ def show_served(served: Sequence[Served], levels: Sequence[int], as_json: bool) 
         rates = [f"tok/s at {level}" for level in levels]
         columns = ["artifact", "runtime", "MB predicted", "held", *rates, f"TTFT p99 at {levels[-1]} (ms)"]
         show(table(columns, [served_row(one, levels) for one in served]), WIDE)
-        problems = [readable(f"{one.label}: {one.problem}") for one in served if one.problem]
-        print("\n".join([*crossings(served), *problems]))
-    lost = any(level.errors or level.wrong for one in served for level in one.levels)
-    if lost or any(one.problem for one in served):
+        print("\n".join([*crossings(served), *lost(served)]))
+    if lost(served):
         raise typer.Exit(1)
+
+
+def lost(served: Sequence[Served]) -> list[str]:
+    """What did not come, or came wrong, in sentences; with a prompt longer than the context a server answers nothing."""
+    said = [readable(f"{one.label}: {one.problem}") for one in served if one.problem]
+    for one in served:
+        for level in one.levels:
+            where = f"{one.label}, {level.concurrency} at a time"
+            said += [f"{where}: lost {count} {readable(kind)}" for kind, count in level.errors.items()]
+            said += [f"{where}: {level.wrong} wrong"] if level.wrong else []
+    return said
 
 
 def served_row(one: Served, levels: Sequence[int]) -> list[str]:

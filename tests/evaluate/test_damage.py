@@ -81,8 +81,6 @@ def test_the_command(tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFi
         (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--widths", "4,9"], "no width of a layer"),
         (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--size", "4MB"], "give one of them"),
         (["--recipe", "rtn-w4g64-ct", "--size", "4.5 parsec"], "is no size"),
-        (["--recipe", "rtn-w4g64-ct", "--size", "1MB"], "what is not quantized"),
-        (["--recipe", "rtn-w4g64-ct", "--size", "2.2MB"], "the smallest widths take"),
         (["--recipe", "rtn-w4g64-ct", "--fit", "RTX 40900"], "no device"),
         (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--context", "100"], "give it, such as --fit 'RTX 4090'"),
         (["--recipe", "rtn-w4g64-ct", "--fit", "RTX 4090", "--cache", "q2"], "a KV cache in 'q2'"),
@@ -102,10 +100,10 @@ def test_a_width_that_was_asked_for_costs_what_it_costs(tiny: OpenedModel, calib
 
 @pytest.mark.parametrize("recipe", ["rtn-w4g32-ct", "rtn-w4grow-sym-ct"])
 def test_a_size_is_met_to_one_percent(recipe: str, tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = 3_333_000
+    asked = 2_900_000
     words = ["quantize", "--model", str(tiny.path), "--windows", "2", "--length", "32", "--out", str(tmp_path / "out")]
-    assert call([*words, "--recipe", recipe, "--size", "3333KB", "--widths", "2,3,4,5,6,8,16"]) == 0
-    artifact = Artifact.open(tmp_path / "out" / recipe.replace("w4g", "mixed3.333MBg"))
+    assert call([*words, "--recipe", recipe, "--size", "2900KB", "--widths", "2,3,4,5,6,8,16"]) == 0
+    artifact = Artifact.open(tmp_path / "out" / recipe.replace("w4g", "mixed2.9MBg"))
     assert artifact
     assert 0.99 * asked < artifact.disk_bytes <= asked
     said = capsys.readouterr().out.partition("weight files of ")[2]
@@ -113,7 +111,7 @@ def test_a_size_is_met_to_one_percent(recipe: str, tiny: OpenedModel, tmp_path: 
     widths = {width for _, width in artifact.manifest["inputs"]["recipe"]["widths"]}
     assert len(widths) > 1
     recipes = {name: number for name, number in artifact.manifest["inputs"]["recipe"].items() if name in ("budget", "bits")}
-    assert recipes == {"budget": "3.333MB", "bits": 4}
+    assert recipes == {"budget": "2.9MB", "bits": 4}
 
 
 def test_room_that_is_left_is_said_with_the_reason(tiny: OpenedModel, calibration: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
+from qlab.cli.bench import lost
 from qlab.evaluate.store.load import load_figures
 from qlab.evaluate.store.results import read
 from qlab.models.opening import OpenedModel
@@ -38,6 +40,12 @@ def test_formats_that_change_places() -> None:
     ]
     assert crossings([lost]) == []
     assert served("one", 1, cache="q4_0").label == "one, cache q4_0"
+
+
+def test_what_is_lost_or_wrong_is_said() -> None:
+    whole, broken = level(1, 10), replace(level(4, 10), errors={"BadRequestError": 2}, wrong=1)
+    found = [served("whole", 1), Served("some", "r", "f16", [whole, broken]), Served("none", "r", "f16", problem="it did not start")]
+    assert lost(found) == ["none: it did not start", "some, 4 at a time: lost 2 BadRequestError", "some, 4 at a time: 1 wrong"]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,7 @@ def test_a_server_that_does_not_start_is_a_row(folders: dict[str, Path], tmp_pat
 
 def test_the_command(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = tmp_path / "results.sqlite"
-    words = ["bench", *map(str, folders.values()), "--load", "1,3", "--context", "128", "--requests", "3", "--generated-tokens", "4"]
+    words = ["bench", *map(str, folders.values()), "--load", "1,2", "--context", "256", "--requests", "2", "--generated-tokens", "4"]
     assert call([*words, "--results", str(store), "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [one["name"] for one in told["served"]] == ["f16", "q8_0"]

@@ -23,15 +23,16 @@ from qlab.recipes.mixed import check_mixable, of_one_width
 from qlab.workbook.lesson import Lesson
 
 WIDTHS = (3, 4, 6, 8)
-EVEN = 4  # bits: what the size is that all three choices have
+BUDGET = 4.5  # bits a weight, scales included
 WINDOWS = 2  # of the calibration text, by which layers are judged
+JUDGED = 8  # windows of the evaluation text at most, by which choices are
 SEEDS, STEPS = 4, 13  # draws at random of which the mean is shown; sizes along a curve
 CHOSEN, ALIKE, RANDOM = "by what each layer costs", "one width for all", "widths at random"
 
 
 @dataclass(frozen=True)
 class Spent:
-    """`widths`: of each layer, by the choice. All have the size of EVEN bits in every layer: `bits` a weight, scales included. `predicted`
+    """`widths`: of each layer, by the way to choose, within a budget of BUDGET; `bits` a weight that it takes, scales included. `predicted`
     and `measured` KL, nats a token; `curves`: predicted KL against bits a weight."""
 
     bits: Mapping[str, float]
@@ -58,15 +59,14 @@ class Spent:
 
 def spend(lesson: Lesson) -> Spent:
     """Judge the layers of the lesson's sample at each of WIDTHS, choose, and measure what was chosen on the evaluation text."""
-    recipe = check_mixable(parse(f"rtn-w{EVEN}g{lesson.group_size}-sym-ct"))
+    recipe = check_mixable(parse(f"rtn-w4g{lesson.group_size}-sym-ct"))
     layers = {name: tuple(layer.weight.shape) for name, layer in lesson.sample.items()}
     groups = of_one_width(list(layers))
     offered = dict.fromkeys(groups, WIDTHS)
     choices = choices_of(lesson.reference, recipe, layers, offered, groups, lesson.calibration[:WINDOWS])
     weights = sum(prod(shape) for shape in layers.values())
-    even = dict.fromkeys(groups, EVEN)
-    room = size_of(choices, even)
-    chosen = {CHOSEN: least_damage(choices, room), ALIKE: even, RANDOM: at_random(choices, room, seed=0)}
+    room = BUDGET * weights
+    chosen = {CHOSEN: least_damage(choices, room), RANDOM: at_random(choices, room, seed=0), ALIKE: uniform(choices, room)}
     widths = {how: {name: width for group, width in found.items() for name in groups[group]} for how, found in chosen.items()}
 
     def rounded(name: str, weight: Tensor, own: Mapping[str, int]) -> Tensor:
@@ -74,7 +74,7 @@ def spend(lesson: Lesson) -> Spent:
 
     def judged(how: str) -> Quality:
         with lesson.with_weights(partial(rounded, own=widths[how]), widths[how]) as changed:
-            return measure_quality(changed, lesson.evaluation, lesson.expected, how)
+            return measure_quality(changed, lesson.evaluation[:JUDGED], lesson.expected, how)
 
     return Spent(
         {how: size_of(choices, found) / weights for how, found in chosen.items()},
