@@ -89,6 +89,8 @@ class BlockByBlock(Sequence[Tensor]):
 
     @torch.inference_mode()
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         model: Any = self._skeleton.model
         hidden = self._hidden.some(index, 1).to(self._skeleton.device)
         with self._rounding(model), self._answering((hidden, *[None] * (self._tuple - 1)) if self._tuple else hidden):

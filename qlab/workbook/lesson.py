@@ -175,13 +175,13 @@ class Lesson:
         try:
             for name in self.layers if chosen is None else chosen:
                 self.changed.append(name)
-                layer = self.layers[name]
-                layer.weight.data = change(name, layer.weight.data).to(layer.weight.dtype)
+                weight = self.layers[name].weight.data
+                weight.copy_(change(name, weight))  # in its own memory: a heap with holes would grow
             yield self.reference
         finally:
             while self.changed:
                 name = self.changed.pop()
-                self.layers[name].weight.data = self.source.checkpoint.read(f"{name}.weight").to(self.device, self.dtype)
+                self.layers[name].weight.data.copy_(self.source.checkpoint.read(f"{name}.weight"))
 
     @property
     def dtype(self) -> torch.dtype:
