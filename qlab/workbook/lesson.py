@@ -67,8 +67,13 @@ class Lesson:
     @cached_property
     def sample(self) -> dict[str, nn.Linear]:
         """The `layers` of BLOCKS blocks, evenly spread, the first and the last among them: what experiments layer by layer look at."""
-        chosen = sampled(self.source.layout.count)
-        return {name: layer for name, layer in self.layers.items() if self._block(name) in chosen}
+        return {name: layer for name, layer in self.layers.items() if self._block(name) in self.sampled_blocks}
+
+    @property
+    def sampled_blocks(self) -> list[int]:
+        """The numbers of the blocks that `sample` has."""
+        count = self.source.layout.count
+        return sorted({round(place * (count - 1) / (BLOCKS - 1)) for place in range(BLOCKS)}) if count > BLOCKS else list(range(count))
 
     def _block(self, name: str) -> int:
         return int(name.removeprefix(f"{self.source.layout.blocks}.").partition(".")[0])
@@ -192,11 +197,6 @@ class Lesson:
         return str(self.reference.device)
 
 
-def sampled(count: int) -> list[int]:
-    """The numbers of BLOCKS of `count` blocks, evenly spread, or of all where they are no more."""
-    return sorted({round(place * (count - 1) / (BLOCKS - 1)) for place in range(BLOCKS)}) if count > BLOCKS else list(range(count))
-
-
 def open_lesson(
     model: str, calibration_text: str, calibration_windows: int, calibration_length: int,
     evaluation_text: str, evaluation_windows: int, evaluation_length: int, work: str, device: str = "auto",
@@ -231,8 +231,8 @@ def open_lesson(
     lesson = Lesson(source, tokenizer, reference, calibration, evaluation, work, size)
     if why:
         print(f"Groups of {size} weights instead of {GROUP_SIZE}, in every recipe of this model: {why}.")
-    if len(shown := sampled(source.layout.count)) < source.layout.count:
-        print(f"Experiments layer by layer look at {BLOCKS} of {source.layout.count} blocks: {', '.join(map(str, shown))}.")
+    if len(lesson.sampled_blocks) < source.layout.count:
+        print(f"Experiments layer by layer look at {BLOCKS} of {source.layout.count} blocks: {', '.join(map(str, lesson.sampled_blocks))}.")
     if others := [name for name in decoder_layers(reference) if name not in lesson.layers]:
         print(f"{len(others)} layers are left out of the experiments, since groups of {size} do not divide their rows: {others[0]}, …")
     return lesson
