@@ -105,7 +105,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """A hash of the tensors' values."""
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.contiguous().view(torch.uint8).cpu().numpy())
+        found.update(tensor.cpu().numpy().tobytes())
     return found.hexdigest()
 
 
