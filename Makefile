@@ -8,7 +8,7 @@ PEERS := .venv-peers
 # A Python that the user names is taken or refused; where none is named and there is no python3.11, uv may bring one.
 FIND_PYTHON := tools/find-python.sh '$(PYTHON)' $(if $(filter file,$(origin PYTHON)),--bring)
 
-.PHONY: run test lab afresh browser cluster lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-sweep bench-neighbour bench-kernels bench-lessons soak kill fuzz vllm peers environment lock embedded-model doctor clean help
+.PHONY: run test lab afresh browser cluster lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-sweep bench-neighbour bench-kernels soak kill fuzz vllm peers environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -53,9 +53,6 @@ bench-deploy: $(READY) ## serve, prove and load each format in each runtime that
 
 bench-sweep: $(READY) ## whole sweeps by processes and on three Ray nodes, with a node and a driver killed (half an hour; after make cluster)
 	$(BIN)/python -m tests.sweep.acceptance
-
-bench-lessons: $(READY) ## the memory of lessons, predicted and measured, on two models (twenty minutes)
-	$(BIN)/python -m tests.bench.lessons
 
 bench-neighbour: $(READY) ## how much longer a walk takes beside busy programs (three minutes, on a machine with nothing else to do)
 	$(BIN)/python -m tests.bench.neighbour

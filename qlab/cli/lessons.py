@@ -53,7 +53,7 @@ def run(
     from qlab.show.site.report import check_report, write_report
     from qlab.support.disk.lock import locked
     from qlab.support.disk.room import room_for
-    from qlab.workbook.batch.runner import DONE, left_to_do, prepare, run_lessons
+    from qlab.workbook.batch.runner import DONE, prepare, run_lessons
 
     speak(language)
     if dry_run:
@@ -61,7 +61,6 @@ def run(
         return
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
     check_report(out, values, locate(model).path)
-    say_budgets({lesson: values[lesson] for lesson in left_to_do(values, out, fresh)})
     say_untranslated(list(values))
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -184,22 +183,6 @@ def say_untranslated(lessons: list[str]) -> None:
     for lesson in lessons if spoken() != ENGLISH else []:
         if found := faults(NOTEBOOKS / f"{lesson}.ipynb", spoken()):
             console.print(f"{lesson}: {len(found)} cells have no translation of their present text and stay English", highlight=False)
-
-
-def say_budgets(values: dict[str, dict[str, Any]]) -> None:
-    """Print what each lesson will take of the machine's memory; of one on a GPU nothing is foretold.
-
-    Raises:
-        UserError: the machine has less.
-    """
-    from qlab.models.opening import found_device, locate
-    from qlab.workbook.batch.budget import lesson_budget
-
-    for lesson, chosen in values.items():
-        if found_device(chosen["device"]) == "cpu":
-            budget = lesson_budget(lesson, locate(chosen["model"]), chosen)
-            console.print(budget.text(lesson), highlight=False, markup=False)
-            budget.check(lesson)
 
 
 def pairs(texts: list[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ of it when they are asked for, so that no more than one window's are in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,19 @@ def predictor(
     return BlockByBlock(source, windows, device, place), source.check_complete()
 
 
+@contextmanager
+def exact(_: nn.Module) -> Iterator[None]:
+    """Within the context a model computes as it is."""
+    yield
+
+
 class BlockByBlock(Sequence[Tensor]):
     """The logits of each window but for its last position, float32 [length − 1, vocabulary], in the model's FP32 arithmetic."""
 
     @torch.no_grad()
     def __init__(
         self, source: OpenedModel, windows: Tensor, device: str = "cpu", place: Path | None = None,
-        rounding: Callable[[nn.Module], AbstractContextManager[None]] = nullcontext,
+        rounding: Callable[[nn.Module], AbstractContextManager[None]] = exact,
     ) -> None:  # fmt: skip
         """Run the windows, int64 [windows, length], through the model's blocks.
 
@@ -89,6 +95,8 @@ class BlockByBlock(Sequence[Tensor]):
 
     @torch.inference_mode()
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         model: Any = self._skeleton.model
         hidden = self._hidden.some(index, 1).to(self._skeleton.device)
         with self._rounding(model), self._answering((hidden, *[None] * (self._tuple - 1)) if self._tuple else hidden):

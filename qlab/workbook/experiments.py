@@ -106,7 +106,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """A hash of the tensors' values."""
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.contiguous().view(torch.uint8).cpu().numpy().data)
+        found.update(tensor.cpu().numpy().tobytes())
     return found.hexdigest()
 
 
@@ -149,11 +149,11 @@ def rounded(model: PreTrainedModel, rounding: Callable[[Tensor], Tensor], place:
             for number, layer in enumerate(layers):
                 save_file({"weight": layer.weight.data.contiguous()}, folder / str(number))
                 filed.append(folder / str(number))
-                layer.weight.data = rounding(layer.weight.data).to(layer.weight.dtype)
+                layer.weight.data.copy_(rounding(layer.weight.data))
             yield
         finally:
             for layer, file in zip(layers, filed):
-                layer.weight.data = load_file(file, str(layer.weight.device))["weight"]
+                layer.weight.data.copy_(load_file(file)["weight"])
 
 
 @torch.no_grad()

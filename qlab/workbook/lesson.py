@@ -71,8 +71,13 @@ class Lesson:
     @cached_property
     def sample(self) -> dict[str, nn.Linear]:
         """The `layers` of BLOCKS blocks, evenly spread, the first and the last among them: what experiments layer by layer look at."""
-        chosen = sampled(self.source.layout.count)
-        return {name: layer for name, layer in self.layers.items() if self._block(name) in chosen}
+        return {name: layer for name, layer in self.layers.items() if self._block(name) in self.sampled_blocks}
+
+    @property
+    def sampled_blocks(self) -> list[int]:
+        """The numbers of the blocks that `sample` has."""
+        count = self.source.layout.count
+        return sorted({round(place * (count - 1) / (BLOCKS - 1)) for place in range(BLOCKS)}) if count > BLOCKS else list(range(count))
 
     def _block(self, name: str) -> int:
         return int(name.removeprefix(f"{self.source.layout.blocks}.").partition(".")[0])
@@ -179,13 +184,13 @@ class Lesson:
         try:
             for name in self.layers if chosen is None else chosen:
                 self.changed.append(name)
-                layer = self.layers[name]
-                layer.weight.data = change(name, layer.weight.data).to(layer.weight.dtype)
+                weight = self.layers[name].weight.data
+                weight.copy_(change(name, weight))  # in its own memory: a heap with holes would grow
             yield self.reference
         finally:
             while self.changed:
                 name = self.changed.pop()
-                self.layers[name].weight.data = self.source.checkpoint.read(f"{name}.weight").to(self.device, self.dtype)
+                self.layers[name].weight.data.copy_(self.source.checkpoint.read(f"{name}.weight"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -194,11 +199,6 @@ class Lesson:
     @property
     def device(self) -> str:
         return str(self.reference.device)
-
-
-def sampled(count: int) -> list[int]:
-    """The numbers of BLOCKS of `count` blocks, evenly spread, or of all where they are no more."""
-    return sorted({round(place * (count - 1) / (BLOCKS - 1)) for place in range(BLOCKS)}) if count > BLOCKS else list(range(count))
 
 
 def open_lesson(
@@ -237,7 +237,7 @@ def open_lesson(
     if why:
         groups = {"size": size, "usual": GROUP_SIZE, "why": why}
         print(say("Groups of {size} weights instead of {usual}, in every recipe of this model: {why}.", **groups))
-    if len(shown := sampled(source.layout.count)) < source.layout.count:
+    if len(shown := lesson.sampled_blocks) < source.layout.count:
         blocks = {"some": BLOCKS, "all": source.layout.count, "which": ", ".join(map(str, shown))}
         print(say("Experiments layer by layer look at {some} of {all} blocks: {which}.", **blocks))
     if others := [name for name in decoder_layers(reference) if name not in lesson.layers]:

@@ -69,7 +69,7 @@ def test_changed_weights_are_judged_in_the_original_s_place_and_taken_out_again(
 
 def test_h_is_made_of_the_sample_s_layers_and_means_of_all(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = collect(lesson.reference, lesson.layers, lesson.calibration)
-    monkeypatch.setattr(lessons, "sampled", lambda count: [0])
+    monkeypatch.setattr(lessons.Lesson, "sampled_blocks", [0])
     statistics = lesson.statistics()
     assert list(statistics) == [name for name in lesson.layers if ".0." in name]
     assert len(statistics) < len(lesson.layers) == len(lesson.channels)

@@ -90,12 +90,6 @@ def prepare(lessons: list[str], model: str, given: Mapping[str, str], weights: b
     return values
 
 
-def left_to_do(values: Mapping[str, dict[str, Any]], out: Path, fresh: bool) -> list[str]:
-    """Those of the lessons of `values` that run_lessons would execute into `out`, as far as is known before."""
-    able = [lesson for lesson, parameters in values.items() if not unfit(lesson, parameters["model"])]
-    return [lesson for lesson in able if fresh or not done_before(*kept_in(out, lesson), lesson_key(lesson, values[lesson]))]
-
-
 def run_lessons(
     values: Mapping[str, dict[str, Any]], out: Path, fresh: bool, watcher: Watcher, keep: Keeper = lambda outcome: None
 ) -> list[Outcome]:
@@ -128,7 +122,8 @@ def unfit(lesson: str, source: OpenedModel) -> str:
 def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, keep: Keeper) -> Outcome:
     """Execute one notebook, or read the one that the same inputs made before."""
     key = lesson_key(lesson, parameters)
-    finished, stamp = kept_in(out, lesson)
+    finished = out / "notebooks" / f"{lesson}.ipynb"
+    stamp = out / "notebooks" / f"{lesson}.json"
     if not fresh and (before := done_before(finished, stamp, key)):
         seconds, peak, records = before
         return Outcome(lesson, DONE, parameters, seconds, key, earlier=True, records=records, peak_bytes=peak)
@@ -160,11 +155,6 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
         keep(outcome)
         write_whole(stamp, json.dumps({"key": key, "seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes}) + "\n")
     return outcome
-
-
-def kept_in(out: Path, lesson: str) -> tuple[Path, Path]:
-    """Where an executed notebook lies, and the stamp that says of which inputs it is."""
-    return out / "notebooks" / f"{lesson}.ipynb", out / "notebooks" / f"{lesson}.json"
 
 
 def done_before(finished: Path, stamp: Path, key: str) -> tuple[float, int, dict[str, Any]] | None:
