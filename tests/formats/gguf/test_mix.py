@@ -11,7 +11,8 @@ from qlab.support.errors import UserError
 
 # The types in files that llama.cpp's own quantizer (llama_model_quantize, llama-cpp-python 0.3.36) wrote of random models with these
 # configurations. Each line lists token_embd (and output where it is not tied), then attn_q, attn_k, attn_v, attn_output, ffn_gate,
-# ffn_up, ffn_down: one letter a layer, or one letter for all layers.
+# ffn_up, ffn_down: one letter a layer, or one letter for all layers. The lines of q3_k_l, q5_k_s, q6_k, q2_k_s and of the IQ4 mixes were
+# read off its rules instead (llama-quant.cpp at 007dbbf); "-plain" is without an importance matrix.
 LETTERS = {
     "8": "Q8_0", "6": "Q6_K", "5": "Q5_K", "4": "Q4_K", "3": "Q3_K", "2": "Q2_K", "e": "Q5_1", "d": "Q5_0", "c": "Q4_0", "n": "IQ4_NL",
     "x": "IQ4_XS", "h": "F16",
