@@ -26,7 +26,8 @@ from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations
 from tests.walk.families import FAMILIES, make
 
-UNFOLDED = {"deepseek_v2": 48, "deepseek_v3": 48}  # numbers that runtimes keep of a token, latent ones and a key; transformers keeps more
+# Numbers that runtimes keep of a token in a block, where transformers keeps more: latent values and a key, or keys that queries share.
+UNFOLDED = {"deepseek_v2": 48, "deepseek_v3": 48, "falcon": 2 * 2 * 16}
 RECIPES = ["rtn-w4g32", "awq-w4g32", "gptq-w4g32", "tuned-w4g32-steps2", "nf4"]
 
 

@@ -127,7 +127,7 @@ def whole_words(description: dict[str, Any]) -> str:
     whole = bool(model.get("ignore_merges"))
     if whole == (name_of(description["pre_tokenizer"], whole) in BEGINS):
         return ""
-    alone = {"added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None}
+    alone: dict[str, Any] = {"added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None}
     merging = Tokenizer.from_str(json.dumps(description | alone | {"model": model | {"ignore_merges": False}}))
     texts = list(model["vocab"])
     special = {token["content"] for token in description.get("added_tokens", [])}
