@@ -20,7 +20,6 @@ from tests.sweep.workers.test_local import until
 
 CORES = 3  # of a node
 STARTING, WORKING, ATTEMPTS = 240, 240, 5  # seconds that a node, and a job, have on a busy machine; starts of a node
-PORTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")  # where they are told, Ray waits for none
 QUICK = ["--disable-usage-stats", f"--num-cpus={CORES}", "--object-store-memory=80000000", "--block"]
 
 
@@ -45,10 +44,9 @@ class Nodes:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, *QUICK, "--node-ip-address=127.0.0.1"]
         environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"} | node.variables
         for _ in range(ATTEMPTS):
-            ports = [f"--{name}-port={free_port()}" for name in PORTS]
             with log.open("wb") as output:
                 process = subprocess.Popen(
-                    [*node.before, *command, *ports, f"--memory={node.memory}"], env=environment, cwd=ROOT, stdout=output, stderr=output,
+                    [*node.before, *command, f"--memory={node.memory}"], env=environment, cwd=ROOT, stdout=output, stderr=output,
                     start_new_session=True,
                 )  # fmt: skip
             until(lambda process=process: process.poll() is not None or b"block forever" in log.read_bytes(), STARTING)
