@@ -61,9 +61,9 @@ def llm_compressor(request: dict[str, Any]) -> None:
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
     from torch.utils.data import DataLoader
 
-    stored = AutoModelForCausalLM.from_pretrained(request["model"], dtype="auto", trust_remote_code=False, use_safetensors=True)
+    stored: Any = AutoModelForCausalLM.from_pretrained(request["model"], dtype="auto", trust_remote_code=False, use_safetensors=True)
     dtype = stored.dtype
-    model = stored.float() if request["device"] == "cpu" else stored
+    model: Any = stored.float() if request["device"] == "cpu" else stored
     if request["device"] != "cpu":
         torch.cuda.set_device(torch.device(request["device"]).index or 0)
     grouped = {"num_bits": request["bits"], "type": "int", "symmetric": True, "strategy": "group", "group_size": request["group_size"]}
@@ -71,7 +71,8 @@ def llm_compressor(request: dict[str, Any]) -> None:
         recipe = [SmoothQuantModifier(smoothing_strength=SMOOTHING), GPTQModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"])]
     else:
         recipe = [GPTQModifier(config_groups={"group_0": {"targets": ["Linear"], "weights": grouped}}, ignore=["lm_head"])]
-    text = DataLoader(batches(request["windows"]), batch_size=None)
+    parts: Any = batches(request["windows"])  # a list has what a data set needs: a length, and items by number
+    text: DataLoader[Any] = DataLoader(parts, batch_size=None)
     tokenizer = AutoTokenizer.from_pretrained(request["model"], trust_remote_code=False)
     oneshot(model=model, tokenizer=tokenizer, dataset=text, recipe=recipe)
     model.to(dtype).save_pretrained(request["out"])
