@@ -18,7 +18,7 @@ from qlab.plan.counted import read_by_a_token
 from qlab.support.errors import UserError
 
 EVALUATION = 1.36e-11  # seconds of a weight and a token, where a matrix product takes PRODUCT seconds a floating-point operation
-PRODUCT = 2.0e-11
+PRODUCT = 1.5e-11
 PROCESSES = 1.3e9  # bytes of the command and of a kernel that have loaded all libraries, before any model
 HALF, SINGLE = 2.0, 4.0  # bytes of a weight in half precision and in FP32
 
