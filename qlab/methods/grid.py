@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qlab.methods.codebook import Codebook
+from qlab.methods.kquants.codebook import Codebook
 from qlab.support.errors import UserError
 
 SCALE_BITS = 16  # scales are stored in FP16 by every format of this family

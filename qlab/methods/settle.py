@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from qlab.methods import kernels
-from qlab.methods.codebook import Codebook
 from qlab.methods.grid import GroupedIntegers, Points
 from qlab.methods.grid_search import refit_scales
 from qlab.methods.kquants.blocks import Superblocks
+from qlab.methods.kquants.codebook import Codebook
 from qlab.methods.kquants.fit import reciprocal
 from qlab.support.threads import half_the_threads
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from qlab.methods.codebook import Codebook
+from qlab.methods.kquants.codebook import Codebook
 
 IQ4 = Codebook((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113))  # ggml-common.h, kvalues_iq4nl
 # How far beyond its ends the farthest weight of a block is sent, or short of them, by the trials of a codebook.

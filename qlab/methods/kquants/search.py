@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qlab.methods.codebook import Codebook
+from qlab.methods.kquants.codebook import Codebook
 
 TINY = 1e-30  # under any weight that FP16 scales can express, over float32's subnormals
 NORMAL = torch.finfo(torch.float32).tiny  # the smallest divisor whose reciprocal is finite: 0 / it is 0, not NaN

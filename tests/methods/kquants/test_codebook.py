@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qlab.methods.codebook import Codebook
+from qlab.methods.kquants.codebook import Codebook
 from qlab.methods.kquants.kinds import IQ4
 
 
