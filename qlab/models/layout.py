@@ -211,15 +211,17 @@ def compute_buffers(model: PreTrainedModel, modules: Iterable[nn.Module], device
     Raises:
         UserError: one that transformers does not make again.
     """
-    for module in modules:
+    computing = [module for module in modules if module._non_persistent_buffers_set]
+    inner = [part for part in model.modules() if isinstance(part, PreTrainedModel)] if computing else []
+    owners = {module: part for part in inner for module in part.modules()}  # the innermost model, such as an image encoder, knows how
+    for module in computing:
         for name in module._non_persistent_buffers_set:
             # NaN first: a buffer that transformers leaves as it was is then seen.
             buffer = module.get_buffer(name)
             kind = torch.float32 if buffer.is_floating_point() else buffer.dtype
             value = torch.nan if buffer.is_floating_point() or buffer.is_complex() else 0
             module._buffers[name] = torch.full_like(buffer, value, dtype=kind, device=device)
-        if module._non_persistent_buffers_set:
-            model._init_weights(module)
+        owners.get(module, model)._init_weights(module)
         for name in module._non_persistent_buffers_set:
             if not module.get_buffer(name).isfinite().all():
                 raise UserError(f"qlab cannot compute {name} of {type(module).__name__}, which no checkpoint holds")

@@ -110,7 +110,7 @@ def test_llama_cpp_cuts_the_same_tokens(subject: OpenedModel, files: dict[str, P
 
 
 BYTES_LAST = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-AS_PUBLISHED = {  # ways of splitting that models' files state otherwise than by patterns alone
+AS_PUBLISHED: dict[str, list[dict[str, Any]]] = {  # ways of splitting that models' files state otherwise than by patterns alone
     "gpt-2": [BYTES_LAST | {"use_regex": True}],
     "smollm": [{"type": "Digits", "individual_digits": True}, BYTES_LAST | {"use_regex": True}],
     "falcon": [
