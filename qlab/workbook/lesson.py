@@ -222,7 +222,15 @@ def open_lesson(
     tokenizer = load_tokenizer(source)
     rows = embedding_rows(source.config)
     calibration = read_windows(calibration_text, tokenizer, calibration_length, calibration_windows, rows)
-    evaluation_windows = evaluation_windows or default_windows(source)
+    if not evaluation_windows and (evaluation_windows := default_windows(source)) < WINDOWS:
+        counted = {"fewer": evaluation_windows, "millions": round(weights_of(source) / 1e6), "usual": WINDOWS}
+        print(
+            say(
+                "Quality is measured on {fewer} windows, as the model has {millions} million weights; {usual} take twice as long.",
+                **counted,
+            )
+        )
+    evaluation_windows = evaluation_windows or WINDOWS
     evaluation = read_windows(evaluation_text, tokenizer, evaluation_length, evaluation_windows, rows)
     print(*map(say, [*calibration.lines(Sentence("calibration")), *evaluation.lines(Sentence("evaluation"))]), sep="\n")
     # FP32 arithmetic: the same figures whether or not a machine has fast half precision.
@@ -248,15 +256,13 @@ def open_lesson(
 
 def default_windows(source: OpenedModel) -> int:
     """How many windows of text a lesson measures quality on. Dozens of models are measured, each on all windows, so on a CPU a larger
-    model gets half as many; said where it does."""
-    weights = sum(math.prod(shape) for shape in source.checkpoint.shapes.values())
-    if weights <= LARGE:
-        return WINDOWS
-    counted = {"fewer": WINDOWS // 2, "millions": round(weights / 1e6), "usual": WINDOWS}
-    print(
-        say("Quality is measured on {fewer} windows, as the model has {millions} million weights; {usual} take twice as long.", **counted)
-    )
-    return WINDOWS // 2
+    model gets half as many."""
+    return WINDOWS if weights_of(source) <= LARGE else WINDOWS // 2
+
+
+def weights_of(source: OpenedModel) -> int:
+    """How many weights a model has."""
+    return sum(map(math.prod, source.layout.shapes.values()))
 
 
 def quiet() -> None:

@@ -24,8 +24,8 @@ def own_model_page(links: list[Link], asked: str = "", found: dict[str, Any] | N
     """The page, with the forecast `found` for the model that was `asked` for (qlab.workbook.batch.forecast), or the `error` in its place;
     `xsrf`: the field of its form by which the server knows its own page."""
     content: dict[str, Any] = {"asked": asked, "error": error, "found": found, "action": OWN_MODEL, "wrong": what_can_go_wrong()}
-    commands = {"command": command(asked), "assignment": f"model = {asked!r}"}
-    return page("model.html.jinja", f"{gettext('Your own model')}{MARK}", links, xsrf=Markup(xsrf), **content, **commands)
+    content |= {"command": command(asked), "assignment": f"model = {asked!r}", "xsrf": Markup(xsrf)}
+    return page("model.html.jinja", f"{gettext('Your own model')}{MARK}", links, **content)
 
 
 def command(model: str) -> str:

@@ -16,6 +16,7 @@ from qlab.evaluate.kept import IN_MEMORY
 from qlab.models.opening import OpenedModel
 from qlab.plan.counted import read_by_a_token
 from qlab.support.errors import UserError
+from qlab.workbook.lesson import default_windows
 
 EVALUATION = 1.36e-11  # seconds of a weight and a token, where a matrix product takes PRODUCT seconds a floating-point operation
 PRODUCT = 1.5e-11
@@ -39,12 +40,12 @@ class Cost:
 
 COSTS = {
     "01_principles": Cost(44, 11, 0.3, 3, 3.2, 3.5),
-    "02_awq": Cost(53, 12, 4.7, 8, 4.4, 3.5),
+    "02_awq": Cost(53, 12, 2.8, 8, 4.4, 3.5),
     "03_gptq": Cost(68, 20, 2.6, 8, 4.4, 5.6),
     "04_gguf": Cost(46, 7, 0.5, 6, 5.7, 2.5),
     "05_nf4": Cost(41, 8, 0.8, 4, 2.2, 8.0),
     "06_deployment": Cost(20, 0, 0.9, 0, 0.0, 1.4),
-    "07_benchmarks": Cost(72, 4, 4.0, 0, 0.0, 7.5),
+    "07_benchmarks": Cost(72, 4, 3.2, 0, 0.0, 7.5),
 }
 
 
@@ -70,7 +71,7 @@ def cost_of(lesson: str, source: OpenedModel, parameters: Mapping[str, Any]) -> 
     every = sum(map(prod, layout.shapes.values()))
     linear = sum(map(prod, layout.linear.values()))
     rows, width = layout.shapes[layout.embedding]
-    tokens = parameters["evaluation_windows"] * parameters["evaluation_length"]
+    tokens = (parameters["evaluation_windows"] or default_windows(source)) * parameters["evaluation_length"]
     logits = SINGLE * tokens * rows
     read = read_by_a_token(layout, source.experts_per_token or 1) + rows * width
     statistics = sum(SINGLE * inputs**2 for _, inputs in layout.linear.values())

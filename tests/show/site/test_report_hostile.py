@@ -110,9 +110,9 @@ def test_a_damaged_stamp_is_no_stamp(stamp: bytes, tmp_path: Path) -> None:
     "content", ["", "{", "[]", "{}", '{"cells": 1}', '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [1]}', None]
 )
 def test_a_damaged_notebook_is_not_done(content: str | None, tmp_path: Path) -> None:
-    stamp: dict[str, Any] = {"key": "k", "seconds": 2.5}
+    stamp: dict[str, Any] = {"key": "k", "seconds": 2.5, "peak_bytes": 7}
     (tmp_path / "a.json").write_text(json.dumps(stamp))
-    assert done_before(executed(tmp_path / "b.ipynb"), tmp_path / "a.json", "k") == (2.5, {})
+    assert done_before(executed(tmp_path / "b.ipynb"), tmp_path / "a.json", "k") == (2.5, 7, {})
     if content is not None:
         (tmp_path / "a.ipynb").write_text(content)
     assert done_before(tmp_path / "a.ipynb", tmp_path / "a.json", "k") is None
