@@ -59,7 +59,7 @@ def test_the_same_inputs_are_not_quantized_twice(tiny: OpenedModel, calibration:
     assert first.peak_bytes > 50e6
     assert first.seconds > 0
     manifest = json.loads((again.path / "qlab.json").read_text())
-    assert manifest["inputs"]["recipe"] == {"recipe": "GGUF", "mix": "q8_0", "search": "settled"}
+    assert manifest["inputs"]["recipe"].items() >= {"recipe": "GGUF", "mix": "q8_0", "search": "settled"}.items()
     assert str(tmp_path) not in json.dumps(manifest)
 
 
