@@ -138,7 +138,9 @@ def test_doctor_finds_this_environment_whole(capfd: pytest.CaptureFixture[str]) 
     printed, said = capfd.readouterr()
     assert said == ""  # not what libraries say as they are imported
     assert "Warning" not in printed
-    assert "not installed" not in printed
+    assert "not installed" not in printed.replace(
+        "not installed; lesson 3", ""
+    )  # of the libraries of `make peers`, which one may do without
     assert f"docker pull {TGI_IMAGE}\n" in printed or "runtime TGI       │ OK" in printed  # whole, to be copied
     assert "broken" not in printed
     for name in ("autoawq", "auto-gptq", "bitsandbytes", "xllamacpp", "runtime vLLM"):
