@@ -31,9 +31,7 @@ def test_a_kernel_that_does_not_start_is_told_with_what_it_printed(
     assert "ModuleNotFoundError" not in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), CellExecutionError("a cell", "KeyboardInterrupt", ""), ValueError()]
-)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), CellExecutionError("a cell", "KeyboardInterrupt", ""), ValueError()])
 def test_asyncio_does_not_log_an_interruption_as_an_error(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("asyncio")
     logger.addFilter(no_interruption)
