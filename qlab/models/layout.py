@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class Layout:
     @property
     def backbone(self) -> str:
         return self.blocks.rpartition(".")[0]
+
+    @property
+    def weights(self) -> int:
+        """How many numbers the `shapes` hold."""
+        return sum(map(prod, self.shapes.values()))
 
     def block(self, index: int) -> str:
         """What the names of block `index` begin with."""

@@ -132,7 +132,7 @@ def opened_by_transformers(source: OpenedModel, dtype: torch.dtype, device: str)
         UserError: transformers cannot open it, or found weights missing or of another shape, which it would fill with random numbers,
             or not finite.
     """
-    numbers, stored = (sum(map(prod, shapes.values())) for shapes in (source.layout.shapes, source.checkpoint.shapes))
+    numbers, stored = source.layout.weights, sum(map(prod, source.checkpoint.shapes.values()))
     if numbers > SPARE * stored:  # transformers would take memory for all of them first
         raise UserError(
             f"the configuration of {source.name} asks for {numbers:,} weights, its checkpoint holds {stored:,}: they are of two models"

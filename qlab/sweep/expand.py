@@ -9,7 +9,7 @@ from qlab.artifacts.artifact import fit
 from qlab.artifacts.budget import predict
 from qlab.models.locating import kind_of
 from qlab.recipes import Fitted, parse
-from qlab.sweep.jobs import PROCESS, WEIGHTS_A_SECOND, Format, Job, Subject, key_of, said_of, texts, weights_of
+from qlab.sweep.jobs import PROCESS, WEIGHTS_A_SECOND, Format, Job, Subject, key_of, said_of, texts
 from qlab.sweep.plan import ORIGINAL, Sweep
 from qlab.sweep.speed import speed_jobs
 
@@ -62,7 +62,7 @@ def evaluation_of(sweep: Sweep, measured: Format, reference: str, evaluation: Se
     words = ["evaluate", measured.word, "--reference", reference, "--no-floor", "--json", "--results", "", "--device", sweep.device]
     words += [*texts("--text", judged.text), "--window", str(judged.window), "--tokens", str(judged.tokens)]
     words += ["--tasks", ",".join(judged.tasks)] if judged.tasks else []
-    layout, weights = measured.source.layout, weights_of(measured.source)
+    layout, weights = measured.source.layout, measured.source.layout.weights
     memory = PROCESS + 8 * weights + 4.0 * layout.shapes[layout.embedding][0] * judged.window * LOGITS
     seconds = 20 + 4 * weights * judged.tokens / WEIGHTS_A_SECOND
     key = key_of(words, [*measured.inputs, *evaluation])

@@ -85,11 +85,6 @@ def opened(sweep: Sweep) -> dict[str, Subject]:
     return {model_folder(subject.source): subject for subject in found.values()}
 
 
-def weights_of(source: OpenedModel) -> float:
-    """How many weights a model has, near enough."""
-    return sum(source.checkpoint.bytes_of(tensor) for tensor in source.layout.shapes) / 2
-
-
 def key_of(words: Sequence[str], inputs: Sequence[str]) -> str:
     """The key of a command: of its words without the places that it reads and writes, of these inputs, and of the versions of qlab and the
     libraries that compute."""

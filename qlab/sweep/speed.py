@@ -16,7 +16,7 @@ from qlab.plan.shapes import config_shape
 from qlab.recipes import parse
 from qlab.support.errors import UserError
 from qlab.support.versions import version_of
-from qlab.sweep.jobs import PROCESS, WEIGHTS_A_SECOND, Format, Job, key_of, weights_of
+from qlab.sweep.jobs import PROCESS, WEIGHTS_A_SECOND, Format, Job, key_of
 from qlab.sweep.plan import ORIGINAL, Bench, Load, Sweep
 from qlab.sweep.results import DONE, Result, Store, standing
 
@@ -75,7 +75,7 @@ def bench_of(sweep: Sweep, bench: Bench, measured: Format) -> Job:
     words = ["bench", measured.word, *(word for name in bench.runtimes for word in ("--runtime", name)), "--json", "--results", ""]
     sizes = {"--prompt-tokens": bench.prompt_tokens, "--generated-tokens": bench.generated_tokens, "--repetitions": bench.repetitions}
     words += [word for option, value in sizes.items() for word in (option, str(value))]
-    weights, tokens = weights_of(measured.source), (bench.repetitions + 1) * (bench.prompt_tokens + bench.generated_tokens)
+    weights, tokens = measured.source.layout.weights, (bench.repetitions + 1) * (bench.prompt_tokens + bench.generated_tokens)
     memory, seconds = 2 * PROCESS + BYTES_A_WEIGHT * weights, STARTING + tokens * weights / WEIGHTS_A_SECOND
     return job_of(BENCH, sweep, measured, words, [], memory, seconds)
 
@@ -88,7 +88,7 @@ def serve_of(sweep: Sweep, load: Load, measured: Format, prompts: int, asked: st
     words += ["--threads", str(sweep.limits.threads), "--gpus", "0" if sweep.device == "cpu" else "1"]
     words += ["--runtime", load.runtime] if load.runtime else []
     words += ["--prompts", str(file)] if (file := prompts_file(load)) else []
-    source, weights = measured.source, weights_of(measured.source)
+    source, weights = measured.source, measured.source.layout.weights
     memory = 2 * PROCESS + BYTES_A_WEIGHT * weights + cache_bytes(config_shape(source.config, source.name), context, sequences)
     seconds = STARTING + prompts * load.tokens * len(load.concurrency) * weights / WEIGHTS_A_SECOND
     return job_of(SERVE, sweep, measured, words, [asked], memory, seconds)

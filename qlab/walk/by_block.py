@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,6 @@ from qlab.walk.state.activations import Activations
 LARGE = 1_000_000_000  # bytes of weights in FP32, beyond which a model that only predicts is never whole in memory
 
 
-def fp32_bytes(source: OpenedModel) -> int:
-    """Bytes of a model's weights in FP32."""
-    return 4 * sum(map(prod, source.layout.shapes.values()))
-
-
 def predictor(
     source: OpenedModel, windows: Tensor, device: str, place: Path | None = None, whole: bool = False
 ) -> tuple[PreTrainedModel | BlockByBlock, list[str]]:
@@ -44,7 +38,7 @@ def predictor(
         UserError: as qlab.models.loading.load.
         OSError: as BlockByBlock.
     """
-    if whole or fp32_bytes(source) <= LARGE:
+    if whole or 4 * source.layout.weights <= LARGE:
         return load_and_rest(source, torch.float32, device)
     return BlockByBlock(source, windows, device, place), source.check_complete()
 

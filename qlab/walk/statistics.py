@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -124,31 +124,33 @@ class ChannelSums:
 @contextmanager
 def summed(layers: dict[str, nn.Linear]) -> Iterator[dict[str, ChannelSums]]:
     """Within the context, every forward pass adds the inputs of `layers` to the sums that are yielded, by name."""
-    found, hooks = {}, []
-    for name, layer in layers.items():
-        zeros = torch.zeros(2, layer.in_features, device=layer.weight.device)
-        found[name] = ChannelSums(*zeros)
-        hooks.append(layer.register_forward_pre_hook(lambda _, inputs, of=found[name]: of.add(inputs[0])))
-    try:
+    found = {name: ChannelSums(*torch.zeros(2, layer.in_features, device=layer.weight.device)) for name, layer in layers.items()}
+    with adding(layers, found):
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
 def observed(layers: dict[str, nn.Linear], mixing: Collection[str] = ()) -> Iterator[dict[str, Statistics]]:
     """Within the context, every forward pass adds the inputs of `layers` to the statistics that are yielded, by name; `mixing` names
     those of which other tokens read what they make of a token."""
-    found, hooks = {}, []
+    found = {}
     for name, layer in layers.items():
         size, device = layer.in_features, layer.weight.device
         found[name] = Statistics(torch.zeros(size, size, device=device), torch.zeros(size, device=device), mixes=name in mixing)
-        hooks.append(layer.register_forward_pre_hook(lambda _, inputs, of=found[name]: of.add(inputs[0])))
     try:
-        yield found
+        with adding(layers, found):
+            yield found
+    finally:
+        for statistics in found.values():
+            statistics.complete()
+
+
+@contextmanager
+def adding(layers: Mapping[str, nn.Linear], found: Mapping[str, Statistics] | Mapping[str, ChannelSums]) -> Iterator[None]:
+    """Within the context, every forward pass adds the inputs of each of `layers` to what is `found` under its name."""
+    hooks = [layer.register_forward_pre_hook(lambda _, inputs, of=found[name]: of.add(inputs[0])) for name, layer in layers.items()]
+    try:
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-        for statistics in found.values():
-            statistics.complete()

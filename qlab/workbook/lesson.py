@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -223,7 +222,7 @@ def open_lesson(
     rows = embedding_rows(source.config)
     calibration = read_windows(calibration_text, tokenizer, calibration_length, calibration_windows, rows)
     if not evaluation_windows and (evaluation_windows := default_windows(source)) < WINDOWS:
-        counted = {"fewer": evaluation_windows, "millions": round(weights_of(source) / 1e6), "usual": WINDOWS}
+        counted = {"fewer": evaluation_windows, "millions": round(source.layout.weights / 1e6), "usual": WINDOWS}
         print(
             say(
                 "Quality is measured on {fewer} windows, as the model has {millions} million weights; {usual} take twice as long.",
@@ -257,12 +256,7 @@ def open_lesson(
 def default_windows(source: OpenedModel) -> int:
     """How many windows of text a lesson measures quality on. Dozens of models are measured, each on all windows, so on a CPU a larger
     model gets half as many."""
-    return WINDOWS if weights_of(source) <= LARGE else WINDOWS // 2
-
-
-def weights_of(source: OpenedModel) -> int:
-    """How many weights a model has."""
-    return sum(map(math.prod, source.layout.shapes.values()))
+    return WINDOWS if source.layout.weights <= LARGE else WINDOWS // 2
 
 
 def quiet() -> None:

@@ -54,9 +54,9 @@ def test_activations_are_rounded_as_the_checkpoint_asks(tiny: OpenedModel, calib
 
 
 def test_what_is_large_is_never_whole(tiny: OpenedModel, calibration: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_block, "LARGE", by_block.fp32_bytes(tiny))
+    monkeypatch.setattr(by_block, "LARGE", 4 * tiny.layout.weights)
     assert not isinstance(predictor(tiny, calibration, "cpu")[0], BlockByBlock)
-    monkeypatch.setattr(by_block, "LARGE", by_block.fp32_bytes(tiny) - 1)
+    monkeypatch.setattr(by_block, "LARGE", 4 * tiny.layout.weights - 1)
     assert not isinstance(predictor(tiny, calibration, "cpu", whole=True)[0], BlockByBlock)
     large, rest = predictor(tiny, calibration[:2], "cpu")
     assert isinstance(large, BlockByBlock)

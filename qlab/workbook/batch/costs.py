@@ -68,7 +68,7 @@ def cost_of(lesson: str, source: OpenedModel, parameters: Mapping[str, Any]) -> 
     if lesson not in COSTS:
         raise UserError(f"nothing is known of what lesson {lesson} takes: expected one of {', '.join(COSTS)}")
     cost, layout = COSTS[lesson], source.layout
-    every = sum(map(prod, layout.shapes.values()))
+    every = layout.weights
     linear = sum(map(prod, layout.linear.values()))
     rows, width = layout.shapes[layout.embedding]
     tokens = (parameters["evaluation_windows"] or default_windows(source)) * parameters["evaluation_length"]
