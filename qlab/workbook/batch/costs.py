@@ -1,6 +1,7 @@
 """What a lesson takes: memory, disk and seconds, from the shapes of a model's weights, before anything starts.
 
-Factors were fitted to runs of the embedded model (11 M weights) and of SmolLM2 (135 M) on two cores with nothing else to do. On another
+Factors were fitted to runs of the embedded model (11 M weights) and of SmolLM2 (135 M) on two cores with nothing else to do. From those of
+lessons 2 and 7 was taken what AutoAWQ and kept figures have saved since; as they are now they were not run so. On another
 machine seconds grow as its matrix products take longer (qlab.artifacts.duration).
 """
 
