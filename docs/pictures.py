@@ -24,7 +24,7 @@ from rich.text import Text
 DOCS = Path(__file__).parent
 FIGURES = {  # picture → lesson, and a part of the line that draws it
     "bits.png": ("01_principles", "titles.ladder("),
-    "size.png": ("07_benchmarks", "titles.front_of_size("),
+    "size.png": ("07_benchmarks", 'titles.front(points, "size")'),
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDE, HIGH, MARGIN, COLOURS = 1200, 900, 10, 64

@@ -35,6 +35,7 @@ LIBRARIES = 85e6  # what torch and MKL set up once they compute, the tokenizer, 
 # heap, which these leave full of holes.
 TUNED, HOLES, OWN_PAGES = 6.7, 2.8, 1 << 25
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+LACKING = "are needed and"  # in every message of what a machine has too little of
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def too_little(needed: float, free: float, what: str, where: str) -> str:
     """What to say where fewer bytes are free than needed; empty where there are enough."""
     if free >= needed:
         return ""
-    return f"{size_text(needed)} {what} are needed and {size_text(free)} free {where}, {size_text(needed - free)} too little"
+    return f"{size_text(needed)} {what} {LACKING} {size_text(free)} free {where}, {size_text(needed - free)} too little"
 
 
 def predict(

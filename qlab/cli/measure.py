@@ -91,7 +91,7 @@ def evaluate(
     check_tasks(wanted, limit, task_data, task_text := load_text(text) if wanted else "")
     in_memory = bool(wanted) or agreement or cache != "f16"  # they write answers, read texts of other lengths, or change the model
     model, rest = predictor(source, reading.windows, device, whole=in_memory)
-    judge, rest_of_judge = predictor(original, reading.windows, device, whole=in_memory) if original else (None, [])
+    judge, rest_of_judge = predictor(original, reading.windows, device, whole=agreement) if original else (None, [])
     floors_of = [floor_of(original, judge, reading.windows, device)] if original and judge and floor else []
     with caching(cache)(model) if isinstance(model, PreTrainedModel) else nullcontext():
         quality, *floors = measure_each([model, *floors_of], reading.windows, judge)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from qlab.cli.app import app, console, interrupt
 from qlab.cli.numbers import LISTED, TOKENS, Bounded, numbers_in, real, whole
-from qlab.cli.words import show, table
+from qlab.cli.words import readable, show, table
 from qlab.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,9 +103,11 @@ def serve(
                 raise UserError("this server is not the model that was measured, or does not answer as it must: not deployed (see above)")
         if wanted:
             levels = run_load(server.url, deployment.name, texts, wanted, tokens, key)
-            show_levels(levels, found | {"runtime": chosen.label} if as_json else None)
+            show_levels(levels, found | {"runtime": chosen.label, "memory_bytes": server.held_bytes()} if as_json else None)
             if said := failures(levels):
-                raise UserError(f"{chosen.label}'s server does not answer as it must under load: {said}")
+                complaint = f"error: {chosen.label}'s server does not answer as it must under load: {said}"
+                console.print(readable(complaint), markup=False, highlight=False)
+                raise typer.Exit(1)  # as `qlab load` ends: it was tried, and may be tried again
         if wanted or (as_json and prove):
             return
         print(f"deployed: {server.url}/v1, model {deployment.name}; Ctrl-C stops it", flush=True)

@@ -64,7 +64,7 @@ def choosing_bytes(source: OpenedModel, windows: int, length: int) -> float:
     shapes = source.layout.shapes
     predictions = 4.0 * shapes[source.layout.embedding][0] * length
     largest = 4.0 * max(math.prod(shape) for shape in source.layout.linear.values())
-    whole = 4.0 * sum(math.prod(shape) for shape in shapes.values())
+    whole = 4.0 * source.layout.weights
     return whole + min(windows * predictions, IN_MEMORY) + AT_HAND * predictions + ROUNDED * largest + LIBRARIES
 
 

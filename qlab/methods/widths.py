@@ -24,8 +24,8 @@ class Choice:
 
 
 def least_damage(choices: Mapping[str, Choice], room: float) -> dict[str, int]:
-    """The width of each group: of all choices whose sizes fit into `room` bits together, one of least damage. Measured damage is
-    not free of noise, and a wider code may seem to cost more: what room is left then goes to those that it makes wider.
+    """The width of each group: of all choices whose sizes fit into `room` bits together, one of least damage; then wider codes where room
+    is left, since measured damage is not free of noise and a wider code may seem to cost more.
 
     Raises:
         UserError: even the smallest do not fit.

@@ -59,13 +59,13 @@ def lasting(name: str, place: Path) -> str:
     """A word that means what `name` means now, found at `place`, from any folder and whatever the hub publishes later."""
     if named_folder(name) is not None:
         return name
-    match = None if Path(name).expanduser().exists() else HUB_ID.fullmatch(name)
+    match = hub_match(name)
     return f"{match[1]}@{place.name}" if match else str(place)  # a snapshot is called by its commit
 
 
 def hub_match(name: str) -> re.Match[str] | None:
     """A hub id and its revision, where a name can be one; a folder of that name goes first."""
-    return None if name.startswith((".", "~")) else HUB_ID.fullmatch(name)
+    return None if name.startswith((".", "~")) or path_of(name).exists() else HUB_ID.fullmatch(name)
 
 
 def is_hub_id(name: str) -> bool:

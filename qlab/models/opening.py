@@ -193,9 +193,7 @@ def locate(name: str, weights: bool = True) -> OpenedModel:
     if place.is_dir():
         check_folder(place)
     files = weight_files(place)
-    half_fetched = (
-        not weights and place.is_dir() and shown == name.partition("@")[0] and is_hub_id(name) and not all(file.is_file() for file in files)
-    )
+    half_fetched = not weights and is_hub_id(name) and not all(file.is_file() for file in files)
     found = checked_files(place) if weights or (files and not half_fetched) else []
     return OpenedModel(shown, place, fingerprint(place if place.is_dir() else None, found), on_paper=not found)
 

@@ -90,7 +90,7 @@ def clipping_from_the_hessian() -> Iterator[None]:
 
     Its own goes through each product of a weight and an input (out × in × 512 tokens, ten times), which takes most of the time where
     there is no GPU, and takes only layers whose number of outputs 64 divides. The mean of (x·d)² over the inputs x is d'Hd: the bounds
-    are the same.
+    are the same but for ties.
     """
     from awq.quantize.quantizer import AwqQuantizer
 

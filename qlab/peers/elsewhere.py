@@ -61,7 +61,7 @@ def check(library: str, source: OpenedModel) -> None:
 def quantize(library: str, source: OpenedModel, windows: Tensor, out: Path, device: str, **options: Any) -> Details:
     """Quantize by `library` with its `options`, as at_work.py names them, into the folder `out`; calibration int64 [windows, length].
 
-    Time and memory are those of the library's process, without its imports, which qlab's own recipes do not pay for either.
+    Time and memory are those of the library's process; its imports take no part of the time, as with qlab's own recipes.
 
     Raises:
         UserError: as `check`.

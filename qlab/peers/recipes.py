@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -87,9 +88,26 @@ class BitsAndBytes(Recipe):
         return {"data": False}
 
 
+class Elsewhere(Recipe):
+    """A method of a library that lies in an environment of its own; its fields are the library's options."""
+
+    library: ClassVar[str]
+
+    def versions(self) -> dict[str, str]:
+        return elsewhere.versions(self.library)
+
+    def check(self, source: OpenedModel) -> None:
+        elsewhere.check(self.library, source)
+
+    def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
+        return elsewhere.quantize(self.library, source, windows, out, device, **asdict(self))  # type: ignore[call-overload]
+
+
 @dataclass(frozen=True)
-class AutoRound(Recipe):
+class AutoRound(Elsewhere):
     """Rounding tuned by signed gradients by the AutoRound library, in GPTQ's layout; `iterations` are its gradient steps a block."""
+
+    library: ClassVar[str] = AUTO_ROUND
 
     bits: int = 4
     group_size: int = 128
@@ -101,22 +119,15 @@ class AutoRound(Recipe):
         steps = "" if self.iterations == AutoRound.iterations else f"-steps{self.iterations}"
         return f"autoround-w{self.bits}g{self.group_size}{'' if self.symmetric else '-asym'}{steps}"
 
-    def versions(self) -> dict[str, str]:
-        return elsewhere.versions(AUTO_ROUND)
-
-    def check(self, source: OpenedModel) -> None:
-        elsewhere.check(AUTO_ROUND, source)
-
-    def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
-        return elsewhere.quantize(AUTO_ROUND, source, windows, out, device, **asdict(self))
-
 
 @dataclass(frozen=True)
-class LLMCompressor(Recipe):
+class LLMCompressor(Elsewhere):
     """GPTQ by llm-compressor, which replaced AutoGPTQ, in compressed-tensors: symmetric, act-order without scattered groups.
 
     With `smooth` it scales channels by SmoothQuant before and stores weights in 8 bits a row; activations are rounded to 8 bits by token.
     """
+
+    library: ClassVar[str] = LLM_COMPRESSOR
 
     bits: int = 4
     group_size: int = 128
@@ -129,15 +140,6 @@ class LLMCompressor(Recipe):
     @property
     def name(self) -> str:
         return "llmcompressor-smooth-gptq-w8a8" if self.smooth else f"llmcompressor-gptq-w{self.bits}g{self.group_size}"
-
-    def versions(self) -> dict[str, str]:
-        return elsewhere.versions(LLM_COMPRESSOR)
-
-    def check(self, source: OpenedModel) -> None:
-        elsewhere.check(LLM_COMPRESSOR, source)
-
-    def quantize(self, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
-        return elsewhere.quantize(LLM_COMPRESSOR, source, windows, out, device, **asdict(self))
 
 
 @dataclass(frozen=True)

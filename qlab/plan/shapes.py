@@ -9,7 +9,7 @@ from typing import Any
 
 from qlab.models.configuration import checked
 from qlab.models.gguf import gguf_sizes
-from qlab.models.locating import HUB_ID, weight_files
+from qlab.models.locating import hub_match, weight_files
 from qlab.models.named import NAMES, named_folder
 from qlab.plan.counted import counted_shape
 from qlab.plan.plan import BITS, SHAPES, WIDTHS, Shape, hardware, of_groups, shape_of
@@ -49,7 +49,7 @@ def find_shape(name: str) -> tuple[str, Shape]:
         if files and files[0].suffix == ".gguf":
             return name, config_shape(gguf_sizes(files[0]), name)
     file = path / "config.json" if path.is_dir() else path
-    if not file.is_file() and not path.exists() and (match := HUB_ID.fullmatch(name)) and not name.startswith((".", "~")):
+    if not file.is_file() and (match := hub_match(name)):
         file = fetched_config(match[1], match[2])
     if not file.is_file():
         raise UserError(

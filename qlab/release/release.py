@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +193,7 @@ def merged_model(source: OpenedModel, adapter: Path | None, work: Path) -> Opene
 
 def merged_bytes(source: OpenedModel) -> float:
     """Bytes of `source` with an adapter merged into it, in FP16."""
-    return 2.0 * sum(prod(shape) for shape in source.layout.shapes.values())
+    return 2.0 * source.layout.weights
 
 
 @torch.inference_mode()

@@ -97,8 +97,9 @@ def leading(served: Sequence[Served]) -> dict[int, list[str]]:
     levels = sorted({level.concurrency for one in served for level in one.levels})
     found = {}
     for level in levels:
-        best = sorted(served, key=lambda one: -one.throughput(level))
-        found[level] = [one.label for one in best if one.throughput(level) >= (1 - NEAR) * best[0].throughput(level)]
+        best = sorted((one for one in served if one.throughput(level)), key=lambda one: -one.throughput(level))
+        if best:  # one at least gave an answer
+            found[level] = [one.label for one in best if one.throughput(level) >= (1 - NEAR) * best[0].throughput(level)]
     return found
 
 

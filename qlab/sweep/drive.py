@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from qlab.artifacts.budget import LACKING
 from qlab.support.disk.room import SAID as FULL_DISK
 from qlab.support.memory import SHORT
 from qlab.sweep.jobs import Job
@@ -166,7 +167,7 @@ def missing(jobs: Sequence[Job], store: Store) -> set[str]:
 
 def final(ended: Ended) -> bool:
     """Whether trying again is of no use: the command refused its input (exit code 2), and not for want of what another machine may have."""
-    return ended.code == 2 and not any(lack in ended.complained for lack in (FULL_DISK, SHORT))
+    return ended.code == 2 and not any(lack in ended.complained for lack in (FULL_DISK, SHORT, LACKING))
 
 
 def judged(job: Job, ended: Ended, tries: int, patience: Patience) -> Result:

@@ -254,8 +254,8 @@ def open_lesson(
 
 
 def default_windows(source: OpenedModel) -> int:
-    """How many windows of text a lesson measures quality on. Dozens of models are measured, each on all windows, so on a CPU a larger
-    model gets half as many."""
+    """How many windows of text a lesson measures quality on. Dozens of models are measured, each on all windows, so a larger model gets
+    half as many."""
     return WINDOWS if source.layout.weights <= LARGE else WINDOWS // 2
 
 

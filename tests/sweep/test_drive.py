@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qlab.artifacts.budget import too_little
 from qlab.support.disk.room import no_room
 from qlab.support.memory import no_memory
 from qlab.sweep.drive import KILLED, Patience, Progress, drive
@@ -136,12 +137,14 @@ def test_what_another_machine_may_have_is_no_reason_to_give_up(tmp_path: Path) -
 
     class Lacking(Scripted):
         def ended(self) -> dict[str, Ended]:
-            said = {"a": no_room(errno.ENOSPC), "b": no_memory(MemoryError()), "c": "no model 'x'"}
+            said = {
+                "a": no_room(errno.ENOSPC), "b": no_memory(MemoryError()), "c": "no model 'x'", "d": too_little(2e6, 1e6, "of disk", "here")
+            }  # fmt: skip
             return {key: replace(how, complained=f"error: {said[key]}") for key, how in super().ended().items()}
 
-    workers = Lacking({"a": [2, 0], "b": [2, 0], "c": [2]})
-    end = run([job("a"), job("b"), job("c")], tmp_path / "jobs", workers)
-    assert [workers.started.count(key) for key in "abc"] == [2, 2, 1]
+    workers = Lacking({"a": [2, 0], "b": [2, 0], "c": [2], "d": [2, 0]})
+    end = run([job(key) for key in "abcd"], tmp_path / "jobs", workers)
+    assert [workers.started.count(key) for key in "abcd"] == [2, 2, 1, 2]
     assert [each.key for each in end.failed] == ["c"]
     assert (workers.held["a"], workers.held["b"]) == (1, 2)
 

@@ -39,9 +39,8 @@ def order_picture(layer: str, found: Ordered, percent: int) -> Drawing:
     sizes.fill_between([place + 1 for place in drawn], [falling[place] for place in drawn], color=MUTED)
     sizes.set_xlim(0.5, columns + 0.5)
     sizes.set_yscale("log")
-    sizes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the exponents of powers are too small to be read
+    sizes.yaxis.set_major_formatter("{x:g}")  # the exponents of powers are too small to be read
     sizes.yaxis.set_minor_formatter(NullFormatter())
-    sizes.yaxis.set_major_formatter("{x:g}")
     sizes.set_ylabel(gettext("size"))
     caption(sizes, gettext("size of each input channel, in means of H's diagonal"))
     draw_strips(strips, found, done)

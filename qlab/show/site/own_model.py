@@ -38,7 +38,7 @@ def what_can_go_wrong() -> list[tuple[str, str, str]]:
     """What happens, why, and what to do."""
     return [
         (
-            gettext("The hub gives the model only to who has accepted its licence."),
+            gettext("The hub gives the model only to those who have accepted its licence."),
             gettext("Its owner asks for that: Llama and Gemma, for example."),
             gettext("Accept it on the model's page in a browser, then log in with 'hf auth login'."),
         ),
@@ -49,7 +49,7 @@ def what_can_go_wrong() -> list[tuple[str, str, str]]:
         ),
         (
             gettext("The model is too large for the lessons."),
-            gettext("They hold it whole in FP32, often twice: some 20 bytes a weight."),
+            gettext("They hold it whole in FP32, and beside it what a method computes: up to 32 bytes a weight."),
             gettext("Take a smaller model of the same family. 'qlab quantize', which holds one block at a time, can still take this one."),
         ),
         (

@@ -20,36 +20,25 @@ ALIKE = 1.05  # times: what is nearer than that is not called more
 
 def memory(measured: Sequence[Row]) -> str:
     """Of all formats that ran: how far the memory of the loaded model is from the plan, at the least and at the most."""
-    ratios = {row.name: row.figures.memory.loaded / row.figures.memory.predicted for row in measured if row.figures}
+    ratios = [(row.figures.memory.loaded / row.figures.memory.predicted, row.name) for row in measured if row.figures]
     if not ratios:
         return say("No format ran here")
-    most = max(ratios, key=lambda name: ratios[name])
-    values = {"name": most, "most": ratios[most], "least": min(ratios.values())}
-    if ratios[most] > FAR:
+    (least, _), (most, name) = min(ratios), max(ratios)
+    values = {"name": name, "most": most, "least": least}
+    if most > FAR:
         return say("Loaded, formats take {least:.2f} to {most:.2f} times what was predicted; the most is {name}", **values)
     return say("Loaded, no format takes more than {most:.2f} times what was predicted", **values)
 
 
-def front_of_size(points: Mapping[str, tuple[float, float]]) -> str:
-    """(MB, KL) by format: those that no other beats in both."""
-    front = pareto_front(points)
-    values = {"count": len(points), "names": enumerated(front)}
-    if len(front) == 1:
-        return say("{names} beats all {count} formats in size and in distance", **values)
-    if len(front) <= MOST:
-        return say("Of {count} formats no other beats these in size and in distance: {names}", **values)
-    return say("Of {count} formats, {beaten} are beaten both in size and in distance", beaten=len(points) - len(front), **values)
-
-
-def front_of_time(points: Mapping[str, tuple[float, float]]) -> str:
-    """(ms, KL) by format and runtime: those that no other beats in both."""
-    front = pareto_front(points)
-    values = {"count": len(points), "names": enumerated(front)}
-    if len(front) == 1:
-        return say("{names} beats all {count} in time and in distance", **values)
-    if len(front) <= MOST:
-        return say("Of {count} no other beats these in time and in distance: {names}", **values)
-    return say("Of {count}, {beaten} are beaten both in time and in distance", beaten=len(points) - len(front), **values)
+def front(points: Mapping[str, tuple[float, float]], cost: str) -> str:
+    """(cost, KL) by format, or by format and runtime: those that no other beats; `cost` is "size" or "time"."""
+    best = pareto_front(points)
+    values = {"count": len(points), "names": enumerated(best), "cost": cost}
+    if len(best) == 1:
+        return say("{names} beats all others in {cost} and in distance", **values)
+    if len(best) <= MOST:
+        return say("Not beaten in {cost} and distance, of {count}: {names}", **values)
+    return say("Beaten in {cost} and distance: {beaten} of {count}", beaten=len(points) - len(best), **values)
 
 
 def speeds(phase: str, timed: Mapping[str, RuntimeFigures]) -> str:

@@ -22,21 +22,24 @@ def levels(errors: Mapping[str, float]) -> str:
 def distance(quality: Mapping[str, Quality]) -> str:
     """What double quantization costs, and FP4 beside NF4."""
     double, single, small = quality["NF4 double"], quality["NF4"], quality["FP4"]
-    values = {"share": (double.kl or 0.0) / max(single.kl or 0.0, 1e-12), "times": (small.kl or 0.0) / max(double.kl or 0.0, 1e-12)}
+    plain = max(single.kl or 0.0, 1e-12)
+    values = {"share": (double.kl or 0.0) / plain, "times": (small.kl or 0.0) / plain}
     if order(double, single) > 0:
         return say("Double quantization makes KL {share:.3f} times as large; FP4 is {times:.1f} times as far as NF4", **values)
-    return say("Double quantization does not raise KL ({share:.3f} times); FP4 is {times:.1f} times as far as NF4", **values)
+    return say(
+        "Double quantization raises KL by no more than its error ({share:.3f} times); FP4 is {times:.1f} times as far as NF4", **values
+    )
 
 
 def training(found: Mapping[str, Mapping[str, Any]]) -> str:
     """How far the loss on the same windows changes: on NF4, then unquantized."""
     falls = [fmean(part["before"]) - fmean(part["after"]) for part in found.values()]
     values = dict(zip(("four", "full"), falls)) | {"steps": len(next(iter(found.values()))["losses"])}
+    if len(falls) == 1:
+        return say("After {steps} steps the loss on the same windows has changed by {rise:+.3f}", rise=-falls[0], **values)
     if min(falls) <= 0:
         return say("After {steps} steps the loss on the same windows changes by {rise:+.3f} on NF4, by {rise_full:+.3f} unquantized",
                    rise=-falls[0], rise_full=-falls[-1], **values)  # fmt: skip
-    if len(falls) == 1:
-        return say("After {steps} steps the loss on the same windows has fallen by {four:.3f}", **values)
     return say("After {steps} steps the loss on the same windows has fallen by {four:.3f} on NF4, by {full:.3f} unquantized", **values)
 
 

@@ -1,8 +1,9 @@
 """What a lesson takes: memory, disk and seconds, from the shapes of a model's weights, before anything starts.
 
-Factors were fitted to runs of the embedded model (11 M weights) and of SmolLM2 (135 M) on two cores with nothing else to do. From those of
-lessons 2 and 7 was taken what AutoAWQ and kept figures have saved since; as they are now they were not run so. On another
-machine seconds grow as its matrix products take longer (qlab.artifacts.duration).
+Factors were fitted to runs of the embedded model (11 M weights) and of SmolLM2 (135 M) on two cores with nothing else to do, before lessons
+held the model once and before lessons 6 and 7 had caches, servers under load by format, and widths by budget. Those of lessons 2 and 7 were
+lowered since by what AutoAWQ and kept figures save, by arithmetic and not by a run. On another machine seconds grow as its matrix products
+take longer (qlab.artifacts.duration).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from qlab.evaluate.kept import IN_MEMORY
 from qlab.models.opening import OpenedModel
 from qlab.plan.counted import read_by_a_token
 from qlab.support.errors import UserError
-from qlab.workbook.lesson import default_windows
+from qlab.workbook.lesson import BLOCKS, default_windows
 
 EVALUATION = 1.36e-11  # seconds of a weight and a token, where a matrix product takes PRODUCT seconds a floating-point operation
 PRODUCT = 1.5e-11
@@ -75,7 +76,7 @@ def cost_of(lesson: str, source: OpenedModel, parameters: Mapping[str, Any]) -> 
     tokens = (parameters["evaluation_windows"] or default_windows(source)) * parameters["evaluation_length"]
     logits = SINGLE * tokens * rows
     read = read_by_a_token(layout, source.experts_per_token or 1) + rows * width
-    statistics = sum(SINGLE * inputs**2 for _, inputs in layout.linear.values())
+    statistics = min(1.0, BLOCKS / layout.count) * sum(SINGLE * inputs**2 for _, inputs in layout.linear.values())
     slower = speeds("cpu")[0] / PRODUCT
     seconds = cost.fixed + cost.evaluations * EVALUATION * read * tokens + cost.rest * every / 1e6
     memory = PROCESSES + SINGLE * cost.copies * every + statistics + min(logits, IN_MEMORY)

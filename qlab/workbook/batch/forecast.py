@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def forecast(lessons: Sequence[str], model: str, given: Mapping[str, str]) -> Fo
         for lesson, chosen in values.items()
     ]
     run = [each.taken for each in expected if not each.left_out]
-    every = sum(map(prod, source.layout.shapes.values()))
+    every = source.layout.weights
     fetched = still_to_fetch(model) if source.on_paper and is_hub_id(model) else 0
     plain = HALF * every if rounded_before(source) else 0.0
     disk = fetched + plain + sum(taken.disk for taken in run) + max((taken.passing for taken in run), default=0.0)
