@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
@@ -89,3 +90,16 @@ def run_all(tab: Visit) -> None:
     tab.page.get_by_role("menuitem", name="Run", exact=True).click()
     tab.page.get_by_text("Run All Cells", exact=True).first.click()
     tab.page.wait_for_selector(".jp-OutputArea-output:has-text('Right.')", timeout=RUNS * 1000)
+
+
+def scroll_until(page: Any, holds: Callable[[], bool]) -> None:
+    """Scroll down, and from the top again, until something holds: JupyterLab makes the cells below as one comes to them."""
+    page.locator(".jp-Notebook .jp-Cell").first.hover()
+    ends = time.monotonic() + STARTS
+    while not holds():
+        assert time.monotonic() < ends, "the cells below never came"
+        at_the_end = page.locator(".jp-WindowedPanel-outer").first.evaluate(
+            "box => box.scrollTop + box.clientHeight >= box.scrollHeight - 1"
+        )
+        page.mouse.wheel(0, -100_000 if at_the_end else 400)
+        page.wait_for_timeout(50)

@@ -8,9 +8,10 @@ import nbformat
 import pytest
 
 from qlab.workbook.reader.about import NOTEBOOKS, about, lesson_names
-from tests.browser.lab import OWN, RUNS, SMALL, STARTS, Lab, open_notebook, run_all
+from tests.browser.lab import OWN, RUNS, SMALL, STARTS, Lab, open_notebook, run_all, scroll_until
 from tests.browsing import Visit, move_every_control, overflow, violations
 
+FIELDS = ".qlab-explore input, .qlab-explore select"
 KINDS = "cells => cells.map(cell => cell.className.match(/jp-(Code|Markdown|Raw)Cell/)[0])"
 
 
@@ -86,10 +87,7 @@ def test_a_lesson_runs_its_control_moves_and_progress_is_kept(visit: Visit, lab:
     # Loaded again, with the kernel stopped: the control needs neither.
     page.reload()
     page.wait_for_selector(".qlab-explore select", timeout=STARTS * 1000)
-    page.locator(".jp-Notebook .jp-Cell").first.hover()
-    for _ in range(40):  # JupyterLab makes the cells below as one comes to them
-        page.mouse.wheel(0, 400)
-        page.wait_for_timeout(50)
+    scroll_until(page, lambda: page.locator(FIELDS).count() == 4)
     assert move_every_control(page) == 4
     assert lab.tracked() == before
     with page.context.expect_page() as opened:
