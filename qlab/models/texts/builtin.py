@@ -10,7 +10,9 @@ import ast
 import hashlib
 import inspect
 import random
+from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +24,7 @@ MINIMUM_DOCSTRING = 160  # characters; shorter ones are labels, not prose
 Item = TypeVar("Item")
 
 
+@cache
 def calibration_docstrings() -> str:
     """The text ``docstrings``: those of CALIBRATION_PACKAGES without repetitions, in an order that mixes the packages."""
     return "\n\n".join(shuffled(deduplicated(docstrings(CALIBRATION_PACKAGES))))
@@ -53,11 +56,20 @@ def docstrings(packages: Iterable[str]) -> Iterator[str]:
                 tree = ast.parse(path.read_bytes())
             except (SyntaxError, ValueError):  # templates and Python 2 fixtures that packages carry
                 continue
-            for node in ast.walk(tree):
+            for node in statements(tree):
                 if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                     text = ast.get_docstring(node, clean=False)
                     if text and len(cleaned := inspect.cleandoc(text)) >= MINIMUM_DOCSTRING:
                         yield cleaned
+
+
+def statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The module and its statements, in the order of `ast.walk`; their expressions, of which most of a tree consists, are left out."""
+    waiting: deque[ast.AST] = deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        waiting.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case))
 
 
 def deduplicated(texts: Iterable[str], without: str = "") -> Iterator[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
-from qlab.models.texts.builtin import deduplicated, docstrings, python_reference, shuffled
+from qlab.models.texts.builtin import deduplicated, docstrings, python_reference, shuffled, statements
 from qlab.support.errors import UserError
 
 
@@ -16,6 +19,12 @@ def test_both_built_in_texts_are_long_and_differ() -> None:
     assert not set(reference.split("\n\n")) & {
         p for text in deduplicated(numpy_documentation, without=reference) for p in text.split("\n\n") if len(p) > 200
     }
+
+
+def test_statements_come_in_the_order_of_the_whole_walk() -> None:
+    tree = ast.parse(Path(ast.__file__).read_bytes())
+    kinds = (ast.Module, ast.stmt, ast.excepthandler, ast.match_case)
+    assert [*statements(tree)] == [node for node in ast.walk(tree) if isinstance(node, kinds)]
 
 
 def test_duplicates_are_dropped_and_half_new_texts_kept() -> None:
