@@ -231,3 +231,8 @@ def test_a_command_that_is_told_to_end_does_so_in_order(number: int) -> None:
             _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted; nothing is left running" in " ".join(printed.split())
+
+
+def test_a_command_that_asks_no_server_starts_without_the_client_of_servers() -> None:
+    program = "import sys, qlab.cli.quantize, qlab.serve.runtimes.registry; print('openai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300).stdout == "False\n"

@@ -9,9 +9,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any
-
-from openai import OpenAI
+from typing import TYPE_CHECKING, Any
 
 from qlab.plan.footprint import Footprint
 from qlab.serve.cached import with_cache
@@ -20,6 +18,9 @@ from qlab.serve.rounding import Rounding, eight_bit_inputs
 from qlab.serve.runtimes.greedy import Greedy, aligned
 from qlab.serve.runtimes.llamacpp_server import CACHE_TYPES, KEY
 from qlab.serve.runtimes.runtime import Container
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 IMAGE = "ghcr.io/ggml-org/llama.cpp:server-b11549"  # the release in the pinned xllamacpp, whose version ends in its number
 SAID = 300  # characters of a server's complaint that are passed on

@@ -9,8 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from openai import OpenAI
+from typing import TYPE_CHECKING
 
 from qlab.plan.footprint import Footprint
 from qlab.serve.cached import with_cache
@@ -21,6 +20,9 @@ from qlab.serve.runtimes.runtime import Container
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.reading import read_json
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 IMAGE = "ollama/ollama:0.12.6"
 COMMENTS = (

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
-
-from openai import OpenAI
+from typing import TYPE_CHECKING, Protocol
 
 from qlab.plan.footprint import Footprint, footprint
 from qlab.serve.deployment import Deployment
 from qlab.serve.rounding import Rounding
 from qlab.serve.runtimes.greedy import Greedy
 from qlab.support.errors import UserError
+
+if TYPE_CHECKING:
+    from openai import OpenAI  # its import takes a second, which commands that ask no server would pay
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from openai import OpenAI
 
 from qlab.plan.footprint import Footprint
 from qlab.serve.deployment import Deployment
 from qlab.serve.rounding import Rounding, half_outputs
 from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.7"  # its last release; read-only upstream since 2026-03
 COMMENTS = ("TGI is read-only upstream since 2026-03; this is its last release. For something new take vLLM.",)

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import TYPE_CHECKING
 
 import torch
-from openai import OpenAI
 
 from qlab import ROOT
 from qlab.formats.compressed_tensors.scheme import rounds_inputs
@@ -21,6 +21,9 @@ from qlab.serve.rounding import Rounding, half_outputs
 from qlab.serve.runtimes.greedy import Greedy, from_openai
 from qlab.serve.runtimes.runtime import Container
 from qlab.support.errors import UserError
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 IMAGE = "vllm/vllm-openai:v0.32.0"  # the release that tests/serve/test_vllm.py holds qlab's checkpoints to
 COMMENTS = (
