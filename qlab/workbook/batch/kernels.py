@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
 from traitlets.config import Config
 
@@ -100,9 +100,9 @@ def last_printed() -> str:
 
 
 def no_interruption(record: logging.LogRecord) -> bool:
-    """Whether the record is of anything but Ctrl-C: a task that it met keeps it as an exception, or the error of a cell whose kernel it
-    met, and asyncio logs that as one that nobody fetched. A cell's error comes back by another way."""
-    return not (record.exc_info and isinstance(record.exc_info[1], (KeyboardInterrupt, CellExecutionError)))
+    """Whether the record is of anything but an interruption: a task that it met keeps it as an exception, or the error of a cell whose
+    kernel it met, or ended, and asyncio logs that as one that nobody fetched. A cell's error comes back by another way."""
+    return not (record.exc_info and isinstance(record.exc_info[1], (KeyboardInterrupt, CellExecutionError, DeadKernelError)))
 
 
 papermill_engines.register("qlab", WatchedEngine)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from qlab.workbook.batch.kernels import no_interruption
 from qlab.workbook.batch.runner import FAILED, run_lessons
@@ -31,7 +31,10 @@ def test_a_kernel_that_does_not_start_is_told_with_what_it_printed(
     assert "ModuleNotFoundError" not in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), CellExecutionError("a cell", "KeyboardInterrupt", ""), ValueError()])
+INTERRUPTIONS = [KeyboardInterrupt(), CellExecutionError("a cell", "KeyboardInterrupt", ""), DeadKernelError("Kernel died")]
+
+
+@pytest.mark.parametrize("error", [*INTERRUPTIONS, ValueError()])
 def test_asyncio_does_not_log_an_interruption_as_an_error(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("asyncio")
     logger.addFilter(no_interruption)
