@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 
@@ -33,6 +32,7 @@ from qlab.recipes import Recipe, parse
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes, peak_during
 from qlab.support.process import Isolated, Outcome, Overdue
+from tests.living import isolated
 
 QUICK = Protocol(16, 4, 1, 2)
 
@@ -285,12 +285,6 @@ def test_a_process_reads_anew_in_every_round(tiny: OpenedModel) -> None:
     assert found.ceiling == pytest.approx(1e9 / (first.memory.expected.step + 2 * first.memory.expected.cache))
 
 
-def children() -> list[int]:
-    """This process's living children that it started as Pythons."""
-    living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child.pid for child in living if "spawn_main" in " ".join(child.cmdline())]
-
-
 def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     really = rounds.Crew._start
 
@@ -302,7 +296,7 @@ def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: OpenedModel,
 
     monkeypatch.setattr(rounds.Crew, "_start", start)
     load_tokenizer(tiny)  # it is tried in a process that stays
-    before = set(children())
+    before = set(isolated())
     good, crashed, hung = measure_in_turns(copies(tiny, tmp_path, "good", "crashes", "hangs"), ["transformers"], QUICK)
     assert good.figures
     assert not good.problem
@@ -311,7 +305,7 @@ def test_a_crash_and_a_time_out_are_rows_and_the_rest_goes_on(tiny: OpenedModel,
     assert "\n" not in crashed.problem
     assert hung.figures is None
     assert "not done within 5 s" in hung.problem
-    assert not set(children()) - before
+    assert not set(isolated()) - before
 
 
 def abort() -> Iterator[Reading]:

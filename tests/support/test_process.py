@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from qlab.support.errors import UserError
-from qlab.support.process import Isolated, Overdue, peak_bytes, run_isolated
+from qlab.support.process import PRELOADED, Isolated, Overdue, peak_bytes, run_isolated
+from tests.living import isolated, lives
 
 held: list[object] = []  # by a child, to its end
 
@@ -45,6 +46,23 @@ def test_a_result_comes_back_with_its_own_peak() -> None:
     assert (small.value, large.value) == (1, 150)
     assert small.peak_bytes < peak_bytes() - len(ballast) // 2
     assert large.peak_bytes - small.peak_bytes > 140e6
+
+
+def variable() -> str | None:
+    return os.environ.get("QLAB_TEST_VARIABLE")
+
+
+def test_a_child_has_the_variables_of_its_parent_as_they_are_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QLAB_TEST_VARIABLE", "now")
+    assert run_isolated(variable).value == "now"
+    monkeypatch.delenv("QLAB_TEST_VARIABLE")
+    assert run_isolated(variable).value is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are started anew")
+def test_no_gpu_is_touched_before_a_child_is_copied() -> None:
+    program = f"import torch; [__import__(name) for name in {PRELOADED!r}]; print(torch.cuda.is_initialized())"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300).stdout == "False\n"
 
 
 def test_failures_say_what_happened() -> None:
@@ -96,11 +114,11 @@ def test_a_child_gives_back_its_semaphores() -> None:
 
 
 def test_what_takes_too_long_is_killed() -> None:
-    started, before = time.monotonic(), set(psutil.Process().children())
+    started, before = time.monotonic(), set(isolated())
     with pytest.raises(Overdue, match="sleep_long failed: not done within 4 s"):
         run_isolated(sleep_long, limit=4)
     assert time.monotonic() - started < 60
-    assert not any("spawn_main" in " ".join(child.cmdline()) for child in set(psutil.Process().children()) - before)
+    assert not set(isolated()) - before
 
 
 def starts_a_deaf_server(note: str, keeper: Sequence[str], dies: bool) -> Iterator[None]:
@@ -160,12 +178,12 @@ def test_the_child_dies_with_its_parent() -> None:
     code = "from tests.support.test_process import *; run_isolated(sleep_long)"
     parent = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n    {code}"])
     try:
-        children = wait_for(lambda: [c for c in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(c.cmdline())], 60)
+        children = wait_for(lambda: isolated(parent.pid), 120)
         time.sleep(3)  # let it reach the function
     finally:
         parent.kill()
         parent.wait()
-    assert wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), 30)
+    assert wait_for(lambda: not any(map(lives, children)), 30)
 
 
 def wait_for(condition, seconds):  # type: ignore[no-untyped-def]
