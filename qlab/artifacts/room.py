@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from qlab.models.opening import OpenedModel
-from qlab.plan.plan import CACHES, GB, USABLE, cache_bytes
+from qlab.plan.plan import CACHES, GB, USABLE, cache_bytes, check_cache
 from qlab.plan.shapes import config_shape, find_device
 from qlab.recipes.fitting import Layers
 from qlab.recipes.integers import Integers
@@ -61,8 +61,7 @@ def on_card(source: OpenedModel, card: str, context: int, sequences: int, cache:
     Raises:
         UserError: no such card, no such cache, or the cache alone is too large for it.
     """
-    if cache not in CACHES:
-        raise UserError(f"a KV cache in {cache!r}: expected {', '.join(CACHES)}")
+    check_cache(cache)
     device = find_device(card)
     shape = replace(config_shape(source.config, source.name), cache_bits=CACHES[cache])
     usable, cached = USABLE * device["memory_gb"] * GB, cache_bytes(shape, context, sequences)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from qlab import __version__
+from qlab.support.errors import UserError
 
 app = typer.Typer(
     help="Learn, check and carry out LLM quantization.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -38,6 +40,14 @@ def version_flag(wanted: bool) -> None:
 def interrupt(*_: object) -> None:
     """Stop in order, as by Ctrl-C: a signal's handler."""
     raise KeyboardInterrupt
+
+
+def refuse(command: typer.Context, options: Iterable[str], why: str) -> None:
+    """Raise the UserError of the first of `options` that was given to the command, which would ignore it; `why` says what it needs."""
+    for option in options:
+        source = command.get_parameter_source(option.removeprefix("--").replace("-", "_"))
+        if source and source.name == "COMMANDLINE":
+            raise UserError(f"{option} {why}")
 
 
 @app.callback()

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qlab.cli.app import app, console
-from qlab.cli.numbers import TOKENS, Bounded, numbers_in, real, whole
-from qlab.cli.words import readable, show, table
+from qlab.cli.app import DeviceOption, app, console, refuse
+from qlab.cli.numbers import AT_A_TIME, TOKENS, numbers_in, real, whole
+from qlab.cli.words import failures, readable, show, table
 from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 
 if TYPE_CHECKING:
     from qlab.serve.crowd import Served
 
-AT_A_TIME = Bounded(1, 10_000)  # requests
+UNDER_LOAD = ("--cache", "--context", "--requests", "--gpus")  # options that say how artifacts are served
+TIMED = ("--prompt-tokens", "--repetitions", "--rounds", "--dtype", "--time-limit", "--device")  # and how they are timed
 WIDE = 180  # characters, where nobody watches
 SHOWN = ("perplexity", "kl", "prompt", "generation", "generation ceiling", "memory loaded", "memory generating")
 StoreOption = Annotated[str, typer.Option(help="SQLite file that figures are added to; '' keeps them nowhere.")]
@@ -28,6 +29,7 @@ StoreOption = Annotated[str, typer.Option(help="SQLite file that figures are add
 
 @app.command()
 def bench(
+    command: typer.Context,
     artifacts: Annotated[list[str], typer.Argument(help="Models or artifacts: 'embedded', folders, hub ids.")],
     runtime: Annotated[list[str] | None, typer.Option(help="transformers, llamacpp, vllm, …; may be repeated; else all that can.")] = None,
     prompt_tokens: Annotated[int, whole("Tokens of the prompt (pp).", 1, TOKENS)] = 512,
@@ -38,6 +40,7 @@ def bench(
     rounds: Annotated[int, whole("Rounds over all artifacts, so that a drift of the machine shows.", 1, 1000)] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 for transformers; auto: FP32 on a CPU, FP16 on a GPU.")] = "auto",
     time_limit: Annotated[float, real("Seconds for one artifact in one runtime.", 1, 604_800)] = 900.0,
+    device: DeviceOption = "auto",
     load: Annotated[
         str, typer.Option(help="Instead: serve each artifact in turn, with so many requests at a time, such as 1,4,16,64.")
     ] = "",
@@ -52,7 +55,7 @@ def bench(
     import torch
 
     from qlab.evaluate.engines import DTYPES
-    from qlab.evaluate.rounds import Protocol, measure_in_turns
+    from qlab.evaluate.rounds import Protocol, check_device, measure_in_turns
     from qlab.evaluate.store.load import load_figures
     from qlab.evaluate.store.results import runtime_figures
     from qlab.models.opening import locate
@@ -60,6 +63,11 @@ def bench(
     from qlab.serve.crowd import Service, serve_in_turn
     from qlab.workbook.lesson import quiet
 
+    if load:
+        refuse(command, TIMED, "says how artifacts are timed, and with --load they are served: leave out one of the two")
+    else:
+        refuse(command, UNDER_LOAD, "needs --load, such as --load 1,4,16: it says how artifacts are served, or leave it out")
+    check_device(device)
     if dtype not in ("auto", *DTYPES):
         raise UserError(f"--dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
     quiet()
@@ -74,7 +82,7 @@ def bench(
         keep(results, artifacts[0], [(replace(subjects[one.name], runtime=one.runtime), load_figures(one, service)) for one in served])
         show_served(served, levels, as_json)
         return
-    protocol = Protocol(prompt_tokens, generated_tokens, repetitions, rounds, dtype, time_limit)
+    protocol = Protocol(prompt_tokens, generated_tokens, repetitions, rounds, dtype, time_limit, device)
     measured = measure_in_turns(folders, runtime or [], protocol)
     found = [(replace(subjects[one.name], runtime=one.runtime), runtime_figures(one.figures, one.problem)) for one in measured]
     keep(results, artifacts[0], found)
@@ -117,14 +125,9 @@ def show_served(served: Sequence[Served], levels: Sequence[int], as_json: bool) 
 
 
 def lost(served: Sequence[Served]) -> list[str]:
-    """What did not come, or came wrong, in sentences; with a prompt longer than the context a server answers nothing."""
+    """What did not come, or came wrong, in sentences."""
     said = [readable(f"{one.label}: {one.problem}") for one in served if one.problem]
-    for one in served:
-        for level in one.levels:
-            where = f"{one.label}, {level.concurrency} at a time"
-            said += [f"{where}: lost {count} {readable(kind)}" for kind, count in level.errors.items()]
-            said += [f"{where}: {level.wrong} wrong"] if level.wrong else []
-    return said
+    return said + [f"{one.label}, {failure}" for one in served for failure in failures(one.levels)]
 
 
 def served_row(one: Served, levels: Sequence[int]) -> list[str]:

@@ -69,14 +69,13 @@ def evaluate(
     from qlab.models.texts.prompts import load_prompts
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
-    from qlab.plan.plan import CACHES
+    from qlab.plan.plan import check_cache
     from qlab.walk.by_block import predictor
     from qlab.workbook.lesson import quiet
 
     quiet()
     device = found_device(device)
-    if cache not in CACHES:
-        raise UserError(f"a KV cache in {cache!r}: expected {', '.join(CACHES)}")
+    check_cache(cache)
     if agreement and not reference:
         raise UserError("agreement with what? Give --reference MODEL")
     source = locate(path)

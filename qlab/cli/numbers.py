@@ -51,6 +51,9 @@ class Bounded:
         return value
 
 
+AT_A_TIME = Bounded(1, 10_000)  # requests to a server
+
+
 def whole(help: str, least: int, most: int, *names: str) -> Any:
     """An option for a whole number from `least` to `most`."""
     return _option(help, Bounded(least, most), names)

@@ -30,14 +30,12 @@ def plan(
 ) -> None:
     """Count the memory of a deployment: weights, cache, what fits, tensor parallelism, the ceiling on tokens/s. Loads no model."""
     from qlab.plan import capacity
-    from qlab.plan.plan import CACHES
+    from qlab.plan.plan import CACHES, check_cache
     from qlab.plan.shapes import find_device, find_shape
     from qlab.recipes.planned import planned
-    from qlab.support.errors import UserError
 
     name, shape = find_shape(model)
-    if cache not in CACHES:
-        raise UserError(f"a KV cache in {cache!r}: expected {', '.join(CACHES)}")
+    check_cache(cache)
     shape = replace(shape, cache_bits=CACHES[cache])
     device = find_device(gpu)
     chosen, recipe, remarks = planned(format_name, shape)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from qlab.cli.app import app, console, interrupt
-from qlab.cli.numbers import LISTED, TOKENS, Bounded, numbers_in, real, whole
-from qlab.cli.words import readable, show, table
+from qlab.cli.app import app, console, interrupt, refuse
+from qlab.cli.numbers import AT_A_TIME, LISTED, TOKENS, numbers_in, real, whole
+from qlab.cli.words import failures, readable, show, table
 from qlab.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 COLUMNS = (
     "at a time", "TTFT p50 / p99 (ms)", "TPOT p50 / p99 (ms)", "ITL p99 (ms)", "requests/s", "output tok/s", "lost", "changed", "wrong",
 )  # fmt: skip
-AT_A_TIME = Bounded(1, 10_000)
 PromptsOption = Annotated[Path | None, typer.Option(help="JSONL with a 'prompt' a line; else the 500 of this workbook.")]
 
 
 @app.command()
 def serve(
+    command: typer.Context,
     path: Annotated[Path, typer.Argument(help="A model or artifact folder.")],
     runtime: Annotated[str | None, typer.Option(help="llamacpp, vllm, tgi or ollama; else the first here that serves the format.")] = None,
     name: Annotated[str | None, typer.Option(help="What clients ask for; else the folder's name.")] = None,
@@ -47,7 +47,7 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must give; wanted beyond loopback.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append the server's log to this file.")] = None,
     prove: Annotated[bool, typer.Option(help="First check that the server's answers are the artifact's.")] = True,
-    load_at: Annotated[str, typer.Option("--load", help="Then send prompts at these concurrencies, as qlab load does, and stop.")] = "",
+    load: Annotated[str, typer.Option(help="Then send prompts at these concurrencies, as qlab load does, and stop.")] = "",
     tokens: Annotated[int, whole("Tokens of an answer to --load.", 1, 100_000)] = 16,
     prompts: PromptsOption = None,
     dry_run: Annotated[bool, typer.Option(help="Only print the command.")] = False,
@@ -67,8 +67,12 @@ def serve(
     from qlab.serve.server import free_port, serving
     from qlab.workbook.lesson import quiet
 
+    if dry_run or write:
+        refuse(command, ("--load", "--tokens", "--prompts"), "needs a server, and --dry-run and --write start none: leave it out")
+    if not load:
+        refuse(command, ("--tokens", "--prompts"), "needs --load, such as --load 1,4,16: it says what is sent then, or leave it out")
     quiet()
-    wanted = numbers_in(load_at, "--load", AT_A_TIME) if load_at else []
+    wanted = numbers_in(load, "--load", AT_A_TIME) if load else []
     texts = prompts_in(prompts) if wanted else []
     folder = locate(str(path)).path
     kind = kind_of(folder)
@@ -105,7 +109,7 @@ def serve(
             levels = run_load(server.url, deployment.name, texts, wanted, tokens, key)
             show_levels(levels, found | {"runtime": chosen.label, "memory_bytes": server.held_bytes()} if as_json else None)
             if said := failures(levels):
-                complaint = f"error: {chosen.label}'s server does not answer as it must under load: {said}"
+                complaint = f"error: {chosen.label}'s server does not answer as it must under load: {'; '.join(said)}"
                 console.print(readable(complaint), markup=False, highlight=False)
                 raise typer.Exit(1)  # as `qlab load` ends: it was tried, and may be tried again
         if wanted or (as_json and prove):
@@ -182,10 +186,3 @@ def show_levels(levels: Sequence[Level], beside: Mapping[str, Any] | None) -> No
     ]  # fmt: skip
     show(table(COLUMNS, rows))
     print(f"throughput stops growing beyond {found} at a time" if found else "throughput still grew at the last level")
-
-
-def failures(levels: Sequence[Level]) -> str:
-    """The answers that were lost or wrong, in words; empty where none was."""
-    parts = [f"{count} {kind}" for level in levels for kind, count in level.errors.items()]
-    parts += [f"{level.wrong} wrong at {level.concurrency} at a time" for level in levels if level.wrong]
-    return ", ".join(parts)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from qlab.serve.load import Level
 
 WIDTH, LINES, WHOLE = 600, 30, 2400  # characters of a line, lines and characters of a message that are shown
 
@@ -25,6 +28,16 @@ def printable(text: str) -> str:
     return "".join(
         character if character.isprintable() or character == "\t" else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def failures(levels: Sequence[Level]) -> list[str]:
+    """The answers that were lost or wrong, level by level, in words; with a prompt longer than the context a server answers nothing."""
+    said = []
+    for level in levels:
+        where = f"{level.concurrency} at a time"
+        said += [f"{where}: lost {count} {readable(kind)}" for kind, count in level.errors.items()]
+        said += [f"{where}: {level.wrong} wrong"] if level.wrong else []
+    return said
 
 
 def table(columns: Iterable[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qlab.artifacts.budget import too_little
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.wording import counted
@@ -74,10 +75,10 @@ def kept_logits(model: nn.Module, windows: Sequence[Tensor], place: Path | None 
     if size <= IN_MEMORY:
         return list(logits)
     folder = place or Path(tempfile.gettempdir())
-    if (free := shutil.disk_usage(folder).free) < SPARE * size:
+    if lacking := too_little(SPARE * size, shutil.disk_usage(folder).free, "of disk", f"in {folder}"):
         raise UserError(
-            f"the reference's predictions for {counted(len(windows), 'window')} take {size / 1e9:.2f} GB in {folder}, where "
-            f"{free / 1e9:.2f} GB are free, and {SPARE} times as much must be: make room, or take fewer or shorter windows"
+            f"no room for the reference's predictions for {counted(len(windows), 'window')}: {lacking} ({SPARE} times their size must be "
+            "free). Make room, or take fewer or shorter windows"
         )
     return Filed(logits, place)
 

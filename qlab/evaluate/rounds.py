@@ -6,14 +6,17 @@ Loading a library and a model takes longer than timing it. So a process stays, i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from qlab.evaluate.bandwidth import read_bandwidths
 from qlab.evaluate.engines import RUNNERS, runners_of
 from qlab.evaluate.runtime import Reading, RuntimeFigures, measuring, pooled, step_bytes
+from qlab.models.opening import found_device
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes, free_bytes
 from qlab.support.process import Isolated, Overdue, run_isolated
@@ -23,6 +26,8 @@ ABSENT = "is not on this machine"
 LIMIT = 900.0  # seconds for one artifact in one runtime, loading included
 NEEDED = 4  # bytes that must be free for a new process, for each of the artifact's on disk: FP16 as FP32, twice while it loads
 BESIDE = 2e9  # and for Python and its libraries
+SEEN = "CUDA_VISIBLE_DEVICES"  # of the environment: the GPUs that a process sees; of an empty list, none
+DEVICE = re.compile(r"auto|cpu|cuda(?::(\d+))?")
 Pair = tuple[str, str]
 """An artifact's name, a runtime's."""
 
@@ -30,7 +35,7 @@ Pair = tuple[str, str]
 @dataclass(frozen=True)
 class Protocol:
     """How speeds are taken: tokens of the prompt (pp) and generated (tg), timed `repetitions` at least in each of `rounds`, `limit` seconds
-    each."""
+    each; on the `device` auto (a GPU where there is one), cpu, cuda or such as cuda:1."""
 
     prompt_tokens: int = 512
     generated_tokens: int = 128
@@ -38,6 +43,7 @@ class Protocol:
     rounds: int = 1
     dtype: str = "auto"
     limit: float = LIMIT
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -81,10 +87,42 @@ def measure_in_turns(folders: Mapping[str, Path], runtimes: Sequence[str], proto
                 problems[pair] = in_one_line(error)
     figures: dict[Pair, RuntimeFigures] = {}
     try:
-        figures = with_ceilings({pair: found[pair] for pair in able if pair not in problems})
+        with starting_on(protocol.device):
+            figures = with_ceilings({pair: found[pair] for pair in able if pair not in problems})
     except (RuntimeError, OSError) as error:
         problems = dict.fromkeys(able, f"the ceiling could not be read: {in_one_line(error)}") | problems
     return [Measured(pair[0], RUNNERS[pair[1]].label, figures.get(pair), problems.get(pair, "")) for pair in pairs]
+
+
+def check_device(name: str) -> None:
+    """See that runtimes can be timed on the device `name`. A process of its own asks PyTorch for a GPU: this one would keep some of its
+    memory.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if not DEVICE.fullmatch(name):
+        raise UserError(f"no device {name[:40]!r} to time runtimes on: expected auto, cpu, cuda, or such as cuda:1")
+    if name not in ("auto", "cpu"):
+        run_isolated(found_device, name)
+
+
+@contextmanager
+def starting_on(device: str) -> Iterator[None]:
+    """Processes that are started within the context compute on `device`, whatever the library: on "cpu" they see no GPU, on cuda:1 that one
+    alone, of those that this process sees."""
+    match, before = DEVICE.fullmatch(device), os.environ.get(SEEN)
+    if device == "cpu":
+        os.environ[SEEN] = ""
+    elif match and match[1]:
+        os.environ[SEEN] = match[1] if before is None else before.split(",")[int(match[1])]
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(SEEN, None)
+        else:
+            os.environ[SEEN] = before
 
 
 def with_ceilings(found: Mapping[Pair, Sequence[Reading]]) -> dict[Pair, RuntimeFigures]:
@@ -161,7 +199,8 @@ class Crew:
         protocol = self.protocol
         repetitions = protocol.repetitions * self._rounds_in_one(runtime)
         sizes = (protocol.prompt_tokens, protocol.generated_tokens, repetitions, protocol.dtype)
-        return Isolated(measuring, self.folders[name], runtime, *sizes, name=RUNNERS[runtime].label)
+        with starting_on(protocol.device):
+            return Isolated(measuring, self.folders[name], runtime, *sizes, name=RUNNERS[runtime].label)
 
     def _rounds_in_one(self, runtime: str) -> int:
         return self.protocol.rounds if RUNNERS[runtime].starts_slowly else 1

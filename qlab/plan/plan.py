@@ -38,6 +38,12 @@ BITS = FORMATS | SMALLER | {"INT8 W8A8": (8.0, 16.0), "FP8 W8A8": (8.0, 16.0)}
 CACHES = {"f16": 16.0, "q8_0": 8 + 16 / 32, "q4_0": 4 + 16 / 32, "fp8": 8.0}
 
 
+def check_cache(name: str) -> None:
+    """Raise the UserError of a name that is none of CACHES."""
+    if name not in CACHES:
+        raise UserError(f"a KV cache in {name!r}: expected {', '.join(CACHES)}")
+
+
 def of_groups(format_name: str, size: int) -> str:
     """The key of BITS for the same format with groups of `size` weights, 128, 64 or 32; of a format without such groups, its own."""
     name = format_name.partition(" g")[0]

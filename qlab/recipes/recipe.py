@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qlab.formats.folder import finish_folder
+from qlab.formats.imatrix import ImatrixFile
 from qlab.models.opening import OpenedModel
 from qlab.support.disk.scratch import Scratch
 from qlab.walk.span import FP16_LARGEST, overflows
@@ -139,7 +140,22 @@ def details(recipe: WalkedRecipe, source: OpenedModel, journal: Journal) -> Deta
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data, as a manifest has it when it is read again: JSON's lists for tuples, files by their names and hashes."""
-    told = json.dumps({"recipe": type(recipe).__name__, **asdict(recipe)}, default=str)  # type: ignore[call-overload]
+    """The recipe as plain data, as a manifest has it when it is read again: JSON's lists for tuples, files by their names and hashes.
+
+    Raises:
+        TypeError: an option that is neither of these nor what JSON holds.
+    """
+    told = json.dumps({"recipe": type(recipe).__name__, **asdict(recipe)}, default=file_told)  # type: ignore[call-overload]
     found: dict[str, Any] = json.loads(told)
     return found
+
+
+def file_told(option: object) -> str:
+    """A file among a recipe's options by its name and hash.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(option, ImatrixFile):
+        raise TypeError(f"a recipe's option is a {type(option).__name__}, which no manifest can hold: {option!r}")
+    return str(option)

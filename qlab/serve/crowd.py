@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from qlab.models.locating import kind_of
-from qlab.plan.plan import CACHES
+from qlab.plan.plan import check_cache
 from qlab.serve.load import Level, run_load
 from qlab.serve.runtimes.registry import runtime_for, runtime_named
 from qlab.serve.runtimes.runtime import expected_memory
@@ -64,8 +64,8 @@ class Service:
     threads: int = 2
 
     def __post_init__(self) -> None:
-        if unknown := [cache for cache in self.caches if cache not in CACHES]:
-            raise UserError(f"a KV cache in {unknown[0]!r}: expected {', '.join(CACHES)}")
+        for cache in self.caches:
+            check_cache(cache)
 
 
 def serve_in_turn(

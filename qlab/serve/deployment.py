@@ -11,7 +11,7 @@ from typing import Any
 from qlab.models.configuration import read_config
 from qlab.models.gguf import gguf_sizes
 from qlab.models.locating import kind_of
-from qlab.plan.plan import CACHES, Shape
+from qlab.plan.plan import CACHES, Shape, check_cache
 from qlab.plan.shapes import config_shape
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
@@ -64,8 +64,7 @@ class Deployment:
             raise UserError("expected a context of 16 tokens or more, one sequence or more, no negative number of GPUs, one thread or more")
         if self.gpu_layers is not None and not (self.gpus and self.gpu_layers >= 0 and self.kind == "gguf"):
             raise UserError("layers are split between GPU and CPU for GGUF files alone, and where there is a GPU to serve on (--gpus 1)")
-        if self.cache not in CACHES:
-            raise UserError(f"a KV cache in {self.cache!r}: expected {', '.join(CACHES)}")
+        check_cache(self.cache)
         if not self.loopback and not self.key:
             raise UserError(f"{self.host} can be reached from other machines: give a key (--api-key-file), or serve on 127.0.0.1")
 

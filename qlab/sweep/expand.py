@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 from qlab.artifacts.artifact import fit
+from qlab.artifacts.block_shape import largest_block
 from qlab.artifacts.budget import predict
 from qlab.models.locating import kind_of
+from qlab.models.opening import OpenedModel
 from qlab.recipes import Fitted, parse
 from qlab.sweep.jobs import PROCESS, WEIGHTS_A_SECOND, Format, Job, Subject, key_of, said_of, texts
 from qlab.sweep.plan import ORIGINAL, Sweep
 from qlab.sweep.speed import speed_jobs
+from qlab.walk.by_block import held_whole
 
 LOGITS = 6  # copies of a window's logits in FP32 while two models are compared
 
@@ -62,8 +66,17 @@ def evaluation_of(sweep: Sweep, measured: Format, reference: str, evaluation: Se
     words = ["evaluate", measured.word, "--reference", reference, "--no-floor", "--json", "--results", "", "--device", sweep.device]
     words += [*texts("--text", judged.text), "--window", str(judged.window), "--tokens", str(judged.tokens)]
     words += ["--tasks", ",".join(judged.tasks)] if judged.tasks else []
-    layout, weights = measured.source.layout, measured.source.layout.weights
-    memory = PROCESS + 8 * weights + 4.0 * layout.shapes[layout.embedding][0] * judged.window * LOGITS
+    source, weights = measured.source, measured.source.layout.weights
+    models = predicting(source, bool(judged.tasks)) + predicting(source)  # the format, which answers the tasks; the reference
+    memory = PROCESS + models + 4.0 * source.layout.shapes[source.layout.embedding][0] * judged.window * LOGITS
     seconds = 20 + 4 * weights * judged.tokens / WEIGHTS_A_SECOND
     key = key_of(words, [*measured.inputs, *evaluation])
     return Job("evaluate", measured.model, measured.recipe, tuple(words), key, measured.needs, memory, seconds, measured.place)
+
+
+def predicting(source: OpenedModel, whole: bool = False) -> float:
+    """Bytes of a model in FP32 while `qlab evaluate` has it predict: all of it where it is wanted `whole` or is not large, else a block and
+    the head."""
+    layout = source.layout
+    held = layout.weights if held_whole(source, whole) else largest_block(layout).weights + prod(layout.shapes[layout.embedding])
+    return 4.0 * held

@@ -73,6 +73,7 @@ def timed(formats: Sequence[Format], recipes: Sequence[str], runtimes: Sequence[
 def bench_of(sweep: Sweep, bench: Bench, measured: Format) -> Job:
     """The job that times a format, its prompt and its generation, in runtimes."""
     words = ["bench", measured.word, *(word for name in bench.runtimes for word in ("--runtime", name)), "--json", "--results", ""]
+    words += ["--device", sweep.device]
     sizes = {"--prompt-tokens": bench.prompt_tokens, "--generated-tokens": bench.generated_tokens, "--repetitions": bench.repetitions}
     words += [word for option, value in sizes.items() for word in (option, str(value))]
     weights, tokens = measured.source.layout.weights, (bench.repetitions + 1) * (bench.prompt_tokens + bench.generated_tokens)

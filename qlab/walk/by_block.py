@@ -28,17 +28,22 @@ from qlab.walk.state.activations import Activations
 LARGE = 1_000_000_000  # bytes of weights in FP32, beyond which a model that only predicts is never whole in memory
 
 
+def held_whole(source: OpenedModel, wanted: bool = False) -> bool:
+    """Whether a model that predicts is whole in memory: where that is `wanted`, or it is not LARGE."""
+    return wanted or 4 * source.layout.weights <= LARGE
+
+
 def predictor(
     source: OpenedModel, windows: Tensor, device: str, place: Path | None = None, whole: bool = False
 ) -> tuple[PreTrainedModel | BlockByBlock, list[str]]:
-    """What predicts the next tokens of windows int64 [windows, length], in FP32: the model where it is not LARGE or is wanted `whole`, else
-    its blocks one after the other, below `place`. And the names of tensors in its checkpoint that the model does not have.
+    """What predicts the next tokens of windows int64 [windows, length], in FP32: the model where it is wanted `whole` or `held_whole` says
+    so, else its blocks one after the other, below `place`. And the names of tensors in its checkpoint that the model does not have.
 
     Raises:
         UserError: as qlab.models.loading.load.
         OSError: as BlockByBlock.
     """
-    if whole or 4 * source.layout.weights <= LARGE:
+    if held_whole(source, whole):
         return load_and_rest(source, torch.float32, device)
     return BlockByBlock(source, windows, device, place), source.check_complete()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +85,15 @@ def benchmark(
     lesson: Lesson, subjects: Mapping[str, Recipe | None], runtimes: Sequence[str], protocol: Protocol,
     tasks: Sequence[str] = (), documents: int = 50, task_data: Path | None = None, text: str = "",
 ) -> list[Row]:  # fmt: skip
-    """Measure the artifact of each recipe, made if need be, or the original where it is None; `tasks` on so many `documents` each.
+    """Measure the artifact of each recipe, made if need be, or the original where it is None, on the lesson's device; `tasks` on so many
+    `documents` each.
 
     Raises:
         UserError: a runtime or task that there is not, or a single timing, which has no spread.
     """
     artifacts = {name: lesson.artifact(recipe) if recipe else None for name, recipe in subjects.items()}
     folders = {name: (made.path if made else lesson.source.path).resolve() for name, made in artifacts.items()}
-    measured = measure_in_turns(folders, runtimes, protocol)
+    measured = measure_in_turns(folders, runtimes, replace(protocol, device=lesson.device))
     quality, scores = dict[str, Quality](), dict[str, list[Score]]()
     for name, recipe in progress(list(subjects.items()), "quality", leave=False):
         made = artifacts[name]

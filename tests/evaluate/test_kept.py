@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from qlab.artifacts.budget import LACKING
 from qlab.evaluate import kept
 from qlab.evaluate.kept import Filed, kept_logits, logits_of, next_token_logits
 from qlab.models.loading import load
@@ -53,6 +54,8 @@ def test_many_lie_in_a_file(original: PreTrainedModel, tmp_path: Path, monkeypat
 def test_a_small_disk_is_told(original: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "IN_MEMORY", 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10_000))
-    with pytest.raises(UserError, match=r"predictions for 3 windows take 0\.00 GB in .*: make room, or take fewer or shorter windows"):
+    said = r"no room for the reference's predictions for 3 windows: 1\.80 MB of disk are needed and 10\.0 KB free in .*2 times their size"
+    with pytest.raises(UserError, match=said) as caught:
         kept_logits(original, WINDOWS, tmp_path)
+    assert LACKING in str(caught.value), "a sweep tries it again on another machine"
     assert not list(tmp_path.iterdir())

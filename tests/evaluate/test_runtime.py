@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from qlab.evaluate import bandwidth, rounds
 from qlab.evaluate import speed as speed_module
 from qlab.evaluate.bandwidth import read_bandwidth, read_bandwidths
 from qlab.evaluate.engines import RUNNERS, runners_of
-from qlab.evaluate.rounds import Protocol, measure_in_turns
+from qlab.evaluate.rounds import SEEN, Protocol, check_device, measure_in_turns, starting_on
 from qlab.evaluate.runtime import Memory, Reading, measuring, pooled
 from qlab.evaluate.speed import measure_speed, prompt_ids, rate
 from qlab.models.loading import load_tokenizer
@@ -31,7 +32,7 @@ from qlab.plan.footprint import Footprint, computing, packed_by_bitsandbytes
 from qlab.recipes import Recipe, parse
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes, peak_during
-from qlab.support.process import Isolated, Outcome, Overdue
+from qlab.support.process import Isolated, Outcome, Overdue, run_isolated
 from tests.living import isolated
 
 QUICK = Protocol(16, 4, 1, 2)
@@ -336,6 +337,64 @@ def test_wrong_wishes_are_refused_before_any_work(tiny: OpenedModel) -> None:
         runners_of(tiny.path, ["llamacpp"])
     with pytest.raises(UserError, match="no spread"):
         measure_in_turns({"tiny": tiny.path}, [], Protocol(16, 4, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("device", "before", "seen"),
+    [
+        ("cpu", None, ""), ("cpu", "4,5", ""), ("cuda:1", None, "1"), ("cuda:1", "4,5", "5"),
+        ("cuda", "4,5", "4,5"), ("auto", "4,5", "4,5"), ("auto", None, None),
+    ],
+)  # fmt: skip
+def test_processes_see_the_gpus_that_they_are_to_compute_on(
+    device: str, before: str | None, seen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SEEN, raising=False)
+    if before is not None:
+        monkeypatch.setenv(SEEN, before)
+    with starting_on(device):
+        assert os.environ.get(SEEN) == seen
+        if device == "cpu":
+            assert run_isolated(os.getenv, SEEN).value == ""
+    assert os.environ.get(SEEN) == before
+
+
+def test_what_measures_is_started_on_the_device_asked_for(
+    tiny: OpenedModel, tmp_path: Path, pretender: type[Pretender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, start, bandwidths = [], pretender.__init__, rounds.run_isolated
+    monkeypatch.setenv(SEEN, "4,5")
+
+    def started(self: Pretender, *given: Any, **named: Any) -> None:
+        seen.append(os.environ[SEEN])
+        start(self, *given, **named)
+
+    def read(*given: Any) -> Any:
+        seen.append(os.environ[SEEN])
+        return bandwidths(*given)
+
+    monkeypatch.setattr(pretender, "__init__", started)
+    monkeypatch.setattr(rounds, "run_isolated", read)
+    for device in ("cpu", "cuda:1", "auto"):
+        measure_in_turns({"a": tiny.path}, ["transformers"], replace(QUICK, device=device))
+    assert seen == ["", "", "5", "5", "4,5", "4,5"]
+
+
+def test_a_device_that_nothing_is_timed_on_is_refused() -> None:
+    for device in ("auto", "cpu"):
+        check_device(device)
+    for device in ("mps", "", "cuda:x", "cpu:0"):
+        with pytest.raises(UserError, match=f"no device '{device}' to time runtimes on: expected auto, cpu, cuda, or such as cuda:1"):
+            check_device(device)
+    with pytest.raises(UserError, match="no device 'cuda:99' here"):
+        check_device("cuda:99")
+
+
+def test_a_speed_on_the_cpu_is_of_the_cpu(tiny: OpenedModel) -> None:
+    """Also where there is a GPU."""
+    (row,) = measure_in_turns({"a": tiny.path}, ["transformers"], replace(QUICK, device="cpu"))
+    assert row.figures, row.problem
+    assert row.figures.speed.conditions["device"] == "cpu"
 
 
 def test_the_peak_is_seen_though_it_is_gone_at_the_end() -> None:

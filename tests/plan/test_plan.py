@@ -14,6 +14,7 @@ from qlab.plan.plan import (
     Cached,
     Counted,
     cache_bytes,
+    check_cache,
     device_named,
     fit,
     hardware,
@@ -21,8 +22,16 @@ from qlab.plan.plan import (
     shape_of,
     weight_bytes,
 )
+from qlab.support.errors import UserError
 
 SEVENTY = SHAPES["Llama-3.1-70B"]
+
+
+def test_a_cache_is_one_of_those_that_are_known() -> None:
+    for name in CACHES:
+        check_cache(name)
+    with pytest.raises(UserError, match="a KV cache in 'q2': expected f16, q8_0, q4_0, fp8"):
+        check_cache("q2")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
 from qlab.cli.bench import lost
+from qlab.cli.words import failures
 from qlab.evaluate.store.load import load_figures
 from qlab.evaluate.store.results import read
 from qlab.models.opening import OpenedModel
@@ -46,6 +47,8 @@ def test_what_is_lost_or_wrong_is_said() -> None:
     whole, broken = level(1, 10), replace(level(4, 10), errors={"BadRequestError": 2}, wrong=1)
     found = [served("whole", 1), Served("some", "r", "f16", [whole, broken]), Served("none", "r", "f16", problem="it did not start")]
     assert lost(found) == ["none: it did not start", "some, 4 at a time: lost 2 BadRequestError", "some, 4 at a time: 1 wrong"]
+    assert failures([whole, broken]) == ["4 at a time: lost 2 BadRequestError", "4 at a time: 1 wrong"]
+    assert failures([whole]) == []
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 from qlab.cli import call
 from qlab.support.errors import UserError
 from qlab.sweep.expand import expand
-from qlab.sweep.jobs import Job, opened
-from qlab.sweep.plan import Sweep
+from qlab.sweep.jobs import Format, Job, opened
+from qlab.sweep.plan import ORIGINAL, Bench, Sweep
 from qlab.sweep.results import DONE, FAILED, Result, Store
-from qlab.sweep.speed import BENCH, SERVE, loads_table, speeds_table
+from qlab.sweep.speed import BENCH, SERVE, bench_of, loads_table, speeds_table
 
 PLAN = {"models": ["embedded"], "recipes": ["nf4", "q8_0"], "constraints": {"context": 512}}
 
@@ -37,6 +37,15 @@ def test_a_format_is_timed_after_it_is_made_with_the_machine_to_itself(tmp_path:
     assert jobs_of(tmp_path, BENCH, bench={"prompt_tokens": 65})[1].key != nf4.key
     assert jobs_of(tmp_path, BENCH, bench={"prompt_tokens": 64}, limits={"threads": 2})[1].key != nf4.key
     assert jobs_of(tmp_path, BENCH) == []
+
+
+def test_a_sweep_s_device_is_in_the_command_and_in_its_key() -> None:
+    sweep = Sweep.model_validate(PLAN)
+    ((called, subject),) = opened(sweep).items()
+    format = Format(called, subject.source, ORIGINAL, "dense", subject.word, subject.word, (subject.source.fingerprint,))
+    cpu, cuda = (bench_of(sweep.model_copy(update={"device": device}), Bench(), format) for device in ("cpu", "cuda"))
+    assert [job.words[job.words.index("--device") + 1] for job in (cpu, cuda)] == ["cpu", "cuda"]
+    assert cpu.key != cuda.key
 
 
 def test_what_runtimes_run_is_timed_and_a_named_recipe_that_none_runs_is_refused(tmp_path: Path) -> None:
@@ -64,7 +73,7 @@ def test_a_server_is_put_under_load_with_the_prompts_of_the_file(tmp_path: Path)
     (other,) = jobs_of(tmp_path, SERVE, load=load)
     assert other.key != job.key
     file.unlink()
-    with pytest.raises((UserError, OSError)):
+    with pytest.raises(UserError, match=r"/prompts\.jsonl is not there; expected a file"):
         jobs_of(tmp_path, SERVE, load=load)
 
 

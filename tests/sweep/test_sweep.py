@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import pandas as pd
@@ -9,12 +10,15 @@ import pytest
 import torch
 
 from qlab import EMBEDDED
+from qlab.artifacts.block_shape import largest_block
 from qlab.cli import call
+from qlab.models.opening import locate
 from qlab.support.errors import UserError
 from qlab.sweep.expand import expand
 from qlab.sweep.jobs import Job, opened
 from qlab.sweep.plan import Sweep
 from qlab.sweep.recommend import fitting, recommendation
+from qlab.walk import by_block
 
 PLAN = """models: [embedded]
 recipes: [nf4, q8_0]
@@ -76,6 +80,25 @@ def test_keys_go_by_what_results_depend_on(tmp_path: Path) -> None:
     assert more[0] != other[0]  # the walk has one more format to make
     assert more[1:3] == other[1:]  # what was evaluated is not evaluated again
     assert keys_of(models=["embedded", str(EMBEDDED)]) == other  # one model by two names
+
+
+def test_memory_of_an_evaluation_is_of_what_it_holds_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the rule of `qlab evaluate` itself: large models a block at a time, but for one that answers tasks."""
+
+    def memory(*tasks: str) -> float:
+        jobs = jobs_of({"models": ["embedded"], "recipes": ["nf4"], "evaluation": {"tasks": list(tasks)}}, tmp_path)
+        (found,) = {job.memory for job in jobs if job.kind == "evaluate"}
+        return found
+
+    layout = locate("embedded").layout
+    small = memory()
+    assert memory("heldout-cloze") == small
+    assert small > 8 * layout.weights
+    monkeypatch.setattr(by_block, "LARGE", 0)
+    saved = 4 * (layout.weights - largest_block(layout).weights - prod(layout.shapes[layout.embedding]))
+    assert saved > 0.3 * 4 * layout.weights
+    assert memory("heldout-cloze") == small - saved
+    assert memory() == small - 2 * saved
 
 
 def row(name: str, kl: float, size: float, state: str = "done") -> dict[str, object]:

@@ -17,7 +17,7 @@ from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
 from qlab.serve.rounding import half_outputs
 from qlab.walk import by_block
-from qlab.walk.by_block import BlockByBlock, predictor
+from qlab.walk.by_block import BlockByBlock, held_whole, predictor
 
 
 @torch.inference_mode()
@@ -55,8 +55,10 @@ def test_activations_are_rounded_as_the_checkpoint_asks(tiny: OpenedModel, calib
 
 def test_what_is_large_is_never_whole(tiny: OpenedModel, calibration: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(by_block, "LARGE", 4 * tiny.layout.weights)
+    assert held_whole(tiny)
     assert not isinstance(predictor(tiny, calibration, "cpu")[0], BlockByBlock)
     monkeypatch.setattr(by_block, "LARGE", 4 * tiny.layout.weights - 1)
+    assert (held_whole(tiny), held_whole(tiny, wanted=True)) == (False, True)
     assert not isinstance(predictor(tiny, calibration, "cpu", whole=True)[0], BlockByBlock)
     large, rest = predictor(tiny, calibration[:2], "cpu")
     assert isinstance(large, BlockByBlock)

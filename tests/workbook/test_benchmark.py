@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from qlab.evaluate.quality import Quality, paired_difference
+from qlab.evaluate.rounds import Protocol
 from qlab.evaluate.runtime import Memory, RuntimeFigures
 from qlab.evaluate.speed import Speed, over_rounds
 from qlab.evaluate.tasks import Score
 from qlab.plan.footprint import Footprint
-from qlab.workbook.benchmark import EIGHT_BIT, NO_PEAK, NOTES, ORIGINAL, Row, best_of, of_formats, results_table, subjects
+from qlab.workbook.benchmark import EIGHT_BIT, NO_PEAK, NOTES, ORIGINAL, Row, benchmark, best_of, of_formats, results_table, subjects
 
 CONDITIONS = {"device": "cpu", "dtype": "float32", "kernel": "some", "threads": "1"}
 
@@ -45,6 +49,18 @@ def test_only_four_bit_formats_are_ranked() -> None:
 def test_recipes_of_the_table_have_the_model_s_group_size() -> None:
     names = {recipe.name for recipe in subjects(64).values() if recipe}
     assert {"awq-w4g64", "autoawq-w4g64", "gptq-w4g64", "autogptq-w4g64"} <= names
+
+
+def test_speeds_are_of_the_lesson_s_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def measure(folders: dict[str, Path], runtimes: list[str], protocol: Protocol) -> list[Any]:
+        seen.append((protocol.device, protocol.prompt_tokens))
+        return []
+
+    monkeypatch.setattr("qlab.workbook.benchmark.measure_in_turns", measure)
+    assert benchmark(SimpleNamespace(device="cpu"), {}, [], Protocol(prompt_tokens=7)) == []  # type: ignore[arg-type]
+    assert seen == [("cpu", 7)]
 
 
 def test_what_noise_hides_is_named_with_the_best() -> None:
