@@ -63,6 +63,8 @@ def undecided(claim: dict[str, Any]) -> tuple[str, str]:
     for runtime in RUNTIMES.values():
         if claim["id"].startswith(f"{runtime.name}-"):
             if runtime.present():
-                return OPEN, f"{runtime.label} is on this machine, but no lesson of this release puts this to it"
-            return UNTESTABLE, f"Needs {runtime.label}, which is not on this machine. To get it: {runtime.install}"
-    return OPEN, f"No lesson of this release does it yet. What would: {claim['how']}"
+                text = "{runtime} is on this machine, but no lesson of this release puts this to it"
+                return OPEN, Sentence(text, runtime=runtime.label)
+            text = "Needs {runtime}, which is not on this machine. To get it: {install}"
+            return UNTESTABLE, Sentence(text, runtime=runtime.label, install=runtime.install)
+    return OPEN, Sentence("No lesson of this release does it yet. What would: {how}", how=claim["how"])

@@ -99,7 +99,10 @@ TESTS: dict[str, Test] = {
     "awq-small-calibration-set": Test("read as: with the least text tried, KL is less than a tenth above the last", small_calibration),
     "awq-fold-inverse-scale": Test("read as: the function is unchanged to rounding, and is not where the inverse is left out", folding),
     "approach-awq": Test("read as: scales by a channel's own activations gain over twice what another's do", channel_aware),
-    "gptq-each-matrix-alone": Test("read as: the same codes, alone and among the others, from the same statistics", matrix_alone),
+    "gptq-each-matrix-alone": Test(
+        "read as: alone, from the original's inputs, a layer gets the codes that a walk over all layers gives it, but for near ties (99 %)",
+        matrix_alone,
+    ),
     "gptq-calibration-texts": Test("read as: so many are needed; it does not hold where KL has levelled off with fewer", many_texts),
     "gptq-act-order-slower": faster("autogptq-w4g128-asym", "autogptq-w4g128-asym-actorder"),
     "approach-gptq": Test("read as: its codes are those of Optimal Brain Quantization in the same order, on a small layer", layerwise_obq),

@@ -16,6 +16,7 @@ from qlab.formats.packing import pack_words, unpack_words
 from qlab.formats.plain import HALVES, Plain, Stored, check_parts, groups_of, layers
 from qlab.methods.grid import GroupedIntegers
 from qlab.support.errors import UserError
+from qlab.support.wording import Sentence
 
 BITS = 4
 PER_WORD = 8
@@ -47,7 +48,7 @@ def pack(tensor: GroupedIntegers) -> dict[str, Tensor]:
 
 def unfit(outputs: int, inputs: int) -> str:
     """Why the format cannot hold a layer of this shape; empty where it can."""
-    return f"{outputs} outputs do not fill AWQ's words of {PER_WORD}" if outputs % PER_WORD else ""
+    return Sentence("{outputs} outputs do not fill AWQ's words of {words}", outputs=outputs, words=PER_WORD) if outputs % PER_WORD else ""
 
 
 def unpack(tensors: dict[str, Tensor]) -> GroupedIntegers:

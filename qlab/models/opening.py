@@ -26,7 +26,7 @@ from qlab.models.layout import Layout, configuration_from, configuration_of, emp
 from qlab.models.locating import check_folder, checked_files, find_folder, fingerprint, is_hub_id, weight_files
 from qlab.models.naming import sources
 from qlab.support.errors import UserError
-from qlab.support.wording import first_and_number
+from qlab.support.wording import Sentence, first_and_number
 
 # Tensors that old checkpoints hold and the model computes itself.
 COMPUTED = re.compile(r".*(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias|\.attention\.bias)")
@@ -198,12 +198,10 @@ def locate(name: str, weights: bool = True) -> OpenedModel:
     return OpenedModel(shown, place, fingerprint(place if place.is_dir() else None, found), on_paper=not found)
 
 
-def already_rounded(source: OpenedModel) -> str:
-    """What it means for figures that a model's weights are stored quantized: one sentence."""
-    return (
-        f"{source.name} is stored as {source.checkpoint.description}: "
-        "every figure is a distance to these weights, which were rounded before"
-    )
+def already_rounded(source: OpenedModel) -> Sentence:
+    """What it means for figures that a model's weights are stored quantized."""
+    text = "{name} is stored as {stored}: every figure is a distance to these weights, which were rounded before"
+    return Sentence(text, name=source.name, stored=source.checkpoint.description)
 
 
 def left_out(source: OpenedModel, names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from qlab.models.layout import Layout
 from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
-from qlab.support.wording import first_and_number
+from qlab.support.wording import Sentence, first_and_number
 
 CODES = (".qweight", ".weight_packed")  # what layouts call a layer's codes; of 8 bits, they are called weight, beside a weight_scale
 STANDARD_SIZES = (128, 64, 32)  # group sizes that runtimes have kernels for
@@ -38,13 +38,13 @@ def unquantized(layers: Layers, size: int, unfit: Unfit) -> dict[str, str]:
     found = {name: reason for name, (outputs, inputs) in layers.items() if (reason := unfit(outputs, inputs))}
     for name, (_, inputs) in layers.items():
         if size != -1 and inputs % size and inputs % smallest:
-            found[name] = f"groups of {smallest} or more do not divide rows of {inputs} weights"
+            found[name] = Sentence("groups of {size} or more do not divide rows of {inputs} weights", size=smallest, inputs=inputs)
     for name in list(found):
         parent, _, part = name.rpartition(".")
         for other in next((parts for parts in JOINED if part in parts), ()):
             joined = f"{parent}.{other}" if parent else other
             if joined in layers:
-                found.setdefault(joined, f"runtimes join it to {part}, which stays in half precision")
+                found.setdefault(joined, Sentence("runtimes join it to {part}, which stays in half precision", part=part))
     return found
 
 
@@ -62,7 +62,10 @@ def fitted_size(asked: int, layers: Layers, unfit: Unfit) -> tuple[int, str]:
     if not (first := undivided(layers, asked, unfit)):
         return asked, ""
     size = next((size for size in STANDARD_SIZES if size < asked and not undivided(layers, size, unfit)), asked)
-    return size, f"rows of {layers[first][1]} weights in {first}, which groups of {asked} do not divide" if size != asked else ""
+    if size == asked:
+        return size, ""
+    why = "rows of {inputs} weights in {layer}, which groups of {asked} do not divide"
+    return size, Sentence(why, inputs=layers[first][1], layer=first, asked=asked)
 
 
 def check_layers(name: str, layers: Layers, size: int, unfit: Unfit) -> None:
@@ -81,12 +84,13 @@ def check_layers(name: str, layers: Layers, size: int, unfit: Unfit) -> None:
         raise UserError(f"{name}: no layer of this model can be stored in this format ({first}: {reason}); nf4 takes rows of any length")
 
 
-def summary(kept: Mapping[str, str]) -> list[str]:
+def summary(kept: Mapping[str, str]) -> list[Sentence]:
     """One sentence for each reason for which layers stay in half precision."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in kept.items():
         by_reason.setdefault(reason, []).append(name)
-    return [f"{first_and_number(names)}: in half precision, since {reason}" for reason, names in by_reason.items()]
+    text = "{layers}: in half precision, since {reason}"
+    return [Sentence(text, layers=first_and_number(names), reason=reason) for reason, names in by_reason.items()]
 
 
 def stored_layers(layout: Layout, parts: Sequence[Path]) -> tuple[list[str], list[str]]:

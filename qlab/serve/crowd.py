@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from qlab.models.locating import kind_of
 from qlab.plan.plan import check_cache
@@ -19,7 +20,7 @@ from qlab.serve.runtimes.runtime import expected_memory
 from qlab.serve.server import on_free_port, serving
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
-from qlab.support.wording import listed
+from qlab.support.wording import Sentence, listed
 
 NEAR = 0.05  # of the throughput: nearer than this, two formats are not told apart
 
@@ -40,7 +41,7 @@ class Served:
     @property
     def label(self) -> str:
         """Its name in a table."""
-        return self.name if self.cache == "f16" else f"{self.name}, cache {self.cache}"
+        return self.name if self.cache == "f16" else Sentence("{name}, cache {cache}", name=self.name, cache=self.cache)
 
     def throughput(self, concurrency: int) -> float:
         """Output tokens a second at that level; 0 where there is none."""
@@ -103,12 +104,15 @@ def leading(served: Sequence[Served]) -> dict[int, list[str]]:
     return found
 
 
-def crossings(served: Sequence[Served]) -> list[str]:
+def crossings(served: Sequence[Served]) -> list[Sentence]:
     """Who leads at how many requests at a time, in sentences; a new one wherever that changes."""
     said = []
     for names, levels in groupby(leading(served).items(), key=lambda item: sorted(item[1])):
         counts = [level for level, _ in levels]
-        where = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        beside = "gives most tokens/s" if len(names) == 1 else f"are not told apart (within {NEAR:.0%})"
-        said.append(f"{where} at a time: {listed(names)} {beside}")
+        where: Any = counts[0] if len(counts) == 1 else Sentence("{first} to {last}", first=counts[0], last=counts[-1])
+        if len(names) == 1:
+            said.append(Sentence("{where} at a time: {name} gives most tokens/s", where=where, name=names[0]))
+        else:
+            text = "{where} at a time: {names} are not told apart (within {near:.0%})"
+            said.append(Sentence(text, where=where, names=listed(names), near=NEAR))
     return said

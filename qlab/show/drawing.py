@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 
 # Each is at least 3:1 against white and against the dark page, the contrast that WCAG asks of what is no text (tests/show/test_drawing.py).
 PALETTE = ["#1f7a99", "#d1690e", "#3c8d40", "#b04f9a", "#7d6bd0", "#8a7a1c", "#cf4b4b", "#6f7a83"]
@@ -62,8 +62,9 @@ class Drawing(Figure):
         }
         named = [f"{way}: {gettext(label)}" for way, label in labels.items() if label]
         said = [f"{gettext(name)} {shown(value)}" for name, value in self.values.items()]
-        many = gettext("{count} values, from {first} to {last}")
-        values = ", ".join(said) if len(said) <= NAMED else many.format(count=len(said), first=said[0], last=said[-1])
+        values = ", ".join(said)
+        if len(said) > NAMED:
+            values = say("{count} values, from {first} to {last}", count=len(said), first=said[0], last=said[-1])
         return ". ".join(part for part in (title.replace("\n", " "), "; ".join(named), values) if part)
 
     def speak(self) -> None:

@@ -15,7 +15,7 @@ from IPython.display import display
 
 from qlab.show.drawing import shown
 from qlab.show.widgets import beside
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 from qlab.workbook.reader.progress import keep_prediction, kept_prediction
 
 CLOSE = 0.1  # of the range: a prediction nearer than that is said to be close
@@ -62,7 +62,7 @@ class Prediction:
             offered = f'<ul class="qlab-choices">{listed}</ul>'
         else:
             low, high = (f"{end:g}" for end in self.between)
-            range_ = gettext("A number from {low} to {high} {unit}.").format(low=low, high=high, unit=self.unit)
+            range_ = say("A number from {low} to {high} {unit}.", low=low, high=high, unit=self.unit)
             offered = f'<p class="qlab-choices">{html.escape(range_)}</p>'
         heading, question = html.escape(gettext("Your prediction:")), html.escape(gettext(self.question))
         page = (
@@ -88,7 +88,7 @@ class Prediction:
         """The line under the control."""
         if self.predicted is None:
             return status(gettext("Choose, then press the button. Then go on to the next cell."))
-        return status(gettext("You predict: {prediction}.").format(prediction=self.worded(self.predicted)))
+        return status(say("You predict: {prediction}.", prediction=self.worded(self.predicted)))
 
     def held_against(self, measured: str | float, detail: str = "", also: Collection[str] = ()) -> None:
         """Show what was measured beside the prediction, which cannot be changed any more.
@@ -121,14 +121,14 @@ class Prediction:
         """Prediction and measurement in words."""
         assert self.answer is not None
         measured, detail, also = self.answer
-        found = gettext("Measured: {measured}.").format(measured=self.worded(measured))
+        found = say("Measured: {measured}.", measured=self.worded(measured))
         if also:
-            found += " " + gettext("Not told apart from it: {names}.").format(names=", ".join(map(gettext, also)))
+            found += " " + say("Not told apart from it: {names}.", names=", ".join(map(gettext, also)))
         if detail:
             found += f" {detail}"
         if self.predicted is None:
             return f"{gettext(self.question)} {found}"
-        predicted = gettext("You predicted: {prediction}.").format(prediction=self.worded(self.predicted))
+        predicted = say("You predicted: {prediction}.", prediction=self.worded(self.predicted))
         return f"{predicted} {found} {self.verdict(measured, also)}"
 
     def verdict(self, measured: str | float, also: Collection[str]) -> str:

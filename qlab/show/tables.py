@@ -14,10 +14,10 @@ from pandas.io.formats.style import Styler
 from qlab.evaluate.quality import Quality
 from qlab.show.drawing import shown
 from qlab.support.wording import layer_place, signed
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 
 FIGURE = re.compile(r"[+−-]?[\d.,]+( ± [\d.,]+)?( ?%)?")
-ABSENT = re.compile(r"—|no \(\d+\)")  # in the place of a figure; the second with a note
+ABSENT = re.compile(r"—|non? \(\d+\)")  # in the place of a figure; the second with a note
 
 
 def quality_table(results: Mapping[str, Quality]) -> Styler:
@@ -83,7 +83,7 @@ def error_table(errors: Mapping[str, float]) -> pd.DataFrame:
     found: dict[tuple[int, str], list[float]] = {}
     for name, error in errors.items():
         block, experts, kind = layer_place(name)
-        found.setdefault((block, f"{kind} of experts" if experts else kind), []).append(error)
+        found.setdefault((block, say("{kind} of experts", kind=kind) if experts else kind), []).append(error)
     kinds = list(dict.fromkeys(kind for _, kind in found))
     means = {place: fmean(each) for place, each in found.items()}
     table = pd.DataFrame([[means.get((block, kind)) for kind in kinds] for block in sorted({block for block, _ in found})], columns=kinds)

@@ -18,7 +18,7 @@ from typing import Any
 from IPython.display import display
 
 from qlab.show.drawing import Drawing, shown
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 
 MOST = 300  # pictures of one control: a page with more is slow to load
 
@@ -38,14 +38,14 @@ def explore(draw: Callable[..., Any], **choices: Sequence[Any]) -> None:
     pictures = {place: html_of(picture) for place, picture in drawn.items()}
     controls = "".join(control(name, values, values.index(choices[name][0])) for name, values in offered.items())
     left_out = [
-        gettext("{name}: {shown} of {all} choices").format(name=label(name), shown=len(offered[name]), all=len(values))
+        say("{name}: {shown} of {all} choices", name=label(name), shown=len(offered[name]), all=len(values))
         for name, values in choices.items()
         if len(offered[name]) < len(values)
     ]
     page = (
         f'<div class="qlab-explore"><style>{beside("control.css")}</style>'
         f'<form class="qlab-controls" autocomplete="off">{controls}</form>'
-        + "".join(f"<p>{html.escape(gettext('Shown of {choices}.').format(choices=said))}</p>" for said in left_out)
+        + "".join(f"<p>{html.escape(say('Shown of {choices}.', choices=said))}</p>" for said in left_out)
         + f'<div class="qlab-picture" aria-live="polite">{pictures[first]}</div>{numbers(drawn, offered)}'
         + f'<script type="application/json">{in_script(pictures)}</script><script>{beside("control.js")}</script></div>'
     )

@@ -72,4 +72,4 @@ def layer_place(name: str) -> tuple[int, list[str], str]:
 
 def first_and_number(names: Sequence[str]) -> str:
     """The first name, and how many others there are."""
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return Sentence("{first} and {count} more", first=names[0], count=len(names) - 1) if len(names) > 1 else names[0]

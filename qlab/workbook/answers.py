@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlab.models.texts.conversations import Document, has_template, rendered
 from qlab.models.texts.tokens import beginning, end_of_text
 from qlab.support.errors import UserError
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 
 QUESTIONS = ("What is the capital of France?", "Quelle est la capitale de l'Italie ?")
 BEGINNINGS = ("Return the mean of the elements of the array along", "La fonction renvoie la moyenne des éléments")
@@ -60,7 +60,7 @@ def side_by_side(chat: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Answers as `answers` gives them, as a table: a row a prompt, the original's answer first, then a column for each width."""
     rows: dict[str, dict[str, str]] = {}
     for entry in chat:
-        column = gettext("original") if entry["bits"] is None else f"{entry['bits']} bits"
+        column = gettext("original") if entry["bits"] is None else say("{bits} bits", bits=entry["bits"])
         row = rows.setdefault(entry["prompt"], {gettext("prompt"): entry["prompt"]})
         row[column] = entry["answer"] or gettext("(the model ends its answer at once)")
     return pd.DataFrame(list(rows.values()))

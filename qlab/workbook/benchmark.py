@@ -182,7 +182,7 @@ def results_table(measured: Sequence[Row], floor: Mapping[str, Quality]) -> dict
     ran = {row.name for row in measured if row.figures}
 
     def no(reason: str) -> str:
-        return f"no ({reasons.setdefault(reason, len(reasons) + 1)})"
+        return Sentence("no ({number})", number=reasons.setdefault(reason, len(reasons) + 1))
 
     for row in measured:
         if ABSENT in row.problem and row.name in ran:  # a format that ran in another runtime needs no empty line

@@ -27,6 +27,21 @@ class Shown:
     layers: Mapping[str, nn.Linear]
     said: str
 
+    @property
+    def by_importance(self) -> Sentence:
+        """The name of blocks of this kind whose grids are searched by the importance of each weight's input."""
+        return Sentence("{kind} by importance", kind=self.kind)
+
+
+def plain_groups(size: int) -> Sentence:
+    """The name of plain rounding at 4 bits in groups of so many weights, each with an FP16 scale and a zero point of 4 bits."""
+    return Sentence("RTN, groups of {size} ({bits:.1f} bits)", size=size, bits=4 + 20 / size)
+
+
+def plain_name(label: str) -> str:
+    """What is compared with, without the word that it is the control."""
+    return label.removeprefix("control: ") if label.startswith("control: ") else label  # else a text would lose its template
+
 
 def shown_blocks(layers: Mapping[str, nn.Linear]) -> Shown:
     """Q4_K on the layers whose rows are whole superblocks; where there is none, Q5_0 on all, which is what llama.cpp falls back to."""

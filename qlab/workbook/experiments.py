@@ -19,11 +19,11 @@ from qlab.artifacts.artifact import Artifact
 from qlab.evaluate.kept import kept_logits
 from qlab.evaluate.quality import Quality, measure_quality
 from qlab.methods.awq import best_scale, output_error, sweep_exponents
-from qlab.methods.gptq import gptq
+from qlab.methods.gptq import compensated, gptq
 from qlab.methods.grid import round_to_grid
 from qlab.methods.rtn import rtn
 from qlab.models.opening import OpenedModel, decoder_layers
-from qlab.recipes import parse
+from qlab.recipes import Integers, parse
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
@@ -196,6 +196,15 @@ def obq_codes(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, bits
         work -= torch.outer(error, inverse[j])
         inverse = inverse - torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]
     return codes
+
+
+def same_codes(layer: nn.Linear, seen: Statistics, recipe: Integers, stored: Tensor) -> int:
+    """How many weights of a layer have the same code when it is quantized alone, by GPTQ as `recipe` has it and from the statistics of its
+    inputs, as in `stored` [out, in]: what came back of it where others were quantized too. A code that differs moves a weight by a step."""
+    options = (recipe.bits, recipe.group_size, recipe.symmetric, recipe.order, recipe.search)
+    alone, _ = compensated(layer.weight.data, seen.attended(), *options, trust=seen.trust)
+    step = alone.scales.abs().repeat_interleave(layer.in_features // alone.scales.shape[1], dim=1)
+    return int(((stored.to(step) - alone.dequantize()).abs() < step / 2).sum())
 
 
 def mean_errors(table: pd.DataFrame) -> dict[str, float]:

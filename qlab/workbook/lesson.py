@@ -214,7 +214,7 @@ def open_lesson(
     work = str(ROOT / work)  # the runner's and JupyterLab's kernels stand in different folders, and find the same artifacts
     source = locate(model)
     if source.checkpoint.quantized:
-        print(already_rounded(source))
+        print(say(already_rounded(source)))
         source = plain_copy(source, Path(work) / "plain" / source.name.rpartition("/")[2])
     check_length(source, calibration_length, "calibration_length")
     check_length(source, evaluation_length, "evaluation_length")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
+from qlab.claims import ADVICE, FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims, undecided
 from qlab.claims.rules import between, beyond
 from qlab.serve.runtimes.registry import RUNTIMES
+from qlab.workbook.language.spoken import VARIABLE, say
 
 
 def verdict(claim: str, results: dict) -> str:
@@ -85,6 +86,18 @@ def test_every_rule_is_said_and_every_undecided_claim_says_why() -> None:
             assert found.claim["how"] in found.measured or not any(name in found.measured for name in missing)
 
 
+def test_a_runtime_that_is_missing_is_said_in_french(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = next(iter(RUNTIMES.values()))
+    claim = {"id": f"{runtime.name}-new", "test": "measured", "how": "It serves an artifact."}
+    monkeypatch.setenv(VARIABLE, "fr")
+    monkeypatch.setattr(type(runtime), "present", lambda self: False)
+    assert say(undecided(claim)[1]) == f"Il faut {runtime.label}, qui n'est pas sur cette machine. Pour l'obtenir\u00a0: {runtime.install}"
+    monkeypatch.setattr(type(runtime), "present", lambda self: True)
+    assert say(undecided(claim)[1]).startswith(f"{runtime.label} est sur cette machine, mais")
+    other = say(undecided(claim | {"id": "another"})[1])
+    assert other == "Aucune leçon de cette version ne le fait encore. Ce qui le ferait\u00a0: It serves an artifact."
+
+
 def test_advice_has_no_test() -> None:
     assert not {claim["id"] for claim in load_claims() if claim["test"] == "advice"} & set(TESTS)
 
@@ -95,7 +108,11 @@ TURNS = [  # a claim, results under which it holds, and what in them to change s
     ("gptq-calibration-texts", {"gptq/calibration": {"256": 0.05, "512": 0.04}}, {"gptq/calibration": {"8": 0.041, "16": 0.040}}),
     ("approach-awq", {"awq/gain": {"mean": 0.06, "shuffled": 0.01}}, {"awq/gain": {"mean": 0.06, "shuffled": 0.05}}),
     ("approach-gptq", {"gptq/obq": {"same": 100, "of": 100, "layer": "q"}}, {"gptq/obq": {"same": 90, "of": 100, "layer": "q"}}),
-    ("gptq-each-matrix-alone", {"gptq/alone": {"same": 9, "of": 9, "layer": "q"}}, {"gptq/alone": {"same": 8, "of": 9, "layer": "q"}}),
+    (
+        "gptq-each-matrix-alone",
+        {"gptq/alone": {"same": 990, "control": 700, "of": 1000, "layer": "q"}},
+        {"gptq/alone": {"same": 989, "control": 700, "of": 1000, "layer": "q"}},
+    ),
     (
         "faq-requantize-new-version",
         {"nf4/new-version": {"old artifact": {"kl": 2, "kl_windows": [2, 2.1]}, "quantized again": {"kl": 1, "kl_windows": [1, 1]}}},
@@ -114,6 +131,11 @@ def test_one_result_changed_turns_the_verdict(claim: str, good: dict, bad: dict)
     assert verdict(claim, good) == HOLDS
     assert verdict(claim, bad) == FAILS
     assert verdict(claim, {}) == OPEN
+
+
+def test_a_layer_alone_is_not_judged_where_the_control_changes_no_code() -> None:
+    codes = {"same": 1000, "control": 1000, "of": 1000, "layer": "q"}
+    assert verdict("gptq-each-matrix-alone", {"gptq/alone": codes}) == UNTESTABLE
 
 
 def test_a_fine_tuning_on_four_bits_must_learn_and_save_memory() -> None:

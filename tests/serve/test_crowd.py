@@ -20,6 +20,7 @@ from qlab.recipes import parse
 from qlab.serve.crowd import Served, Service, crossings, leading, serve_in_turn
 from qlab.serve.load import Level
 from qlab.support.errors import UserError
+from qlab.workbook.language.spoken import VARIABLE, say
 
 
 def level(concurrency: int, throughput: float) -> Level:
@@ -41,6 +42,16 @@ def test_formats_that_change_places() -> None:
     ]
     assert crossings([lost]) == crossings([served("silent", 0), lost]) == []  # nobody leads with nothing
     assert served("one", 1, cache="q4_0").label == "one, cache q4_0"
+
+
+def test_who_leads_is_said_in_french(monkeypatch: pytest.MonkeyPatch) -> None:
+    four, eight = served("quatre", 100, 180, 200, 210), served("huit", 60, 175, 300, 500, cache="q8_0")
+    monkeypatch.setenv(VARIABLE, "fr")
+    assert [say(sentence) for sentence in crossings([eight, four])] == [
+        "1 à la fois\u00a0: quatre donne le plus de jetons/s",
+        "4 à la fois\u00a0: huit, cache q8_0 et quatre ne se distinguent pas (à 5\u00a0% près)",
+        "16 à 64 à la fois\u00a0: huit, cache q8_0 donne le plus de jetons/s",
+    ]
 
 
 def test_what_is_lost_or_wrong_is_said() -> None:

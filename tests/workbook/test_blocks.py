@@ -1,8 +1,11 @@
 """Which blocks lesson 4 shows: superblocks on the layers that they divide, blocks of 32 where they divide none."""
 
+import pytest
 from torch import nn, randn
 
-from qlab.workbook.blocks import shown_blocks
+from qlab.methods.kquants.blocks import SUPERBLOCK
+from qlab.workbook.blocks import plain_groups, plain_name, shown_blocks
+from qlab.workbook.language.spoken import VARIABLE, say
 
 
 def test_superblocks_are_shown_on_the_layers_that_they_divide() -> None:
@@ -25,3 +28,13 @@ def test_blocks_of_32_are_shown_where_there_is_no_superblock() -> None:
     assert shown.layers == layers
     weight = randn(4, 288)
     assert 0 < float((shown.control(weight) - weight).norm() / weight.norm()) < 0.2
+
+
+def test_names_of_ways_are_said_in_french(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = shown_blocks({"a": nn.Linear(SUPERBLOCK, 1)})
+    assert plain_groups(32) == "RTN, groups of 32 (4.6 bits)"
+    assert shown.by_importance == "Q4_K by importance"
+    monkeypatch.setenv(VARIABLE, "fr")
+    assert say(plain_name(plain_groups(128))) == "RTN, groupes de 128 (4.2 bits)"
+    assert say(shown.by_importance) == "Q4_K par importance"
+    assert plain_name(shown.control_label) == "one scale a superblock"

@@ -7,6 +7,7 @@ import pytest
 from qlab.evaluate.quality import measure_quality
 from qlab.methods.gptq import gptq
 from qlab.models.opening import OpenedModel
+from qlab.recipes import parse
 from qlab.workbook import experiments
 from qlab.workbook.lesson import open_lesson
 
@@ -33,3 +34,16 @@ def test_a_curve_of_calibration_measures_a_control_that_no_text_changes_once(
     assert curves["control"][1] == curves["control"][2] > 0
     assert curves["H"][1] != curves["H"][2]
     assert len(measured) == 3
+
+
+def test_codes_of_a_layer_alone_are_those_of_a_walk_unless_the_blocks_before_were_quantized(tiny: OpenedModel, tmp_path: Path) -> None:
+    lesson = open_lesson(str(tiny.path), "docstrings", 4, 64, "python-reference", 2, 32, str(tmp_path), "cpu")
+    name, layer = list(lesson.sample.items())[-1]
+    seen, walks = lesson.statistics()[name], [parse("gptq-w2g128"), parse("gptq-w2g128-sequential")]
+    stored = [lesson.artifact(recipe).source.checkpoint.read(f"{name}.weight") for recipe in walks]
+    alone, control = (experiments.same_codes(layer, seen, walks[0], weight) for weight in stored)
+    of = layer.weight.numel()
+    assert alone >= 0.999 * of
+    assert control < 0.99 * of
+    other = next(iter(lesson.statistics().values()))
+    assert other.hessian.shape != seen.hessian.shape or experiments.same_codes(layer, other, walks[0], stored[0]) < 0.99 * of

@@ -12,7 +12,7 @@ from IPython.display import display
 
 from qlab.show.widgets import beside, in_script
 from qlab.workbook.drawn.bits import FLOATS, Stored
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 
 PARTS = ("sign", "exponent", "mantissa", "code")
 
@@ -57,14 +57,19 @@ def key() -> str:
 def row(weight: float, found: Stored) -> str:
     """A format: its bits as buttons, and what they say."""
     kinds = parts(found)
+    last = len(found.bits) - 1
+    named = [
+        say("{kind}, bit {place}: {bit}", kind=kind, place=last - place, bit=bit)
+        for place, (bit, kind) in enumerate(zip(found.bits, kinds))
+    ]
     buttons = "".join(
         f'<button type="button" class="{kind}" aria-pressed="{"true" if bit == "1" else "false"}" tabindex="{0 if place == 0 else -1}" '
-        f'aria-label="{html.escape(gettext(kind))}, bit {len(found.bits) - 1 - place}: {bit}">{bit}</button>'
+        f'aria-label="{html.escape(named[place])}">{bit}</button>'
         for place, (bit, kind) in enumerate(zip(found.bits, kinds))
     )
     return (
         f'<div class="qlab-format" data-format="{html.escape(found.format)}"><span>{html.escape(found.format)}</span>'
-        f'<div role="toolbar" aria-label="{html.escape(gettext("Bits of {format}").format(format=found.format))}">{buttons}</div>'
+        f'<div role="toolbar" aria-label="{html.escape(say("Bits of {format}", format=found.format))}">{buttons}</div>'
         f"<output>{html.escape(said(found))}; {html.escape(gettext('error'))} {html.escape(error(weight, found))}</output></div>"
     )
 
@@ -102,8 +107,8 @@ def finding(weight: float, formats: Sequence[Stored]) -> str:
     off = {found.format: abs(found.value - weight) for found in formats}
     worst = max(off, key=lambda name: off[name] if off[name] == off[name] else math.inf)
     farthest = next(found for found in formats if found.format == worst)
-    text = gettext("The weight {weight}: {format} is farthest from it, by {error}")
-    return text.format(weight=number(weight), format=worst, error=error(weight, farthest))
+    text = "The weight {weight}: {format} is farthest from it, by {error}"
+    return say(text, weight=number(weight), format=worst, error=error(weight, farthest))
 
 
 def number(value: float, digits: int = 5) -> str:

@@ -51,7 +51,7 @@ def draw_weights(axes: Axes, walk: Columns, here: int) -> None:
         axes.text(here + 1, row, str(code), ha="center", va="center", fontsize=9)
     axes.axvline(here + 0.5, color=INK, linewidth=1)
     axes.axvline(here + 1.5, color=INK, linewidth=1)
-    caption(axes, gettext("left: rounded; framed: codes; right: to come; full colour: ±{reach:.2g}").format(reach=reach))
+    caption(axes, say("left: rounded; framed: codes; right: to come; full colour: ±{reach:.2g}", reach=reach))
 
 
 def draw_moves(axes: Axes, walk: Columns, here: int, updates: Tensor) -> None:
@@ -62,7 +62,7 @@ def draw_moves(axes: Axes, walk: Columns, here: int, updates: Tensor) -> None:
     tiles(axes, moves, reach)
     axes.axvline(here + 0.5, color=INK, linewidth=1)
     axes.axvline(here + 1.5, color=INK, linewidth=1)
-    caption(axes, gettext("framed: error; right: what it adds; full colour: ±{reach:.2g} and more").format(reach=reach))
+    caption(axes, say("framed: error; right: what it adds; full colour: ±{reach:.2g} and more", reach=reach))
 
 
 def tiles(axes: Axes, values: Tensor, reach: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qlab.show.drawing import INK, PALETTE, Drawing, caption, stacked
 from qlab.workbook.drawn.nested import Nested
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 
 SHOWN = 256  # blocks whose absmax are drawn: those that share one scale
 
@@ -12,10 +12,8 @@ SHOWN = 256  # blocks whose absmax are drawn: those that share one scale
 def nested_picture(layer: str, found: Nested) -> Drawing:
     """Bits a weight by what they hold, and the absmax of some blocks before and after."""
     before, after = found.bits(found.single), found.bits(found.double)
-    title = gettext(
-        "{layer}: double quantization takes {before:.3f} to {after:.3f} bits a weight; absmax moves by {moved:.2g} % in the mean"
-    )
-    title = title.format(layer=layer, before=before, after=after, moved=100 * found.moved)
+    title = "{layer}: double quantization takes {before:.3f} to {after:.3f} bits a weight; absmax moves by {moved:.2g} % in the mean"
+    title = say(title, layer=layer, before=before, after=after, moved=100 * found.moved)
     figure, (bars, dots) = stacked(title, (2.0, 2.8), shared=False)
     names = list(dict.fromkeys([*found.single, *found.double]))
     left = {"single": 0.0, "double": 0.0}
@@ -31,10 +29,10 @@ def nested_picture(layer: str, found: Nested) -> Drawing:
     dots.axhline(0, color=INK, linewidth=1)
     dots.plot(exact.tolist(), off.tolist(), "o", color=PALETTE[1], markersize=3)
     dots.set(xlabel=gettext("absmax of a block"), ylabel=gettext("moved by, %"))
-    caption(dots, gettext("the first {count} blocks, each a dot").format(count=len(exact)))
+    caption(dots, say("the first {count} blocks, each a dot", count=len(exact)))
     kept = (("single", found.single), ("double", found.double))
     figure.values = {
         gettext("bits a weight, single"): before, gettext("bits a weight, double"): after, gettext("absmax moves by"): found.moved,
-        **{f"bytes of {name}, {row}": count for row, held in kept for name, count in held.items()},
+        **{say("bytes of {name}, {row}", name=name, row=row): count for row, held in kept for name, count in held.items()},
     }  # fmt: skip
     return figure

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from qlab.show.drawing import INK, MUTED, PALETTE, Drawing, caption, shown, stacked
 from qlab.workbook.drawn.order import GIVEN, LARGEST, SMALLEST, Ordered
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 
 POINTS = 64  # of a curve
 FLOOR = 1e-3  # of a channel's size: what is smaller is drawn so
@@ -20,19 +23,7 @@ def order_picture(layer: str, found: Ordered, percent: int) -> Drawing:
     columns = len(found.sizes)
     done = max(1, round(columns * percent / 100))
     errors = {name: float(order.so_far[done - 1]) for name, order in found.orders.items()}
-    if done < columns:
-        text = gettext(
-            "{layer}, {percent} % of its columns rounded: output error so far {largest} % with the largest inputs first, {given} % as "
-            "they stand"
-        )
-    elif found.gain <= 1:
-        text = gettext(
-            "{layer}, all columns rounded: with the largest inputs first, {gain:.0%} of the output error that they leave as they stand"
-        )
-    else:
-        text = gettext("{layer}, all columns rounded: the largest inputs first do not help here, {gain:.0%} of the error as they stand")
-    values = {"largest": shown(100 * errors[LARGEST]), "given": shown(100 * errors[GIVEN])}
-    title = text.format(layer=layer, percent=percent, gain=found.gain, **values)
+    title = finding(layer, found, percent, errors)
     figure, (sizes, strips, curves) = stacked(title, (1.1, 1.1, 2.2), shared=False)
     falling = found.sizes.sort(descending=True).values.clamp(min=FLOOR).tolist()
     drawn = some(columns)
@@ -45,8 +36,25 @@ def order_picture(layer: str, found: Ordered, percent: int) -> Drawing:
     caption(sizes, gettext("size of each input channel, in means of H's diagonal"))
     draw_strips(strips, found, done)
     draw_curves(curves, found, done)
-    figure.values = {f"{gettext('output error')}, {named(name)}": error for name, error in errors.items()}
+    figure.values = {say("damped output error, {order}", order=named(name)): error for name, error in errors.items()}
     return figure
+
+
+def finding(layer: str, found: Ordered, percent: int, errors: Mapping[str, float]) -> str:
+    """What the walks have come to, with their `errors` so far; of a layer of more channels than are drawn it says how many are."""
+    columns = len(found.sizes)
+    which = say("{layer}, {columns:,} of its {all:,} columns", columns=columns, layer=layer, all=found.channels)
+    if columns == found.channels:
+        which = say("{layer}, all {columns:,} columns", columns=columns, layer=layer)
+    values: dict[str, Any] = {"which": which, "percent": percent, "gain": found.gain}
+    values |= {"largest": shown(100 * errors[LARGEST]), "given": shown(100 * errors[GIVEN])}
+    if max(1, round(columns * percent / 100)) < columns:
+        text = "{which}, {percent} % rounded: damped output error so far {largest} % with the largest inputs first, {given} % as they stand"
+    elif found.gain <= 1:
+        text = "{which}, rounded: the largest inputs first leave {gain:.0%} of the damped output error that they leave as they stand"
+    else:
+        text = "{which}, rounded: the largest inputs first do not help, {gain:.0%} of the damped output error that they leave as they stand"
+    return say(text, **values)
 
 
 def named(order: str) -> str:
@@ -88,7 +96,7 @@ def draw_curves(axes: Axes, found: Ordered, done: int) -> None:
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=9, loc="upper left")
     axes.set_xlabel(gettext("columns rounded, %"))
-    axes.set_ylabel(gettext("output error, %"))
+    axes.set_ylabel(gettext("output error by damped H, %"))
 
 
 def some(count: int) -> list[int]:

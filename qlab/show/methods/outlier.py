@@ -7,22 +7,25 @@ from torch import Tensor
 
 from qlab.show.drawing import FAINT, INK, PALETTE, Drawing, caption, shown, stacked
 from qlab.workbook.drawn.outlier import Outlier
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 
 
 def outlier_picture(found: Outlier, times: int) -> Drawing:
     """A group of weights on the values that its codes stand for, with the outlier so many times as large, and without it."""
     large = found.enlarged(times)
-    which = gettext("The outlier of {layer}") if times == 1 else gettext("The outlier of {layer}, made {times} times as large,")
-    title = gettext("{which} makes its group's steps {wider:.1f} times as wide and the others' error {harm:.1f} times as large")
-    title = title.format(which=which.format(layer=found.layer, times=times), wider=large.wider, harm=large.harm)
+    which = "The outlier of {layer}" if times == 1 else "The outlier of {layer}, made {times} times as large,"
+    title = "{which} makes its group's steps {wider:.1f} times as wide and the others' error {harm:.1f} times as large"
+    title = say(title, which=say(which, layer=found.layer, times=times), wider=large.wider, harm=large.harm)
     figure, (beside, alone) = stacked(title, (2.2, 2.2))
     errors = large.error(large.weights), large.error(large.others)
-    said = gettext("rounded with the outlier; error of the others {error} %"), gettext("rounded without it; error of the others {error} %")
-    draw_group(beside, large, large.weights, said[0].format(error=shown(100 * errors[0])))
-    draw_group(alone, large, large.others, said[1].format(error=shown(100 * errors[1])))
-    place = gettext("weight of the group (row {row}, from input channel {channel})")
-    alone.set_xlabel(place.format(row=found.row, channel=found.channel - found.place))
+    said = (
+        say("rounded with the outlier; error of the others {error} %", error=shown(100 * errors[0])),
+        say("rounded without it; error of the others {error} %", error=shown(100 * errors[1])),
+    )
+    draw_group(beside, large, large.weights, said[0])
+    draw_group(alone, large, large.others, said[1])
+    place = "weight of the group (row {row}, from input channel {channel})"
+    alone.set_xlabel(say(place, row=found.row, channel=found.channel - found.place))
     figure.values = {
         gettext("outlier"): float(large.weights[large.place]),
         gettext("step with it"): large.step(large.weights), gettext("step without it"): large.step(large.others),

@@ -25,17 +25,17 @@ def spectrum_picture(layer: str, found: Spectrum, dampings: Sequence[float]) -> 
     figure, (axes,) = stacked(title, (3.6,))
     share = [100 * (place + 1) / found.taken for place in range(found.taken)]
     for damping, colour in zip(dampings, PALETTE):
-        axes.plot(share, found.damped(damping).tolist(), color=colour, label=gettext("damping {damping:g}").format(damping=damping))
+        axes.plot(share, found.damped(damping).tolist(), color=colour, label=say("damping {damping:g}", damping=damping))
     axes.plot(share, found.values.clamp(min=FLOOR).tolist(), color=INK, linewidth=2.5, label="H")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel(gettext("eigenvalues by size, % of {count:,}").format(count=found.taken))
+    axes.set_xlabel(say("eigenvalues by size, % of {count:,}", count=found.taken))
     axes.set_ylabel(gettext("eigenvalue / mean of H's diagonal"))
     axes.legend(fontsize=9)
     figure.values = {
         gettext("condition of H"): found.condition(),
-        **{f"condition, damping {damping:g}": found.condition(damping) for damping in dampings},
-        **{f"share below damping {damping:g}": found.below(damping) for damping in dampings},
+        **{say("condition, damping {damping:g}", damping=damping): found.condition(damping) for damping in dampings},
+        **{say("share below damping {damping:g}", damping=damping): found.below(damping) for damping in dampings},
     }
     return figure
 

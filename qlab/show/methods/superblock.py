@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qlab.show.drawing import FAINT, INK, PALETTE, Drawing, caption, shown, stacked
 from qlab.workbook.drawn.superblock import SIZE, Piece, SubBlock, code_pieces, minimum_pieces, scale_pieces, sub_block
-from qlab.workbook.language.spoken import enumerated, gettext
+from qlab.workbook.language.spoken import enumerated, gettext, say
 
 ACROSS = 16  # bytes of a line
 HEAD = [Piece(byte, 0, 8) for byte in range(4)]
@@ -21,8 +21,8 @@ def superblock_picture(weights: Tensor, block: Tensor, place: int) -> Drawing:
     """Sub-block `place`, 0 to 7, of a superblock of Q4_K, uint8 [144], of 256 `weights` float32 [256]."""
     part, own = sub_block(block, place), weights[place * SIZE :][:SIZE]
     error = float((part.values - own).square().sum() / own.square().sum().clamp(min=1e-30))
-    title = gettext("Sub-block {place}: 16 values from {lowest} in steps of {step}; squared error {error} %")
-    title = title.format(place=place, lowest=shown(part.lowest), step=shown(part.step), error=shown(100 * error))
+    title = "Sub-block {place}: 16 values from {lowest} in steps of {step}; squared error {error} %"
+    title = say(title, place=place, lowest=shown(part.lowest), step=shown(part.step), error=shown(100 * error))
     figure, (where, how, values) = stacked(title, (3.1, 0.7, 2.2), shared=False)
     fields = {"d, dmin": HEAD, "scale": scale_pieces(place), "minimum": minimum_pieces(place), "codes": code_pieces(place)}
     draw_bytes(where, block, fields)
@@ -59,7 +59,7 @@ def by_hand(block: Tensor, part: SubBlock, fields: dict[str, list[Piece]]) -> li
     """The sums that decode the sub-block's first weight."""
     code = int(part.codes[0])
     return [
-        gettext("d = {d}, dmin = {dmin}: two FP16 numbers in bytes 0 to 3").format(d=shown(part.d), dmin=shown(part.dmin)),
+        say("d = {d}, dmin = {dmin}: two FP16 numbers in bytes 0 to 3", d=shown(part.d), dmin=shown(part.dmin)),
         f"{gettext('scale')} = {spelled(block, fields['scale'])} = {part.scale}",
         f"{gettext('minimum')} = {spelled(block, fields['minimum'])} = {part.minimum}",
         f"{gettext('first code')} = {spelled(block, fields['codes'][:1])} = {code}",
@@ -69,8 +69,8 @@ def by_hand(block: Tensor, part: SubBlock, fields: dict[str, list[Piece]]) -> li
 
 def spelled(block: Tensor, pieces: Sequence[Piece]) -> str:
     """The bits of a number, and the bytes that they lie in."""
-    text = gettext("{digits} (bits {high}–{low} of byte {byte})")
-    return enumerated([text.format(digits=p.digits(block), high=p.low + p.width - 1, low=p.low, byte=p.byte) for p in pieces])
+    text = "{digits} (bits {high}–{low} of byte {byte})"
+    return enumerated([say(text, digits=p.digits(block), high=p.low + p.width - 1, low=p.low, byte=p.byte) for p in pieces])
 
 
 def draw_values(axes: Axes, own: Tensor, part: SubBlock) -> None:

@@ -17,7 +17,7 @@ from qlab import ROOT
 from qlab.show.site.own_model import OwnModelHandler
 from qlab.show.site.pages import MARK, Link, glossary_page, page
 from qlab.support.errors import UserError
-from qlab.workbook.language.spoken import ENGLISH, gettext, spoken
+from qlab.workbook.language.spoken import ENGLISH, gettext, say, spoken
 from qlab.workbook.reader.about import every_lesson
 from qlab.workbook.reader.progress import read_progress
 from qlab.workbook.reader.workspace import CONTENTS, GLOSSARY, OWN_MODEL, WORKSPACE, copies, open_workspace
@@ -58,8 +58,8 @@ def options(port: int, browser: bool) -> list[str]:
 
 def start_page() -> str:
     """The contents: what each lesson shows, how long it takes, what it needs, how far the reader is."""
-    changed = gettext("Lesson {number} has changed since your copy was made: '{command}' brings the new one and sets yours aside.")
-    messages = [changed.format(number=lesson[:2], command=f"{afresh_command()} {lesson[:2]}") for lesson in open_workspace()]
+    changed = "Lesson {number} has changed since your copy was made: '{command}' brings the new one and sets yours aside."
+    messages = [say(changed, number=lesson[:2], command=f"{afresh_command()} {lesson[:2]}") for lesson in open_workspace()]
     try:
         progress = read_progress()
     except UserError as error:

@@ -17,7 +17,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
 from qlab.show.site.pages import FOLDER, MARK, Link, Part, page
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 from qlab.workbook.reader.about import about
 from qlab.workbook.reader.glossary import linked, load_glossary
 from qlab.workbook.record import MIME
@@ -84,8 +84,8 @@ def lesson_body(notebook: Path) -> tuple[Markup, list[Part]]:
     count = itertools.count(1)
     for picture in soup.select("img"):
         if str(picture.get("alt", "")) in ("", NAMELESS):
-            alt = gettext("Figure {number} of lesson {lesson}: {section}")
-            picture["alt"] = alt.format(number=next(count), lesson=notebook.stem, section=heading_above(picture))
+            alt = "Figure {number} of lesson {lesson}: {section}"
+            picture["alt"] = say(alt, number=next(count), lesson=notebook.stem, section=heading_above(picture))
     outline = [Part(str(part["id"]), part.get_text(strip=True)) for part in soup.select("h2[id]")]
     return Markup(str(soup)), outline  # made by qlab from cells that this machine has run; what a model said is escaped in them
 
@@ -108,7 +108,7 @@ def shown_cells(notebook: Path) -> NotebookNode:
 def frame(soup: BeautifulSoup, label: str) -> Tag:
     """What scrolls in place of the page; it can be reached by the keyboard, and says what it holds."""
     return soup.new_tag(
-        "div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": gettext("Table: {section}").format(section=label)}
+        "div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": say("Table: {section}", section=label)}
     )
 
 

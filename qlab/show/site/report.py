@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.workbook.answers import side_by_side
 from qlab.workbook.batch.runner import DONE, Outcome
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 from qlab.workbook.reader.about import NOTEBOOKS, About, about
 
 # What is found in the files of a report, by which they are known as qlab's own: one of these. First pages of earlier versions, in English
@@ -33,6 +34,7 @@ OWN = {
     "index.html": ('<meta name="generator" content="qlab report">', "<title>qlab report"), "results.json": ('"provenance"',),
     ".html": (f"{MARK}</title>",), ".ipynb": ('"injected-parameters"',),
 }  # fmt: skip
+NOTED = re.compile(r"no \((\d+)\)(?:: (.+))?", re.S)  # in the place of a figure, and at the beginning of the note that says why
 # The columns of the results that stand at the front; all are one click away.
 MAIN = ("format", "run by", "MB on disk", "KL to FP16 (nats/token)", "perplexity", "prompt tok/s", "generation tok/s")
 
@@ -93,7 +95,7 @@ def short(title: str) -> str:
 
 def first_page(outcomes: Sequence[Outcome], lessons: dict[str, About], results: dict[str, Any], facts: dict[str, Any]) -> str:
     """Summary, results, what the model says, lessons, and the ledger of claims."""
-    verdicts, drawn, table = judge(results), figure(results), results.get("table")
+    verdicts, drawn, table = judge(results), figure(results), told(results.get("table"))
     chat = side_by_side(results.get("chat", [])).to_dict("split")
     links = {"#lessons": gettext("Lessons"), "#results": gettext("Results"), "#claims-of-the-guide": gettext("Claims")}
     parts = {
@@ -101,7 +103,7 @@ def first_page(outcomes: Sequence[Outcome], lessons: dict[str, About], results: 
         "claims-of-the-guide": gettext("The guide's claims"), "made": gettext("How this report was made"),
     }  # fmt: skip
     return page(
-        "report.html.jinja", gettext("qlab report: {model}").format(model=facts["model"]["name"]),
+        "report.html.jinja", say("qlab report: {model}", model=facts["model"]["name"]),
         [*(Link(place, text) for place, text in links.items()), Link(GLOSSARY, gettext("Glossary"))],
         [Part(place, text) for place, text in parts.items() if place != "said" or chat["data"]],
         outcomes=outcomes, about=lessons, pages=[outcome.lesson for outcome in outcomes if outcome.state == DONE],
@@ -109,6 +111,21 @@ def first_page(outcomes: Sequence[Outcome], lessons: dict[str, About], results: 
         summary=sentences(results, verdicts), figure=Markup(drawn.html()) if drawn else "",  # qlab's own drawing
         verdicts=verdicts, counts=Counter(v.verdict for v in verdicts), facts=facts, warnings=warnings_of(results), chat=chat,
     )  # fmt: skip
+
+
+def told(table: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Lesson 7's table in the language that is spoken, as far as a record tells: it is of plain texts, in English."""
+    return table and table | {"rows": [list(map(retold, row)) for row in table["rows"]], "notes": list(map(retold, table["notes"]))}
+
+
+def retold(text: str) -> str:
+    """A cell or a note: a message; "no (1)" in the place of a figure, or the note of that number."""
+    found = NOTED.fullmatch(text)
+    if not found:
+        return gettext(text)
+    if found[2] is None:
+        return say("no ({number})", number=int(found[1]))
+    return say("no ({number}): {reason}", number=int(found[1]), reason=found[2])
 
 
 def everything(outcomes: Sequence[Outcome], results: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -131,8 +148,4 @@ def without_folder(value: Any) -> Any:
 def warnings_of(results: dict[str, Any]) -> list[str]:
     """What a reader should know before believing the table."""
     tokens = {value["tokens"] for name, value in results.items() if name.startswith("quality/")}
-    return [
-        gettext("Quality was measured on {tokens} tokens.").format(tokens=f"{min(tokens):,}")
-        if tokens
-        else gettext("No quality was measured.")
-    ]
+    return [say("Quality was measured on {tokens:,} tokens.", tokens=min(tokens)) if tokens else gettext("No quality was measured.")]

@@ -7,33 +7,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlab.claims import FAILS, HOLDS, NOISE, Verdict
+from qlab.evaluate.quality import Quality
 from qlab.show import figures
 from qlab.show.drawing import Drawing
 from qlab.workbook.benchmark import ORIGINAL
-from qlab.workbook.language.spoken import enumerated, gettext
+from qlab.workbook.comparison import METHODS, nearest_sentence
+from qlab.workbook.language.spoken import enumerated, gettext, say
+from qlab.workbook.lesson import GROUP_SIZE
 
 LADDER = {8: "rtn-int8", 4: "rtn-int4", 3: "rtn-int3", 2: "rtn-int2"}
 
 
 def sentences(results: Mapping[str, Any], verdicts: Sequence[Verdict]) -> list[str]:
     """One sentence each for what was measured: the model, fewer bits, the best formats, the methods, the guide's claims."""
-    found = [model_sentence(results), ladder_sentence(results), best_sentence(results)]
-    found += results.get("methods", {}).get("sentences", [])[:1]
+    found = [model_sentence(results), ladder_sentence(results), best_sentence(results), method_sentence(results)]
     counts = Counter(v.verdict for v in verdicts)
     if decided := sum(counts[verdict] for verdict in (HOLDS, FAILS, NOISE)):
-        text = gettext(
+        text = (
             "Of the guide's {all} claims this run decides {decided}: {hold} hold, {fail} do not, and {noise} are within the noise of the "
             "measurement."
         )
-        found.append(text.format(all=len(verdicts), decided=decided, hold=counts[HOLDS], fail=counts[FAILS], noise=counts[NOISE]))
+        found.append(say(text, all=len(verdicts), decided=decided, hold=counts[HOLDS], fail=counts[FAILS], noise=counts[NOISE]))
     return [sentence for sentence in found if sentence]
 
 
 def model_sentence(results: Mapping[str, Any]) -> str:
     if not (model := results.get("model")):
         return ""
-    text = gettext("The model {name} has {weights:,.1f} million weights and takes {size:,.1f} MB.")
-    return text.format(name=model["name"], weights=model["parameters"] / 1e6, size=model["disk_bytes"] / 1e6)
+    text = "The model {name} has {weights:,.1f} million weights and takes {size:,.1f} MB."
+    return say(text, name=model["name"], weights=model["parameters"] / 1e6, size=model["disk_bytes"] / 1e6)
 
 
 def ladder_sentence(results: Mapping[str, Any]) -> str:
@@ -41,12 +43,11 @@ def ladder_sentence(results: Mapping[str, Any]) -> str:
     kept = {bits: results[f"quality/{name}"]["top1"] for bits, name in LADDER.items() if f"quality/{name}" in results}
     if not kept:
         return ""
-    form = gettext("{share:.1%} at {bits} bits")
     first, *others = kept.items()
-    shares = [gettext("{share:.1%} of cases at {bits} bits").format(share=first[1], bits=first[0])]
-    shares += [form.format(share=share, bits=bits) for bits, share in others]
-    text = gettext("With its decoder layers rounded to the nearest level, the likeliest next token stays the same in {shares}.")
-    return text.format(shares=enumerated(shares))
+    shares = [say("{share:.1%} of cases at {bits} bits", share=first[1], bits=first[0])]
+    shares += [say("{share:.1%} at {bits} bits", share=share, bits=bits) for bits, share in others]
+    text = "With its decoder layers rounded to the nearest level, the likeliest next token stays the same in {shares}."
+    return say(text, shares=enumerated(shares))
 
 
 def best_sentence(results: Mapping[str, Any]) -> str:
@@ -56,14 +57,23 @@ def best_sentence(results: Mapping[str, Any]) -> str:
     rows = formats(results)
     nearest, smallest, fastest = (best[what] for what in ("nearest to the original", "smallest", "fastest generation here"))
     size, whole = (rows[name]["disk_bytes"] for name in (smallest[0], ORIGINAL))
-    equal = gettext(" (not told apart from it: {names})").format(names=enumerated(nearest[1:])) if nearest[1:] else ""
-    text = gettext("Of the formats with about 4 bits, {name} is nearest to the original, KL {distance:.4f} nats a token{equal}")
-    text = text.format(name=nearest[0], distance=rows[nearest[0]]["quality"]["kl"], equal=equal)
-    small = gettext("; {name} is the smallest, {size:,.1f} MB, {times:.1f} times smaller than FP16")
-    text += small.format(name=smallest[0], size=size / 1e6, times=whole / size)
+    equal = say(" (not told apart from it: {names})", names=enumerated(nearest[1:])) if nearest[1:] else ""
+    text = "Of the formats with about 4 bits, {name} is nearest to the original, KL {distance:.4f} nats a token{equal}"
+    text = say(text, name=nearest[0], distance=rows[nearest[0]]["quality"]["kl"], equal=equal)
+    small = "; {name} is the smallest, {size:,.1f} MB, {times:.1f} times smaller than FP16"
+    text += say(small, name=smallest[0], size=size / 1e6, times=whole / size)
     if speed := generation(rows[fastest[0]]):
-        text += gettext("; {name} generates fastest here, {speed:,.0f} tokens a second").format(name=fastest[0], speed=speed)
+        text += say("; {name} generates fastest here, {speed:,.0f} tokens a second", name=fastest[0], speed=speed)
     return f"{text}."
+
+
+def method_sentence(results: Mapping[str, Any]) -> str:
+    """Lessons 2 and 3: which method is nearest, said anew from its figures, since a record keeps no template; else as it was recorded."""
+    said: list[str] = results.get("methods", {}).get("sentences", [])[:1]
+    names = {method: f"quality/{recipe.format(results.get('group-size', GROUP_SIZE))}" for method, recipe in METHODS.items()}
+    if not said or not all(name in results for name in names.values()):
+        return "".join(said)
+    return gettext(nearest_sentence({method: Quality(**results[name]) for method, name in names.items()}, results["model"]["name"]))
 
 
 def formats(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -83,14 +93,14 @@ def figure(results: Mapping[str, Any]) -> Drawing | None:
         points = {name: (row["disk_bytes"] / 1e6, row["quality"]["kl"]) for name, row in rows.items()}
         if points:
             nearest = min(points, key=lambda name: points[name][1])
-            title = gettext("{name} is nearest to the original, at {size:,.1f} MB").format(name=nearest, size=points[nearest][0])
+            title = say("{name} is nearest to the original, at {size:,.1f} MB", name=nearest, size=points[nearest][0])
             return figures.scatter(points, title, gettext("MB on disk"), gettext("KL divergence (nats/token)"), log_y=True)
     kept = {bits: results[f"quality/{name}"]["kl"] for bits, name in LADDER.items() if f"quality/{name}" in results}
     if len(kept) < 2:
         return None
     most, least = max(kept), min(kept)
-    title = gettext("{least} bits are {times:,.0f} times farther from the original than {most}")
-    title = title.format(least=least, times=kept[least] / kept[most], most=most)
+    title = "{least} bits are {times:,.0f} times farther from the original than {most}"
+    title = say(title, least=least, times=kept[least] / kept[most], most=most)
     return figures.bars(
-        {f"{bits} bits": kl for bits, kl in kept.items()}, title, gettext("KL divergence (nats/token, log scale)"), log=True
+        {say("{bits} bits", bits=bits): kl for bits, kl in kept.items()}, title, gettext("KL divergence (nats/token, log scale)"), log=True
     )

@@ -1,4 +1,4 @@
-"""Lesson 7: memory, quality against size and time, speed, answers, and layers."""
+"""Lesson 7: memory, quality against size and time, speed, answers, layers, and their widths."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from qlab.evaluate.runtime import RuntimeFigures
 from qlab.workbook.benchmark import Row, apart
+from qlab.workbook.drawn import spending
 from qlab.workbook.language.spoken import enumerated, gettext, say
 from qlab.workbook.pareto import pareto_front
 
@@ -60,13 +61,45 @@ def speeds(phase: str, timed: Mapping[str, RuntimeFigures]) -> str:
 
 
 def agreement(table: pd.DataFrame, tokens: int) -> str:
-    """Of a table of `agreement_tables`, whose first format is the control: how many tokens and how many whole answers stay, at best."""
+    """Of a table of `agreement_tables`, whose first format is the control: of the format that keeps most whole answers, how many these are,
+    and at how many positions of prompts and answers the likeliest token stays. Of several with as many answers it is the first."""
     of_all = table[table["prompts of"] == "all"].set_index("format").iloc[1:]
     best = of_all["identical"].idxmax()
     values = {"name": best, "same": of_all.loc[best, "top1"], "whole": of_all.loc[best, "identical"], "tokens": tokens}
     if values["whole"] < values["same"]:
-        return say("{name} keeps {same:.0%} of the tokens, but {whole:.0%} of the answers of {tokens} tokens, which is the most", **values)
-    return say("{name} keeps {same:.0%} of the tokens and {whole:.0%} of the answers of {tokens} tokens, which is the most", **values)
+        return say("No format keeps more answers than {name}: {whole:.0%} of those of {tokens} tokens, "
+                   "but the likeliest token at {same:.0%} of all positions", **values)  # fmt: skip
+    return say("No format keeps more answers than {name}: {whole:.0%} of those of {tokens} tokens, "
+               "and the likeliest token at {same:.0%} of all positions", **values)  # fmt: skip
+
+
+def damage(curves: Mapping[str, Sequence[tuple[float, float]]], bits: float) -> str:
+    """(bits a weight, predicted KL) by the way to choose widths: the ways beside each other at `bits`, the size of one width for all. What
+    is chosen or drawn takes no more than that."""
+    alike, chosen, random = (at_most(curves[way], bits)[1] for way in (spending.ALIKE, spending.CHOSEN, spending.RANDOM))
+    values = {"bits": bits, "share": chosen / max(alike, 1e-30), "drawn": random / max(alike, 1e-30)}
+    if chosen < alike:
+        return say("In {bits:.2f} bits a weight, widths by what each layer costs have {share:.0%} of the predicted KL of one width for "
+                   "all; widths at random, {drawn:.0%}", **values)  # fmt: skip
+    return say("In {bits:.2f} bits a weight, widths by what each layer costs have no less predicted KL than one width for all "
+               "({share:.0%}); widths at random, {drawn:.0%}", **values)  # fmt: skip
+
+
+def at_most(curve: Sequence[tuple[float, float]], bits: float) -> tuple[float, float]:
+    """Of the points of a curve that take no more than `bits`, the largest."""
+    return max(point for point in curve if point[0] <= bits * (1 + 1e-9))
+
+
+def widths(table: pd.DataFrame) -> str:
+    """Bits of layers, a row a block and a column a kind of layer: which kind has most in the mean, and which fewest."""
+    kinds = table.mean()
+    narrow, wide = float(table.min().min()), float(table.max().max())
+    values = {"most": kinds.idxmax(), "more": kinds.max(), "least": kinds.idxmin(), "fewer": kinds.min(), "narrow": narrow, "wide": wide}
+    if narrow == wide:
+        return say("Every layer has {wide:.0f} bits: within this budget none gets wider codes than another", **values)
+    if kinds.max() == kinds.min():
+        return say("Each kind of layer has {more:.1f} bits in the mean; single layers have {narrow:.0f} to {wide:.0f}", **values)
+    return say("Most bits for {most}, {more:.1f} in the mean over the blocks; fewest for {least}, {fewer:.1f}", **values)
 
 
 def layers(name: str, table: pd.DataFrame) -> str:

@@ -1,12 +1,13 @@
-"""Lesson 6: what memory a model takes, and what a load does to its users."""
+"""Lesson 6: what memory a model takes, what a load does to its users, and which format gives most under it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from qlab.plan.plan import Plan
+from qlab.serve.crowd import NEAR, Served, leading
 from qlab.serve.load import Level, saturation
-from qlab.workbook.language.spoken import say
+from qlab.workbook.language.spoken import enumerated, say
 
 
 def memory(model: str, plans: Mapping[str, Plan], context: int, sequences: int) -> str:
@@ -37,3 +38,23 @@ def load(levels: Sequence[Level]) -> str:
     return say(
         "Throughput stops growing beyond {knee} at a time; with {crowd} the first token takes {times:.1f} times as long as alone", **values
     )
+
+
+def crowd(served: Sequence[Served]) -> str:
+    """Which format gives most tokens a second with fewest requests at a time and with most, and whether the formats change places."""
+    led = leading(served)
+    if not led:
+        return say("No format gave an answer")
+    few, many = min(led), max(led)
+    values = {"few": few, "many": many, "first": enumerated(led[few]), "last": enumerated(led[many]), "near": NEAR}
+    rates = sorted((one.throughput(many) for one in served if one.throughput(many)), reverse=True)
+    if len([one for one in served if one.levels]) == 1:
+        return say("{last} gives {rate:,.0f} tokens/s with {many} at a time; no other format was served", rate=rates[0], **values)
+    if not set(led[few]) & set(led[many]):
+        return say("The formats change places: most tokens/s at {few} at a time from {first}, at {many} from {last}", **values)
+    if all(names == led[few] for names in led.values()) and len(led[few]) == 1:
+        times = rates[0] / rates[1] if len(rates) > 1 else 1.0
+        return say("{first} gives most tokens/s at every load; with {many} at a time {times:.1f} times the next", times=times, **values)
+    if led[few] == led[many] and len(led[few]) == 1:
+        return say("{first} gives most tokens/s at {few} and at {many} at a time, but not at every load between", **values)
+    return say("Most tokens/s at {few} at a time: {first}; at {many}: {last} (formats within {near:.0%} are not told apart)", **values)

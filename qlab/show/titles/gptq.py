@@ -34,17 +34,19 @@ def compensation_by_layer(errors: pd.DataFrame) -> str:
 
 
 def damping(layer: str, points: Sequence[tuple[float, float]]) -> str:
-    """(damping, error) of a layer, by damping: where the error is least, and what the most damping costs."""
+    """(damping, error) of a layer, by damping: of these dampings the one with the least error on the calibration text, and what the
+    smallest and the largest leave beside it."""
     best, least = min(points, key=lambda point: point[1])
     (smallest, first), (largest, last) = points[0], points[-1]
     values = {"layer": layer, "best": best, "smallest": smallest, "largest": largest, "times": last / least, "first": first / least}
     if best == largest:
-        return say("{layer}: the more damping the better: least error at {largest:g}", **values)
+        return say("{layer}: of these dampings the largest, {largest:g}, has the least error on the calibration text; "
+                   "{first:.2f} times as large at {smallest:g}", **values)  # fmt: skip
     if best == smallest:
-        return say("{layer}: least error at the smallest damping, {smallest:g}; at {largest:g} it is {times:.1f} times as large", **values)
-    return say(
-        "{layer}: least error at damping {best:g}; {first:.2f} times as large at {smallest:g}, {times:.1f} times at {largest:g}", **values
-    )
+        return say("{layer}: of these dampings the smallest, {smallest:g}, has the least error on the calibration text; "
+                   "{times:.1f} times as large at {largest:g}", **values)  # fmt: skip
+    return say("{layer}: of these dampings {best:g} has the least error on the calibration text; "
+               "{first:.2f} times as large at {smallest:g}, {times:.1f} times at {largest:g}", **values)  # fmt: skip
 
 
 def calibration(curves: Mapping[str, Mapping[int, float]]) -> str:

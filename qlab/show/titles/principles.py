@@ -36,21 +36,21 @@ def staircase(layer: str, bits: int, weights: Tensor, rounded: Tensor) -> str:
 
 
 def ladder(quality: Mapping[str, Quality]) -> str:
-    """Whether the last bit costs more than the one before, and whether bad rounding costs more than a bit."""
+    """By what factor KL grows with the last two bits taken away, and whether bad rounding costs more than a bit."""
     kl = {name: max(found.kl or 0.0, 1e-12) for name, found in quality.items()}
     third, second = kl["int3"] / kl["int4"], kl["int2"] / kl["int3"]
     if second > third:
-        steps = say("Each bit costs more than the one before: KL grows {third:.1f} times from 4 to 3 bits, {second:.1f} times from 3 to 2",
+        steps = say("From 3 to 2 bits KL grows {second:.1f} times, more than from 4 to 3 bits ({third:.1f} times)",
                     third=third, second=second)  # fmt: skip
     else:
-        steps = say("The bit from 3 to 2 costs no more than the one from 4 to 3: KL grows {second:.1f} times after {third:.1f} times",
+        steps = say("From 3 to 2 bits KL grows {second:.1f} times, no more than from 4 to 3 bits ({third:.1f} times)",
                     third=third, second=second)  # fmt: skip
     down = order(quality["int4, rounded down"], quality["int3"])
     if down > 0:
-        return say("{steps}; 4 bits rounded down are farther than 3 bits", steps=steps)
+        return say("{steps}; 4 bits rounded down are farther from the original than 3 bits rounded to nearest", steps=steps)
     if down < 0:
-        return say("{steps}; 4 bits rounded down are nearer than 3 bits", steps=steps)
-    return say("{steps}; 4 bits rounded down and 3 bits are not told apart", steps=steps)
+        return say("{steps}; 4 bits rounded down are nearer to the original than 3 bits rounded to nearest", steps=steps)
+    return say("{steps}; 4 bits rounded down are not told apart from 3 bits rounded to nearest", steps=steps)
 
 
 def group_size(layer: str, table: pd.DataFrame, show: str) -> str:

@@ -20,7 +20,7 @@ from qlab.workbook.batch.costs import HALF, Taken, cost_of
 from qlab.workbook.batch.notes import Note, notes_on, rounded_before, too_small
 from qlab.workbook.batch.runner import prepare, unfit
 from qlab.workbook.language.amounts import bytes_said, time_said
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 from qlab.workbook.reader.about import NOTEBOOKS, about
 
 
@@ -92,15 +92,21 @@ def free_disk(folder: Path) -> int:
 def summary(found: Forecast) -> list[str]:
     """The forecast in sentences."""
     said = [
-        gettext("{model} has {weights} million weights. The lessons compute on {device}.").format(
-            model=found.model, weights=f"{found.weights / 1e6:,.1f}", device=found.device
+        say(
+            "{model} has {weights:,.1f} million weights. The lessons compute on {device}.",
+            model=found.model,
+            weights=found.weights / 1e6,
+            device=found.device,
         ),
-        gettext("Predicted for all of them: {memory} of memory, {disk} of disk, about {time}.").format(
-            memory=bytes_said(found.memory), disk=bytes_said(found.disk), time=time_said(found.seconds)
+        say(
+            "Predicted for all of them: {memory} of memory, {disk} of disk, about {time}.",
+            memory=bytes_said(found.memory),
+            disk=bytes_said(found.disk),
+            time=time_said(found.seconds),
         ),
     ]
     if found.fetched:
-        said.append(gettext("{size} of this come from the hub first.").format(size=bytes_said(found.fetched)))
+        said.append(say("{size} of this come from the hub first.", size=bytes_said(found.fetched)))
     return said
 
 
@@ -111,7 +117,7 @@ def as_table(found: Forecast) -> tuple[list[str], list[list[str]]]:
     for each in found.lessons:
         name, taken = f"{each.lesson[:2]} {each.title}", each.taken
         if each.left_out:
-            rows.append([name, "—", "—", gettext("left out: {reason}").format(reason=each.left_out)])
+            rows.append([name, "—", "—", say("left out: {reason}", reason=each.left_out)])
         else:
             rows.append([name, bytes_said(taken.memory), bytes_said(taken.disk + taken.passing), time_said(taken.seconds)])
     return columns, rows

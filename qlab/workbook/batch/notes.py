@@ -18,9 +18,9 @@ from qlab.plan import choose
 from qlab.recipes import Recipe, parse
 from qlab.recipes.fitting import fitted_size, layers_of, summary, unquantized
 from qlab.support.errors import UserError
-from qlab.support.wording import first_and_number
+from qlab.support.wording import first_and_number, joined
 from qlab.workbook.language.amounts import bytes_said
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 from qlab.workbook.lesson import GROUP_SIZE
 from qlab.workbook.refused import check_recipe, refusal
 
@@ -41,8 +41,8 @@ def notes_on(source: OpenedModel, values: Mapping[str, Mapping[str, Any]]) -> It
     """All that the model's configuration, shapes and tokenizer tell, for lessons with these parameters."""
     if rounded_before(source):
         stored = source.checkpoint.description if source.checkpoint.quantized else quantization_of(source.config).get("quant_method", "")
-        text = gettext("Its weights are stored as {stored}: they were rounded before, and every figure is a distance to these weights.")
-        yield Note(text.format(stored=stored), gettext("For the distance to the original, give the original in FP16 or BF16."))
+        text = "Its weights are stored as {stored}: they were rounded before, and every figure is a distance to these weights."
+        yield Note(say(text, stored=stored), gettext("For the distance to the original, give the original in FP16 or BF16."))
     yield from of_lengths(source, values)
     yield from of_tokenizer(source)
     yield from of_groups(source)
@@ -59,9 +59,9 @@ def of_lengths(source: OpenedModel, values: Mapping[str, Mapping[str, Any]]) -> 
     longest = source.longest
     asked = {name for chosen in values.values() for name in LENGTHS if longest and chosen.get(name, 0) > longest}
     if asked:
-        text = gettext("It was made for texts of at most {longest} tokens, and the lessons would give it longer ones.")
+        text = "It was made for texts of at most {longest:,} tokens, and the lessons would give it longer ones."
         options = " ".join(f"-p {name} {longest}" for name in sorted(asked))
-        yield Note(text.format(longest=longest), gettext("Add to the command: {options}").format(options=options), stops=True)
+        yield Note(say(text, longest=longest), say("Add to the command: {options}", options=options), stops=True)
 
 
 def of_tokenizer(source: OpenedModel) -> Iterator[Note]:
@@ -81,17 +81,16 @@ def of_groups(source: OpenedModel) -> Iterator[Note]:
     layers = layers_of(source.layout)
     size, why = fitted_size(GROUP_SIZE, layers, awq.unfit)
     if why:
-        text = gettext("Groups of {asked} weights do not divide all its rows, so every recipe takes groups of {size} ({why}).")
-        yield Note(text.format(asked=GROUP_SIZE, size=size, why=why), gettext("Nothing is to be done; smaller groups take more bits."))
+        text = "Groups of {asked} weights do not divide all its rows, so every recipe takes groups of {size} ({why})."
+        yield Note(say(text, asked=GROUP_SIZE, size=size, why=why), gettext("Nothing is to be done; smaller groups take more bits."))
     kept = unquantized(layers, size, awq.unfit)
     if kept and len(kept) < len(layers):
-        text = gettext("Some layers stay in half precision in AWQ's and GPTQ's layouts: {layers}.")
-        yield Note(text.format(layers="; ".join(summary(kept))), gettext("NF4 and GGUF take rows of any length."))
+        text = "Some layers stay in half precision in AWQ's and GPTQ's layouts: {layers}."
+        yield Note(say(text, layers=joined("; ", summary(kept))), gettext("NF4 and GGUF take rows of any length."))
     elif kept:
-        text = gettext("No layer has rows that groups of 32 weights or more divide ({layers}): only NF4 can be made of this model.")
-        yield Note(
-            text.format(layers=first_and_number(list(kept))), gettext("Quantize it with --recipe nf4; the lessons need groups."), True
-        )
+        text = "No layer has rows that groups of 32 weights or more divide ({layers}): only NF4 can be made of this model."
+        todo = gettext("Quantize it with --recipe nf4; the lessons need groups.")
+        yield Note(say(text, layers=first_and_number(list(kept))), todo, stops=True)
 
 
 def of_libraries(source: OpenedModel) -> Iterator[Note]:
@@ -100,7 +99,7 @@ def of_libraries(source: OpenedModel) -> Iterator[Note]:
     for name, recipe in peers.items():
         if reason := refusal(recipe, lambda recipe: check_recipe(recipe, source)):
             yield Note(
-                gettext("{library} is left out: {reason}.").format(library=name, reason=reason),
+                say("{library} is left out: {reason}.", library=name, reason=reason),
                 gettext("Nothing is to be done; qlab's own recipes run."),
             )
 
@@ -108,12 +107,12 @@ def of_libraries(source: OpenedModel) -> Iterator[Note]:
 def too_small(source: OpenedModel, memory: float, free: float, disk: float, free_disk: float) -> Iterator[Note]:
     """What this machine lacks for lessons that take so much `memory` and `disk`, where so much is free; bytes."""
     if memory > free:
-        text = gettext("The lessons hold the whole model in FP32. They need {needed} of memory, and {free} are free here.")
-        yield Note(text.format(needed=bytes_said(memory), free=bytes_said(free)), without_lessons(source), stops=True)
+        text = "The lessons hold the whole model in FP32. They need {needed} of memory, and {free} are free here."
+        yield Note(say(text, needed=bytes_said(memory), free=bytes_said(free)), without_lessons(source), stops=True)
     if disk > free_disk:
-        text = gettext("They need {needed} of disk, and {free} are free here.")
+        text = "They need {needed} of disk, and {free} are free here."
         todo = gettext("Make room, or put the artifacts on another disk: -p work /path/to/folder")
-        yield Note(text.format(needed=bytes_said(disk), free=bytes_said(free_disk)), todo, stops=True)
+        yield Note(say(text, needed=bytes_said(disk), free=bytes_said(free_disk)), todo, stops=True)
 
 
 def without_lessons(source: OpenedModel) -> str:
@@ -124,5 +123,5 @@ def without_lessons(source: OpenedModel) -> str:
         budget = predict(source, [each.recipe for each in fit(source, [recipe])], WINDOWS)
     except UserError:
         return text
-    more = gettext("To quantize this one, 'qlab quantize' has one block in memory at a time and needs {needed}.")
-    return f"{text} {more.format(needed=bytes_said(budget.total))}"
+    more = "To quantize this one, 'qlab quantize' has one block in memory at a time and needs {needed}."
+    return f"{text} {say(more, needed=bytes_said(budget.total))}"

@@ -32,7 +32,7 @@ from qlab.support.reading import path_of, read_json
 from qlab.support.versions import code_hash
 from qlab.workbook.batch.kernels import WatchedEngine, Watcher, last_printed
 from qlab.workbook.language.lessons import read_lesson
-from qlab.workbook.language.spoken import FOLDER, spoken
+from qlab.workbook.language.spoken import FOLDER, say, spoken
 from qlab.workbook.parameters import check_values, parameters_of, resolve
 from qlab.workbook.reader.about import NOTEBOOKS
 from qlab.workbook.record import records_of
@@ -106,7 +106,7 @@ def run_lessons(
         if lesson in SUBJECTS and (reason := unfit(lesson, locate(parameters["model"]))):
             outcomes[lesson] = Outcome(lesson, LEFT_OUT, parameters, error=reason)
         elif failed:
-            outcomes[lesson] = Outcome(lesson, SKIPPED, parameters, error=f"needs {failed[0]}, which did not finish")
+            outcomes[lesson] = Outcome(lesson, SKIPPED, parameters, error=say("needs {lesson}, which did not finish", lesson=failed[0]))
         else:
             outcomes[lesson] = run_lesson(lesson, parameters, out, fresh, keep)
         watcher(lesson, 1, 1, outcomes[lesson].state)
@@ -144,7 +144,9 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
                 outcome.error = no_room(number, out)
         except (RuntimeError, TimeoutError) as error:  # the kernel died (out of memory, perhaps) or did not start
             said = f"{type(error).__name__}: {error}".splitlines()[0]
-            outcome.state, outcome.error = FAILED, f"{said}. Its kernel printed last: {printed}" if (printed := last_printed()) else said
+            outcome.state, outcome.error = FAILED, said
+            if printed := last_printed():
+                outcome.error = say("{error}. Its kernel printed last: {printed}", error=said, printed=printed)
         if written.exists():
             without_paths(written)
             written.replace(finished)  # a failed notebook is kept for reading; without its stamp no run trusts it

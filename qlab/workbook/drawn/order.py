@@ -19,7 +19,7 @@ LARGEST, GIVEN, SMALLEST = "largest first", "as they stand", "smallest first"  #
 @dataclass(frozen=True)
 class Order:
     """GPTQ with its columns in one order. `places` int64 [in]: the column at each place of the walk. `so_far` float64 [in]: the relative
-    squared output error once that column is rounded and those to come have taken its error over; by H with its damping."""
+    squared output error once that column is rounded and those to come have taken its error over; by H with its damping, as GPTQ counts."""
 
     places: Tensor
     so_far: Tensor
@@ -27,10 +27,12 @@ class Order:
 
 @dataclass(frozen=True)
 class Ordered:
-    """A layer's `sizes` float32 [in], the diagonal of H in its means, and GPTQ in each order, by its name."""
+    """Of the input channels that are looked at, of a layer's `channels`: `sizes` float32 [looked at], the diagonal of H in its means, and
+    GPTQ over them in each order, by its name."""
 
     sizes: Tensor
     orders: Mapping[str, Order]
+    channels: int
 
     @property
     def gain(self) -> float:
@@ -47,17 +49,26 @@ class Ordered:
 def in_orders(weight: Tensor, hessian: Tensor, bits: int) -> Ordered:
     """The first ROWS rows of `weight` [out, in] against H = XᵀX `hessian` [in, in], at most MOST channels, evenly spaced; one grid a row,
     the same in every order."""
-    chosen = torch.linspace(0, len(hessian) - 1, min(len(hessian), MOST)).round().long()
+    channels = len(hessian)
+    chosen = torch.linspace(0, channels - 1, min(channels, MOST)).round().long()
     hessian = hessian.float().cpu()[chosen][:, chosen]
     weight = weight[:ROWS].float().cpu()[:, chosen].masked_fill(hessian.diagonal() == 0, 0)
     sizes = hessian.diagonal()
     falling = sizes.argsort(descending=True, stable=True)
     places = {LARGEST: falling, GIVEN: torch.arange(len(sizes)), SMALLEST: falling.flip(0)}
-    return Ordered(sizes / sizes.mean(), {name: walked(weight, hessian, found, bits) for name, found in places.items()})
+    signal = damped_signal(weight, hessian)  # the same in every order
+    orders = {name: walked(weight, hessian, found, bits, signal) for name, found in places.items()}
+    return Ordered(sizes / sizes.mean(), orders, channels)
 
 
-def walked(weight: Tensor, hessian: Tensor, places: Tensor, bits: int) -> Order:
-    """GPTQ in the order `places`, on grids that are fixed beforehand.
+def damped_signal(weight: Tensor, hessian: Tensor) -> Tensor:
+    """The squared output itself, by H with its damping: trace(W H Wᵀ), float64."""
+    damped = damp(hessian.double().clone(), DAMPING)
+    return ((weight.double() @ damped) * weight.double()).sum().clamp(min=1e-30)
+
+
+def walked(weight: Tensor, hessian: Tensor, places: Tensor, bits: int, signal: Tensor) -> Order:
+    """GPTQ in the order `places`, on grids that are fixed beforehand; errors are relative to `signal`.
 
     A column that stood at w when its turn came and was rounded to ŵ adds (w − ŵ)² / U_jj² to the output's squared error (the paper's
     equation 2, summed over the rows); so the error so far is known at each place.
@@ -66,8 +77,6 @@ def walked(weight: Tensor, hessian: Tensor, places: Tensor, bits: int) -> Order:
     assert factor is not None  # only an H that is not finite has none
     layer, stood = one_pass(weight, factor, places, bits, len(places), False, "static", False, True, "")
     errors = (stood - layer.dequantize())[:, places].double() / factor.diagonal().double()
-    damped = damp(hessian.double().clone(), DAMPING)
-    signal = ((weight.double() @ damped) * weight.double()).sum().clamp(min=1e-30)
     return Order(places, errors.square().sum(0).cumsum(0) / signal)
 
 

@@ -20,6 +20,7 @@ from qlab.methods.rtn import rtn
 from qlab.methods.widths import Choice, at_random, damage_in_all, least_damage, size_of, uniform
 from qlab.recipes import parse
 from qlab.recipes.mixed import check_mixable, of_one_width
+from qlab.support.wording import Sentence
 from qlab.workbook.lesson import Lesson
 
 WIDTHS = (3, 4, 6, 8)
@@ -48,11 +49,11 @@ class Spent:
             "measured": {name: {"kl": each.kl, "kl_stderr": each.kl_stderr} for name, each in self.measured.items()},
         }  # fmt: skip
 
-    def lines(self) -> list[str]:
-        """What was found, a sentence for each choice."""
+    def lines(self) -> list[Sentence]:
+        """What was found, a sentence for each choice, each with its own size: one width for all seldom fills the budget."""
+        text = "{way}: {bits:.2f} bits a weight, KL predicted {predicted:.4f}, measured {kl:.4f} ± {error:.4f}"
         return [
-            f"{name}: {self.bits[name]:.2f} bits a weight, KL predicted {self.predicted[name]:.4f}, "
-            f"measured {each.kl:.4f} ± {each.kl_stderr:.4f}"
+            Sentence(text, way=name, bits=self.bits[name], predicted=self.predicted[name], kl=each.kl, error=each.kl_stderr)
             for name, each in self.measured.items()
         ]
 
@@ -86,10 +87,10 @@ def spend(lesson: Lesson) -> Spent:
 
 
 def curves_of(choices: Mapping[str, Choice], weights: int) -> dict[str, list[tuple[float, float]]]:
-    """(bits a weight, predicted KL) of each way to choose, over sizes from all groups at their narrowest to all at their widest; of widths
-    at random the mean of SEEDS draws."""
+    """(bits a weight, predicted KL) of each way to choose, over sizes from all groups at their narrowest to all at their widest, those of
+    one width for all among them; of widths at random the mean of SEEDS draws."""
     sizes = [size_of(choices, dict.fromkeys(choices, width)) for width in WIDTHS]
-    rooms = [sizes[0] + (sizes[-1] - sizes[0]) * step / (STEPS - 1) for step in range(STEPS)]
+    rooms = sorted({*sizes, *(sizes[0] + (sizes[-1] - sizes[0]) * step / (STEPS - 1) for step in range(STEPS))})
     found: dict[str, list[tuple[float, float]]] = {CHOSEN: [], RANDOM: [], ALIKE: []}
     for room in rooms:
         best = least_damage(choices, room)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from qlab.support.wording import Sentence
 from qlab.workbook.exercises.saying import NEUTRAL, RIGHT, WRONG, say
 from qlab.workbook.language.spoken import gettext
 from qlab.workbook.reader.progress import keep_right
@@ -44,14 +45,13 @@ def check(unit: str, answer: Any, expected: float, hint: str, tolerance: float =
     if answer is None or answer is ...:
         say_empty()
     elif number is None:
-        text = gettext("The answer should be a number of {unit}; {answer} is none.")
-        say(WRONG, text.format(unit=gettext(unit), answer=repr(answer)[:80]))
+        say(WRONG, gettext(Sentence("The answer should be a number of {unit}; {answer} is none.", unit=unit, answer=repr(answer)[:80])))
     elif abs(number - expected) <= tolerance * abs(expected):
         keep_right(name or unit)
         say(RIGHT, gettext("Right."))
     else:
-        text = gettext("{number:g} {unit} is too large.") if number > expected else gettext("{number:g} {unit} is too small.")
-        say(WRONG, f"{text.format(number=number, unit=gettext(unit))} {gettext(hint)}")
+        text = "{number:g} {unit} is too large." if number > expected else "{number:g} {unit} is too small."
+        say(WRONG, f"{gettext(Sentence(text, number=number, unit=unit))} {gettext(hint)}")
 
 
 def check_names(name: str, answer: Any, wrong: Callable[[list[str]], str]) -> None:

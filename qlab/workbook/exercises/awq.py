@@ -11,7 +11,7 @@ from qlab.methods.awq import STEPS, channel_scale, output_error, scaled_rtn, swe
 from qlab.methods.rtn import rtn
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import say
 
 SEEDS = (0, 1, 2, 5)  # in whose layers the second best exponent is 3 % worse at least, so that rounding in FP32 does not decide
 
@@ -73,9 +73,9 @@ def differs(case: Case, found: Tensor, expected: float) -> str:
     sweep = {round(alpha, 6): error for alpha, error in sweep_exponents(*case.values())}
     alpha = round(float(found), 6)
     if alpha not in sweep:
-        return gettext("{found:g} is none of the exponents 0, 1/20, …, 1.").format(found=float(found))
-    text = gettext("At α = {alpha:g} the output error is {error:.4g}; at α = {best:g} it is {least:.4g}, which is the least.")
-    return text.format(alpha=alpha, error=sweep[alpha], best=expected, least=sweep[round(expected, 6)])
+        return say("{found:g} is none of the exponents 0, 1/20, …, 1.", found=float(found))
+    text = "At α = {alpha:g} the output error is {error:.4g}; at α = {best:g} it is {least:.4g}, which is the least."
+    return say(text, alpha=alpha, error=sweep[alpha], best=expected, least=sweep[round(expected, 6)])
 
 
 WRITTEN = Written(

@@ -7,7 +7,7 @@ from torch import Tensor
 from qlab.plan.plan import SHAPES, Shape, cache_bytes
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import say
 
 
 def kv_cache_bytes(shape: Shape, context: int, users: int) -> float:
@@ -53,7 +53,7 @@ def times(factor: float, said: str) -> Mistake:
 
 def differs(case: Case, found: Tensor, expected: float) -> str:
     """By which factor."""
-    return gettext("Your sum is {factor:.4g} times what the cache takes here.").format(factor=float(found) / expected)
+    return say("Your sum is {factor:.4g} times what the cache takes here.", factor=float(found) / expected)
 
 
 WRITTEN = Written(

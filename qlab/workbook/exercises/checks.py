@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from IPython.display import Markdown, display
 
 from qlab.support.errors import UserError
-from qlab.support.wording import listed
+from qlab.support.wording import Sentence, listed
 from qlab.workbook.exercises import awq, cache, front, gptq, nf4, rounding, superblock
 from qlab.workbook.exercises.answer import Asked, AskedNames, check, check_names
 from qlab.workbook.exercises.saying import NEUTRAL, RIGHT, WRONG, say
@@ -44,8 +44,8 @@ def check_written(name: str, function: Any) -> None:
         say(WRONG, fault.said, fault.case)
     else:
         keep_right(name)
-        text = gettext("Right: it does what qlab's own function does in all {count} cases.")
-        say(RIGHT, text.format(count=len(written.cases())))
+        text = "Right: it does what qlab's own function does in all {count} cases."
+        say(RIGHT, gettext(Sentence(text, count=len(written.cases()))))
 
 
 def hint(name: str) -> None:
@@ -57,7 +57,7 @@ def hint(name: str) -> None:
     hints = named(name, WRITTEN).hints
     _hints_given[name] = min(_hints_given.get(name, 0) + 1, len(hints))
     for number, text in enumerate(hints[: _hints_given[name]], 1):
-        place = gettext("Hint {number} of {all}:").format(number=number, all=len(hints))
+        place = gettext(Sentence("Hint {number} of {all}:", number=number, all=len(hints)))
         say(NEUTRAL, f"{place} {gettext(text)}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from qlab.workbook.exercises.answer import AskedNames
 from qlab.workbook.exercises.trial import Case, Mistake, Names, Written
-from qlab.workbook.language.spoken import gettext, ngettext
+from qlab.workbook.language.spoken import ngettext, say
 from qlab.workbook.pareto import pareto_front
 
 Points = Mapping[str, tuple[float, float]]
@@ -53,11 +53,11 @@ def wrong_front(answer: Iterable[str], points: Points) -> str:
     """What is wrong with the names given for the front of `points`; empty where nothing is."""
     found, front = set(answer), set(pareto_front(points))
     if unknown := sorted(found - set(points)):
-        return gettext("{name} is none of the names: {all}.").format(name=unknown[0], all=", ".join(points))
+        return say("{name} is none of the names: {all}.", name=unknown[0], all=", ".join(points))
     if beaten := sorted(found - front):
         size, distance = points[beaten[0]]
         by = next(name for name in pareto_front(points) if points[name][0] <= size and points[name][1] <= distance)
-        return gettext("{name} is not on the front: {other} is no larger and no farther.").format(name=beaten[0], other=by)
+        return say("{name} is not on the front: {other} is no larger and no farther.", name=beaten[0], other=by)
     if missing := len(front - found):
         text = ngettext(
             "{count} name is missing: look for formats that no other beats in both.",

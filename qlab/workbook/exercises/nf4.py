@@ -8,7 +8,7 @@ from torch import Tensor
 from qlab.methods.nf4 import BLOCK, nf4, normal_levels, stored_bits, uniform_levels
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written, first_difference
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import say
 
 
 def round_block(weights: Tensor, levels: Tensor) -> Tensor:
@@ -62,8 +62,8 @@ def differs(case: Case, found: Tensor, expected: Tensor) -> str:
     """Values that are no level; else where."""
     distances = (found[:, None] / own(case["weights"]) - case["levels"]).abs().amin(dim=1)
     if bool((distances > 1e-3).any()):
-        text = gettext("{found:.4g} is no level times absmax, which is {absmax:.4g} here.")
-        return text.format(found=float(found[int(distances.argmax())]), absmax=float(own(case["weights"])))
+        text = "{found:.4g} is no level times absmax, which is {absmax:.4g} here."
+        return say(text, found=float(found[int(distances.argmax())]), absmax=float(own(case["weights"])))
     return first_difference(found, expected.double(), 1e-3)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from qlab.methods.rtn import rtn
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written, first_difference
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import say
 
 
 def round_group(weights: Tensor, bits: int) -> Tensor:
@@ -101,13 +101,13 @@ def differs(case: Case, found: Tensor, expected: Tensor) -> str:
     """Too many values for the bits; weights moved by more than half a step; else where."""
     weights, bits = case["weights"], case["bits"]
     if len(found.unique()) > 2**bits:
-        text = gettext("{found} different values come back, and {bits} bits have only {codes} codes.")
-        return text.format(found=len(found.unique()), bits=bits, codes=2**bits)
+        text = "{found} different values come back, and {bits} bits have only {codes} codes."
+        return say(text, found=len(found.unique()), bits=bits, codes=2**bits)
     moved, step = (found - weights).abs(), grid(weights, bits)[0]
     if bool((moved > 0.51 * step).any()):
         far = int(moved.argmax())
-        text = gettext("The weight {weight:.4g} comes back as {found:.4g}, more than half a step ({half:.4g}) away.")
-        return text.format(weight=float(weights[far]), found=float(found[far]), half=float(step) / 2)
+        text = "The weight {weight:.4g} comes back as {found:.4g}, more than half a step ({half:.4g}) away."
+        return say(text, weight=float(weights[far]), found=float(found[far]), half=float(step) / 2)
     return first_difference(found, expected.double(), 1e-3)
 
 

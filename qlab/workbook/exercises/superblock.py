@@ -11,7 +11,7 @@ from qlab.formats.gguf.block_bytes import byte_tensor
 from qlab.methods.kquants.blocks import SUPERBLOCK, encode
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.trial import Case, Mistake, Numbers, Written, first_difference
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 
 KIND = "Q4_K"
 
@@ -87,7 +87,7 @@ def differs(case: Case, found: Tensor, expected: Tensor) -> str:
     if all(right[4:]):
         return gettext("Sub-blocks 4 to 7 are right; of 0 to 3 the scales or the minima are not.")
     wrong = [str(place) for place, good in enumerate(right) if not good]
-    text = gettext("Wrong are sub-blocks {places}.").format(places=", ".join(wrong))
+    text = say("Wrong are sub-blocks {places}.", places=", ".join(wrong))
     return f"{text} {first_difference(found, expected.double(), 1e-3)}"
 
 

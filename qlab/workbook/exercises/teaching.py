@@ -18,7 +18,7 @@ from qlab.support.errors import UserError
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.checks import ASKED, WRITTEN
 from qlab.workbook.language.lessons import read_lesson
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 from qlab.workbook.reader.about import NOTEBOOKS, About, every_lesson
 
 SHOWS = "exercise.solution("  # in a line of a lesson that shows a solution
@@ -81,7 +81,7 @@ def asked(name: str) -> Iterator[str]:
     question = ASKED.get(name)
     yield f"### {gettext(name)}"
     if isinstance(question, Asked):
-        text = gettext("A number of {unit}, which qlab computes from the model at hand. Hint: {hint}")
-        yield text.format(unit=gettext(question.unit), hint=gettext(question.hint))
+        text = "A number of {unit}, which qlab computes from the model at hand. Hint: {hint}"
+        yield say(text, unit=question.unit, hint=question.hint)
     else:
         yield gettext("qlab computes the answer from the model at hand.")

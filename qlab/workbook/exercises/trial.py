@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qlab.workbook.language.spoken import gettext
+from qlab.workbook.language.spoken import gettext, say
 
 LONGEST = 5.0  # seconds that a reader's function may take for all cases
 LARGEST = 1 << 20  # numbers of a result that are looked at
@@ -94,10 +94,10 @@ class Numbers:
         found, wanted = as_tensor(value), as_tensor(expected)
         assert wanted is not None
         if found is None:
-            raise Misread(gettext("Your function returns {kind}. Expected: {what}.").format(kind=kind_of(value), what=gettext(self.what)))
+            raise Misread(say("Your function returns {kind}. Expected: {what}.", kind=kind_of(value), what=self.what))
         if found.squeeze().shape != wanted.squeeze().shape:
-            text = gettext("Your result has shape {found} instead of {wanted}. Expected: {what}.")
-            said = text.format(found=list(found.shape), wanted=list(wanted.shape), what=gettext(self.what))
+            text = "Your result has shape {found} instead of {wanted}. Expected: {what}."
+            said = say(text, found=str(list(found.shape)), wanted=str(list(wanted.shape)), what=self.what)
             turned = wanted.ndim == 2 and found.shape == wanted.T.shape
             raise Misread(f"{said} {gettext('Rows and columns are exchanged.')}" if turned else said)
         if not bool(found.isfinite().all()):
@@ -121,10 +121,10 @@ class Names:
 
     def read(self, value: Any, expected: Any) -> frozenset[str]:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise Misread(gettext("Your function returns {kind}. Expected: {what}.").format(kind=kind_of(value), what=gettext(self.what)))
+            raise Misread(say("Your function returns {kind}. Expected: {what}.", kind=kind_of(value), what=self.what))
         names = list(value)
         if odd := [name for name in names if not isinstance(name, str)]:
-            raise Misread(gettext("Your result holds {kind}. Expected: {what}.").format(kind=kind_of(odd[0]), what=gettext(self.what)))
+            raise Misread(say("Your result holds {kind}. Expected: {what}.", kind=kind_of(odd[0]), what=self.what))
         return frozenset(names)
 
     def same(self, found: Any, expected: Any) -> bool:
@@ -140,8 +140,7 @@ def fault_of(written: Written, function: Any) -> Fault | None:
     if function is None or function is ...:
         raise Unwritten
     if not callable(function):
-        text = gettext("The check needs your function itself, not {kind}: give its name without brackets.")
-        return Fault(text.format(kind=kind_of(function)))
+        return Fault(say("The check needs your function itself, not {kind}: give its name without brackets.", kind=kind_of(function)))
     done: list[tuple[Case, Any, Any]] = []
     try:
         with limited(LONGEST):
@@ -156,8 +155,8 @@ def fault_of(written: Written, function: Any) -> Fault | None:
             raise
         return wrong(written, done) or Fault(gettext("Your function returns nothing for the case below."), case)
     except TimeoutError:
-        text = gettext("Your function takes longer than {seconds:.0f} seconds for small cases, and was stopped: does a loop never end?")
-        return Fault(text.format(seconds=LONGEST))
+        text = "Your function takes longer than {seconds:.0f} seconds for small cases, and was stopped: does a loop never end?"
+        return Fault(say(text, seconds=LONGEST))
     return wrong(written, done)
 
 
@@ -204,15 +203,13 @@ def first_difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
     apart = (found - expected).abs() > tolerance * float(expected.abs().max())
     at = apart.nonzero()[0].tolist()
     if len(at) == 2:
-        text = gettext(
-            "The result is wrong at row {row}, column {column} (counted from 0): {found:.4g}, where {expected:.4g} was expected."
-        )
+        text = "The result is wrong at row {row}, column {column} (counted from 0): {found:.4g}, where {expected:.4g} was expected."
     elif at:
-        text = gettext("The result is wrong at place {row} (counted from 0): {found:.4g}, where {expected:.4g} was expected.")
+        text = "The result is wrong at place {row} (counted from 0): {found:.4g}, where {expected:.4g} was expected."
     else:
-        text = gettext("The result is wrong: {found:.4g}, where {expected:.4g} was expected.")
+        text = "The result is wrong: {found:.4g}, where {expected:.4g} was expected."
     place = dict(zip(("row", "column"), at))
-    return text.format(found=float(found[tuple(at)]), expected=float(expected[tuple(at)]), **place)
+    return say(text, found=float(found[tuple(at)]), expected=float(expected[tuple(at)]), **place)
 
 
 def failure(function: Callable[..., Any], error: Exception) -> str:
@@ -221,11 +218,11 @@ def failure(function: Callable[..., Any], error: Exception) -> str:
     code = getattr(inspect.unwrap(function), "__code__", None)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if code and frame.filename == code.co_filename]
     if not frames:
-        return gettext("Your function could not be called with the arguments below ({error}).").format(error=said)
+        return say("Your function could not be called with the arguments below ({error}).", error=said)
     line = (linecache.getline(frames[-1].filename, frames[-1].lineno or 0)).strip()
     if line:
-        return gettext("Your function stops with {error}, at the line: {line}").format(error=said, line=line)
-    return gettext("Your function stops with {error}.").format(error=said)
+        return say("Your function stops with {error}, at the line: {line}", error=said, line=line)
+    return say("Your function stops with {error}.", error=said)
 
 
 @contextmanager
@@ -262,5 +259,5 @@ def kind_of(value: Any) -> str:
     """What a value is, in words."""
     name = type(value).__name__
     if isinstance(value, (list, tuple, dict, set)):
-        return gettext("a {type} of length {length}").format(type=name, length=len(value))
-    return (gettext("an {type}") if name[0].lower() in "aeiou" else gettext("a {type}")).format(type=name)
+        return say("a {type} of length {length}", type=name, length=len(value))
+    return say("an {type}", type=name) if name[0].lower() in "aeiou" else say("a {type}", type=name)

@@ -17,7 +17,7 @@ from qlab.show.methods.spectrum import spectrum_picture
 from qlab.show.methods.superblock import superblock_picture
 from qlab.workbook.drawn.columns import column_by_column
 from qlab.workbook.drawn.nested import nested_bytes
-from qlab.workbook.drawn.order import in_orders
+from qlab.workbook.drawn.order import GIVEN, LARGEST, in_orders
 from qlab.workbook.drawn.outlier import outlier_of
 from qlab.workbook.drawn.spectrum import spectrum
 from qlab.workbook.exercises.superblock import superblock_of
@@ -41,8 +41,8 @@ def every_drawing() -> dict[str, Drawing]:
         "Sub-block 6: 16 values from": superblock_picture(*superblock_of(WEIGHT), 6),
         "The outlier of q, made 4 times as large, makes its group's steps": outlier_picture(outlier_of("q", WEIGHT, 128, 4), 4),
         "q: 0% of H's eigenvalues": spectrum_picture("q", spectrum(HESSIAN + 10 * torch.eye(256)), (0.01, 1.0)),
-        "q, all columns rounded: ": order_picture("q", in_orders(WEIGHT, HESSIAN, 4), 100),
-        "q, 30 % of its columns rounded: output error so far": order_picture("q", in_orders(WEIGHT, HESSIAN, 4), 30),
+        "q, all 256 columns, rounded: ": order_picture("q", in_orders(WEIGHT, HESSIAN, 4), 100),
+        "q, all 256 columns, 30 % rounded: damped output error so far": order_picture("q", in_orders(WEIGHT, HESSIAN, 4), 30),
         "q: double quantization takes 4.500 to ": nested_picture("q", nested_bytes(WEIGHT)),
     }
 
@@ -82,6 +82,20 @@ def test_tiles_take_the_sign_for_the_colour_and_the_size_for_how_much_shows_thro
     assert (picture[:, :4, 3] == 0).all()  # columns before are not moved
     torch.testing.assert_close(torch.tensor(picture[..., 3], dtype=torch.float32), (moves.abs() / walk.updates(4).abs().max()).clamp(max=1))
     assert (picture[..., 0] > 0.5).tolist() == (moves <= 0).tolist()  # orange below zero
+
+
+def test_the_orders_of_some_columns_say_so_and_whether_the_order_helps() -> None:
+    found = in_orders(WEIGHT, HESSIAN, 4)
+    some = order_picture("q", replace(found, channels=4096), 100)
+    assert some.words().startswith("q, 256 of its 4,096 columns, rounded: ")
+    assert "output error by damped H, %" in {axes.get_ylabel() for axes in some.axes}
+    assert all(name.startswith("damped output error, ") for name in some.values)
+    first, given = (found.orders[name] for name in (LARGEST, GIVEN))
+    said = [order_picture("q", replace(found, orders={**found.orders, **turned}), 100).words() for turned in (
+        {LARGEST: replace(first, so_far=given.so_far * 0.5)}, {LARGEST: replace(first, so_far=given.so_far * 2)},
+    )]  # fmt: skip
+    assert "the largest inputs first leave 50% of the damped output error" in said[0]
+    assert "the largest inputs first do not help, 200% of the damped output error" in said[1]
 
 
 def test_the_spectrum_of_some_channels_says_so() -> None:

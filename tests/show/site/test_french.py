@@ -13,6 +13,7 @@ from qlab.evaluate.store.provenance import provenance
 from qlab.show.site import front
 from qlab.show.site.report import check_report, write_report
 from qlab.workbook.batch.runner import SKIPPED, Outcome
+from qlab.workbook.benchmark import NOTES
 from qlab.workbook.language.spoken import VARIABLE, gettext
 from qlab.workbook.reader.about import lesson_names
 from tests.workbook.language.messages import of_pages
@@ -61,6 +62,17 @@ def test_the_report(tmp_path: Path) -> None:
     assert {row["data-verdict"] for row in rows} == set(offered) - {""}  # by which rows are chosen
     assert offered["does not hold"] == "ne se vérifie pas"
     check_report(tmp_path, [], EMBEDDED)  # a French report is known as qlab's own
+
+
+def test_the_table_of_results(tmp_path: Path) -> None:
+    notes = [NOTES[2], "no (1): vLLM is not on this machine: make vllm"]
+    table = {"columns": ["format", "run by", "perplexity"], "rows": [["FP16 original", "vLLM", "no (1)"]], "notes": notes}
+    done = Outcome("07_benchmarks", SKIPPED, {}, records={"table": table})
+    page = BeautifulSoup(write_report([done], provenance("embedded"), tmp_path).read_text(), "html.parser")
+    assert page.select_one("table tbody").get_text().split("\n")[0] == "FP16 originalvLLMnon (1)"
+    said = [note.get_text() for note in page.select("main ul.muted li")]
+    assert said[0] == gettext(NOTES[2]) != NOTES[2]
+    assert said[1].startswith("non (1)\u00a0: ")
 
 
 def test_the_glossary() -> None:

@@ -44,7 +44,16 @@ def test_the_forecast_stands_with_the_command_and_what_was_typed_is_text() -> No
     assert page.select_one("pre").get_text() == """.venv/bin/qlab run --model 'my models/it'"'"'s <i>'"""
     assert page.select_one("li strong").get_text() == "Stops the run:"
     assert "Too <large>. Take another." in page.get_text()
-    assert [cell.get_text() for cell in page.select("table")[0].select("td")] == FOUND["rows"][0]
+    table, wrong = page.select("[role=region] table")
+    assert [cell.get_text() for cell in table.select("td")] == FOUND["rows"][0]
+    assert [cell.get("class") for cell in table.select("td")] == [None, ["number"]]
+    assert wrong.select(".number") == []
+    assert [region["aria-labelledby"] for region in page.select("[role=region]")] == ["forecast", "wrong"]
+
+
+def test_where_the_times_come_from_is_said_and_what_they_are_scaled_by() -> None:
+    said = " ".join(parsed(asked="x", found=FOUND).get_text().split())
+    assert "fitted to runs on two cores with nothing else to do, and scaled by how fast this computer multiplies matrices" in said
 
 
 def test_an_error_stands_in_its_place() -> None:

@@ -8,6 +8,9 @@ import pytest
 
 from qlab.claims import judge, load_claims
 from qlab.show.site.summary import figure, sentences
+from qlab.workbook.comparison import METHODS
+from qlab.workbook.language.spoken import VARIABLE
+from tests.show.titles.results import quality
 
 LADDER = {f"quality/rtn-int{bits}": {"top1": 1 - 2.0**-bits, "kl": 2.0**-bits} for bits in (8, 4, 3, 2)}
 
@@ -54,3 +57,15 @@ def test_the_figure_of_the_formats_has_the_finding_as_its_title() -> None:
 @pytest.mark.parametrize("results", [{}, {"quality/rtn-int4": {"top1": 1.0, "kl": 0.1}}])
 def test_what_was_not_measured_is_not_drawn(results: dict[str, Any]) -> None:
     assert figure(results) is None
+
+
+def test_the_nearest_method_is_said_in_french_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {name: recipe.format(64) for name, recipe in METHODS.items()}
+    results: dict[str, Any] = {"group-size": 64, "model": {"name": "m", "parameters": 1e6, "disk_bytes": 2e6}}
+    results |= {f"quality/{recipe}": quality(place / 10).as_dict() for place, recipe in enumerate(sizes.values())}
+    recorded = {"methods": {"sentences": ["as it was recorded"]}}
+    assert sentences(results, [])[1:] == []
+    assert "as it was recorded" in sentences(recorded, [])
+    assert sentences(results | recorded, [])[1].startswith("On m, RTN is nearest to the original: KL 0.42500 ")
+    monkeypatch.setenv(VARIABLE, "fr")
+    assert sentences(results | recorded, [])[1].startswith("Sur m, RTN est le plus proche de l'original\u00a0: ")

@@ -74,9 +74,12 @@ def test_compensation() -> None:
 
 def test_damping() -> None:
     curve = [(0.001, 1.1), (0.01, 1.0), (100.0, 3.0)]
-    assert gptq.damping("0.q", curve) == "0.q: least error at damping 0.01; 1.10 times as large at 0.001, 3.0 times at 100"
-    assert gptq.damping("0.q", [(0.001, 1.0), (100.0, 3.0)]).startswith("0.q: least error at the smallest damping, 0.001; at 100")
-    assert gptq.damping("0.q", [(0.001, 2.0), (100.0, 1.0)]) == "0.q: the more damping the better: least error at 100"
+    said = "has the least error on the calibration text"
+    assert gptq.damping("0.q", curve) == f"0.q: of these dampings 0.01 {said}; 1.10 times as large at 0.001, 3.0 times at 100"
+    smallest = gptq.damping("0.q", [(0.001, 1.0), (1.0, 1.5), (100.0, 3.0)])
+    assert smallest == f"0.q: of these dampings the smallest, 0.001, {said}; 3.0 times as large at 100"
+    largest = gptq.damping("0.q", [(0.001, 2.0), (1.0, 4.0), (100.0, 1.0)])  # of a curve that does not fall all the way
+    assert largest == f"0.q: of these dampings the largest, 100, {said}; 2.00 times as large at 0.001"
 
 
 @pytest.mark.parametrize(

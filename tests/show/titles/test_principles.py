@@ -31,13 +31,13 @@ def ladder(int3: float, int2: float, down: float) -> str:
 
 
 def test_the_last_bit_and_the_control() -> None:
-    assert ladder(0.0, 10.0, 1.0).startswith("Each bit costs more than the one before: KL grows 17.0 times from 4 to 3 bits")
-    assert ladder(0.0, 0.1, 1.0).startswith("The bit from 3 to 2 costs no more than the one from 4 to 3")
+    assert ladder(0.0, 10.0, 1.0).startswith("From 3 to 2 bits KL grows 24.5 times, more than from 4 to 3 bits (17.0 times)")
+    assert ladder(0.0, 0.1, 1.0).startswith("From 3 to 2 bits KL grows 1.2 times, no more than from 4 to 3 bits (17.0 times)")
     endings = [ladder(0.0, 0.1, down).rpartition("; ")[2] for down in (1.0, -0.1, 0.0)]
     assert endings == [
-        "4 bits rounded down are farther than 3 bits",
-        "4 bits rounded down are nearer than 3 bits",
-        "4 bits rounded down and 3 bits are not told apart",
+        "4 bits rounded down are farther from the original than 3 bits rounded to nearest",
+        "4 bits rounded down are nearer to the original than 3 bits rounded to nearest",
+        "4 bits rounded down are not told apart from 3 bits rounded to nearest",
     ]
 
 

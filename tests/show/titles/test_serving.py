@@ -9,10 +9,12 @@ from qlab.evaluate.runtime import Memory, RuntimeFigures
 from qlab.evaluate.speed import Speed
 from qlab.plan.footprint import Footprint
 from qlab.plan.plan import Plan
+from qlab.serve.crowd import Served
 from qlab.serve.load import Level
 from qlab.show import figures
 from qlab.show.titles import benchmarks, deployment, gptq
 from qlab.workbook.benchmark import Row
+from qlab.workbook.drawn.spending import ALIKE, CHOSEN, RANDOM
 from qlab.workbook.language.spoken import VARIABLE
 from tests.show.titles.results import quality
 
@@ -72,12 +74,56 @@ def test_speeds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("whole", "said"), [(0.6, "97% of the tokens, but 60% of the answers"), (0.98, "97% of the tokens and 98% of the")]
+    ("whole", "said"),
+    [
+        (0.6, "60% of those of 16 tokens, but the likeliest token at 97% of all positions"),
+        (0.98, "98% of those of 16 tokens, and the likeliest token at 97% of all positions"),
+    ],
 )
 def test_tokens_and_answers(whole: float, said: str) -> None:
-    rows = [("original (control)", 1.0, 1.0), ("a", 0.97, whole), ("b", 0.98, 0.1)]
+    rows = [("original (control)", 1.0, 1.0), ("a", 0.97, whole), ("b", 0.98, 0.1), ("as many", 0.99, whole)]
     table = pd.DataFrame(rows, columns=["format", "top1", "identical"]).assign(**{"prompts of": "all"})
-    assert benchmarks.agreement(table, 16).startswith(f"a keeps {said}")
+    assert benchmarks.agreement(table, 16) == f"No format keeps more answers than a: {said}"
+
+
+def served(name: str, *rates: float) -> Served:
+    return Served(name, "a runtime", "f16", [level(8**place, rate, 0.1) for place, rate in enumerate(rates)])
+
+
+def test_which_format_leads_under_load() -> None:
+    four, half = served("Q4", 100, 150, 200), served("F16", 50, 148, 300)
+    assert deployment.crowd([four, half]) == "The formats change places: most tokens/s at 1 at a time from Q4, at 64 from F16"
+    same = deployment.crowd([four, served("F16", 50, 90, 100)])
+    assert same == "Q4 gives most tokens/s at every load; with 64 at a time 2.0 times the next"
+    tied = deployment.crowd([four, served("F16", 50, 90, 199)])
+    assert tied == "Most tokens/s at 1 at a time: Q4; at 64: Q4 and F16 (formats within 5% are not told apart)"
+    between = deployment.crowd([four, served("F16", 50, 300, 100)])
+    assert between == "Q4 gives most tokens/s at 1 and at 64 at a time, but not at every load between"
+    alone = deployment.crowd([four, Served("F16", "a runtime", "f16", problem="it did not start")])
+    assert alone == "Q4 gives 200 tokens/s with 64 at a time; no other format was served"
+    assert deployment.crowd([Served("F16", "a runtime", "f16", problem="it did not start")]) == "No format gave an answer"
+
+
+CURVES = {CHOSEN: [(3.1, 0.5), (4.0, 0.2), (4.5, 0.1)], RANDOM: [(3.1, 0.5), (4.1, 0.26), (4.4, 0.2)], ALIKE: [(3.1, 0.5), (4.1, 0.25)]}
+
+
+def test_ways_to_choose_widths_are_held_against_each_other_at_one_size() -> None:
+    said = benchmarks.damage(CURVES, 4.1)
+    assert said == (
+        "In 4.10 bits a weight, widths by what each layer costs have 80% of the predicted KL of one width for all; widths at random, 104%"
+    )
+    turned = benchmarks.damage(CURVES | {CHOSEN: [(3.1, 0.5), (4.1, 0.25), (4.5, 0.1)]}, 4.1)
+    assert "have no less predicted KL than one width for all (100%)" in turned
+
+
+def test_which_kind_of_layer_gets_most_bits() -> None:
+    table = pd.DataFrame({"q_proj": [3, 4], "v_proj": [6, 8], "up_proj": [4, 4]})
+    assert benchmarks.widths(table) == "Most bits for v_proj, 7.0 in the mean over the blocks; fewest for q_proj, 3.5"
+    crossed = benchmarks.widths(pd.DataFrame({"q_proj": [3, 4], "v_proj": [4, 3]}))
+    assert crossed == "Each kind of layer has 3.5 bits in the mean; single layers have 3 to 4"
+    assert benchmarks.widths(pd.DataFrame({"q_proj": [4, 4], "v_proj": [4, 4]})).startswith(
+        "Every layer has 4 bits: within this budget none"
+    )
 
 
 def test_where_quality_is_lost() -> None:

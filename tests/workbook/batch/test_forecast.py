@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from qlab.workbook.batch import costs, forecast
 from qlab.workbook.batch.costs import PRODUCT, cost_of
 from qlab.workbook.batch.notes import Note
 from qlab.workbook.batch.runner import prepare
+from qlab.workbook.language.amounts import bytes_said, time_said
 from qlab.workbook.language.spoken import VARIABLE
 from qlab.workbook.reader.about import lesson_names
 
@@ -114,6 +116,14 @@ def test_rows_that_groups_do_not_divide(copy: Path, settings: dict[str, int], sa
     assert [note.stops for note in found] == [stops]
 
 
+def test_what_is_worded_below_the_workbook_is_said_in_french(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "fr")
+    said = " ".join(note.said for note in noted(changed(copy, hidden_size=192, head_dim=64, intermediate_size=500)))
+    assert "que des groupes de 128 ne divisent pas" in said
+    assert "en demi-précision, car des groupes de 32 ou plus ne divisent pas des lignes de 500 poids" in said
+    assert "de plus\u00a0: " in said
+
+
 def test_weights_that_were_rounded_before(copy: Path) -> None:
     quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
     found = forecast.forecast(["01_principles"], changed(copy, quantization_config=quantization), SHORT)
@@ -164,6 +174,36 @@ def test_the_command_prints_the_forecast_and_starts_nothing(
     assert call([*command, "--language", "fr"]) == 0
     assert "Arrête l'exécution" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_forecast_is_said_in_french_with_its_numbers(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e8))
+    monkeypatch.setenv(VARIABLE, "fr")
+    found = forecast.forecast(["01_principles"], str(copy), {})
+    large = forecast.summary(replace(found, weights=12_345_678_900, memory=1_234.5e9, fetched=2_500_000))
+    assert large[0].startswith("copy a 12\u202f345.7 millions de poids.")
+    assert "1\u202f234.50\u00a0Go de mémoire" in large[1]
+    assert large[2] == "2.50\u00a0Mo viennent d'abord du hub."
+    said = {note.said for note in found.notes}
+    assert "Il est fait pour des textes d'au plus 256 jetons, et les leçons lui en donneraient de plus longs." in said
+    assert any("et 0.10\u00a0Go sont libres ici." in text for text in said)
+    (row,) = found.as_dict()["rows"]
+    assert row[1].endswith("\u00a0Go")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(20, "1 min"), (5_000, "83 min"), (9_000, "2.5\u00a0h"), (40_000, "11\u00a0h"), (5e6, "1\u202f389\u00a0h")]
+)
+def test_durations_are_minutes_or_hours(seconds: float, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert time_said(seconds) == said.replace("\u00a0", " ").replace("\u202f", ",")
+    monkeypatch.setenv(VARIABLE, "fr")
+    assert time_said(seconds) == said
+
+
+def test_bytes_are_said_in_the_unit_that_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [bytes_said(size) for size in (2.4e9, 99e6, 12_000)] == ["2.40 GB", "99.00 MB", "12.0 KB"]
+    monkeypatch.setenv(VARIABLE, "fr")
+    assert [bytes_said(size) for size in (2.4e9, 99e6, 12_000)] == ["2.40\u00a0Go", "99.00\u00a0Mo", "12.0\u00a0Ko"]
 
 
 # Seconds of SmolLM2's lessons on two cores with nothing else to do, on 16 windows of text, and the largest sum of private memory of a

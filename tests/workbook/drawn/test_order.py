@@ -8,7 +8,7 @@ import torch
 from qlab.methods.awq import output_error
 from qlab.methods.gptq import gptq
 from qlab.methods.hessian import damp
-from qlab.workbook.drawn.order import DAMPING, GIVEN, LARGEST, MOST, ROWS, SMALLEST, Ordered, in_orders, most_uneven
+from qlab.workbook.drawn.order import DAMPING, GIVEN, LARGEST, MOST, ROWS, SMALLEST, Ordered, damped_signal, in_orders, most_uneven
 
 GENERATOR = torch.Generator().manual_seed(4)
 WEIGHT = torch.randn(20, 48, generator=GENERATOR)
@@ -60,7 +60,16 @@ def test_channels_are_rounded_from_the_left_or_from_the_right(found: Ordered) ->
 
 def test_of_a_large_layer_some_rows_and_channels_are_taken() -> None:
     found = in_orders(torch.ones(ROWS + 9, MOST + 40), torch.eye(MOST + 40), bits=4)
+    assert found.channels == MOST + 40
     assert all(len(order.so_far) == len(order.places) == MOST for order in found.orders.values())
+
+
+def test_what_errors_are_relative_to_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    monkeypatch.setattr("qlab.workbook.drawn.order.damped_signal", lambda *given: computed.append(given) or damped_signal(*given))
+    found = in_orders(WEIGHT, HESSIAN, bits=4)
+    assert len(computed) == 1
+    assert len(found.orders) == 3
 
 
 def test_a_channel_that_no_token_used_costs_nothing() -> None:

@@ -28,10 +28,12 @@ from qlab.show.titles.principles import INT8
 from qlab.show.widgets import label
 from qlab.workbook.batch.runner import DONE, FAILED, LEFT_OUT, SKIPPED
 from qlab.workbook.benchmark import NO_PEAK, NOTES, best_of, results_table
-from qlab.workbook.blocks import shown_blocks
+from qlab.workbook.blocks import plain_name, shown_blocks
 from qlab.workbook.comparison import METHODS
 from qlab.workbook.comparison import PARTS as PARTS_OF_METHODS
 from qlab.workbook.drawn.bits import chosen_weights
+from qlab.workbook.drawn.nested import nested_bytes
+from qlab.workbook.drawn.spending import ALIKE, CHOSEN, RANDOM
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.checks import ASKED, WRITTEN
 from qlab.workbook.exercises.trial import Names, Numbers
@@ -95,6 +97,8 @@ def of_data() -> Iterator[tuple[str, str]]:
         )
     yield from (("qlab/show/methods", name) for name in (*PARTS, *COLOURS))
     yield from (("qlab/workbook/drawn/bits.py", name) for name in chosen_weights(torch.arange(1, 9), 8))
+    yield from (("qlab/workbook/drawn/spending.py", name) for name in (CHOSEN, ALIKE, RANDOM))
+    yield from (("qlab/workbook/drawn/nested.py", name) for name in nested_bytes(torch.ones(1, 64)).double if " " in name)
     for name, written in WRITTEN.items():
         assert isinstance(written.form, (Numbers, Names))
         said = [written.form.what, *written.hints, *(mistake.said for mistake in written.mistakes)]
@@ -102,11 +106,6 @@ def of_data() -> Iterator[tuple[str, str]]:
     for name, asked in ASKED.items():
         if isinstance(asked, Asked):
             yield from ((f"exercise {name!r}", message) for message in (asked.unit, asked.hint))
-
-
-def plain_name(label: str) -> str:
-    """What is compared with, without the word that it is the control."""
-    return label.removeprefix("control: ")
 
 
 def of_lessons() -> Iterator[tuple[str, str]]:
