@@ -20,6 +20,7 @@ from qlab.evaluate.engines import RUNNERS
 from qlab.evaluate.tasks import check_tasks
 from qlab.models.opening import OpenedModel, found_device
 from qlab.models.texts.mixture import check_texts, load_text
+from qlab.plan.pace import NONE, gpus
 from qlab.support.errors import UserError
 
 LARGEST = 10**7  # of a whole number; tokens, windows, seconds
@@ -103,6 +104,8 @@ def check_values(chosen: Mapping[str, Any], source: OpenedModel) -> None:
         check_apart(ROOT / chosen["work"] / source.path.name, source.path)  # the artifacts lie below it
     if unknown := [name for name in names_in(chosen.get("runtimes", "")) if name not in RUNNERS]:
         raise UserError(f"no runtime {unknown[0][:60]!r}: expected {', '.join(RUNNERS)}")
+    if chosen.get("gpu", NONE) not in gpus():
+        raise UserError(f"no generation {chosen['gpu'][:60]!r}: expected {', '.join(gpus())}")
     if tasks := names_in(chosen.get("tasks", "")):
         folder = Path(chosen["task_data"]) if chosen["task_data"] else None
         check_tasks(tasks, chosen["task_documents"], folder, load_text(chosen["evaluation_text"]))

@@ -1,6 +1,10 @@
 """What a KV cache of fewer bits saves and costs in llama.cpp: memory beside the planner's, speed, and KL by its predictions and by ours.
 
     python -m tests.bench.cache --model smollm2 --lengths 256 1024 --cells 65536
+    python -m tests.bench.cache --model smollm2 --cells 4096 --memory-only
+
+What a smaller cache saves is the difference to FP16, of memory that is the server's alone, and as the planner has it; `off` is by how much
+the planner is wrong, of that and of all that the server holds.
 
 The server's KL is between its own predictions with this cache and with one in FP16, for every token of the vocabulary, at places spread
 over the windows; ours, at the same places, between the model in this process and itself with keys and values rounded.
@@ -10,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -70,12 +76,23 @@ def served(folder: Path, cache: str, windows: Tensor, ends: list[int], vocabular
 
 
 def memory(folder: Path, cache: str, cells: int) -> dict[str, float]:
-    """Bytes that a server with room for so many tokens holds, and as the planner has it."""
+    """Bytes that a server with room for so many tokens holds once it has read a prompt, those that are its `own` alone, and as the planner
+    has them."""
     deployment = on_free_port(folder, cells, cache=cache)
     expected = expected_memory(LlamaCpp(), deployment)
     assert expected is not None
     with serving(LlamaCpp(), deployment) as server:
-        return {"held": server.held_bytes(), "predicted": expected.total, "cache predicted": expected.cached}
+        post(server.url, "/completion", {"prompt": [5] * min(600, cells // 2), "n_predict": 1})
+        first = psutil.Process(server.process.pid)
+        own = sum(process.memory_full_info().uss for process in [first, *first.children(recursive=True)])
+        return {"held": server.held_bytes(), "own": own, "predicted": expected.total, "cache predicted": expected.cached}
+
+
+def saved(found: Mapping[str, float], whole: Mapping[str, float]) -> dict[str, float]:
+    """What one cache saves beside a `whole` one, measured and predicted, and how far the planner is off, as a share."""
+    measured, predicted = whole["own"] - found["own"], whole["predicted"] - found["predicted"]
+    off = {"off": predicted / measured - 1} if predicted else {}
+    return {"saved": measured, "saved predicted": predicted, "held off": found["predicted"] / found["held"] - 1} | off
 
 
 def main() -> None:
@@ -86,18 +103,18 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--places", type=int, default=8, help="of each window, where the server's predictions are compared")
     parser.add_argument("--cells", type=int, default=65536, help="tokens that the server whose memory is measured has room for")
+    parser.add_argument("--memory-only", action="store_true", help="leave out all distances")
     parser.add_argument("--skip-server", action="store_true", help="leave out the server's own predictions")
     o = parser.parse_args()
     source = locate(o.model)
-    tokenizer, model = load_tokenizer(source), load(source)
     vocabulary = source.text_config["vocab_size"]
     with Scratch() as work:
         (made,) = quantize_model(source, [parse("f16")], torch.ones(1, 8, dtype=torch.int64), work)
         held = {cache: memory(made.path, cache, o.cells) for cache in CACHES}
         for cache, found in held.items():
-            saved, predicted = held["f16"]["held"] - found["held"], held["f16"]["predicted"] - found["predicted"]
-            print(json.dumps({"cache": cache, "cells": o.cells} | found | {"saved": saved, "saved predicted": predicted}), flush=True)
-        for length in o.lengths:
+            print(json.dumps({"cache": cache, "cells": o.cells} | found | saved(found, held["f16"])), flush=True)
+        for length in [] if o.memory_only else o.lengths:
+            tokenizer, model = load_tokenizer(source), load(source)
             windows = read_windows(o.text, tokenizer, length, o.windows, None).windows
             quality = measure_each([cached_in(model, cache) for cache in CACHES], windows, model)
             for cache, one in zip(CACHES, quality):

@@ -35,7 +35,7 @@ ABSURD: list[list[str]] = [
     *([*RUN, name] for name in (LONG, "", "99")),
     *([*RUN, "07", "-p", setting]
       for setting in ("device=hpu", "runtimes=none", f"runtimes={LONG}", "tasks=none", "task_data=/none", f"task_data={LONG}",
-                      "work=/dev/null",
+                      "work=/dev/null", "gpu=Volta", f"gpu={LONG}", "users=0", "user_rate=fast",
                       "work=data/embedded", f"evaluation_text={LONG}", f"time_limit={NUMBER}", f"{LONG}=1", "=", "x")),
     *([*SERVE, "--name", name] for name in (LONG, "a b", "$(x)", "a\nb", "☃")),
     *([*SERVE, "--host", host] for host in (LONG, "", "localhost", "127.0.0.1%x", "0.0.0.0")),

@@ -166,6 +166,10 @@ def test_the_servers_and_libraries_really_ran(run: Run) -> None:
         assert row["scores"]
     assert results["layers"]["GGUF Q4_K_M"]
     assert {entry["use"] for entry in results["advice"]} >= {"fine-tuning", "something else"}
+    served = [row for row in results["load-advice"] if (row["model"], row["GPU"]) == (results["model"]["name"], "none")]
+    assert [row["users"] for row in served] == [1, 4, 16, 64, 256]
+    assert all("measured in lesson 6" in row["why"] for row in served[:4])  # in a process of its own, before
+    assert {row["GPU"] for row in results["load-advice"]} == {"none", "Turing", "Ampere", "Ada", "Hopper"}
     kept = read(run.out.parent / "results.sqlite")
     assert {"perplexity", "kl", "generation", "memory loaded"} <= set(kept["metric"])
     assert set(kept["artifact"]) >= {"original", "q4_k_m", "autoawq-w4g128"}

@@ -72,6 +72,24 @@ def test_llamacpp_holds_what_was_expected(calibration: torch.Tensor, tmp_path: P
     assert (little, much) == (pytest.approx(expected_little, rel=0.25), pytest.approx(expected_much, rel=0.25))
 
 
+def test_a_smaller_cache_saves_what_was_expected(calibration: torch.Tensor, tmp_path: Path) -> None:
+    made = make_artifact(parse("q8_0"), locate("embedded"), calibration, str(tmp_path)).path
+    found = {cache: held(on_free_port(made, context=33 << 10, cache=cache)) for cache in LlamaCpp.caches}
+    assert set(found) == {"f16", "q8_0", "q4_0"}
+    (_, whole, planned), *smaller = found.values()
+    assert planned > 30e6
+    for (_, own, expected), share in zip(smaller, (8.5 / 16, 4.5 / 16), strict=True):
+        assert whole - own == pytest.approx(planned - expected, rel=0.1)
+        assert planned - expected == pytest.approx((1 - share) * found_cache(made), rel=1e-6)
+
+
+def found_cache(folder: Path) -> float:
+    """Bytes of the whole cache in FP16, as planned."""
+    expected = expected_memory(LlamaCpp(), on_free_port(folder, context=33 << 10))
+    assert expected
+    return expected.cached
+
+
 def held(deployment: Deployment) -> tuple[int, int, float]:
     """What a server of llama.cpp holds: in all, that which is its own alone, and what was expected; bytes."""
     with serving(LlamaCpp(), deployment) as server:

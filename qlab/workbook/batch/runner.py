@@ -31,6 +31,7 @@ from qlab.support.errors import UserError
 from qlab.support.reading import path_of, read_json
 from qlab.support.versions import code_hash
 from qlab.workbook.batch.kernels import WatchedEngine, Watcher, last_printed
+from qlab.workbook.crowd.kept import place_of
 from qlab.workbook.language.lessons import read_lesson
 from qlab.workbook.language.spoken import FOLDER, say, spoken
 from qlab.workbook.parameters import check_values, parameters_of, resolve
@@ -39,6 +40,7 @@ from qlab.workbook.record import records_of
 from qlab.workbook.refused import check_recipe, refusal
 
 NEEDS = {"06_deployment": ("04_gguf",), "07_benchmarks": ("02_awq", "03_gptq", "04_gguf", "05_nf4")}
+READ_LOADS = ("07_benchmarks",)  # lessons that show what lesson 6 measured under load
 SUBJECTS = {"04_gguf": "q4_k_m", "06_deployment": "q4_k_m"}  # the recipe that a lesson is about, or serves
 DONE, FAILED, SKIPPED, LEFT_OUT = "done", "failed", "not run", "left out"
 
@@ -121,7 +123,7 @@ def unfit(lesson: str, source: OpenedModel) -> str:
 
 def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, keep: Keeper) -> Outcome:
     """Execute one notebook, or read the one that the same inputs made before."""
-    key = lesson_key(lesson, parameters)
+    key = lesson_key(lesson, parameters) + loads_key(lesson, parameters)
     finished = out / "notebooks" / f"{lesson}.ipynb"
     stamp = out / "notebooks" / f"{lesson}.json"
     if not fresh and (before := done_before(finished, stamp, key)):
@@ -202,3 +204,12 @@ def lesson_key(lesson: str, parameters: Mapping[str, Any]) -> str:
     digest.update(json.dumps(machine()).encode())
     digest.update(json.dumps(sorted(f"{found.name}=={found.version}" for found in distributions())).encode())
     return digest.hexdigest()[:16]
+
+
+def loads_key(lesson: str, parameters: Mapping[str, Any]) -> str:
+    """A hash of the loads that lesson 6 has left for `lesson`; empty where it reads none, or there are none. A sweep's jobs, planned before
+    lesson 6 has run, go by `lesson_key` alone."""
+    if lesson not in READ_LOADS or "work" not in parameters:
+        return ""
+    place = place_of(locate(parameters["model"]), ROOT / parameters["work"])
+    return f"-{hashlib.sha256(place.read_bytes()).hexdigest()[:8]}" if place.is_file() else ""

@@ -55,7 +55,7 @@ def test_f16_is_the_model_itself_and_fewer_bits_are_farther(subject: OpenedModel
     windows = torch.randint(1, 4000, (4, 64), generator=torch.Generator().manual_seed(0))
     kl = {mix: measure_quality(load(locate(str(file.parent))), windows, reference).kl for mix, file in files.items()}
     assert kl["f16"] == pytest.approx(0, abs=1e-6)
-    order = ["f16", "q8_0", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
+    order = ["f16", "q8_0", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k", "q2_k_s"]
     assert [kl[mix] for mix in order] == sorted(kl[mix] for mix in order)
     assert kl["q8_0"] < 0.1 * kl["q4_k_m"]
     assert kl["q4_k_m"] < 0.1

@@ -31,6 +31,7 @@ from qlab.workbook.benchmark import NO_PEAK, NOTES, best_of, results_table
 from qlab.workbook.blocks import plain_name, shown_blocks
 from qlab.workbook.comparison import METHODS
 from qlab.workbook.comparison import PARTS as PARTS_OF_METHODS
+from qlab.workbook.crowd.advice import Choice
 from qlab.workbook.drawn.bits import chosen_weights
 from qlab.workbook.drawn.nested import nested_bytes
 from qlab.workbook.drawn.spending import ALIKE, CHOSEN, RANDOM
@@ -43,7 +44,13 @@ from qlab.workbook.recommend import USES, Advice
 from tests.workbook.language.templates import FUNCTIONS, calls, keys_in, named, said_in
 
 UNREAD = ("wording.py", "spoken.py")  # where templates are handed on
-TABLES = {"comparison.py": "ranking", "benchmark.py": "prerequisites", "recommend.py": "every_advice"}  # functions that name columns
+TABLES = {  # functions that name columns
+    "comparison.py": "ranking",
+    "benchmark.py": "prerequisites",
+    "recommend.py": "every_advice",
+    "advice.py": "every_choice",
+    "pace.py": "facts",
+}
 
 
 def every_message() -> dict[str, str]:
@@ -81,7 +88,7 @@ def of_data() -> Iterator[tuple[str, str]]:
     yield from (("qlab/claims", test.decide({})[1]) for test in TESTS.values() if test.rule == "by the runtime's own documentation")
     yield from (("qlab/models/texts/windows.py", kind) for kind in KINDS)
     yield from (("qlab/plan/choose.py", said) for path, leaf in choose.leaves().items() for said in (*path, leaf) if " " in said)
-    columns = [field.name for table in (Check, Advice) for field in fields(table)]
+    columns = [field.name for table in (Check, Advice, Choice) for field in fields(table)]
     yield from (
         ("qlab/serve, qlab/workbook", column) for column in (*columns, *METHODS, CONTROL, *INT8, "device", "count", "tokens/s ceiling")
     )
