@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
@@ -182,7 +182,7 @@ class Isolated(Generic[T]):
         self.close()
 
 
-def starting() -> BaseContext:
+def starting() -> ForkServerContext | SpawnContext:
     """How processes are started: on Linux each is a copy of a process that has imported PRELOADED and done nothing else, which saves each
     the 4 to 6 seconds that these imports take. That process is started with the first of them and ends with this one.
 
