@@ -1,16 +1,23 @@
-"""The runner's progress on a terminal: a bar a lesson, cells done, and the time left."""
+"""The runner's progress on a terminal: a bar a lesson, cells done, and the time left; elsewhere in lines."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+SILENCE = 60.0  # seconds at least between two lines of a lesson that computes
+
 
 class LessonProgress:
-    """Bars for the named lessons while the context lasts; without a terminal, a line a finished lesson."""
+    """Bars for the named lessons while the context lasts; without a terminal, lines: at most one a minute while a lesson computes, and how
+    long it took."""
 
-    def __init__(self, lessons: list[str], console: Console) -> None:
-        self._console = console
+    def __init__(self, lessons: list[str], console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock = console, clock
+        self._begun = self._said = clock()  # of the lesson that computes, and when a line was printed last
         columns = (
             TextColumn("{task.description:<16}"),
             BarColumn(),
@@ -35,7 +42,17 @@ class LessonProgress:
         task = self._tasks[lesson]
         self._bars.start_task(task)
         self._bars.update(task, completed=done, total=total)
-        if state and lesson not in self._finished:
+        if not self._console.is_terminal and lesson not in self._finished:
+            self._tell(lesson, done, total, state)
+        if state:
             self._finished.add(lesson)
-            if not self._console.is_terminal:
-                self._console.print(f"{lesson}: {state} ({len(self._finished)}/{len(self._tasks)})", highlight=False)
+
+    def _tell(self, lesson: str, done: int, total: int, state: str) -> None:
+        now = self._clock()
+        took = f"{now - self._begun:.0f} s"
+        if state:
+            self._console.print(f"{lesson}: {state}, {took} ({len(self._finished) + 1}/{len(self._tasks)})", highlight=False)
+            self._begun = self._said = now
+        elif now - self._said >= SILENCE:
+            self._console.print(f"{lesson}: {done} of {total} cells, {took}", highlight=False)
+            self._said = now
