@@ -27,6 +27,7 @@ from tests.bench.made_up import make_checkpoint
 
 MIXTURES = {8: "mixtral", 64: "qwen3_moe"}  # experts a block, and the family
 RECIPES = ["gptq-w4g128", "q4_k_m"]
+MLP = 32768  # the width of a block's experts together
 KEPT = 0.1  # by how much the measured peak may differ from the prediction
 
 
@@ -61,12 +62,12 @@ def walked(model: Path, recipe: str, out: Path, windows: tuple[int, int]) -> Wal
     return Walked(parse_bytes(predicted), found, time.perf_counter() - started)
 
 
-def compare(work: Path, experts: Sequence[int], recipes: Sequence[str], blocks: int, windows: tuple[int, int]) -> None:
+def compare(work: Path, experts: Sequence[int], recipes: Sequence[str], blocks: int, hidden: int, windows: tuple[int, int]) -> None:
     """A table: mixtures and recipes, predicted and measured."""
     print(f"{windows[0]} × {windows[1]} calibration tokens", flush=True)
     ratios: dict[tuple[str, int], float] = {}
     for number in experts:
-        shape = {"hidden": 2048, "mlp": 32768, "heads": 16, "kv_heads": 4}
+        shape = {"hidden": hidden, "mlp": MLP, "heads": hidden // 128, "kv_heads": 4}
         model = make_checkpoint(work / f"{number}", blocks, **shape, kind=MIXTURES[number], experts=number, dtype=torch.bfloat16)
         size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
         for recipe in recipes:
@@ -90,12 +91,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experts", type=int, nargs="+", choices=MIXTURES, default=list(MIXTURES))
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
-    parser.add_argument("--blocks", type=int, default=5, help="of 0.42 GB each")
+    parser.add_argument("--blocks", type=int, default=5, help="of 0.42 GB each with the usual width")
+    parser.add_argument("--hidden", type=int, default=2048, help="width of the model, a multiple of 512; time grows with its square")
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qlab-bench-") as work:
-        compare(Path(work), options.experts, options.recipes, options.blocks, (options.windows, options.length))
+        compare(Path(work), options.experts, options.recipes, options.blocks, options.hidden, (options.windows, options.length))
 
 
 if __name__ == "__main__":
