@@ -1,7 +1,8 @@
 """What a walk will take, before it starts: memory and disk, and time (qlab.artifacts.duration), from the checkpoint's shapes alone.
 
 The peak is that of one block, whatever their number: its weights in FP32, H of each group of layers, and what the
-hungriest recipe needs beside them. Factors were fitted to measured peaks; `make bench-quantize` prints both.
+hungriest recipe needs beside them; of a mixture also the experts that are encoded already. Factors were fitted to measured
+peaks; `make bench-quantize` and tests.bench.expert_memory print both.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import psutil
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from qlab.artifacts.block_shape import Group, largest_block
+from qlab.artifacts.block_shape import BlockShape, Group, largest_block
 from qlab.artifacts.duration import duration, time_text
 from qlab.formats.gguf.encoding import weights_at_once
+from qlab.formats.gguf.mix import DEFAULT
 from qlab.methods.grid_search import REFIT_ROWS
 from qlab.methods.nf4 import CHUNK as NF4_BLOCKS
 from qlab.models.opening import OpenedModel
@@ -125,7 +128,7 @@ def predict(
             f"to choose widths, the whole model is in memory: {size_text(start + choosing)} with the process, more than the "
             f"{size_text(limit)} allowed; a recipe of one width needs one block at a time"
         )
-    work = max(working(recipe, groups, windows[1], device, block.weights) for recipe in recipes) + LIBRARIES
+    work = max(working(recipe, groups, windows[1], device, block.weights) + waiting(recipe, block) for recipe in recipes) + LIBRARIES
     seconds = duration(block, recipes, windows, blocks, sum(outside) / 2, device, devices, source.experts_per_token)
     usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
@@ -177,6 +180,19 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
         return rounding
     graph = 4.0 * TUNED_WINDOWS * length * (8 * max(width for width, _ in groups) + 12 * groups[0][0])
     return max(rounding, (TUNED + (HOLES if 4 * max(width for width, _ in groups) * groups[0][0] < OWN_PAGES else 0)) * 4 * weights + graph)
+
+
+def waiting(recipe: WalkedRecipe, block: BlockShape) -> float:
+    """Bytes of the block's experts as the recipe encodes them: they wait until the last of them is done, and are written together. A dense
+    block's layers are few, and `working`, which was fitted to such blocks, has them."""
+    if isinstance(recipe, GGUF):
+        values, size = GGML_QUANT_SIZES[GGMLQuantizationType[DEFAULT[recipe.mix]]]
+        bits = 8 * size / values
+    elif isinstance(recipe, Integers):
+        bits = recipe.bits + (16 + recipe.bits) / recipe.group_size if recipe.group_size > 0 else recipe.bits
+    else:
+        bits = 8.0 if isinstance(recipe, FP8) else 4.5
+    return bits / 8 * block.experts * sum(width * out for width, out in block.expert)
 
 
 def parse_bytes(text: str) -> float:

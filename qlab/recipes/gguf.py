@@ -124,7 +124,9 @@ class GGUF(Walked):
                 with stage("error"):
                     for layer, approximation, original, hessian in decoded:
                         found.errors[layer] = output_error(approximation.result().to(block.device), original, hessian)
-        found.stored |= {key: coded[0] if len(coded) == 1 else torch.stack(coded) for key, coded in gathered.items()}
+        for key in list(gathered):  # one after the other: never are all of them there twice
+            coded = gathered.pop(key)
+            found.stored[key] = coded[0] if len(coded) == 1 else torch.stack(coded)
         return found
 
     def _encode(

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.expert_memory import MIXTURES, peak_and_prediction
 from tests.bench.made_up import make_checkpoint
-from tests.bench.quantize import peak_and_prediction
 
 
-@pytest.mark.parametrize("experts", [8, 64])
+@pytest.mark.parametrize("experts", MIXTURES)
 def test_a_block_of_experts_is_in_memory_once(experts: int, tmp_path: Path) -> None:
-    model = make_checkpoint(tmp_path / "model", 2, hidden=1024, mlp=12288, heads=8, kv_heads=2, experts=experts)
+    shape = {"hidden": 1024, "mlp": 12288, "heads": 8, "kv_heads": 2}
+    model = make_checkpoint(tmp_path / "model", 2, **shape, kind=MIXTURES[experts], experts=experts)
     found, predicted = peak_and_prediction(model, "rtn-w4g64", tmp_path / "out")
     assert 0.85 < found / predicted < 1.1

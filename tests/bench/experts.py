@@ -107,11 +107,16 @@ def counts(model: Any, windows: Tensor) -> dict[str, list[int]]:
 
 
 def without_rare(artifact: OpenedModel, original: Any, rare: set[Expert]) -> Any:
-    """The artifact's model with the original's weights in its rare experts."""
+    """The artifact's model with the original's weights in its rare experts, for what the norm before them makes in this model: AWQ has
+    put the inverse of a scale into it."""
     model: Any = load(artifact, apart=True)
     theirs = dict(original.named_modules())
     for name, number in rare:
-        model.get_submodule(name)[number].load_state_dict(theirs[name][number].state_dict())
+        norm, expert = name.replace("mlp.experts", "post_attention_layernorm"), model.get_submodule(name)[number]
+        expert.load_state_dict(theirs[name][number].state_dict())
+        scale = theirs[norm].weight.data / model.get_submodule(norm).weight.data
+        for layer in (expert.gate_proj, expert.up_proj):
+            layer.weight.data.mul_(scale)
     return model
 
 

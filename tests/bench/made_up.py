@@ -13,14 +13,30 @@ from safetensors.torch import save_file
 
 from qlab import EMBEDDED
 
+CLASSES = {
+    "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "mixtral": "MixtralForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
+}  # fmt: skip
+EXPERTS = {  # what files call a mixture, and an expert's gate, down and up projection
+    "mixtral": ("block_sparse_moe", "w1", "w2", "w3"),
+    "qwen3_moe": ("mlp", "gate_proj", "down_proj", "up_proj"),
+}
+
 
 def make_checkpoint(
-    folder: Path, layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, kind: str = "llama", experts: int = 0
+    folder: Path,
+    layers: int,
+    hidden: int,
+    mlp: int,
+    heads: int,
+    kv_heads: int,
+    kind: str = "llama",
+    experts: int = 0,
+    dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """Write it to `folder`, FP16, a shard a block; the embedded model's tokenizer and vocabulary.
+    """Write it to `folder` in `dtype`, a shard a block; the embedded model's tokenizer and vocabulary.
 
-    `kind` llama: embedding and head are one matrix; qwen2: they are two, and queries, keys and values have biases. With `experts`, so many
-    share an MLP of width `mlp`, in the layout of Mixtral: two of them compute a token.
+    `kind` llama: embedding and head are one matrix; qwen2: they are two, and queries, keys and values have biases. mixtral, qwen3_moe: so
+    many `experts` share an MLP of width `mlp`, in that family's layout; two or eight of them compute a token.
     """
     inner = mlp // max(1, experts)
     folder.mkdir(parents=True)
@@ -29,7 +45,7 @@ def make_checkpoint(
 
     def save(file: str, shapes: dict[str, tuple[int, ...]]) -> None:
         tensors = {
-            name: torch.ones(shape).half() if len(shape) == 1 else (0.02 * torch.randn(shape, generator=generator)).half()
+            name: (torch.ones(shape) if len(shape) == 1 else 0.02 * torch.randn(shape, generator=generator)).to(dtype)
             for name, shape in shapes.items()
         }
         save_file(tensors, folder / file, metadata={"format": "pt"})
@@ -45,10 +61,12 @@ def make_checkpoint(
             "self_attn.o_proj": (hidden, hidden), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
         }  # fmt: skip
         if experts:
-            parts["block_sparse_moe.gate"] = (experts, hidden)
+            mixture, gate, down, up = EXPERTS[kind]
+            parts |= {f"self_attn.{name}_norm": (hidden // heads,) for name in ("q", "k") if kind == "qwen3_moe"}
+            parts[f"{mixture}.gate"] = (experts, hidden)
             for number in range(experts):
-                widths = {"w1": (inner, hidden), "w2": (hidden, inner), "w3": (inner, hidden)}
-                parts |= {f"block_sparse_moe.experts.{number}.{name}": shape for name, shape in widths.items()}
+                widths = {gate: (inner, hidden), down: (hidden, inner), up: (inner, hidden)}
+                parts |= {f"{mixture}.experts.{number}.{name}": shape for name, shape in widths.items()}
         else:
             parts |= {"mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp)}
         tensors = {f"model.layers.{index}.{name}.weight": shape for name, shape in parts.items()}
@@ -57,14 +75,17 @@ def make_checkpoint(
         save(f"model-{index:03}.safetensors", tensors | biases)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     config = {
-        "architectures": ["Qwen2ForCausalLM" if qwen else "LlamaForCausalLM"], "model_type": kind,
+        "architectures": [CLASSES[kind]], "model_type": kind,
         "hidden_size": hidden, "intermediate_size": inner,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": 4096,
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": not qwen,
-        "torch_dtype": "float16", "bos_token_id": 0, "eos_token_id": 0,
+        "torch_dtype": str(dtype).removeprefix("torch."), "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
-    if experts:
-        config |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": experts, "num_experts_per_tok": 2}
+    if kind == "mixtral":
+        config |= {"num_local_experts": experts, "num_experts_per_tok": 2}
+    if kind == "qwen3_moe":
+        config |= {"num_experts": experts, "num_experts_per_tok": 8, "moe_intermediate_size": inner, "head_dim": hidden // heads}
+        config |= {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(EMBEDDED / name, folder / name)

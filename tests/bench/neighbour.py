@@ -17,11 +17,11 @@ from pathlib import Path
 
 import psutil
 import torch
-from qlab.models.text import load_text, windows
 
 from qlab.artifacts.artifact import quantize_model
 from qlab.models.loading import load_tokenizer
 from qlab.models.opening import OpenedModel, locate
+from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
 from qlab.support.process import run_isolated
 from qlab.workbook.lesson import quiet
@@ -61,7 +61,7 @@ def main() -> None:
     print(f"{psutil.cpu_count()} cores, {busy:.1f} of them busy with other programs; {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory(prefix="qlab-bench-") as work:
         source = locate(options.model or str(make_checkpoint(Path(work) / "made-up", 2, hidden=576, mlp=1536, heads=9, kv_heads=3)))
-        calibration = windows(load_text("docstrings"), load_tokenizer(source), 512, 32)
+        calibration = read_windows("docstrings", load_tokenizer(source), 512, 32).windows
         for name in options.recipe:
             found: dict[int, list[float]] = {}
             for _ in range(options.turns):

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from qlab.artifacts.artifact import Artifact, make_artifact, quantize_model
-from qlab.artifacts.budget import parse_bytes
 from qlab.evaluate.quality import Quality, measure_quality, paired_difference
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
@@ -64,7 +61,6 @@ LIBRARIES: list[Recipe] = [
     LLMCompressor(),
     LLMCompressor(bits=8, smooth=True),
 ]
-EXPERTS = ["rtn-w4g64", "awq-w4g64", "gptq-w4g64", "nf4", "q4_k_m"]  # of the part 'memory'
 PARTS = ["quality", "blocks", "memory", "resume", "large"]
 # Get more calibration text: as much as fits in the time that AutoAWQ takes.
 TUNED: list[Recipe] = [AutoRound(), parse("tuned-w4g128"), parse("tuned-w3g128")]
@@ -173,25 +169,6 @@ def memory(work: Path) -> None:
         size = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 1e9
         print(f"{layers} blocks, {size:.2f} GB of weights, limit 2 GB: {printed.strip().splitlines()[-1]}", flush=True)
     print(f"32 blocks against 8: {peaks[1] / peaks[0]:.3f}× the memory")
-    experts_in_memory(work)
-
-
-def peak_and_prediction(model: Path, recipe: str, out: Path) -> tuple[float, float]:
-    """Bytes that `qlab quantize` took at its peak, and that it had said it would take."""
-    command = [sys.executable, "-m", "qlab", "quantize", "--model", str(model), "--out", str(out), "--recipe", recipe]
-    command += ["--windows", "4", "--length", "128"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found, predicted = map(parse_bytes, re.findall(r"peak memory (.+) \(predicted (.+)\)", printed)[0])
-    return found, predicted
-
-
-def experts_in_memory(work: Path, experts: Sequence[int] = (8, 64), recipes: Sequence[str] = EXPERTS) -> None:
-    """Peak memory of walks over blocks of few large or of many small experts, as predicted and as measured, by the command line."""
-    for number in experts:
-        model = make_checkpoint(work / f"experts-{number}", 3, hidden=2048, mlp=16384, heads=16, kv_heads=4, experts=number)
-        for name in recipes:
-            found, predicted = peak_and_prediction(model, name, work / f"{number}-{name}")
-            print(f"{number:3} experts, {name:16} found {found / 1e9:.2f} GB, {found / predicted:.2f}× what was predicted", flush=True)
 
 
 def resume(work: Path, kills: int) -> None:

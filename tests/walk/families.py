@@ -137,6 +137,11 @@ FAMILIES = {
         {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64},
         mixture=True,
     ),
+    # dense decoders as most are
+    "llama": Family("llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral": Family("mistral"),
+    "qwen2": Family("qwen2"),
+    "qwen3": Family("qwen3", {"head_dim": 16}),
     # hybrids, attention that differs from block to block, blocks under another name
     "lfm2": Family("lfm2", HYBRID | {"layer_types": ["conv", "full_attention"] * 2}),
     "gemma3_text": Family(
