@@ -9,7 +9,7 @@ from typing import Any
 
 from qlab.artifacts.budget import size_text
 from qlab.support.wording import counted
-from qlab.sweep.jobs import Job
+from qlab.sweep.jobs import Job, versions
 from qlab.sweep.workers.remote import Started, run_job
 from qlab.sweep.workers.workers import Ended, Left, Work
 
@@ -44,9 +44,10 @@ class Task:
 class Cluster:
     """The machines of a Ray cluster that this process is connected to. What jobs print goes to files in `logs`.
 
-    `lock` is the file in the sweep's folder that this process holds: machines that do not see it are told by it, and get no more jobs
-    (`refused`: why, by Ray's names of them). Each job computes with so many `threads`, and with a GPU of its own if it needs one. It is
-    tried again on other machines than those it `failed_on`, where there are any, and ends when there was none for it for `wait` seconds.
+    `lock` is the file in the sweep's folder that this process holds: machines that do not see it are told by it, and get no more jobs;
+    nor do those with other versions of the libraries (`refused`: why, by Ray's names of them). Each job computes with so many `threads`,
+    and with a GPU of its own if it needs one. It is tried again on other machines than those it `failed_on`, where there are any, and ends
+    when there was none for it for `wait` seconds.
     """
 
     logs: Path
@@ -110,7 +111,7 @@ class Cluster:
         if elsewhere := sorted(avoid | self.refused.keys()):
             demands["label_selector"] = {NODE: f"!in({','.join(elsewhere)})"}
         task = ray.remote(run_job).options(**demands, max_retries=0)
-        results = task.remote(list(job.words), self.threads, str(self.lock), self.lock.read_text(errors="replace"))
+        results = task.remote(list(job.words), self.threads, str(self.lock), self.lock.read_text(errors="replace"), versions())
         self.tasks[job.key] = Task(job, memory, asked, avoid, results, self.hope)
 
     def running(self) -> dict[str, Work]:
@@ -133,8 +134,8 @@ class Cluster:
         return found
 
     def _news(self, task: Task) -> Ended | None:
-        """How a job has ended; None while it has not. Its start is noted in passing; one that came to a machine with another disk is given
-        to Ray once more."""
+        """How a job has ended; None while it has not. Its start is noted in passing; one that came to a machine that cannot take part
+        is given to Ray once more."""
         import ray
 
         while ray.wait([task.results], timeout=0, fetch_local=False)[0]:
@@ -158,7 +159,7 @@ class Cluster:
         return None
 
     def _elsewhere(self, task: Task, said: Started) -> Ended | None:
-        """Give a job to Ray once more, for other machines than one that has another disk; how it ended if it was to be stopped."""
+        """Give a job to Ray once more, for other machines than one that cannot take part; how it ended if it was to be stopped."""
         self.refused[said.node] = said.refusal
         self.asked = float("-inf")  # the machines are others now
         if task.job.key in self.cancelled:

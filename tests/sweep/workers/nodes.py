@@ -20,16 +20,19 @@ from tests.sweep.workers.test_local import until
 
 CORES = 3  # of a node
 STARTING, WORKING, ATTEMPTS = 240, 240, 5  # seconds that a node, and a job, have on a busy machine; starts of a node
-QUICK = ["--disable-usage-stats", f"--num-cpus={CORES}", "--object-store-memory=80000000", "--block"]
+ENDING = 60  # seconds that a node has to end
+QUICK = ["--disable-usage-stats", "--object-store-memory=80000000", "--block"]
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node with so many bytes of `memory` for jobs; `before`: words of a command that starts it; `variables` of its environment."""
+    """A node with so many bytes of `memory` for jobs and so many `cores`; `before`: words of a command that starts it; `variables` of its
+    environment."""
 
     memory: int
     before: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
+    cores: int = CORES
 
 
 @dataclass
@@ -46,14 +49,26 @@ class Nodes:
         for _ in range(ATTEMPTS):
             with log.open("wb") as output:
                 process = subprocess.Popen(
-                    [*node.before, *command, f"--memory={node.memory}"], env=environment, cwd=ROOT, stdout=output, stderr=output,
-                    start_new_session=True,
+                    [*node.before, *command, f"--memory={node.memory}", f"--num-cpus={node.cores}"], env=environment, cwd=ROOT,
+                    stdout=output, stderr=output, start_new_session=True,
                 )  # fmt: skip
+            self.started.append(process)  # before it is waited for: it has to be ended too
             until(lambda process=process: process.poll() is not None or b"block forever" in log.read_bytes(), STARTING)
             if process.poll() is None:
-                self.started.append(process)
                 return
+            self.started.remove(process)
         raise AssertionError(log.read_text())
+
+    def end(self) -> None:
+        """End all nodes."""
+        for process in self.started:
+            process.terminate()
+        for process in self.started:
+            try:
+                process.wait(ENDING)
+            except subprocess.TimeoutExpired:
+                process.kill()  # with it go its own processes
+                process.wait()
 
     def raylets(self) -> list[psutil.Process]:
         """The process of each node that starts the jobs' workers; the head's first."""
@@ -75,8 +90,5 @@ def ray_nodes(head: Node, *others: Node) -> Iterator[Nodes]:
             found.start(node, Path(place) / f"{number}.log", f"--address={found.address}")
         yield found
     finally:
-        for process in found.started:
-            process.terminate()
-        for process in found.started:
-            process.wait(60)
+        found.end()
         shutil.rmtree(place, ignore_errors=True)
