@@ -7,28 +7,25 @@ same, lost, memory, disk, folder, overhead, many. `lost` compares with what `sam
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import psutil
 
 from qlab import ROOT
-from qlab.artifacts.manifest import COST, MANIFEST
+from qlab.artifacts.manifest import MANIFEST
 from qlab.sweep.drive import Patience, Progress, drive
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import Store
-from qlab.sweep.workers.connecting import connect
 from qlab.sweep.workers.local import Local
+from tests.sweep.costs import LARGE, many, overhead
+from tests.sweep.whole import PATIENCE, check_same, command, hashes, results, sweep
 from tests.sweep.workers.nodes import Node, ray_nodes
 from tests.sweep.workers.test_local import until
 from tests.sweep.workers.watching import children, jobs_below, watching, words
@@ -48,41 +45,7 @@ evaluation: {window: 64, tokens: 256}
 limits: {tries: 3}
 """
 HEAD, OTHER = Node(1_600_000_000), Node(2_600_000_000)  # less than all jobs together
-LITTLE, LARGE = 300_000_000, 8_000_000_000  # bytes of memory: no job fits; all do, so that they come here first
-NOTHING = 200  # jobs that do nothing
-LOOK = 0.3  # seconds between two looks at the nodes
-PATIENCE = 1500  # seconds for a sweep
-
-
-def sweep(plan: Path, out: Path, *words: str) -> tuple[float, str]:
-    """Run a sweep: the seconds that it took, and what it said."""
-    started = time.monotonic()
-    done = subprocess.run(command(plan, out, *words), capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return time.monotonic() - started, done.stdout + done.stderr
-
-
-def command(plan: Path, out: Path, *words: str) -> list[str]:
-    """The words that run a sweep."""
-    return [sys.executable, "-m", "qlab", "sweep", str(plan), "--out", str(out), *words]
-
-
-def hashes(out: Path) -> dict[str, str]:
-    """Of every file below the artifacts of a sweep but what they cost and the locks, by its path."""
-    found = [file for file in sorted((out / "artifacts").rglob("*")) if file.is_file() and file.name != COST and file.suffix != ".lock"]
-    return {str(file.relative_to(out)): hashlib.file_digest(file.open("rb"), "sha256").hexdigest() for file in found}
-
-
-def check_same(out: Path, expected: Path) -> None:
-    """See that two sweeps made the same bytes, nothing else, and the same table."""
-    made, wanted = hashes(out), hashes(expected)
-    assert made == wanted, sorted(name for name in made.keys() | wanted.keys() if made.get(name) != wanted.get(name))[:10]
-    assert pd.read_csv(out / "table.csv").equals(pd.read_csv(expected / "table.csv"))
-
-
-def results(out: Path) -> dict[str, dict[str, Any]]:
-    """The results of a sweep by their keys, each with the time at which it was written."""
-    return {file.stem: json.loads(file.read_bytes()) | {"written": file.stat().st_mtime_ns} for file in (out / "jobs").glob("*.json")}
+LITTLE = 300_000_000  # bytes of memory: no job fits where there is more elsewhere
 
 
 def same(work: Path, plan: Path) -> None:
@@ -207,53 +170,6 @@ def check_small(work: Path, out: Path) -> None:
     if not (work / "small").exists():
         sweep(small_plan(work), work / "small")
     check_same(out, work / "small")
-
-
-def overhead(work: Path, plan: Path) -> None:
-    """Jobs that do nothing, by processes and by three nodes: what each costs beside its process, and all together."""
-    jobs = [Job("nothing", "m", "", ("--version",), f"n{number:03}", (), 1e8, 1.0) for number in range(NOTHING)]
-    with ray_nodes(*[Node(LARGE, cores=1)] * 3) as nodes:
-        lock = work / ".lock"
-        lock.write_text("owner")
-        for name, make in {
-            "processes": lambda logs: Local(logs, LARGE, 2, 1), "nodes": lambda logs: connect(nodes.address, logs, lock, 1, "cpu")
-        }.items():  # fmt: skip
-            store = Store(work / f"nothing-{name}")
-            store.folder.mkdir()
-            with closing(make(store.folder)) as workers:
-                until(lambda workers=workers: workers.at_once >= 2, PATIENCE)
-                began, computed = time.monotonic(), time.process_time()
-                end = drive(jobs, store, workers, Patience(2, 600), lambda _: None)
-                took, computed, slots = time.monotonic() - began, time.process_time() - computed, workers.at_once
-            assert len(end.done) == len(jobs)
-            inside = sum(result["seconds"] for result in (json.loads(file.read_bytes()) for file in store.folder.glob("*.json")))
-            beside = (took * slots - inside) / len(jobs)
-            print(
-                f"{len(jobs)} jobs that do nothing by {name}, {slots} at a time: {took:.1f} s, {inside / len(jobs):.2f} s a process, "
-                f"{beside:.2f} s beside it; the driver computed {computed:.1f} s",
-                flush=True,
-            )  # fmt: skip
-            assert beside < 2
-
-
-def many(work: Path, plan: Path) -> None:
-    """Ten thousand jobs: fifty models by two hundred recipes are expanded and shown."""
-    embedded, file = ROOT / "data" / "embedded", work / "many.yaml"
-    models = [work / "models" / f"m{number:02}" for number in range(50)]
-    for number, model in enumerate(models):
-        model.mkdir(parents=True)
-        for source in embedded.glob("*.[js]*"):
-            (model / source.name).symlink_to(source)
-        (model / "config.json").unlink()
-        (model / "config.json").write_text(json.dumps(json.loads((embedded / "config.json").read_bytes()) | {"copy": number}))
-    methods, signs = ("rtn", "gptq", "awq", "awq-gptq"), ("-sym", "-asym")
-    recipes = [f"{each}-w{bits}g{size}{sign}" for each in methods for bits in range(2, 9) for size in (16, 32, 64, 128) for sign in signs]
-    file.write_text(f"models: [{', '.join(map(str, models))}]\nrecipes: [{', '.join(recipes[:200])}]\n")
-    children_before, began = os.times().children_user + os.times().children_system, time.monotonic()
-    _, said = sweep(file, work / "many", "--dry-run")
-    computed = os.times().children_user + os.times().children_system - children_before
-    jobs = next(line for line in said.splitlines() if " jobs, " in line)
-    print(f"{jobs.partition(' jobs')[0]} jobs: {time.monotonic() - began:.1f} s, of which {computed:.1f} s of computing", flush=True)
 
 
 def small_plan(work: Path) -> Path:

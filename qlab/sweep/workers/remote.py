@@ -61,7 +61,7 @@ def elsewhere(lock: Path, owner: str) -> str:
 
 
 def unlike(versions: Mapping[str, str]) -> str:
-    """Why results of this machine would not be those of the others; empty where it has the same versions, be they built for a GPU or not."""
+    """Why results of this machine would not be those of the others; empty where it has the same versions, built for a GPU or not."""
     here = {name: version_of(name) for name in versions}
     other = [f"{name} {here[name]} in place of {wanted}" for name, wanted in versions.items() if public(here[name]) != public(wanted)]
     return f"{socket.gethostname()} has {', '.join(other)}: make the environment there from the same checkout" if other else ""
