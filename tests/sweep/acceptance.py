@@ -1,7 +1,7 @@
 """Whole sweeps on this machine and on a Ray cluster of three nodes of it: the same bytes, nothing lost, nothing done twice.
 
-`python -m tests.sweep.acceptance` (half an hour on two cores; needs Ray, and root for `disk` and `folder`), or with the names of parts:
-same, lost, memory, disk, folder, overhead, many. `lost` compares with what `same` made, so that both need the same --work.
+`python -m tests.sweep.acceptance` (an hour on two cores; needs Ray, and root for `disk` and `folder`), or with the names of parts:
+same, lost, memory, disk, folder, overhead, many, lessons. `lost` compares with what `same` made, so that both need the same --work.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from qlab.sweep.jobs import Job
 from qlab.sweep.results import Store
 from qlab.sweep.workers.local import Local
 from tests.sweep.costs import LARGE, many, overhead
+from tests.sweep.together import lessons
 from tests.sweep.whole import PATIENCE, check_same, command, hashes, results, sweep
 from tests.sweep.workers.nodes import Node, ray_nodes
 from tests.sweep.workers.test_local import until
@@ -190,7 +191,9 @@ def tmpfs(place: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-PARTS: dict[str, Callable[[Path, Path], None]] = {each.__name__: each for each in (same, lost, memory, disk, folder, overhead, many)}
+PARTS: dict[str, Callable[[Path, Path], None]] = {
+    part.__name__: part for part in (same, lost, memory, disk, folder, overhead, many, lessons)
+}  # fmt: skip
 
 
 def main() -> None:
