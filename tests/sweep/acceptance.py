@@ -46,6 +46,7 @@ evaluation: {window: 64, tokens: 256}
 limits: {tries: 3}
 """
 HEAD, OTHER = Node(1_600_000_000), Node(2_600_000_000)  # less than all jobs together
+ENOUGH = 5  # evaluations that are done when the driver is killed
 LITTLE = 300_000_000  # bytes of memory: no job fits where there is more elsewhere
 
 
@@ -86,7 +87,7 @@ def lost(work: Path, plan: Path) -> None:
         until(walks, PATIENCE)
         walking[0].kill()
         print("a node is killed in mid-walk", flush=True)
-        until(lambda: driver.poll() is not None or len(measured(out)) >= 5, PATIENCE)
+        until(lambda: driver.poll() is not None or len(measured(out)) >= ENOUGH, PATIENCE)
         assert driver.poll() is None
         driver.kill()
         driver.wait()
