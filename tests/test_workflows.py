@@ -81,3 +81,11 @@ def test_a_small_sweep_is_run_and_checked_and_its_page_kept() -> None:
     assert kept["if"] == "always()"
     assert f"build/sweep/{PAGE}" in kept["with"]["path"]
     assert inspect.signature(sweep).parameters["out"].default == Path("build/sweep")
+
+
+def test_ray_is_installed_before_its_tests_which_are_skipped_without_it() -> None:
+    steps = parsed(ROOT / ".github" / "workflows" / "workbook.yml")["jobs"]["cluster"]["steps"]
+    *before, tests = [step["run"].split() for step in steps if "run" in step]
+    assert ["make", "cluster"] in before
+    assert tests[-2] == "pytest"
+    assert 'importorskip("ray"' in (ROOT / tests[-1]).read_text()

@@ -166,8 +166,9 @@ def missing(jobs: Sequence[Job], store: Store) -> set[str]:
 
 
 def final(ended: Ended) -> bool:
-    """Whether trying again is of no use: the command refused its input (exit code 2), and not for want of what another machine may have."""
-    return ended.code == 2 and not any(lack in ended.complained for lack in (FULL_DISK, SHORT, LACKING))
+    """Whether trying again is of no use: the command refused its input (exit code 2), and not for want of what another machine may have.
+    Where the disk is full to the last byte, it cannot even say so."""
+    return ended.code == 2 and bool(ended.complained.strip()) and not any(lack in ended.complained for lack in (FULL_DISK, SHORT, LACKING))
 
 
 def judged(job: Job, ended: Ended, tries: int, patience: Patience) -> Result:

@@ -1,33 +1,32 @@
 """Whole sweeps on this machine and on a Ray cluster of three nodes of it: the same bytes, nothing lost, nothing done twice.
 
-`python -m tests.sweep.acceptance` (half an hour on two cores; needs Ray, and root for the last two parts), or with the names of parts:
-same, lost, memory, disk, folder. `lost` compares with what `same` made.
+`python -m tests.sweep.acceptance` (an hour on two cores; needs Ray, and root for `disk` and `folder`), or with the names of parts:
+same, lost, memory, disk, folder, overhead, many, lessons. `lost` compares with what `same` made, so that both need the same --work.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import psutil
 
 from qlab import ROOT
-from qlab.artifacts.manifest import COST
+from qlab.artifacts.manifest import MANIFEST
 from qlab.sweep.drive import Patience, Progress, drive
 from qlab.sweep.jobs import Job
 from qlab.sweep.results import Store
 from qlab.sweep.workers.local import Local
+from tests.sweep.costs import LARGE, many, overhead
+from tests.sweep.together import lessons
+from tests.sweep.whole import PATIENCE, check_same, command, hashes, results, sweep
 from tests.sweep.workers.nodes import Node, ray_nodes
 from tests.sweep.workers.test_local import until
 from tests.sweep.workers.watching import children, jobs_below, watching, words
@@ -47,39 +46,8 @@ evaluation: {window: 64, tokens: 256}
 limits: {tries: 3}
 """
 HEAD, OTHER = Node(1_600_000_000), Node(2_600_000_000)  # less than all jobs together
-LOOK = 0.3  # seconds between two looks at the nodes
-PATIENCE = 1500  # seconds for a sweep
-
-
-def sweep(plan: Path, out: Path, *words: str) -> tuple[float, str]:
-    """Run a sweep: the seconds that it took, and what it said."""
-    started = time.monotonic()
-    done = subprocess.run(command(plan, out, *words), capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return time.monotonic() - started, done.stdout + done.stderr
-
-
-def command(plan: Path, out: Path, *words: str) -> list[str]:
-    """The words that run a sweep."""
-    return [sys.executable, "-m", "qlab", "sweep", str(plan), "--out", str(out), *words]
-
-
-def hashes(out: Path) -> dict[str, str]:
-    """Of every file below the artifacts of a sweep but what they cost and the locks, by its path."""
-    found = [file for file in sorted((out / "artifacts").rglob("*")) if file.is_file() and file.name != COST and file.suffix != ".lock"]
-    return {str(file.relative_to(out)): hashlib.file_digest(file.open("rb"), "sha256").hexdigest() for file in found}
-
-
-def check_same(out: Path, expected: Path) -> None:
-    """See that two sweeps made the same bytes, nothing else, and the same table."""
-    made, wanted = hashes(out), hashes(expected)
-    assert made == wanted, sorted(name for name in made.keys() | wanted.keys() if made.get(name) != wanted.get(name))[:10]
-    assert pd.read_csv(out / "table.csv").equals(pd.read_csv(expected / "table.csv"))
-
-
-def results(out: Path) -> dict[str, dict[str, Any]]:
-    """The results of a sweep by their keys, each with the time at which it was written."""
-    return {file.stem: json.loads(file.read_bytes()) | {"written": file.stat().st_mtime_ns} for file in (out / "jobs").glob("*.json")}
+ENOUGH = 5  # evaluations that are done when the driver is killed
+LITTLE = 300_000_000  # bytes of memory: no job fits where there is more elsewhere
 
 
 def same(work: Path, plan: Path) -> None:
@@ -105,27 +73,44 @@ def same(work: Path, plan: Path) -> None:
 def lost(work: Path, plan: Path) -> None:
     """A node killed in mid-walk, then the driver killed and started again: the same bytes and table, nothing done twice."""
     out = work / "lost"
-    with ray_nodes(HEAD, OTHER, OTHER) as nodes:
+    with ray_nodes(Node(LITTLE), OTHER, OTHER) as nodes:  # the first has the cluster's own state, and the driver: it gets no job
         driver = subprocess.Popen(
             command(plan, out, "--ray", nodes.address), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )  # fmt: skip
-        others = nodes.raylets()[1:]
-        until(lambda: any(walks_below(raylet, out) for raylet in others), PATIENCE)
-        killed = next(raylet for raylet in others if walks_below(raylet, out))
-        killed.kill()
+        others, walking = nodes.raylets()[1:], list[psutil.Process]()
+
+        def walks() -> bool:
+            assert driver.poll() is None
+            walking.extend(raylet for raylet in others if walks_below(raylet, out))
+            return bool(walking)
+
+        until(walks, PATIENCE)
+        walking[0].kill()
         print("a node is killed in mid-walk", flush=True)
-        until(lambda: len(results(out)) >= 5, PATIENCE)
+        until(lambda: driver.poll() is not None or len(measured(out)) >= ENOUGH, PATIENCE)
+        assert driver.poll() is None
         driver.kill()
         driver.wait()
-        before = results(out)
-        print(f"the driver is killed after {len(before)} results", flush=True)
+        before, made = measured(out), manifests(out)
+        print(f"the driver is killed after {len(before)} evaluations, with {len(made)} artifacts", flush=True)
         until(lambda: not any(jobs_below(raylet) for raylet in nodes.raylets()), PATIENCE)
         seconds, _ = sweep(plan, out, "--ray", nodes.address)
     after = results(out)
     assert {key: after[key] for key in before} == before
+    assert {name: when for name, when in manifests(out).items() if name in made} == made
     check_same(out, work / "local")
     tries = {result["job"]: result["tries"] for result in after.values() if result["tries"] > 1}
-    print(f"the second driver took {seconds:.0f} s; tried more than once: {tries}", flush=True)
+    print(f"the second driver took {seconds:.0f} s; tried more than once by it: {tries}", flush=True)
+
+
+def measured(out: Path) -> dict[str, dict[str, Any]]:
+    """The results of a sweep but those of walks: a walk is gone over again, in seconds, for what still needs its artifacts."""
+    return {key: result for key, result in results(out).items() if result["job"].startswith("evaluate ")}
+
+
+def manifests(out: Path) -> dict[str, int]:
+    """When each artifact of a sweep was finished."""
+    return {str(file.relative_to(out)): file.stat().st_mtime_ns for file in (out / "artifacts").glob(f"*/[!.]*/{MANIFEST}")}
 
 
 def walks_below(raylet: psutil.Process, out: Path) -> bool:
@@ -145,10 +130,11 @@ def memory(work: Path, plan: Path) -> None:
     def kill_who_takes_more(_: Progress) -> None:
         for key, kept in workers.jobs.items():
             for process in children(psutil.Process(kept.process.pid)):
-                held = process.memory_info().rss if process.is_running() else 0
-                if "quantize" in words(process) and held > workers.held[key]:
-                    kills.append(f"{held / 1e9:.2f} of {workers.held[key] / 1e9:.1f} GB")
-                    process.kill()
+                with suppress(psutil.Error):  # it has ended meanwhile
+                    held = process.memory_info().rss
+                    if "quantize" in words(process) and held > workers.held[key]:
+                        process.kill()
+                        kills.append(f"{held / 1e9:.2f} of {workers.held[key] / 1e9:.1f} GB")
         time.sleep(0.05)
 
     end = drive([job], store, workers, Patience(8, 600), kill_who_takes_more)
@@ -160,13 +146,12 @@ def memory(work: Path, plan: Path) -> None:
 def disk(work: Path, plan: Path) -> None:
     """A node whose own disk is full: what it was given is done by the others, and the table is complete."""
     full, out = work / "full", work / "disk"
-    with tmpfs(full, "1m"):
-        (full / "filling").write_bytes(bytes(1 << 20))
-        with ray_nodes(HEAD, Node(8_000_000_000, variables={"TMPDIR": str(full)}), OTHER) as nodes:  # the largest is asked first
-            seconds, _ = sweep(small_plan(work), out, "--ray", nodes.address)
+    with tmpfs(full, "size=1m,nr_inodes=2"), ray_nodes(Node(LITTLE), Node(LARGE, variables={"TMPDIR": str(full)}), Node(LITTLE)) as nodes:
+        seconds, _ = sweep(small_plan(work), out, "--ray", nodes.address)  # there is room for one file or folder
     tried = {result["job"]: result["tries"] for result in results(out).values()}
-    assert max(tried.values()) > 1, tried
-    print(f"one full disk of three: {seconds:.0f} s, complete; tries {tried}", flush=True)
+    assert set(tried.values()) == {2}, tried
+    check_small(work, out)
+    print(f"one full disk of three: {seconds:.0f} s, complete, the same bytes; tries {tried}", flush=True)
 
 
 def folder(work: Path, plan: Path) -> None:
@@ -174,11 +159,19 @@ def folder(work: Path, plan: Path) -> None:
     out = work / "folder"
     out.mkdir()
     hidden = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{out}" && exec "$@"', "sh"]
-    with ray_nodes(HEAD, Node(8_000_000_000, hidden), OTHER) as nodes:
+    with ray_nodes(Node(LITTLE), Node(LARGE, hidden), Node(LITTLE)) as nodes:
         seconds, said = sweep(small_plan(work), out, "--ray", nodes.address)
     (remark,) = [line for line in said.splitlines() if "does not see the folder" in line]
     assert {result["tries"] for result in results(out).values()} == {1}
+    check_small(work, out)
     print(f"one of three nodes without the folder: {seconds:.0f} s, complete, every job at its first try. It said: {remark}", flush=True)
+
+
+def check_small(work: Path, out: Path) -> None:
+    """See that a small sweep is as processes of this machine make it."""
+    if not (work / "small").exists():
+        sweep(small_plan(work), work / "small")
+    check_same(out, work / "small")
 
 
 def small_plan(work: Path) -> Path:
@@ -189,17 +182,19 @@ def small_plan(work: Path) -> Path:
 
 
 @contextmanager
-def tmpfs(place: Path, size: str) -> Iterator[None]:
+def tmpfs(place: Path, options: str) -> Iterator[None]:
     """A disk of its own at `place`, in memory."""
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], check=True)
     try:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-PARTS: dict[str, Callable[[Path, Path], None]] = {"same": same, "lost": lost, "memory": memory, "disk": disk, "folder": folder}
+PARTS: dict[str, Callable[[Path, Path], None]] = {
+    part.__name__: part for part in (same, lost, memory, disk, folder, overhead, many, lessons)
+}  # fmt: skip
 
 
 def main() -> None:

@@ -140,11 +140,11 @@ def test_what_another_machine_may_have_is_no_reason_to_give_up(tmp_path: Path) -
             said = {
                 "a": no_room(errno.ENOSPC), "b": no_memory(MemoryError()), "c": "no model 'x'", "d": too_little(2e6, 1e6, "of disk", "here")
             }  # fmt: skip
-            return {key: replace(how, complained=f"error: {said[key]}") for key, how in super().ended().items()}
+            return {key: replace(how, complained=f"error: {said[key]}" if key in said else "") for key, how in super().ended().items()}
 
-    workers = Lacking({"a": [2, 0], "b": [2, 0], "c": [2], "d": [2, 0]})
-    end = run([job(key) for key in "abcd"], tmp_path / "jobs", workers)
-    assert [workers.started.count(key) for key in "abcd"] == [2, 2, 1, 2]
+    workers = Lacking({"a": [2, 0], "b": [2, 0], "c": [2], "d": [2, 0], "e": [2, 0]})  # e: there was no room for its message
+    end = run([job(key) for key in "abcde"], tmp_path / "jobs", workers)
+    assert [workers.started.count(key) for key in "abcde"] == [2, 2, 1, 2, 2]
     assert [each.key for each in end.failed] == ["c"]
     assert (workers.held["a"], workers.held["b"]) == (1, 2)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from qlab.artifacts.budget import size_text
+from qlab.support.errors import UserError
 from qlab.support.wording import counted
-from qlab.sweep.jobs import Job
+from qlab.sweep.jobs import Job, versions
 from qlab.sweep.workers.remote import Started, run_job
 from qlab.sweep.workers.workers import Ended, Left, Work
 
@@ -19,6 +20,7 @@ EVERY = 5.0  # seconds until the cluster is asked again which machines it has
 WAIT = 300.0  # seconds that a job waits while there is no machine that could take it
 GRACE = 40.0  # seconds in which cancelled jobs have ended
 CANCELLED, LOST = 128 + 15, 255  # exit codes of jobs that were cancelled, and whose machine or worker is gone, or never came
+ALONE = "this machine has left the Ray cluster: start Ray here once more; the same command then goes on"
 
 
 @dataclass
@@ -44,9 +46,10 @@ class Task:
 class Cluster:
     """The machines of a Ray cluster that this process is connected to. What jobs print goes to files in `logs`.
 
-    `lock` is the file in the sweep's folder that this process holds: machines that do not see it are told by it, and get no more jobs
-    (`refused`: why, by Ray's names of them). Each job computes with so many `threads`, and with a GPU of its own if it needs one. It is
-    tried again on other machines than those it `failed_on`, where there are any, and ends when there was none for it for `wait` seconds.
+    `lock` is the file in the sweep's folder that this process holds: machines that do not see it are told by it, and get no more jobs;
+    nor do those with other versions of the libraries (`refused`: why, by Ray's names of them). Each job computes with so many `threads`,
+    and with a GPU of its own if it needs one. It is tried again on other machines than those it `failed_on`, where there are any, and ends
+    when there was none for it for `wait` seconds. `own` is Ray's name of the machine through which this process speaks to the others.
     """
 
     logs: Path
@@ -54,6 +57,7 @@ class Cluster:
     threads: int
     gpus: int
     wait: float = WAIT
+    own: str = ""
     tasks: dict[str, Task] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
@@ -65,13 +69,20 @@ class Cluster:
     @property
     def nodes(self) -> dict[str, dict[str, float]]:
         """What the machines have that can take a job, by Ray's names of them: CPU, GPU and memory in bytes; as it was some seconds ago at
-        most."""
+        most.
+
+        Raises:
+            UserError: the own machine is no longer one of them; then Ray starts no more jobs, and does not say so.
+        """
         import ray
 
         if time.monotonic() - self.asked > EVERY:
-            alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self.refused}
+            alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+            if self.own and self.own not in alive:
+                raise UserError(ALONE)
             self.known = {
-                name: has for name, has in alive.items() if has.get("CPU", 0) >= self.threads and has.get("GPU", 0) >= self.gpus
+                name: has for name, has in alive.items()
+                if name not in self.refused and has.get("CPU", 0) >= self.threads and has.get("GPU", 0) >= self.gpus
             }  # fmt: skip
             self.asked = time.monotonic()
         if self.known:
@@ -110,7 +121,7 @@ class Cluster:
         if elsewhere := sorted(avoid | self.refused.keys()):
             demands["label_selector"] = {NODE: f"!in({','.join(elsewhere)})"}
         task = ray.remote(run_job).options(**demands, max_retries=0)
-        results = task.remote(list(job.words), self.threads, str(self.lock), self.lock.read_text(errors="replace"))
+        results = task.remote(list(job.words), self.threads, str(self.lock), self.lock.read_text(errors="replace"), versions())
         self.tasks[job.key] = Task(job, memory, asked, avoid, results, self.hope)
 
     def running(self) -> dict[str, Work]:
@@ -133,8 +144,8 @@ class Cluster:
         return found
 
     def _news(self, task: Task) -> Ended | None:
-        """How a job has ended; None while it has not. Its start is noted in passing; one that came to a machine with another disk is given
-        to Ray once more."""
+        """How a job has ended; None while it has not. Its start is noted in passing; one that came to a machine that cannot take part
+        is given to Ray once more."""
         import ray
 
         while ray.wait([task.results], timeout=0, fetch_local=False)[0]:
@@ -149,6 +160,8 @@ class Cluster:
             except ray.exceptions.RayTaskError as error:
                 return self._failed(task, 1, (str(error.cause or error).strip().splitlines() or [type(error.cause).__name__])[-1])
             except ray.exceptions.RayError as error:
+                if self.own and isinstance(error, ray.exceptions.LocalRayletDiedError):  # so would all others, until they had no tries left
+                    raise UserError(ALONE) from error
                 return self._failed(task, LOST, f"the machine that it ran on is gone ({type(error).__name__})")
             if isinstance(said, Ended):
                 return said
@@ -158,7 +171,7 @@ class Cluster:
         return None
 
     def _elsewhere(self, task: Task, said: Started) -> Ended | None:
-        """Give a job to Ray once more, for other machines than one that has another disk; how it ended if it was to be stopped."""
+        """Give a job to Ray once more, for other machines than one that cannot take part; how it ended if it was to be stopped."""
         self.refused[said.node] = said.refusal
         self.asked = float("-inf")  # the machines are others now
         if task.job.key in self.cancelled:
@@ -195,6 +208,7 @@ class Cluster:
     def close(self) -> None:
         import ray
 
+        self.own = ""  # the end goes on without it
         for key in self.tasks:
             self.cancel(key)
         end = time.monotonic() + GRACE

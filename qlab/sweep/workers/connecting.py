@@ -40,7 +40,7 @@ def connect(address: str, logs: Path, lock: Path, threads: int, device: str) -> 
             f"no Ray cluster at {address} that this environment can join ({said}): 'ray start --head' starts one, and "
             "'ray start --address=HOST:PORT' on each further machine, with the same versions of Ray and Python"
         ) from error
-    found = Cluster(logs, lock, threads, 0 if device == "cpu" else 1)
+    found = Cluster(logs, lock, threads, 0 if device == "cpu" else 1, own=ray.get_runtime_context().get_node_id())
     if not found.nodes:
         found.close()
         raise UserError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from qlab.sweep.jobs import Job
+if TYPE_CHECKING:  # what runs a job on another machine would load PyTorch for it
+    from qlab.sweep.jobs import Job
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from qlab.sweep.workers.connecting import connect
 from qlab.sweep.workers.remote import Started
 from tests.sweep.test_sweep import PLAN
 from tests.sweep.workers.nodes import STARTING, WORKING, Node, Nodes, ray_nodes
-from tests.sweep.workers.test_local import end_of, of_job, until
+from tests.sweep.workers.test_local import end_of, ends_of, of_job, until
 
 pytest.importorskip("ray", reason="Ray is not installed: 'make cluster' installs it")
 
@@ -60,7 +60,7 @@ def test_what_a_job_prints_and_how_it_ends_is_told(cluster: Cluster, tmp_path: P
     assert (cluster.at_once, cluster.described) == (9, "on 3 machines of a Ray cluster")
     cluster.submit(job("--version"), 1e8)
     cluster.submit(job("evaluate", "/nowhere"), 1e12)  # more than any machine has: one to itself
-    good, bad = end_of(cluster, "--version", WORKING), end_of(cluster, "evaluate", WORKING)
+    good, bad = ends_of(cluster, "--version", "evaluate", seconds=WORKING)
     assert (good.code, good.printed[:5]) == (0, "qlab ")
     assert bad.code == 2
     assert "error:" in bad.complained
@@ -71,20 +71,23 @@ def test_what_a_job_prints_and_how_it_ends_is_told(cluster: Cluster, tmp_path: P
 
 
 def test_machines_with_another_disk_are_told_and_get_no_more_jobs(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.wait = 3.0
-    (tmp_path / ".lock").write_text("somebody else")
+    class Another(type(tmp_path)):  # type: ignore[misc]
+        def read_text(self, *_: object, **__: object) -> str:
+            return "somebody else"
+
+    cluster.wait, cluster.lock = 3.0, Another(tmp_path / ".lock")  # as if none of the machines had the disk of who gives them the job
     cluster.submit(job("--version"), 1e8)
-    (tmp_path / ".lock").write_text("owner")  # as if none of the machines had the disk of who gave them the job
     refused = end_of(cluster, "--version", WORKING)
     assert refused.code == LOST
     assert "no machine of the cluster had 1 core and 100.00 MB of memory for it; a machine was given no jobs" in refused.complained
     assert "does not see the folder" in refused.complained
     assert (len(cluster.refused), cluster.nodes) == (3, {})
     node, _ = cluster.refused.popitem()
-    cluster.asked = float("-inf")
-    for number in range(3):
-        cluster.submit(job("--version", key=f"k{number}"), 1e8)
-    ends = [end_of(cluster, f"k{number}", WORKING) for number in range(3)]
+    cluster.asked, cluster.lock = float("-inf"), tmp_path / ".lock"
+    keys = [f"k{number}" for number in range(3)]
+    for key in keys:
+        cluster.submit(job("--version", key=key), 1e8)
+    ends = ends_of(cluster, *keys, seconds=WORKING)
     assert {(end.code, end.where.split()[1]) for end in ends} == {(0, node[:6])}  # all on the one that is left
 
 
@@ -126,6 +129,16 @@ def test_a_job_that_no_machine_can_take_ends_and_says_why(cluster: Cluster, tmp_
     assert end_of(cluster, "--version", WORKING).code == 0
 
 
+def test_a_driver_whose_own_machine_has_left_says_so(cluster: Cluster) -> None:
+    assert cluster.own in cluster.nodes
+    cluster.submit(job("--version"), 1e8)
+    cluster.own, cluster.asked = "gone", float("-inf")
+    with pytest.raises(UserError, match="this machine has left the Ray cluster"):
+        end_of(cluster, "--version", WORKING)
+    cluster.close()  # which goes on without it
+    assert cluster.tasks == {}
+
+
 def test_jobs_are_packed_by_what_they_will_take(cluster: Cluster) -> None:
     jobs = [job("--version", key=f"k{number}", memory=0.45 * MEMORY) for number in range(8)]
     for each in jobs:
@@ -140,7 +153,10 @@ def test_jobs_are_packed_by_what_they_will_take(cluster: Cluster) -> None:
 
     until(all_ended, WORKING)
     assert set(ended.values()) == {0}
-    assert all(seen <= fit for seen, fit in zip(sorted(most.values()), [1, 2, 2], strict=True))  # each node has cores for three
+    fit = {name[:6]: has["memory"] // jobs[0].memory for name, has in cluster.nodes.items()}
+    assert sorted(fit.values()) == [1, 2, 2]  # each node has cores for three
+    assert {where: count for where, count in most.items() if count > fit[where.split()[1]]} == {}
+    assert sum(most.values()) > 2  # they did share the work
 
 
 def test_a_cancelled_job_ends_in_order(cluster: Cluster, tmp_path: Path) -> None:

@@ -33,10 +33,15 @@ def until(found: Callable[[], bool], seconds: float = 180) -> None:
         time.sleep(0.05)
 
 
-def end_of(workers: Workers, key: str, seconds: float = 180) -> Ended:
+def ends_of(workers: Workers, *keys: str, seconds: float = 180) -> list[Ended]:
+    """How these jobs end, whichever does first: workers tell each end once."""
     ended: dict[str, Ended] = {}
-    until(lambda: bool(ended.update(workers.ended()) or key in ended), seconds)
-    return ended[key]
+    until(lambda: bool(ended.update(workers.ended()) or ended.keys() >= set(keys)), seconds)
+    return [ended[key] for key in keys]
+
+
+def end_of(workers: Workers, key: str, seconds: float = 180) -> Ended:
+    return ends_of(workers, key, seconds=seconds)[0]
 
 
 def of_job(mark: str) -> list[psutil.Process]:
@@ -53,7 +58,7 @@ def test_what_a_job_prints_and_how_it_ends_is_told(tmp_path: Path) -> None:
     workers = local(tmp_path)
     workers.submit(job("--version"), 1)
     workers.submit(job("evaluate", "/nowhere"), 1)
-    good, bad = end_of(workers, "--version"), end_of(workers, "evaluate")
+    good, bad = ends_of(workers, "--version", "evaluate")
     assert (good.code, good.printed[:5]) == (0, "qlab ")
     assert bad.code == 2
     assert "error:" in bad.complained
