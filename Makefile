@@ -51,7 +51,7 @@ bench-runtimes: $(READY) ## memory predicted and measured, our clock and the run
 bench-deploy: $(READY) ## serve, prove and load each format in each runtime that is here; vLLM's load tool beside ours (a quarter of an hour)
 	$(BIN)/python -m tests.bench.deploy
 
-bench-sweep: $(READY) ## whole sweeps by processes and on three Ray nodes, with a node and a driver killed (an hour; after make cluster)
+bench-sweep: $(READY) ## whole sweeps by processes and on three Ray nodes, with a node and a driver killed (long; after make cluster)
 	$(BIN)/python -m tests.sweep.acceptance
 
 bench-neighbour: $(READY) ## how much longer a walk takes beside busy programs (three minutes, on a machine with nothing else to do)

@@ -1,6 +1,6 @@
 """Whole sweeps on this machine and on a Ray cluster of three nodes of it: the same bytes, nothing lost, nothing done twice.
 
-`python -m tests.sweep.acceptance` (an hour on two cores; needs Ray, and root for `disk` and `folder`), or with the names of parts:
+`python -m tests.sweep.acceptance` (long on two cores; needs Ray, and root for `disk` and `folder`), or with the names of parts:
 same, lost, memory, disk, folder, overhead, many, lessons. `lost` compares with what `same` made, so that both need the same --work.
 """
 

@@ -79,7 +79,7 @@ def test_machines_with_another_disk_are_told_and_get_no_more_jobs(cluster: Clust
     cluster.submit(job("--version"), 1e8)
     refused = end_of(cluster, "--version", WORKING)
     assert refused.code == LOST
-    assert "no machine of the cluster had 1 core and 100.00 MB of memory for it; a machine was given no jobs" in refused.complained
+    assert "no machine of the cluster had 1 core and 0.10 GB of memory for it; a machine was given no jobs" in refused.complained
     assert "does not see the folder" in refused.complained
     assert (len(cluster.refused), cluster.nodes) == (3, {})
     node, _ = cluster.refused.popitem()
@@ -117,7 +117,7 @@ def test_a_job_that_no_machine_can_take_ends_and_says_why(cluster: Cluster, tmp_
     with_gpu.submit(job("--version"), 1e8)
     ended = end_of(with_gpu, "--version", WORKING)
     assert ended.code == LOST
-    assert "no machine of the cluster had 1 core and a GPU and 100.00 MB of memory for it" in ended.complained
+    assert "no machine of the cluster had 1 core and a GPU and 0.10 GB of memory for it" in ended.complained
     with_gpu.wait, with_gpu.hope = 10 * WORKING, time.monotonic() - 11 * WORKING  # there has been none for longer than that
     with_gpu.submit(job("--version"), 1e8)
     assert end_of(with_gpu, "--version", WORKING).code == LOST  # at once
