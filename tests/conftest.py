@@ -35,12 +35,14 @@ def tiny_folder(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-# Rooms whose tests wait for other programs, which a busy machine delays: a browser, servers, processes killed at drawn moments, nodes.
+# Tests that wait for other programs, which a busy machine delays: a browser, servers, nodes. Not those in which processes are killed at
+# drawn moments: what they find is chance already.
 WAITING = (
     "tests/browser/",
-    "tests/kill/",
-    "tests/serve/",
-    "tests/sweep/",
+    "tests/serve/test_server.py",
+    "tests/serve/test_load",
+    "tests/serve/test_vllm.py",
+    "tests/sweep/workers/",
     "tests/notebooks/test_workbook.py::test_every_page_of_the_report_in_a_browser",
 )
 

@@ -186,8 +186,8 @@ def waiting(recipe: WalkedRecipe, block: BlockShape) -> float:
     """Bytes of the block's experts as the recipe encodes them: they wait until the last of them is done, and are written together. A dense
     block's layers are few, and `working`, which was fitted to such blocks, has them."""
     if isinstance(recipe, GGUF):
-        values, size = GGML_QUANT_SIZES[GGMLQuantizationType[DEFAULT[recipe.mix]]]
-        bits = 8 * size / values
+        sizes = [GGML_QUANT_SIZES[GGMLQuantizationType[kind]] for kind in (DEFAULT[recipe.mix], *recipe.types.asked)]
+        bits = max(8 * size / values for values, size in sizes)  # the types that are asked for may be the experts'
     elif isinstance(recipe, Integers):
         bits = recipe.bits + (16 + recipe.bits) / recipe.group_size if recipe.group_size > 0 else recipe.bits
     else:

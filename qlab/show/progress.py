@@ -8,12 +8,14 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from qlab.workbook.language.spoken import say
+
 SILENCE = 60.0  # seconds at least between two lines of a lesson that computes
 
 
 class LessonProgress:
-    """Bars for the named lessons while the context lasts; without a terminal, lines: at most one a minute while a lesson computes, and how
-    long it took."""
+    """Bars for the named lessons while the context lasts; without a terminal, lines: when a cell has ended, at most one a minute, and how
+    long the lesson took."""
 
     def __init__(self, lessons: list[str], console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock = console, clock
@@ -49,10 +51,12 @@ class LessonProgress:
 
     def _tell(self, lesson: str, done: int, total: int, state: str) -> None:
         now = self._clock()
-        took = f"{now - self._begun:.0f} s"
         if state:
-            self._console.print(f"{lesson}: {state}, {took} ({len(self._finished) + 1}/{len(self._tasks)})", highlight=False)
+            self._console.print(
+                f"{lesson}: {state}, {now - self._begun:.0f} s ({len(self._finished) + 1}/{len(self._tasks)})", highlight=False
+            )
             self._begun = self._said = now
         elif now - self._said >= SILENCE:
-            self._console.print(f"{lesson}: {done} of {total} cells, {took}", highlight=False)
+            told = {"lesson": lesson, "done": done, "total": total, "seconds": now - self._begun}
+            self._console.print(say("{lesson}: {done} of {total} cells, {seconds:.0f} s", **told), highlight=False)
             self._said = now

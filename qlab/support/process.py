@@ -83,8 +83,8 @@ class Isolated(Generic[T]):
     """A generator in a fresh process, which lives from one value to the next, with whatever the generator holds."""
 
     def __init__(self, generator: Callable[..., Generator[T, Any, None]], *arguments: Any, name: str = "", bare: bool = False) -> None:
-        """Start the process, and the generator towards its first value; `name` is what a failure calls it. A `bare` process does not import
-        this program's main module, which nothing that is passed to it may be of then.
+        """Start the process, and the generator towards its first value; `name` is what a failure calls it. A `bare` process imports
+        nothing that it is not asked for: neither PRELOADED nor this program's main module, of which nothing may be passed to it then.
 
         Raises:
             OSError: no process or no temporary folder can be made.
@@ -92,12 +92,16 @@ class Isolated(Generic[T]):
         self.name = name or full_name(generator)
         self._folder = Scratch()
         self._log = self._folder.path / "log"
-        context = starting()
+        context = multiprocessing.get_context("spawn") if bare else starting()
         self._pipe, theirs = context.Pipe()
         told = (theirs, str(self._log), dict(os.environ), generator, arguments)
         self._child = context.Process(target=_child, args=told, daemon=True)
-        with without_main() if bare else nullcontext():
-            self._child.start()
+        try:
+            with without_main() if bare else nullcontext():
+                self._child.start()
+        except EOFError as error:  # the process that it should be a copy of was killed
+            raise OSError(f"no process for {self.name} could be started") from error
+        self._process = psutil.Process(self._child.pid) if psutil.pid_exists(self._child.pid or 0) else None
         theirs.close()
         self._waiting = False  # whether a value was taken, and the child waits to be asked for the next
 
@@ -167,6 +171,9 @@ class Isolated(Generic[T]):
             self._pipe.close()
             self._child.kill()
             self._child.join()
+            if self._process:
+                with suppress(psutil.NoSuchProcess):  # it lives on where the one that it is a copy of, which tells of it, was killed
+                    self._process.kill()
             # A server's keeper ends it when it sees that this child is gone; who has no keeper is killed.
             strays = psutil.wait_procs([*started, *marked(str(self._folder.path))], STRAYING)[1]
             for stray in strays:
@@ -186,9 +193,10 @@ def starting() -> ForkServerContext | SpawnContext:
     """How processes are started: on Linux each is a copy of a process that has imported PRELOADED and done nothing else, which saves each
     the 4 to 6 seconds that these imports take. That process is started with the first of them and ends with this one.
 
-    Elsewhere each is started anew: a Mac's libraries do not bear to be copied.
+    A copy has this process's environment as it is now, but what the libraries read when they are imported, such as OMP_NUM_THREADS, they
+    read before. A copy's own processes are started anew, and so are all elsewhere: a Mac's libraries do not bear to be copied.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or multiprocessing.parent_process() is not None:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED])
@@ -279,7 +287,6 @@ def _child(
     os.environ.update(variables)
     # A daemon, so that the parent's end ends it; but it may have processes of its own, which a daemon of multiprocessing's may not.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    atexit.register(os._exit, 0)  # first, so it runs last: a Python that has loaded PyTorch takes a second to tear itself down
     os.environ[MARK] = os.path.dirname(log)
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(stream, 1)
@@ -301,6 +308,8 @@ def _child(
             traceback.print_exc()
         message = ("no room", number) if number else ("error", f"{type(error).__name__}: {error}")
     pipe.send(message)
+    atexit._run_exitfuncs()  # multiprocessing lets a copy end without them; temporary folders go by them
+    os._exit(0)  # a Python that has loaded PyTorch takes a second to tear itself down
 
 
 def _die_with_parent() -> None:

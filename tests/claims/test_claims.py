@@ -136,6 +136,8 @@ def test_one_result_changed_turns_the_verdict(claim: str, good: dict, bad: dict)
 def test_a_layer_alone_is_not_judged_where_the_control_changes_no_code() -> None:
     codes = {"same": 1000, "control": 1000, "of": 1000, "layer": "q"}
     assert verdict("gptq-each-matrix-alone", {"gptq/alone": codes}) == UNTESTABLE
+    for same, control, said in ((1000, 995, UNTESTABLE), (500, 500, FAILS), (985, 995, FAILS)):
+        assert verdict("gptq-each-matrix-alone", {"gptq/alone": codes | {"same": same, "control": control}}) == said
 
 
 def test_a_fine_tuning_on_four_bits_must_learn_and_save_memory() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.process import PRELOADED, Isolated, Overdue, peak_bytes, run_isolated
 from tests.living import isolated, lives
@@ -61,8 +62,27 @@ def test_a_child_has_the_variables_of_its_parent_as_they_are_now(monkeypatch: py
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are started anew")
 def test_no_gpu_is_touched_before_a_child_is_copied() -> None:
-    program = f"import torch; [__import__(name) for name in {PRELOADED!r}]; print(torch.cuda.is_initialized())"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300).stdout == "False\n"
+    program = f"""
+import torch
+asked = []
+for name in ("is_available", "device_count", "init", "_lazy_init"):
+    setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
+for name in {PRELOADED!r}:
+    __import__(name)
+print(asked)
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300).stdout == "[]\n"
+
+
+def keeps_a_folder() -> str:
+    """A temporary folder that nobody removes before the process ends."""
+    folder = Scratch()
+    held.append(folder)
+    return str(folder.path)
+
+
+def test_a_child_s_temporary_folders_go_with_it() -> None:
+    assert not Path(run_isolated(keeps_a_folder).value).exists()
 
 
 def test_failures_say_what_happened() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from contextlib import closing
 from pathlib import Path
@@ -66,4 +67,5 @@ def many(work: Path, plan: Path) -> None:
     _, said = sweep(file, work / "many", "--dry-run")
     computed = os.times().children_user + os.times().children_system - children_before
     jobs = next(line for line in said.splitlines() if " jobs, " in line)
+    assert int(re.sub(r"\D", "", jobs.partition(" jobs")[0])) >= 10_000
     print(f"{jobs.partition(' jobs')[0]} jobs: {time.monotonic() - began:.1f} s, of which {computed:.1f} s of computing", flush=True)

@@ -78,7 +78,7 @@ def damage(curves: Mapping[str, Sequence[tuple[float, float]]], bits: float) -> 
     is chosen or drawn takes no more than that."""
     alike, chosen, random = (at_most(curves[way], bits)[1] for way in (spending.ALIKE, spending.CHOSEN, spending.RANDOM))
     values = {"bits": bits, "share": chosen / max(alike, 1e-30), "drawn": random / max(alike, 1e-30)}
-    if chosen < alike:
+    if round(values["share"], 2) < 1:  # as it is printed
         return say("In {bits:.2f} bits a weight, widths by what each layer costs have {share:.0%} of the predicted KL of one width for "
                    "all; widths at random, {drawn:.0%}", **values)  # fmt: skip
     return say("In {bits:.2f} bits a weight, widths by what each layer costs have no less predicted KL than one width for all "
@@ -97,7 +97,7 @@ def widths(table: pd.DataFrame) -> str:
     values = {"most": kinds.idxmax(), "more": kinds.max(), "least": kinds.idxmin(), "fewer": kinds.min(), "narrow": narrow, "wide": wide}
     if narrow == wide:
         return say("Every layer has {wide:.0f} bits: within this budget none gets wider codes than another", **values)
-    if kinds.max() == kinds.min():
+    if round(kinds.max(), 1) == round(kinds.min(), 1):  # as they are printed
         return say("Each kind of layer has {more:.1f} bits in the mean; single layers have {narrow:.0f} to {wide:.0f}", **values)
     return say("Most bits for {most}, {more:.1f} in the mean over the blocks; fewest for {least}, {fewer:.1f}", **values)
 

@@ -53,7 +53,9 @@ def crowd(served: Sequence[Served]) -> str:
     if not set(led[few]) & set(led[many]):
         return say("The formats change places: most tokens/s at {few} at a time from {first}, at {many} from {last}", **values)
     if all(names == led[few] for names in led.values()) and len(led[few]) == 1:
-        times = rates[0] / rates[1] if len(rates) > 1 else 1.0
+        if len(rates) == 1:
+            return say("{first} gives most tokens/s at every load; with {many} at a time no other format answered", **values)
+        times = rates[0] / rates[1]
         return say("{first} gives most tokens/s at every load; with {many} at a time {times:.1f} times the next", times=times, **values)
     if led[few] == led[many] and len(led[few]) == 1:
         return say("{first} gives most tokens/s at {few} and at {many} at a time, but not at every load between", **values)

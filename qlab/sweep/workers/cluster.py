@@ -128,11 +128,16 @@ class Cluster:
         return {key: Work(time.monotonic() - task.since, task.where) for key, task in self.tasks.items() if task.where}
 
     def ended(self) -> dict[str, Ended]:
-        found = {}
+        found: dict[str, Ended] = {}
         for key, task in list(self.tasks.items()):
-            ended = self._news(task)
-            if ended is None and self.tasks[key] is task:  # not given to Ray once more
-                ended = self._hopeless(task)
+            try:
+                ended = self._news(task)
+                if ended is None and self.tasks[key] is task:  # not given to Ray once more
+                    ended = self._hopeless(task)
+            except UserError:  # the cluster is lost: what has ended is told first, and the next call says so
+                if not found:
+                    raise
+                break
             if ended is not None:
                 found[key] = replace(ended, where=task.where)
         for key, ended in found.items():

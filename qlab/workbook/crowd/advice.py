@@ -6,7 +6,6 @@ its card's published figures (qlab.plan.pace).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from qlab.serve.crowd import NEAR
 from qlab.support.wording import Sentence, listed
 from qlab.workbook.crowd.kept import Loads
 
-REACHED = 0.5  # of a card's published figures: kernels reach 65 to 75 % of the bandwidth at batch 1, and of the arithmetic less
+REACHED = 0.5  # of a card's published figures is counted on: a guess on the safe side, since no kernel reaches them
 LADDER = (1, 4, 16, 64, 256)
 ORIGINALS = ("f16", "FP16")
 
@@ -40,20 +39,24 @@ def choose(shape: Shape, loads: Loads, gpu: str, users: int, request: Request, w
 
 
 def measured(loads: Loads, users: int, wanted: float) -> Choice:
-    """By the level of load nearest to `users`, of those at which all of `loads` gave answers."""
+    """By the least level of load that has no fewer than `users` at a time, of those at which all of `loads` gave answers: with fewer than
+    that each gets no less. What more get was not measured."""
     rates = {name: {level: rate / level for level, rate in by_level.items() if rate} for name, by_level in loads.items()}
     levels = set.intersection(*(set(by_level) for by_level in rates.values())) if rates else set()
     if not levels:
         return Choice(
             Sentence("not measured"), Sentence("no server of this model was measured here with the same `work`: lesson 6 does that")
         )
-    if users > 2 * max(levels):
+    if users > max(levels):
         return Choice(Sentence("not measured"), Sentence("lesson 6 had at most {most} users at a time", most=max(levels)))
-    level = min(sorted(levels), key=lambda level: abs(math.log(level / users)))
+    level = min(level for level in levels if level >= users)
     each = {name: by_level[level] for name, by_level in rates.items()}
     name = nearest_enough(each, wanted)
     found = Sentence(
-        "measured in lesson 6 at {level} at a time: {name} gives each user {rate:,.1f} tokens/s", level=level, name=name, rate=each[name]
+        "measured in lesson 6 with {level} at a time, whose prompts and answers are short: {name} gives each user {rate:,.1f} tokens/s",
+        level=level,
+        name=name,
+        rate=each[name],
     )
     return chosen(name, found, each, wanted)
 
@@ -67,7 +70,7 @@ def counted(shape: Shape, generation: Generation, users: int, request: Request, 
         needed = (weight_bytes(shape, INT4) + cache_bytes(shape, tokens, users)) / GB
         room = fit(shape, INT4, tokens, generation.card["memory_gb"], 1, users).usable
         why = Sentence(
-            "even 4-bit weights and the caches take {needed:.0f} GB, and {card} has room for {room:.0f}",
+            "even 4-bit weights and the caches take {needed:.2f} GB, and {card} has room for {room:.2f}",
             needed=needed,
             card=card,
             room=room,
@@ -75,13 +78,14 @@ def counted(shape: Shape, generation: Generation, users: int, request: Request, 
         return Choice(Sentence("more cards, or fewer users at a time"), why)
     name = nearest_enough(each, wanted)
     found = Sentence(
-        "half of what {card} can read and compute: {name} gives each user {rate:,.1f} tokens/s", card=card, name=name, rate=each[name]
+        "by arithmetic on half of {card}'s published figures {name} would give each user about {rate:,.0f} tokens/s",
+        card=card,
+        name=name,
+        rate=each[name],
     )
     choice = chosen(name, found, each, wanted)
-    if name == INT4 and not generation.marlin:
-        return Choice(choice.take, Sentence("{why}; its 4-bit kernels are not Marlin's, so measure first", why=choice.why))
     if others := [other for other in each if other != name and each[other] == each[name]]:
-        return Choice(choice.take, Sentence("{why}; {others} the same", why=choice.why, others=listed(others)))
+        return Choice(choice.take, Sentence("{why}; {others} as many", why=choice.why, others=listed(others)))
     return choice
 
 
@@ -101,7 +105,7 @@ def chosen(name: str, found: Sentence, each: Mapping[str, float], wanted: float)
     if each[name] < wanted:
         return Choice(take, Sentence("{found}, fewer than the {wanted:g} asked, but no other is more than {near:.0%} faster", **values))
     if original:
-        return Choice(take, Sentence("{found}, and {wanted:g} are asked: nothing need be lost", **values))
+        return Choice(take, Sentence("{found}, and {wanted:g} are asked", **values))
     if first == name:
         return Choice(take, Sentence("{found}, and {wanted:g} are asked; nothing nearer to the original is at hand", **values))
     return Choice(take, Sentence("{found}, and {wanted:g} are asked; {first} gives {rate:,.1f}", **values))
