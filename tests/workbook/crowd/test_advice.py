@@ -43,7 +43,7 @@ def test_by_generation_at_few_and_at_many(gpu: str, users: int, wanted: float, t
 def test_reasons_name_the_card_and_what_stands_beside() -> None:
     found = on("Hopper", 64, 50)
     assert found.why == (
-        "by arithmetic on half of NVIDIA H100 80GB SXM's published figures FP8 W8A8 would give each user about 70 tokens/s, "
+        "by arithmetic on half of NVIDIA H100 80GB SXM's published figures FP8 W8A8 would give each user about 71 tokens/s, "
         "and 50 are asked; FP16 gives 45.5; INT8 W8A8 as many"
     )
     assert "FP8" not in on("Ampere", 64, 30).why  # which has no such arithmetic
