@@ -53,5 +53,5 @@ def test_an_absurd_word_is_one_short_message(
     printed = capsys.readouterr().err
     assert len(printed) < 1300
     assert "a fault of qlab's" not in printed
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120  # seconds; it must not hang, and a busy machine is slow
     assert list(tmp_path.iterdir()) == []
