@@ -82,7 +82,7 @@ def test_damaged_data_is_one_short_message_that_names_the_file(name: str, number
         check_tasks([task], folder=put(tmp_path / "bad", FILES[task] | {name: content}))
     assert Path(name).name in str(refused.value)
     assert len(str(refused.value)) < 400
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
 
 
 def test_what_grows_a_millionfold_is_not_unpacked(tmp_path: Path) -> None:

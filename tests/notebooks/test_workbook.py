@@ -144,7 +144,8 @@ def test_the_servers_and_libraries_really_ran(run: Run) -> None:
     assert results["deploy/stopped"]
     assert results["deploy/proof"]["holds"]
     assert not results["deploy/control"]["holds"]
-    assert results["deploy/control"]["agreement"]["error"] > 1.5 * results["deploy/proof"]["agreement"]["error"]  # 1.97 on one machine, above 2 on others
+    control, proof = (results[f"deploy/{which}"]["agreement"]["error"] for which in ("control", "proof"))
+    assert control > 1.5 * proof  # 1.97 times on one machine, more than twice on others
     assert all(level["errors"] == {} and level["wrong"] == 0 for level in results["deploy/load"])
     assert results["nf4/difference-to-bitsandbytes"] < 1e-6
     assert results["nf4/same-bytes"]
@@ -263,7 +264,7 @@ def test_a_second_run_takes_what_is_done(embedded: Run) -> None:
     assert done.returncode == 0, done.stderr
     lessons = json.loads((embedded.out / "results.json").read_text())["lessons"]
     assert all(lesson["earlier"] for lesson in lessons.values())
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 180
 
 
 def test_the_two_models_differ_in_every_figure(embedded: Run, second: Run) -> None:

@@ -104,7 +104,7 @@ def test_a_configuration_that_cannot_be_is_one_short_message(name: str, adapter:
         read_adapter(folder)
     assert said in str(refused.value)
     assert len(str(refused.value)) < 500
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
 
 
 TENSORS: dict[str, tuple[dict[str, Any], str]] = {
