@@ -115,7 +115,7 @@ def starting_on(device: str) -> Iterator[None]:
     if device == "cpu":
         os.environ[SEEN] = ""
     elif match and match[1]:
-        seen = match[1:] if before is None else before.split(",")[int(match[1]) :]
+        seen = [match[1]] if before is None else before.split(",")[int(match[1]) :]
         if not seen:
             raise UserError(f"no device {device!r}: {SEEN} is {before!r}")
         os.environ[SEEN] = seen[0]
