@@ -18,7 +18,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
@@ -34,7 +33,6 @@ CLOSING = 30.0  # seconds that a generator has to end in order; a server that it
 LEAVING = 2.0  # and its process then, to give back the semaphores that it shares with this process's keeper of them
 STRAYING = 12.0  # and what a killed one has started; a server's keeper gives the server 8
 MARK = "QLAB_ISOLATED"  # of the environment: what a child starts carries the child's mark, also when the child is gone
-PRELOADED = ("torch", "transformers", "transformers.modeling_utils")  # no GPU is touched by their import, which a copy could not use then
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
 
 
@@ -83,8 +81,8 @@ class Isolated(Generic[T]):
     """A generator in a fresh process, which lives from one value to the next, with whatever the generator holds."""
 
     def __init__(self, generator: Callable[..., Generator[T, Any, None]], *arguments: Any, name: str = "", bare: bool = False) -> None:
-        """Start the process, and the generator towards its first value; `name` is what a failure calls it. A `bare` process imports
-        nothing that it is not asked for: neither PRELOADED nor this program's main module, of which nothing may be passed to it then.
+        """Start the process, and the generator towards its first value; `name` is what a failure calls it. A `bare` process does not import
+        this program's main module, of which nothing may be passed to it then.
 
         Raises:
             OSError: no process or no temporary folder can be made.
@@ -92,14 +90,14 @@ class Isolated(Generic[T]):
         self.name = name or full_name(generator)
         self._folder = Scratch()
         self._log = self._folder.path / "log"
-        context = multiprocessing.get_context("spawn") if bare else starting()
+        context = multiprocessing.get_context("spawn")  # a fork server's copies start faster, but a kernel that ends leaves its folder
         self._pipe, theirs = context.Pipe()
         told = (theirs, str(self._log), dict(os.environ), generator, arguments)
         self._child = context.Process(target=_child, args=told, daemon=True)
         try:
             with without_main() if bare else nullcontext():
                 self._child.start()
-        except EOFError as error:  # the process that it should be a copy of was killed
+        except EOFError as error:
             raise OSError(f"no process for {self.name} could be started") from error
         self._process = psutil.Process(self._child.pid) if psutil.pid_exists(self._child.pid or 0) else None
         theirs.close()
@@ -172,7 +170,7 @@ class Isolated(Generic[T]):
             self._child.kill()
             self._child.join()
             if self._process:
-                with suppress(psutil.NoSuchProcess):  # it lives on where the one that it is a copy of, which tells of it, was killed
+                with suppress(psutil.NoSuchProcess):
                     self._process.kill()
             # A server's keeper ends it when it sees that this child is gone; who has no keeper is killed.
             strays = psutil.wait_procs([*started, *marked(str(self._folder.path))], STRAYING)[1]
@@ -187,20 +185,6 @@ class Isolated(Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def starting() -> ForkServerContext | SpawnContext:
-    """How processes are started: on Linux each is a copy of a process that has imported PRELOADED and done nothing else, which saves each
-    the 4 to 6 seconds that these imports take. That process is started with the first of them and ends with this one.
-
-    A copy has this process's environment as it is now, but what the libraries read when they are imported, such as OMP_NUM_THREADS, they
-    read before. A copy's own processes are started anew, and so are all elsewhere: a Mac's libraries do not bear to be copied.
-    """
-    if sys.platform != "linux" or multiprocessing.parent_process() is not None:
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED])
-    return context
 
 
 @contextmanager
@@ -231,8 +215,6 @@ def marked(mark: str) -> list[psutil.Process]:
 
 def peak_bytes(process: int | None = None) -> int:
     """Most memory this process ever held, or another one of this user's by its number; 0 where the system does not tell of others.
-
-    Of the libraries in a process of `starting` what it has touched counts: some 0.15 GB less than in one that has imported them itself.
 
     Not getrusage on Linux: there a spawned child starts with its parent's peak.
     """
@@ -283,7 +265,7 @@ def _child(
     generator: Callable[..., Generator[Any, Any, None]],
     arguments: tuple[Any, ...],
 ) -> None:
-    os.environ.clear()  # the copied process has those of its own start
+    os.environ.clear()
     os.environ.update(variables)
     # A daemon, so that the parent's end ends it; but it may have processes of its own, which a daemon of multiprocessing's may not.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
@@ -308,12 +290,12 @@ def _child(
             traceback.print_exc()
         message = ("no room", number) if number else ("error", f"{type(error).__name__}: {error}")
     pipe.send(message)
-    atexit._run_exitfuncs()  # multiprocessing lets a copy end without them; temporary folders go by them
+    atexit._run_exitfuncs()  # temporary folders go by them
     os._exit(0)  # a Python that has loaded PyTorch takes a second to tear itself down
 
 
 def _die_with_parent() -> None:
-    """Wait for the end of the process that asked for this one, which on Linux is not the one that it is a copy of."""
+    """Wait for the end of the process that asked for this one."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -18,7 +18,7 @@ import pytest
 
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
-from qlab.support.process import PRELOADED, Isolated, Overdue, peak_bytes, run_isolated
+from qlab.support.process import Isolated, Overdue, peak_bytes, run_isolated
 from tests.living import isolated, lives
 
 held: list[object] = []  # by a child, to its end
@@ -58,20 +58,6 @@ def test_a_child_has_the_variables_of_its_parent_as_they_are_now(monkeypatch: py
     assert run_isolated(variable).value == "now"
     monkeypatch.delenv("QLAB_TEST_VARIABLE")
     assert run_isolated(variable).value is None
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are started anew")
-def test_no_gpu_is_touched_before_a_child_is_copied() -> None:
-    program = f"""
-import torch
-asked = []
-for name in ("is_available", "device_count", "init", "_lazy_init"):
-    setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
-for name in {PRELOADED!r}:
-    __import__(name)
-print(asked)
-"""
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300).stdout == "[]\n"
 
 
 def keeps_a_folder() -> str:
