@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -82,7 +82,7 @@ class Isolated(Generic[T]):
 
     def __init__(self, generator: Callable[..., Generator[T, Any, None]], *arguments: Any, name: str = "", bare: bool = False) -> None:
         """Start the process, and the generator towards its first value; `name` is what a failure calls it. A `bare` process does not import
-        this program's main module, of which nothing may be passed to it then.
+        this program's main module, which nothing that is passed to it may be of then.
 
         Raises:
             OSError: no process or no temporary folder can be made.
@@ -90,16 +90,11 @@ class Isolated(Generic[T]):
         self.name = name or full_name(generator)
         self._folder = Scratch()
         self._log = self._folder.path / "log"
-        context = multiprocessing.get_context("spawn")  # a fork server's copies start faster, but a kernel that ends leaves its folder
+        context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        told = (theirs, str(self._log), dict(os.environ), generator, arguments)
-        self._child = context.Process(target=_child, args=told, daemon=True)
-        try:
-            with without_main() if bare else nullcontext():
-                self._child.start()
-        except EOFError as error:
-            raise OSError(f"no process for {self.name} could be started") from error
-        self._process = psutil.Process(self._child.pid) if psutil.pid_exists(self._child.pid or 0) else None
+        self._child = context.Process(target=_child, args=(theirs, str(self._log), generator, arguments), daemon=True)
+        with without_main() if bare else nullcontext():
+            self._child.start()
         theirs.close()
         self._waiting = False  # whether a value was taken, and the child waits to be asked for the next
 
@@ -169,9 +164,6 @@ class Isolated(Generic[T]):
             self._pipe.close()
             self._child.kill()
             self._child.join()
-            if self._process:
-                with suppress(psutil.NoSuchProcess):
-                    self._process.kill()
             # A server's keeper ends it when it sees that this child is gone; who has no keeper is killed.
             strays = psutil.wait_procs([*started, *marked(str(self._folder.path))], STRAYING)[1]
             for stray in strays:
@@ -258,22 +250,15 @@ def trim_heap() -> None:
         libc.malloc_trim(0)
 
 
-def _child(
-    pipe: Connection,
-    log: str,
-    variables: Mapping[str, str],
-    generator: Callable[..., Generator[Any, Any, None]],
-    arguments: tuple[Any, ...],
-) -> None:
-    os.environ.clear()
-    os.environ.update(variables)
+def _child(pipe: Connection, log: str, generator: Callable[..., Generator[Any, Any, None]], arguments: tuple[Any, ...]) -> None:
     # A daemon, so that the parent's end ends it; but it may have processes of its own, which a daemon of multiprocessing's may not.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    atexit.register(os._exit, 0)  # first, so it runs last: a Python that has loaded PyTorch takes a second to tear itself down
     os.environ[MARK] = os.path.dirname(log)
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     try:
         with closing(generator(*arguments)) as values, suppress(StopIteration):
             wanted, value = True, next(values)
@@ -290,13 +275,9 @@ def _child(
             traceback.print_exc()
         message = ("no room", number) if number else ("error", f"{type(error).__name__}: {error}")
     pipe.send(message)
-    atexit._run_exitfuncs()  # temporary folders go by them
-    os._exit(0)  # a Python that has loaded PyTorch takes a second to tear itself down
 
 
-def _die_with_parent() -> None:
-    """Wait for the end of the process that asked for this one."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
