@@ -52,13 +52,8 @@ def measured(loads: Loads, users: int, wanted: float) -> Choice:
     level = min(level for level in levels if level >= users)
     each = {name: by_level[level] for name, by_level in rates.items()}
     name = nearest_enough(each, wanted)
-    found = Sentence(
-        "measured in lesson 6 with {level} at a time, whose prompts and answers are short: {name} gives each user {rate:,.1f} tokens/s",
-        level=level,
-        name=name,
-        rate=each[name],
-    )
-    return chosen(name, found, each, wanted)
+    text = "measured in lesson 6 with {level} at a time, whose prompts and answers are short: {name} gives each user {rate:,.1f} tokens/s"
+    return chosen(name, Sentence(text, level=level, name=name, rate=each[name]), each, wanted)
 
 
 def counted(shape: Shape, generation: Generation, users: int, request: Request, wanted: float) -> Choice:
@@ -69,21 +64,11 @@ def counted(shape: Shape, generation: Generation, users: int, request: Request, 
         tokens = request.prompt + request.answer
         needed = (weight_bytes(shape, INT4) + cache_bytes(shape, tokens, users)) / GB
         room = fit(shape, INT4, tokens, generation.card["memory_gb"], 1, users).usable
-        why = Sentence(
-            "even 4-bit weights and the caches take {needed:.2f} GB, and {card} has room for {room:.2f}",
-            needed=needed,
-            card=card,
-            room=room,
-        )
-        return Choice(Sentence("more cards, or fewer users at a time"), why)
+        text = "even 4-bit weights and the caches take {needed:.2f} GB, and {card} has room for {room:.2f}"
+        return Choice(Sentence("more cards, or fewer users at a time"), Sentence(text, needed=needed, card=card, room=room))
     name = nearest_enough(each, wanted)
-    found = Sentence(
-        "by arithmetic on half of {card}'s published figures {name} would give each user about {rate:,.0f} tokens/s",
-        card=card,
-        name=name,
-        rate=each[name],
-    )
-    choice = chosen(name, found, each, wanted)
+    text = "by arithmetic on half of {card}'s published figures {name} would give each user about {rate:,.0f} tokens/s"
+    choice = chosen(name, Sentence(text, card=card, name=name, rate=each[name]), each, wanted)
     if others := [other for other in each if other != name and each[other] == each[name]]:
         return Choice(choice.take, Sentence("{why}; {others} as many", why=choice.why, others=listed(others)))
     return choice
@@ -108,7 +93,7 @@ def chosen(name: str, found: Sentence, each: Mapping[str, float], wanted: float)
         return Choice(take, Sentence("{found}, and {wanted:g} are asked", **values))
     if first == name:
         return Choice(take, Sentence("{found}, and {wanted:g} are asked; nothing nearer to the original is at hand", **values))
-    return Choice(take, Sentence("{found}, and {wanted:g} are asked; {first} gives {rate:,.1f}", **values))
+    return Choice(take, Sentence("{found}, and {wanted:g} are asked; {first}: {rate:,.1f}", **values))
 
 
 def every_choice(shapes: Mapping[str, Shape], loads: Loads, users: int, request: Request, wanted: float) -> list[dict[str, Any]]:

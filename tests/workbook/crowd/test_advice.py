@@ -44,7 +44,7 @@ def test_reasons_name_the_card_and_what_stands_beside() -> None:
     found = on("Hopper", 64, 50)
     assert found.why == (
         "by arithmetic on half of NVIDIA H100 80GB SXM's published figures FP8 W8A8 would give each user about 71 tokens/s, "
-        "and 50 are asked; FP16 gives 45.5; INT8 W8A8 as many"
+        "and 50 are asked; FP16: 45.5; INT8 W8A8 as many"
     )
     assert "FP8" not in on("Ampere", 64, 30).why  # which has no such arithmetic
     assert "nothing nearer to the original is at hand" in on("Turing", 1, 10).why
@@ -61,7 +61,7 @@ def test_without_a_gpu_lesson_6_decides() -> None:
     )
     assert on(NONE, 1, 30).take == "q4_k_m"
     assert on(NONE, 2, 18).take == "q4_k_m"  # by 4 at a time, where f16 gives 15: what 1 gets says nothing of 2
-    assert on(NONE, 1, 30).why.endswith("q4_k_m gives each user 50.0 tokens/s, and 30 are asked; f16 gives 20.0")
+    assert on(NONE, 1, 30).why.endswith("q4_k_m gives each user 50.0 tokens/s, and 30 are asked; f16: 20.0")
     assert on(NONE, 3, 1).why.startswith("measured in lesson 6 with 4 at a time")
     assert on(NONE, 65, 1) == Choice("not measured", "lesson 6 had at most 64 users at a time")
 
