@@ -20,7 +20,7 @@ from tests.fuzz.tokenizers import framed_by
 DOUBLING = {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}] * 40}
 HOSTILE: dict[str, tuple[str, Any, str]] = {
     "a letter becomes a million": ("normalizer", {"type": "Replace", "pattern": {"String": "e"}, "content": "x" * 10**6}, "memory"),
-    "a letter doubled forty times": ("normalizer", DOUBLING, "memory"),
+    "a letter doubled forty times": ("normalizer", DOUBLING, "(memory|seconds of computing)"),  # which comes first depends on the machine
     "tokens before every text": ("post_processor", framed_by(30_000), "memory"),
     "a letter becomes a hundred": (
         "normalizer",
