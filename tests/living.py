@@ -1,4 +1,4 @@
-"""The processes that qlab.support.process has started for a process and that live."""
+"""The processes that qlab.support.processes.process has started for a process and that live."""
 
 from __future__ import annotations
 

@@ -37,7 +37,10 @@ def test_chat_templates_are_rendered_in_one_place_alone() -> None:
     assert found == ["templates.py"]
 
 
-@pytest.mark.parametrize("start", ["from qlab.support.process import run_isolated; run_isolated(len, ())", "-m qlab.serve.supervisor true"])
+@pytest.mark.parametrize(
+    "start",
+    ["from qlab.support.processes.process import run_isolated; run_isolated(len, ())", "-m qlab.serve.supervisor true"],
+)
 def test_code_in_the_current_folder_is_not_imported_by_processes_that_are_started(start: str, tmp_path: Path) -> None:
     """As the console script does, whose own path is not the current folder but that of the program."""
     for module in ("multiprocessing", "qlab"):

@@ -29,7 +29,7 @@ from qlab.support.disk.scratch import Scratch, discard
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes
 from qlab.support.precision import multiplies_bfloat16
-from qlab.support.process import keep_heap, peak_bytes, run_isolated
+from qlab.support.processes.process import keep_heap, peak_bytes, run_isolated
 from qlab.support.stages import stage
 from qlab.support.versions import version_of
 from qlab.walk.state.journal import Journal

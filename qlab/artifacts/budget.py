@@ -27,7 +27,7 @@ from qlab.models.opening import OpenedModel
 from qlab.recipes import FP8, GGUF, NF4, Integers, WalkedRecipe
 from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.support.errors import UserError
-from qlab.support.process import peak_bytes
+from qlab.support.processes.process import peak_bytes
 from qlab.support.wording import counted
 from qlab.walk.walk import usual_batch
 

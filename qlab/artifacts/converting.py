@@ -23,7 +23,7 @@ from qlab.support.disk.lock import locked
 from qlab.support.disk.room import room_for
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
-from qlab.support.process import peak_bytes
+from qlab.support.processes.process import peak_bytes
 from qlab.support.versions import version_of
 
 WHY = f"convert changes between {', '.join(LAYOUTS)}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qlab.models.opening import OpenedModel
-from qlab.support.process import Isolated, called_once, peak_bytes
+from qlab.support.processes.process import Isolated, called_once, peak_bytes
 from qlab.support.progress import counter
 from qlab.walk.state.journal import Journal
 from qlab.walk.state.share import Share

@@ -19,7 +19,7 @@ from qlab.evaluate.runtime import Reading, RuntimeFigures, measuring, pooled, st
 from qlab.models.opening import found_device
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes, free_bytes
-from qlab.support.process import Isolated, Overdue, run_isolated
+from qlab.support.processes.process import Isolated, Overdue, run_isolated
 from qlab.support.progress import progress
 
 ABSENT = "is not on this machine"

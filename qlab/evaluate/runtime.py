@@ -65,7 +65,7 @@ def measuring(
 ) -> Generator[Reading, None, None]:
     """Load the model or artifact of `folder` in the runtime `runner` of RUNNERS and measure it; and time it again as often as asked.
 
-    Meant for a process of its own (qlab.support.process.Isolated), which holds the model until it is closed.
+    Meant for a process of its own (qlab.support.processes.process.Isolated), which holds the model until it is closed.
 
     Raises:
         UserError, RuntimeError, OSError: what keeps the runtime from opening the folder or from computing.

@@ -20,7 +20,7 @@ from qlab.models.configuration import quantization_of
 from qlab.models.loading import load_and_rest
 from qlab.models.opening import OpenedModel
 from qlab.support.disk.scratch import Scratch
-from qlab.support.process import trim_heap
+from qlab.support.processes.process import trim_heap
 from qlab.support.progress import progress
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations

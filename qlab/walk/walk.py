@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qlab.models.opening import OpenedModel
 from qlab.support.precision import quick_products
-from qlab.support.process import steady_heap, trim_heap
+from qlab.support.processes.process import steady_heap, trim_heap
 from qlab.support.progress import counter
 from qlab.support.stages import stage
 from qlab.walk.block import Block

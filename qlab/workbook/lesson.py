@@ -29,7 +29,7 @@ from qlab.models.texts.windows import Reading, read_windows
 from qlab.recipes import Recipe, WalkedRecipe
 from qlab.recipes.fitting import fitted_size, layers_of
 from qlab.support.memory import disk_bytes
-from qlab.support.process import run_isolated
+from qlab.support.processes.process import run_isolated
 from qlab.support.wording import Sentence
 from qlab.walk.by_block import predictor
 from qlab.walk.routing import collect_beside

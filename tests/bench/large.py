@@ -15,7 +15,7 @@ from qlab.models.loading import load_tokenizer
 from qlab.models.opening import locate
 from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
-from qlab.support.process import peak_bytes, run_isolated
+from qlab.support.processes.process import peak_bytes, run_isolated
 from qlab.support.stages import profiled
 from tests.bench.made_up import make_checkpoint
 

@@ -23,7 +23,7 @@ from qlab.models.loading import load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
-from qlab.support.process import run_isolated
+from qlab.support.processes.process import run_isolated
 from qlab.workbook.lesson import quiet
 from tests.bench.made_up import make_checkpoint
 

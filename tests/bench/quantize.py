@@ -25,7 +25,7 @@ from qlab.models.plain_copy import plain_copy
 from qlab.models.texts.windows import read_windows
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, AutoRound, BitsAndBytes, LlamaCpp, LLMCompressor
 from qlab.recipes import Recipe, parse
-from qlab.support.process import run_isolated
+from qlab.support.processes.process import run_isolated
 from qlab.workbook.lesson import able, quiet
 from tests.bench.kquants import against_llamacpp
 from tests.bench.large import LARGE, SHAPES, large

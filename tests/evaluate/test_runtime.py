@@ -32,7 +32,7 @@ from qlab.plan.footprint import Footprint, computing, packed_by_bitsandbytes
 from qlab.recipes import Recipe, parse
 from qlab.support.errors import UserError
 from qlab.support.memory import disk_bytes, peak_during
-from qlab.support.process import Isolated, Outcome, Overdue, run_isolated
+from qlab.support.processes.process import Isolated, Outcome, Overdue, run_isolated
 from tests.living import isolated
 
 QUICK = Protocol(16, 4, 1, 2)

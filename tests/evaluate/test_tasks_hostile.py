@@ -25,7 +25,7 @@ from qlab.evaluate.store.results import read
 from qlab.evaluate.tasks import check_tasks
 from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
-from qlab.support.process import peak_bytes
+from qlab.support.processes.process import peak_bytes
 from qlab.support.reading import LARGEST
 
 HEADER = "question,choice0,choice1,choice2,choice3,answer\n"

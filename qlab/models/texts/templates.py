@@ -1,7 +1,7 @@
 """Chat templates: programs that came with a model, rendered as transformers renders them.
 
 transformers runs them in Jinja's immutable sandbox, which keeps them from files and from Python but bounds neither memory nor time; so it
-happens in a process of its own (qlab.support.confined).
+happens in a process of its own (qlab.support.processes.confined).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlab.support.confined import Exceeded, confined
+from qlab.support.processes.confined import Exceeded, confined
 
 SECONDS = 5  # of computing for a chat, which takes a thousandth
 LONGEST = 1 << 25  # characters of a rendered chat

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from qlab.models.texts.prompts import PROMPTS
-from qlab.support.confined import Exceeded, confined
 from qlab.support.errors import UserError
+from qlab.support.processes.confined import Exceeded, confined
 
 SECONDS = 15  # of computing to open the largest and to cut the text of the trial, which take two
 TEXT = 16_000  # characters of the workbook's prompts that are cut

@@ -12,7 +12,7 @@ from tornado import web
 
 from qlab.show.site.pages import MARK, Link, page
 from qlab.support.errors import UserError
-from qlab.support.process import run_isolated
+from qlab.support.processes.process import run_isolated
 from qlab.workbook.language.spoken import ENGLISH, gettext, spoken
 from qlab.workbook.reader.about import lesson_names
 from qlab.workbook.reader.workspace import OWN_MODEL

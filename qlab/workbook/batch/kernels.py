@@ -16,7 +16,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from traitlets.config import Config
 
 from qlab.support.disk.scratch import Scratch
-from qlab.support.process import peak_bytes
+from qlab.support.processes.process import peak_bytes
 
 LONGEST = 70  # characters of a folder for kernels' sockets; they are named by 33 more, and 107 are allowed
 LAST = 5  # lines of what a kernel printed that are shown where it died

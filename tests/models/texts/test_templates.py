@@ -13,7 +13,7 @@ from qlab.models.loading import load_tokenizer
 from qlab.models.opening import OpenedModel
 from qlab.models.texts.conversations import Document, rendered
 from qlab.support.errors import UserError
-from qlab.support.process import peak_bytes
+from qlab.support.processes.process import peak_bytes
 from tests.models.texts.tokenizers import TURNS
 
 TALK = [

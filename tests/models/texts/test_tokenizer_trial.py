@@ -14,7 +14,7 @@ from qlab.models.loading import load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.tokenizer_trial import check_bounded
 from qlab.support.errors import UserError
-from qlab.support.process import peak_bytes
+from qlab.support.processes.process import peak_bytes
 from tests.fuzz.tokenizers import framed_by
 
 DOUBLING = {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}] * 40}

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from qlab.support.disk.room import full, full_by, no_room, room_for
 from qlab.support.errors import UserError
-from qlab.support.process import run_isolated
+from qlab.support.processes.process import run_isolated
 
 
 def by_python() -> None:

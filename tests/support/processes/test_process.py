@@ -18,7 +18,7 @@ import pytest
 
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
-from qlab.support.process import Isolated, Overdue, peak_bytes, run_isolated
+from qlab.support.processes.process import Isolated, Overdue, peak_bytes, run_isolated
 from tests.living import isolated, lives
 
 held: list[object] = []  # by a child, to its end
@@ -181,7 +181,7 @@ class Interrupted:
 
 
 def test_the_child_dies_with_its_parent() -> None:
-    code = "from tests.support.test_process import *; run_isolated(sleep_long)"
+    code = "from tests.support.processes.test_process import *; run_isolated(sleep_long)"
     parent = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n    {code}"])
     try:
         children = wait_for(lambda: isolated(parent.pid), 120)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from qlab.support.process import Died, Isolated, Overdue
+from qlab.support.processes.process import Died, Isolated, Overdue
 
 T = TypeVar("T")
 MEMORY = 2 << 30  # bytes that a call may take beyond what the process has then

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from qlab import ROOT
-from qlab.support import confined as module
-from qlab.support.confined import Exceeded, confined
-from qlab.support.process import peak_bytes
+from qlab.support.processes import confined as module
+from qlab.support.processes.confined import Exceeded, confined
+from qlab.support.processes.process import peak_bytes
 
 
 def doubled(value: str) -> tuple[str, int]:
