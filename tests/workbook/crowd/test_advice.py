@@ -29,10 +29,10 @@ def on(gpu: str, users: int, wanted: float) -> Choice:
         ("Ampere", 64, 1000, "INT8 W8A8"),
         ("Ada", 1, 20, "FP16: do not quantize"),
         ("Ada", 1, 80, INT4),
-        ("Ada", 64, 15, "FP8 W8A8"),
+        ("Ada", 64, 15, "INT8 W8A8"),
         ("Hopper", 1, 100, "FP16: do not quantize"),
         ("Hopper", 1, 300, INT4),
-        ("Hopper", 64, 50, "FP8 W8A8"),
+        ("Hopper", 64, 50, "INT8 W8A8"),
         ("Hopper", 64, 20, "FP16: do not quantize"),
     ],
 )
@@ -43,8 +43,8 @@ def test_by_generation_at_few_and_at_many(gpu: str, users: int, wanted: float, t
 def test_reasons_name_the_card_and_what_stands_beside() -> None:
     found = on("Hopper", 64, 50)
     assert found.why == (
-        "by arithmetic on half of NVIDIA H100 80GB SXM's published figures FP8 W8A8 would give each user about 71 tokens/s, "
-        "and 50 are asked; FP16: 45.5; INT8 W8A8 as many"
+        "by arithmetic on half of NVIDIA H100 80GB SXM's published figures INT8 W8A8 would give each user about 71 tokens/s, "
+        "and 50 are asked; FP16: 45.5; FP8 W8A8 as many"
     )
     assert "FP8" not in on("Ampere", 64, 30).why  # which has no such arithmetic
     assert "nothing nearer to the original is at hand" in on("Turing", 1, 10).why
