@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 
-from qlab.show.drawing import ACCENT, INK, MUTED, PALETTE, Drawing, new_axes, panels, shown
+from qlab.show.drawing import ACCENT, INK, MUTED, NAMED, PALETTE, Drawing, new_axes, panels, shown
 from qlab.workbook.language.spoken import gettext, say
 from qlab.workbook.pareto import pareto_front
 
@@ -172,12 +172,20 @@ def histogram(values: Sequence[float], levels: Mapping[str, Sequence[float]], ti
 
 
 def heatmap(table: pd.DataFrame, title: str, label: str) -> Drawing:
-    """A matrix of numbers as colours, each written in its field."""
+    """A matrix of numbers as colours, each written in its field. Of a large one the figure's numbers are the means of the columns."""
+    small = table.size <= NAMED
     figure, axes = new_axes(title, "", "", (8.5, 0.8 + 0.36 * len(table)))
-    sns.heatmap(table, ax=axes, cmap="viridis", annot=True, fmt=".2g", cbar_kws={"label": label}, annot_kws={"fontsize": 8})
+    sns.heatmap(
+        table, ax=axes, cmap="viridis", annot=True, fmt=".3g" if small else ".2g", cbar_kws={"label": label}, annot_kws={"fontsize": 8}
+    )
     axes.tick_params(axis="both", labelsize=8, rotation=0)
     axes.set(xlabel=table.columns.name, ylabel=table.index.name)
     figure.axes[-1].collections[-1].set_rasterized(True)  # the scale of colours: else a path for each of 256
     axis = str(table.columns.name or "column")
+    if small:
+        rows = gettext(str(table.index.name or "row"))
+        for (row, name), value in table.stack().items():
+            figure.values[f"{rows} {row}, {gettext(axis)} {name}"] = float(value)
+        return figure
     figure.values = {say("mean of {axis} {name}", axis=axis, name=name): found for name, found in table.mean().items()}
     return figure

@@ -45,6 +45,16 @@ def every_kind() -> list[Drawing]:
     ]
 
 
+def test_a_small_matrix_says_each_of_its_numbers_and_a_large_one_its_means() -> None:
+    bits = pd.Index([4, 3], name="bits")
+    small = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]], index=bits, columns=pd.Index([32, 64], name="group"))
+    assert figures.heatmap(small, "Lost", "%").values == {
+        "bits 4, group 32": 1.0, "bits 4, group 64": 2.0, "bits 3, group 32": 3.0, "bits 3, group 64": 4.0,
+    }  # fmt: skip
+    large = pd.DataFrame([[1.0] * 8, [3.0] * 8], index=bits, columns=pd.Index(range(8), name="layer"))
+    assert figures.heatmap(large, "Lost", "%").values == {f"mean of layer {n}": 2.0 for n in range(8)}
+
+
 def test_every_figure_is_one_svg_in_the_colours_of_the_page() -> None:
     for drawing in every_kind():
         svg = drawing.svg()
