@@ -216,14 +216,14 @@ def channel_sentences(found: Mapping[str, Channels], methods: Mapping[str, Measu
 
 
 def together_sentence(together: float, layers: int) -> Sentence:
-    """Whether scaling gains more in layers with more unequal channels, from the rank correlation over so many layers."""
+    """Whether scaling, added to GPTQ, gains more in layers with more unequal channels, from the rank correlation over so many layers."""
     measured = Sentence("rank correlation {together} over {layers} layers", together=signed(together, 2), layers=layers)
     if not apart(together, 1 / math.sqrt(layers - 1)):  # the standard deviation of the rank correlation of unrelated numbers
-        text = "How unequal a layer's channels are does not tell how much scaling gains there: {measured}, which chance gives too."
+        text = "How unequal a layer's channels are does not tell what scaling adds to GPTQ there: {measured}, which chance gives too."
         return Sentence(text, measured=measured)
     if together > 0:
-        return Sentence("Scaling gains more in layers whose channels are more unequal: {measured}.", measured=measured)
-    return Sentence("Scaling gains less in layers whose channels are more unequal: {measured}.", measured=measured)
+        return Sentence("Added to GPTQ, scaling gains more in layers whose channels are more unequal: {measured}.", measured=measured)
+    return Sentence("Added to GPTQ, scaling gains less in layers whose channels are more unequal: {measured}.", measured=measured)
 
 
 def times(ratio: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from qlab.walk.routing import collect
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations
 from qlab.walk.statistics import Statistics
+from qlab.workbook.benchmark import apart
 from qlab.workbook.language.spoken import say
 from qlab.workbook.lesson import Lesson
 
@@ -57,7 +59,7 @@ def group_size_table(weight: Tensor, sizes: Iterable[int], bits: Iterable[int]) 
     for size, width in itertools.product(dividing, bits):
         quantized = rtn(weight, width, size)
         error = float((quantized.dequantize() - weight).square().sum() / weight.float().square().sum())
-        rows.append({"group": size, "bits": width, "bits/weight": quantized.bits_per_weight, "relative error": error})
+        rows.append({"group": size, "bits": width, "bits/weight": quantized.bits_per_weight, "relative squared error": error})
     return pd.DataFrame(rows)
 
 
@@ -257,7 +259,13 @@ def where_it_helps(table: pd.DataFrame) -> list[Sentence]:
         if len(worse):
             name, by = worse.iloc[0]["layer"], -worse.iloc[0]["removed"]
             hurt = Sentence("{hurt}, worst {layer} by {by:.1f} %", hurt=hurt, layer=name, by=by)
-        related = Sentence("rank correlation of unevenness and gain {together:+.2f}", together=together)
+        related = Sentence("rank correlation of unevenness and gain over plain rounding {together:+.2f}", together=together)
+        if not apart(together, 1 / math.sqrt(max(1, len(part) - 1))):  # the deviation of unrelated numbers; too few layers tell nothing
+            related = Sentence("{measured}, which chance gives too", measured=related)
+        elif together > 0:
+            related = Sentence("{measured}: more is removed where channels are more uneven", measured=related)
+        else:
+            related = Sentence("{measured}: less is removed where channels are more uneven", measured=related)
         sentences.append(joined("; ", [removed, hurt, related]))
     return sentences
 

@@ -106,6 +106,6 @@ def test_the_gain_of_scaling_is_held_against_the_channels() -> None:
     first, second = comparison.channel_sentences(uneven, methods | {"AWQ + GPTQ": replace(methods["AWQ + GPTQ"], errors=rising)})
     assert "7.5 times the mean square of the median channel (at most 13.0 times, in 3.down_proj)" in first
     assert "10.0 % of the sum" in first
-    assert second == "Scaling gains more in layers whose channels are more unequal: rank correlation +1.00 over 12 layers."
-    assert comparison.together_sentence(-0.9, 12).startswith("Scaling gains less")
+    assert second == "Added to GPTQ, scaling gains more in layers whose channels are more unequal: rank correlation +1.00 over 12 layers."
+    assert comparison.together_sentence(-0.9, 12).startswith("Added to GPTQ, scaling gains less")
     assert "chance gives too" in comparison.together_sentence(0.2, 12)

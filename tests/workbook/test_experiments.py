@@ -20,7 +20,15 @@ def test_where_it_helps_counts_harm_and_sees_whether_unevenness_goes_with_the_ga
     assert table["removed"].tolist() == pytest.approx([50, -25, 10])
     (sentence,) = experiments.where_it_helps(table)
     assert "1 of 3 layers made worse, worst 0.down_proj by 25.0 %" in sentence
-    assert "rank correlation of unevenness and gain +1.00" in sentence
+    assert sentence.endswith("rank correlation of unevenness and gain over plain rounding +1.00, which chance gives too")
+
+
+@pytest.mark.parametrize(("turn", "said"), [(1, "+1.00: more is removed"), (-1, "-1.00: less is removed")])
+def test_unevenness_goes_with_the_gain_only_beyond_chance(turn: int, said: str) -> None:
+    plain = {f"model.layers.{n}.mlp.up_proj": 1.0 for n in range(12)}
+    own = {name: 0.5 - turn * 0.01 * n for n, name in enumerate(plain)}
+    (sentence,) = experiments.where_it_helps(experiments.layer_changes(plain, {"way": own}, {f"{n}.up_proj": 1.0 + n for n in range(12)}))
+    assert sentence.endswith(f"{said} where channels are more uneven")
 
 
 def test_a_curve_of_calibration_measures_a_control_that_no_text_changes_once(
