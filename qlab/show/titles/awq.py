@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 import pandas as pd
 
+from qlab.evaluate.quality import Quality
+from qlab.show.titles.distances import nearest, order
 from qlab.workbook.language.spoken import gettext, say
 
 PLAIN, TOP, RANDOM = "RTN, 3 bits", "top 1 % kept", "random 1 % kept"  # the ways of 2.1
+RTN, SEARCHED, SCALED, BOTH = "RTN", "grids searched", "scaled", "AWQ: both"  # those of 2.3
 FLAT = 0.1  # a curve that falls by less is called flat, as the claim on calibration texts has it (qlab/claims)
 
 
@@ -37,6 +41,43 @@ def sweep(layer: str, points: Sequence[tuple[float, float]]) -> str:
     return say("{layer}: least error at α = {best:g}, {share:.1%} below that at α = 0", layer=layer, best=best, share=share)
 
 
+def least(points: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Of (α, error) the point with the least error, as numbers of the figure."""
+    best, error = min(points, key=lambda point: point[1])
+    return {gettext("α of the least error"): best, gettext("least error"): error}
+
+
+def unmoved(gains: Mapping[str, float], uneven: Mapping[str, float]) -> str:
+    """In how many layers no α has less error than plain rounding, and how uneven the inputs of the most uneven of these are."""
+    none = [layer for layer, gain in gains.items() if gain <= 0]
+    if not none:
+        return say("The least error is at an α above 0 in each of {layers} layers", layers=len(gains))
+    most = max(none, key=lambda layer: uneven[layer])
+    return say(
+        "The least error is at α = 0 in {count} of {layers} layers; the most uneven of these, {layer}, has a max/median of {ratio:.1f} "
+        "(in the median layer: {median:.1f})",
+        count=len(none), layers=len(gains), layer=most, ratio=uneven[most], median=median(uneven[layer] for layer in gains),
+    )  # fmt: skip
+
+
+def parts(quality: Mapping[str, Quality]) -> str:
+    """Which of AWQ's two parts, scaled channels and searched grids, brings more alone, and what the other adds to it."""
+    share = {name: (found.kl or 0.0) / max(quality[RTN].kl or 0.0, 1e-12) for name, found in quality.items()}
+    alone = min((SEARCHED, SCALED), key=lambda name: share[name])
+    if order(quality[alone], quality[RTN]) >= 0:
+        return nearest(quality, RTN)
+    if alone == SEARCHED:
+        one = say("Searching the grids leaves {share:.0%} of RTN's KL; with scaling too", share=share[alone])
+    else:
+        one = say("Scaling leaves {share:.0%} of RTN's KL; with searched grids too", share=share[alone])
+    added, values = order(quality[BOTH], quality[alone]), {"one": one, "both": share[BOTH]}
+    if added < 0:
+        return say("{one}, only {both:.0%}", **values)
+    if added > 0:
+        return say("{one}, more: {both:.0%}", **values)
+    return say("{one}, {both:.0%}: no difference can be seen", **values)
+
+
 def search(gains: Mapping[str, float], mean: float, chance: float) -> str:
     """The share of plain rounding's error that the search for α removes, by layer, in the mean, and with shuffled channels."""
     most = max(gains, key=lambda layer: gains[layer])
@@ -49,17 +90,19 @@ def search(gains: Mapping[str, float], mean: float, chance: float) -> str:
 
 
 def calibration(curve: Mapping[int, float]) -> str:
-    """KL by the number of calibration windows."""
+    """KL of scaling alone by the number of calibration windows."""
     few, many = min(curve), max(curve)
     ratio = curve[few] / curve[many]
     values = {"few": few, "many": many, "ratio": ratio, "share": abs(ratio - 1)}
     if few == many:
         return say("KL {kl:.4f} with {many} calibration windows", kl=curve[many], many=many)
     if ratio > 1 + FLAT:
-        return say("More text helps: with {few} of {many} calibration windows KL is {share:.0%} larger", **values)
+        return say("Scaling alone gains by more text: with {few} of {many} calibration windows KL is {share:.0%} larger", **values)
     if ratio < 1 - FLAT:
-        return say("More text does not help: with {few} of {many} calibration windows KL is {share:.0%} smaller", **values)
-    return say("A little text is enough: with {few} of {many} calibration windows KL is {ratio:.2f} times as large", **values)
+        return say("Scaling alone gains nothing by more text: with {few} of {many} calibration windows KL is {share:.0%} smaller", **values)
+    return say(
+        "A little text is enough for scaling alone: with {few} of {many} calibration windows KL is {ratio:.2f} times as large", **values
+    )
 
 
 def changes(table: pd.DataFrame) -> str:

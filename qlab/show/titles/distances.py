@@ -16,6 +16,20 @@ def order(first: Quality, second: Quality) -> int:
     return (1 if difference > 0 else -1) if apart(difference, error) else 0
 
 
+def against(two: Mapping[str, Quality]) -> str:
+    """Of two ways to quantize: by how much the first is nearer to the original than the second, and whether the windows tell them apart."""
+    (first, one), (second, other) = two.items()
+    difference, error = paired_difference(one.kl_windows or [], other.kl_windows or [])
+    values = {"first": first, "second": second, "kl": abs(difference), "error": error}
+    if not apart(difference, error):
+        return say(
+            "{first} against {second}: KL differs by {kl:.5f} ± {error:.5f}, within twice the error: no difference can be seen", **values
+        )
+    if difference < 0:
+        return say("{first} against {second}: KL is lower by {kl:.5f} ± {error:.5f}, window by window", **values)
+    return say("{first} against {second}: KL is higher by {kl:.5f} ± {error:.5f}, window by window", **values)
+
+
 def nearest(quality: Mapping[str, Quality], plain: str) -> str:
     """Of several ways to quantize, by KL to the original; `plain` names the one that the others should beat."""
     best = min(quality, key=lambda name: quality[name].kl or 0.0)

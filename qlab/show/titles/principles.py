@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -11,7 +13,7 @@ from qlab.evaluate.quality import Quality
 from qlab.show.drawing import shown
 from qlab.show.titles.distances import order
 from qlab.workbook.experiments import short_name
-from qlab.workbook.language.spoken import say
+from qlab.workbook.language.spoken import enumerated, say
 
 LARGE = 10  # times the median channel: what the claim of AWQ's paper is read as (qlab/claims)
 INT8 = ("weights", "weights and activations", "the same, migrated")  # rows of `eight_bits`
@@ -53,6 +55,33 @@ def ladder(quality: Mapping[str, Quality]) -> str:
     return say("{steps}; 4 bits rounded down are not told apart from 3 bits rounded to nearest", steps=steps)
 
 
+def steps(kl: Mapping[str, float]) -> str:
+    """By what factor KL grows with each bit taken away, from 8 bits to 2."""
+    of = {bits: max(kl[f"int{bits}"], 1e-12) for bits in (8, 4, 3, 2)}
+    first = of[4] / of[8]
+    return say(
+        "From 8 to 4 bits KL grows {first:,.0f} times, {each:.1f} times a bit; from 4 to 3 bits {third:.1f} times; "
+        "from 3 to 2 bits {second:.1f} times",
+        first=first, each=first**0.25, third=of[3] / of[4], second=of[2] / of[3],
+    )  # fmt: skip
+
+
+def answers(chat: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each width: how many answers (of `answers`) are the original's, and after how many words the others change."""
+    original = {entry["prompt"]: entry["answer"].split() for entry in chat if entry["bits"] is None}
+    lines = []
+    for bits in dict.fromkeys(entry["bits"] for entry in chat if entry["bits"] is not None):
+        found = [(original[entry["prompt"]], entry["answer"].split()) for entry in chat if entry["bits"] == bits]
+        shared = [str(len(list(takewhile(lambda words: words[0] == words[1], zip(*pair))))) for pair in found if pair[0] != pair[1]]
+        values = {"bits": bits, "same": len(found) - len(shared), "count": len(found)}
+        if not shared:
+            lines.append(say("At {bits} bits, word for word the original's: all {count} answers", **values))
+            continue
+        text = "At {bits} bits, word for word the original's: {same} of {count} answers; words before the others change: {words}"
+        lines.append(say(text, words=enumerated(shared), **values))
+    return "\n".join(lines)
+
+
 def group_size(layer: str, table: pd.DataFrame, show: str) -> str:
     """The smallest groups against the largest, at 4 bits, in the column `show` of a `group_size_table`."""
     at = table[table["bits"] == 4].set_index("group")[show]
@@ -70,14 +99,20 @@ def group_size(layer: str, table: pd.DataFrame, show: str) -> str:
 
 
 def channels(ratios: Mapping[str, float]) -> str:
-    """Largest over median channel by layer: how many layers have a channel that is LARGE."""
+    """Largest over median channel by layer: how many inputs have a channel that is LARGE.
+
+    Layers of one block that have the same ratio read the same input.
+    """
     most = max(ratios, key=lambda layer: ratios[layer])
-    count = sum(ratio >= LARGE for ratio in ratios.values())
+    large = [(layer.partition(".")[0], ratio) for layer, ratio in ratios.items() if ratio >= LARGE]
     values = {"layer": most, "ratio": ratios[most], "limit": LARGE}
-    if not count:
+    if not large:
         return say("No layer has a channel {limit} times its median channel; the most is {ratio:.1f} times, in {layer}", **values)
-    return say("Layers with a channel of at least {limit} times their median channel: {count}; the most is {ratio:.1f} times, in {layer}",
-               count=count, **values)  # fmt: skip
+    return say(
+        "Inputs with a channel of at least {limit} times the median channel: {inputs}, which {layers} layers read; "
+        "the most is {ratio:.1f} times, in {layer}",
+        inputs=len(set(large)), layers=len(large), **values,
+    )  # fmt: skip
 
 
 def eight_bits(quality: Mapping[str, Quality]) -> str:
@@ -95,3 +130,15 @@ def eight_bits(quality: Mapping[str, Quality]) -> str:
     if turned > 0:
         return say("Rounding activations too makes KL {times:.1f} times as large; the migration adds {share:.0%} to that", **values)
     return say("Rounding activations too makes KL {times:.1f} times as large; the migration changes nothing beyond the error", **values)
+
+
+def beside_int4(quality: Mapping[str, Quality], int4: Quality) -> str:
+    """The KL of INT8, with activations where they could be rounded, beside that of weights in INT4."""
+    name = INT8[1] if INT8[1] in quality else INT8[0]
+    kl = quality[name].kl or 0.0
+    return say(
+        "INT8, {name}: KL {kl}, {share:.2g} % of the KL of INT4 in 1.3",
+        name=name,
+        kl=shown(kl),
+        share=100 * kl / max(int4.kl or 0.0, 1e-12),
+    )

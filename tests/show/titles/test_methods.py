@@ -24,6 +24,29 @@ def test_which_is_nearest() -> None:
     assert distances.nearest({"RTN": quality(), "AWQ": quality(0.1)}, "RTN") == "No method is nearer to the original than RTN"
 
 
+def test_one_against_another() -> None:
+    assert distances.against({"A": quality(), "B": quality(0.1)}) == "A against B: KL is lower by 0.10000 ± 0.00000, window by window"
+    assert distances.against({"A": quality(0.1, 0), "B": quality()}).startswith("A against B: KL is higher by 0.10000 ± 0.00009")
+    unclear = distances.against({"A": quality(), "B": quality(1e-6, -1)})
+    assert unclear == "A against B: KL differs by 0.00000 ± 0.00018, within twice the error: no difference can be seen"
+
+
+@pytest.mark.parametrize(
+    ("searched", "scaled", "both", "said"),
+    [
+        ((-0.2, 1), (-0.1, 1), (-0.2, -1), "Searching the grids leaves 53% of RTN's KL; with scaling too, 53%: no difference can be seen"),
+        ((-0.1, 1), (-0.2, 1), (-0.25, 1), "Scaling leaves 53% of RTN's KL; with searched grids too, only 41%"),
+        ((-0.2, 1), (-0.1, 1), (-0.15, 1), "Searching the grids leaves 53% of RTN's KL; with scaling too, more: 65%"),
+        ((0.2, 1), (0.1, 1), (-0.2, 1), "AWQ: both is nearest to the original, with 53% of the KL of RTN"),
+    ],
+)
+def test_which_part_of_awq_brings_the_gain(
+    searched: tuple[float, float], scaled: tuple[float, float], both: tuple[float, float], said: str
+) -> None:
+    rows = {"grids searched": quality(*searched), "scaled": quality(*scaled), "AWQ: both": quality(*both)}
+    assert awq.parts({"RTN": quality(wobble=0)} | rows) == said
+
+
 def test_protected_channels() -> None:
     assert "removes 10.0% of the error, a random 1 % removes 1.0%" in awq.protection({awq.RANDOM: 0.99, awq.PLAIN: 1.0, awq.TOP: 0.9})
     assert "no more than twice what a random 1 % does: 10.0% and 6.0%" in awq.protection({awq.PLAIN: 1.0, awq.TOP: 0.9, awq.RANDOM: 0.94})
@@ -34,17 +57,26 @@ def test_protected_channels() -> None:
 def test_the_search_for_alpha() -> None:
     assert awq.sweep("0.q", [(0, 1.0), (0.5, 0.9), (1, 2.0)]) == "0.q: least error at α = 0.5, 10.0% below that at α = 0"
     assert awq.sweep("0.q", [(0, 1.0), (0.5, 1.1)]) == "0.q: no α has less error than α = 0, plain rounding"
+    assert awq.least([(0, 1.0), (0.5, 0.9), (1, 2.0)]) == {"α of the least error": 0.5, "least error": 0.9}
     gains = {"0.q": 0.01, "1.v": 0.22}
     assert awq.search(gains, 0.05, 0.01).endswith("removes 5.0% of the error in the mean, 22% in 1.v; with shuffled channels 1.0%")
     assert "hardly more than with shuffled channels (4.0%)" in awq.search(gains, 0.05, 0.04)
 
 
+def test_layers_in_which_the_search_finds_nothing() -> None:
+    said = awq.unmoved({"0.q": 0.01, "1.v": 0.0, "2.k": 0.0}, {"0.q": 3.0, "1.v": 2.0, "2.k": 17.1})
+    assert said == (
+        "The least error is at α = 0 in 2 of 3 layers; the most uneven of these, 2.k, has a max/median of 17.1 (in the median layer: 3.0)"
+    )
+    assert awq.unmoved({"0.q": 0.01}, {"0.q": 3.0}) == "The least error is at an α above 0 in each of 1 layers"
+
+
 @pytest.mark.parametrize(
     ("least", "said"),
     [
-        (0.05, "More text helps: with 1 of 16"),
-        (0.041, "A little text is enough: with 1 of 16"),
-        (0.03, "More text does not help: with 1 of 16"),
+        (0.05, "Scaling alone gains by more text: with 1 of 16"),
+        (0.041, "A little text is enough for scaling alone: with 1 of 16"),
+        (0.03, "Scaling alone gains nothing by more text: with 1 of 16"),
     ],
 )
 def test_how_much_text_awq_needs(least: float, said: str) -> None:

@@ -41,23 +41,45 @@ def test_the_last_bit_and_the_control() -> None:
     ]
 
 
+def test_what_each_bit_costs() -> None:
+    said = titles.steps({"int8": 0.001, "int4": 0.081, "int3": 0.5, "int2": 2.0})
+    assert said == "From 8 to 4 bits KL grows 81 times, 3.0 times a bit; from 4 to 3 bits 6.2 times; from 3 to 2 bits 4.0 times"
+
+
+def answered(*answers: str, bits: int | None = None) -> list[dict[str, object]]:
+    return [{"bits": bits, "prompt": str(place), "answer": answer} for place, answer in enumerate(answers)]
+
+
+def test_how_many_answers_stay() -> None:
+    chat = [*answered("a b c", "d e f g"), *answered("a b c", "d e x g", bits=4), *answered("y b c", "d x", bits=2)]
+    assert titles.answers(chat).split("\n") == [
+        "At 4 bits, word for word the original's: 1 of 2 answers; words before the others change: 2",
+        "At 2 bits, word for word the original's: 0 of 2 answers; words before the others change: 0 and 1",
+    ]
+    same = [*answered("a b", "c"), *answered("a b", "c", bits=4)]
+    assert titles.answers(same) == "At 4 bits, word for word the original's: all 2 answers"
+
+
 def test_the_size_of_groups() -> None:
     weight = torch.randn(8, 256, generator=torch.Generator().manual_seed(0))
     weight[:, ::64] *= 20
     table = group_size_table(weight, (32, 64, 128), (4, 3))
-    at = table[table["bits"] == 4].set_index("group")["relative error"]
-    assert titles.group_size(LAYER, table, "relative error").endswith(
+    at = table[table["bits"] == 4].set_index("group")["relative squared error"]
+    assert titles.group_size(LAYER, table, "relative squared error").endswith(
         f"groups of 32 leave {at[32] / at[128]:.0%} of the error of groups of 128"
     )
     assert "groups of 32 take 0.47 bits a weight more than groups of 128" in titles.group_size(LAYER, table, "bits/weight")
-    turned = pd.DataFrame({"group": [32, 128], "bits": [4, 4], "relative error": [0.2, 0.1]})
-    assert "have no less error than groups of 128 (200%)" in titles.group_size(LAYER, turned, "relative error")
-    assert "only groups of 128 divide the rows" in titles.group_size(LAYER, turned[1:], "relative error")
+    turned = pd.DataFrame({"group": [32, 128], "bits": [4, 4], "relative squared error": [0.2, 0.1]})
+    assert "have no less error than groups of 128 (200%)" in titles.group_size(LAYER, turned, "relative squared error")
+    assert "only groups of 128 divide the rows" in titles.group_size(LAYER, turned[1:], "relative squared error")
 
 
 def test_uneven_channels() -> None:
-    said = titles.channels({"1.q_proj": 17.1, "2.q_proj": 9.6, "0.up_proj": 12.0})
-    assert said == "Layers with a channel of at least 10 times their median channel: 2; the most is 17.1 times, in 1.q_proj"
+    read = {"1.q_proj": 17.1, "1.k_proj": 17.1, "1.v_proj": 17.1, "2.q_proj": 9.6, "0.up_proj": 12.0}
+    said = titles.channels(read)
+    assert (
+        said == "Inputs with a channel of at least 10 times the median channel: 2, which 4 layers read; the most is 17.1 times, in 1.q_proj"
+    )
     assert titles.channels({"2.q_proj": 9.6}).startswith("No layer has a channel 10 times its median channel; the most is 9.6 times")
 
 
@@ -74,6 +96,12 @@ def test_uneven_channels() -> None:
 def test_activations_and_their_migration(both: float, migrated: float, said: str) -> None:
     rows = {"weights": quality(wobble=0), "weights and activations": quality(both), "the same, migrated": quality(migrated, -1)}
     assert said in titles.eight_bits(rows)
+
+
+def test_eight_bits_beside_four() -> None:
+    rows = {"weights": quality(wobble=0), "weights and activations": quality(0.075)}
+    assert titles.beside_int4(rows, quality(0.575)) == "INT8, weights and activations: KL 0.5, 50 % of the KL of INT4 in 1.3"
+    assert titles.beside_int4({"weights": quality()}, quality(0.425)) == "INT8, weights: KL 0.425, 50 % of the KL of INT4 in 1.3"
 
 
 def test_a_model_whose_activations_cannot_be_rounded() -> None:

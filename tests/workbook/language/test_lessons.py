@@ -58,7 +58,7 @@ def test_a_text_that_changed_is_named_and_stays_english(notebook: Path, monkeypa
     assert faults(notebook, "fr") == []
     content = nbformat.read(notebook, as_version=4)
     changed, gone, *_ = markdown_cells(content)
-    changed.source = changed.source.replace("few levels", "few steps")
+    changed.source = changed.source.replace("16 levels", "16 steps")
     content.cells = [cell for cell in content.cells if cell.id != gone.id]
     content.cells.append(nbformat.v4.new_markdown_cell("New.", id="new-text"))
     nbformat.write(content, notebook)
