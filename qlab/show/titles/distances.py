@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from qlab.evaluate.quality import Quality, paired_difference
+from qlab.support.wording import signed
 from qlab.workbook.benchmark import apart
 from qlab.workbook.language.spoken import enumerated, gettext, say
 
@@ -27,7 +28,25 @@ def nearest(quality: Mapping[str, Quality], plain: str) -> str:
     equal = [gettext(name) for name in quality if name not in (best, plain) and not order(quality[name], quality[best])]
     if equal:
         return say(
-            "{name} has {share:.0%} of the KL of {plain}; not told apart from it: {equal}",
+            "{name} has {share:.0%} of the KL of {plain}; the measurement does not tell it apart from {equal}",
             name=best, share=share, plain=plain, equal=enumerated(equal),
         )  # fmt: skip
     return say("{name} is nearest to the original, with {share:.0%} of the KL of {plain}", name=best, share=share, plain=plain)
+
+
+def against(quality: Mapping[str, Quality], pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """A sentence for each pair, by KL window by window: whether the first is nearer to the original than the second. Pairs of which one was
+    not measured are left out."""
+    said = []
+    for name, other in pairs:
+        if name not in quality or other not in quality:
+            continue
+        difference, error = paired_difference(quality[name].kl_windows or [], quality[other].kl_windows or [])
+        values = {"name": name, "other": other, "change": signed(difference, 5), "error": error}
+        if not apart(difference, error):
+            said.append(say("{name}: not told apart from {other}, KL {change} ± {error:.5f}, window by window", **values))
+        elif difference < 0:
+            said.append(say("{name}: nearer to the original than {other}, KL {change} ± {error:.5f}, window by window", **values))
+        else:
+            said.append(say("{name}: farther from the original than {other}, KL {change} ± {error:.5f}, window by window", **values))
+    return said

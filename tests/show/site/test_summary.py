@@ -69,4 +69,6 @@ def test_the_nearest_method_is_said_in_french_too(monkeypatch: pytest.MonkeyPatc
     on = "On m, of RTN, AWQ, GPTQ symmetric, GPTQ asymmetric and AWQ + GPTQ, "
     assert sentences(results | recorded, [])[1].startswith(f"{on}the nearest to the original is RTN: KL 0.42500 ")
     monkeypatch.setenv(VARIABLE, "fr")
-    assert sentences(results | recorded, [])[1].startswith("Sur m, parmi RTN, AWQ, GPTQ symétrique, GPTQ asymétrique et AWQ + GPTQ, le plus proche de l'original est RTN\u00a0: ")
+    assert sentences(results | recorded, [])[1].startswith(
+        "Sur m, parmi RTN, AWQ, GPTQ symétrique, GPTQ asymétrique et AWQ + GPTQ, le plus proche de l'original est RTN\u00a0: "
+    )
