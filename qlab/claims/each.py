@@ -178,7 +178,7 @@ def matrix_alone(results: Results) -> Decided:
     found = results["gptq/alone"]
     text = Sentence(
         "{same:,} of {of:,} codes of {layer} are the same, alone and in a walk over all layers; {control:,} where blocks before it were "
-        "quantized first (control)",
+        "quantized first (control; AutoGPTQ works in that way)",
         **found,
     )
     same, control = (found[which] >= 0.99 * found["of"] for which in ("same", "control"))

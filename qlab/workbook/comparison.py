@@ -110,14 +110,14 @@ def ranking(methods: Mapping[str, Measured]) -> pd.DataFrame:
 
 
 def nearest_sentence(methods: Mapping[str, Quality], model: str) -> Sentence:
-    """Which method is nearest to the original `model`, and which of the others are told apart from it."""
+    """Which of these methods is nearest to the original `model`, all of them named, and which of the others are told apart from it."""
     farther = differences(methods)
     best, *others = farther
     quality = methods[best]
     clear = [name for name in others if apart(*farther[name])]
     unclear = [name for name in others if name not in clear]
-    found = {"model": model, "best": best, "kl": quality.kl or 0, "error": quality.kl_stderr or 0}
-    said = [Sentence("On {model}, {best} is nearest to the original: KL {kl:.5f} ± {error:.5f}.", **found)]
+    found = {"methods": listed(list(methods)), "model": model, "best": best, "kl": quality.kl or 0, "error": quality.kl_stderr or 0}
+    said = [Sentence("On {model}, of {methods}, the nearest to the original is {best}: KL {kl:.5f} ± {error:.5f}.", **found)]
     if unclear:
         names = listed([f"{name} ({difference(*farther[name])})" for name in unclear])
         said.append(Sentence("These windows do not tell it apart from {names}.", names=names))
@@ -147,10 +147,15 @@ def parts(methods: Mapping[str, Measured]) -> list[Part]:
     found = []
     for name, (without, including) in PARTS.items():
         before, after = methods[without], methods[including]
-        removed = 100 * (1 - math.exp(fmean(log_ratios(before.errors, after.errors).values())))
+        removed = 100 * (1 - error_left(before.errors, after.errors))
         kl = paired_difference(after.quality.kl_windows or [], before.quality.kl_windows or [])
         found.append(Part(name, without, including, removed, *kl))
     return found
+
+
+def error_left(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """What share of the layers' error is left, geometric mean over the layers that both quantized."""
+    return math.exp(fmean(log_ratios(before, after).values()))
 
 
 def log_ratios(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:

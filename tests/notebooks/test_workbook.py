@@ -121,7 +121,8 @@ def test_lessons_name_the_method_that_is_nearest_on_this_model(run: Run) -> None
     recipes = {name: parse(pattern.format(128)).name for name, pattern in METHODS.items()}
     assert said["nearest"] == min(recipes, key=lambda name: kl(run, recipes[name]))
     assert "RTN" in said["told apart from"]
-    assert said["sentences"][0].startswith(f"On {run.results['results']['model']['name']}, {said['nearest']} is nearest")
+    assert said["sentences"][0].startswith(f"On {run.results['results']['model']['name']}, of {', '.join(list(METHODS)[:-1])} and ")
+    assert f"the nearest to the original is {said['nearest']}: KL" in said["sentences"][0]
 
 
 def test_the_model_s_answers_with_fewer_bits_stand_beside_the_original_s(run: Run) -> None:

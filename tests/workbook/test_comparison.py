@@ -33,11 +33,11 @@ def test_the_recipes_of_the_comparison_exist_and_differ() -> None:
 def test_the_nearest_is_named_and_what_is_told_apart_from_it() -> None:
     found = {"first": quality(0.30), "second": replace(quality(0.10), kl_windows=[0.1, 0.1, 0.1, 0.1]), "third": quality(0.1005, 0.01)}
     said = comparison.nearest_sentence(found, "some model")
-    assert said.startswith("On some model, second is nearest to the original: KL 0.10000 ± 0.00100.")
+    assert said.startswith("On some model, of first, second and third, the nearest to the original is second: KL 0.10000 ± 0.00100.")
     assert "do not tell it apart from third" in said
     assert "Farther by more than twice the error: first (+0.20000 ± 0.00041)." in said
     turned = comparison.nearest_sentence({"first": quality(0.05), "second": quality(0.10)}, "some model")
-    assert turned.startswith("On some model, first is nearest")
+    assert turned.startswith("On some model, of first and second, the nearest to the original is first")
     assert "do not tell" not in turned
 
 
@@ -86,6 +86,10 @@ def test_a_part_s_sentences_turn_with_its_numbers(kl: float, error: float, expec
     assert first.startswith("The part, from A to B: the layers' output error rises by 4.0 % on the calibration text")
     assert first.endswith(expected)
     assert second.startswith(last)
+
+
+def test_what_is_left_of_the_error_is_a_mean_over_layers_that_both_quantized() -> None:
+    assert comparison.error_left({"a": 1.0, "b": 4.0, "c": 1.0}, {"a": 0.5, "b": 0.5}) == pytest.approx(0.25)
 
 
 def test_unequal_channels_are_measured() -> None:

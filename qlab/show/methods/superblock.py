@@ -21,8 +21,10 @@ def superblock_picture(weights: Tensor, block: Tensor, place: int) -> Drawing:
     """Sub-block `place`, 0 to 7, of a superblock of Q4_K, uint8 [144], of 256 `weights` float32 [256]."""
     part, own = sub_block(block, place), weights[place * SIZE :][:SIZE]
     error = float((part.values - own).square().sum() / own.square().sum().clamp(min=1e-30))
-    title = "Sub-block {place}: 16 values from {lowest} in steps of {step}; squared error {error} %"
-    title = say(title, place=place, lowest=shown(part.lowest), step=shown(part.step), error=shown(100 * error))
+    steps = [sub_block(block, each).step for each in range(len(weights) // SIZE)]
+    title = "Sub-block {place}: 16 values in steps of {step}, where the eight have steps of {least} to {most}; squared error {error} %"
+    found = {"step": shown(part.step), "least": shown(min(steps)), "most": shown(max(steps)), "error": shown(100 * error)}
+    title = say(title, place=place, **found)
     figure, (where, how, values) = stacked(title, (3.1, 0.7, 2.2), shared=False)
     fields = {"d, dmin": HEAD, "scale": scale_pieces(place), "minimum": minimum_pieces(place), "codes": code_pieces(place)}
     draw_bytes(where, block, fields)

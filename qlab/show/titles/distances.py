@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from qlab.evaluate.quality import Quality, paired_difference
+from qlab.support.wording import signed
 from qlab.workbook.benchmark import apart
 from qlab.workbook.language.spoken import enumerated, gettext, say
 
@@ -14,20 +15,6 @@ def order(first: Quality, second: Quality) -> int:
     tell them apart."""
     difference, error = paired_difference(first.kl_windows or [], second.kl_windows or [])
     return (1 if difference > 0 else -1) if apart(difference, error) else 0
-
-
-def against(two: Mapping[str, Quality]) -> str:
-    """Of two ways to quantize: by how much the first is nearer to the original than the second, and whether the windows tell them apart."""
-    (first, one), (second, other) = two.items()
-    difference, error = paired_difference(one.kl_windows or [], other.kl_windows or [])
-    values = {"first": first, "second": second, "kl": abs(difference), "error": error}
-    if not apart(difference, error):
-        return say(
-            "{first} against {second}: KL differs by {kl:.5f} ± {error:.5f}, within twice the error: no difference can be seen", **values
-        )
-    if difference < 0:
-        return say("{first} against {second}: KL is lower by {kl:.5f} ± {error:.5f}, window by window", **values)
-    return say("{first} against {second}: KL is higher by {kl:.5f} ± {error:.5f}, window by window", **values)
 
 
 def nearest(quality: Mapping[str, Quality], plain: str) -> str:
@@ -41,7 +28,25 @@ def nearest(quality: Mapping[str, Quality], plain: str) -> str:
     equal = [gettext(name) for name in quality if name not in (best, plain) and not order(quality[name], quality[best])]
     if equal:
         return say(
-            "{name} has {share:.0%} of the KL of {plain}; not told apart from it: {equal}",
+            "{name} has {share:.0%} of the KL of {plain}; the measurement does not tell it apart from {equal}",
             name=best, share=share, plain=plain, equal=enumerated(equal),
         )  # fmt: skip
     return say("{name} is nearest to the original, with {share:.0%} of the KL of {plain}", name=best, share=share, plain=plain)
+
+
+def against(quality: Mapping[str, Quality], pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """A sentence for each pair, by KL window by window: whether the first is nearer to the original than the second. Pairs of which one was
+    not measured are left out."""
+    said = []
+    for name, other in pairs:
+        if name not in quality or other not in quality:
+            continue
+        difference, error = paired_difference(quality[name].kl_windows or [], quality[other].kl_windows or [])
+        values = {"name": name, "other": other, "change": signed(difference, 5), "error": error}
+        if not apart(difference, error):
+            said.append(say("{name}: not told apart from {other}, KL {change} ± {error:.5f}, window by window", **values))
+        elif difference < 0:
+            said.append(say("{name}: nearer to the original than {other}, KL {change} ± {error:.5f}, window by window", **values))
+        else:
+            said.append(say("{name}: farther from the original than {other}, KL {change} ± {error:.5f}, window by window", **values))
+    return said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qlab.workbook.language.spoken import say
+from qlab.workbook.language.spoken import enumerated, say
 
 
 def superblock(errors: Mapping[str, float], way: str, control: str, groups: str) -> str:
@@ -36,9 +36,26 @@ def bits(found: Mapping[str, float]) -> str:
 
 
 def types(mix: str, counts: Mapping[str, int]) -> str:
-    """Tensors of a file by type: which type most have, and how many do not."""
-    most = max(counts, key=lambda name: counts[name])
-    values = {"mix": mix, "count": counts[most], "all": sum(counts.values()), "type": most}
-    if len(counts) == 1:
-        return say("{mix}: all {all} tensors are {type}", **values)
-    return say("{mix}: {count} of {all} tensors are {type}; {others} types in all", others=len(counts), **values)
+    """Tensors of a file by type: how many matrices have which, the most frequent first. Norms and biases, in F32, are not counted."""
+    matrices = {name: count for name, count in counts.items() if name != "F32"} or counts
+    if len(matrices) == 1:
+        return say("{mix}: all {all} matrices are {type}", mix=mix, all=sum(matrices.values()), type=next(iter(matrices)))
+    each = [say("{count} are {type}", count=matrices[name], type=name) for name in sorted(matrices, key=lambda name: -matrices[name])]
+    return say("{mix}: of {all} matrices {each}", mix=mix, all=sum(matrices.values()), each=enumerated(each))
+
+
+def places(types: Mapping[str, str]) -> list[str]:
+    """Which matrices have another type than most: a line for each such type, the blocks of a kind in brackets. `types` by GGUF's names of
+    tensors, such as blk.3.attn_v.weight."""
+    matrices = {name: kind for name, kind in types.items() if kind != "F32"}
+    usual = max(matrices.values(), key=list(matrices.values()).count)
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, type_ in matrices.items():
+        block, _, part = name.removeprefix("blk.").removesuffix(".weight").partition(".")
+        blocks = found.setdefault(type_, {}).setdefault(part or block, [])
+        if part:
+            blocks.append(block)
+    named = {
+        type_: [f"{part} ({', '.join(blocks)})" if blocks else part for part, blocks in parts.items()] for type_, parts in found.items()
+    }
+    return [f"{type_}: {', '.join(parts)}" for type_, parts in named.items() if type_ != usual]

@@ -8,6 +8,7 @@ import pandas as pd
 
 from qlab.workbook.language.spoken import say
 
+FLAT = 0.05  # of KL: what more text changes by less is flat
 AS_IT_IS, SHRUNK, DIAGONAL = "H as it is", "H shrunk", "control: H's diagonal"
 
 
@@ -33,20 +34,22 @@ def compensation_by_layer(errors: pd.DataFrame) -> str:
     return say("GPTQ has less error than plain rounding in {lower} of {layers} layers: {least:.0%} to {most:.0%} of it", **values)
 
 
-def damping(layer: str, points: Sequence[tuple[float, float]]) -> str:
+def damping(layer: str, points: Sequence[tuple[float, float]], plain: float) -> str:
     """(damping, error) of a layer, by damping: of these dampings the one with the least error on the calibration text, and what the
-    smallest and the largest leave beside it."""
+    smallest, the largest and plain rounding, with the error `plain`, leave beside it."""
     best, least = min(points, key=lambda point: point[1])
     (smallest, first), (largest, last) = points[0], points[-1]
-    values = {"layer": layer, "best": best, "smallest": smallest, "largest": largest, "times": last / least, "first": first / least}
+    values = {"layer": layer, "best": best, "smallest": smallest, "largest": largest, "times": last / least, "first": first / least,
+              "plain": plain / least}  # fmt: skip
     if best == largest:
         return say("{layer}: of these dampings the largest, {largest:g}, has the least error on the calibration text; "
-                   "{first:.2f} times as large at {smallest:g}", **values)  # fmt: skip
+                   "{first:.2f} times as large at {smallest:g}, {plain:.1f} times with plain rounding", **values)  # fmt: skip
     if best == smallest:
         return say("{layer}: of these dampings the smallest, {smallest:g}, has the least error on the calibration text; "
-                   "{times:.1f} times as large at {largest:g}", **values)  # fmt: skip
+                   "{times:.1f} times as large at {largest:g}, {plain:.1f} times with plain rounding", **values)  # fmt: skip
     return say("{layer}: of these dampings {best:g} has the least error on the calibration text; "
-               "{first:.2f} times as large at {smallest:g}, {times:.1f} times at {largest:g}", **values)  # fmt: skip
+               "{first:.2f} times as large at {smallest:g}, {times:.1f} times at {largest:g}, "
+               "{plain:.1f} times with plain rounding", **values)  # fmt: skip
 
 
 def calibration(curves: Mapping[str, Mapping[int, float]]) -> str:
@@ -67,3 +70,23 @@ def calibration(curves: Mapping[str, Mapping[int, float]]) -> str:
         "With {few} of {many} calibration windows GPTQ is worse than plain rounding, shrunk or not: {plain:.0%}, {shrunk:.0%} of its KL",
         **values,
     )
+
+
+def by_amount(curves: Mapping[str, Mapping[int, float]]) -> list[str]:
+    """The same curves in sentences: what shrinking changes at each number of windows, and from which on each of the two is flat."""
+    text = "calibration windows {count}: KL with H shrunk {kl:.5f}, {share:.0%} of that with H as it is"
+    said = [say(text, count=count, kl=kl, share=kl / curves[AS_IT_IS][count]) for count, kl in curves[SHRUNK].items()]
+    for way in (AS_IT_IS, SHRUNK) if len(curves[SHRUNK]) > 1 else ():
+        *_, (before, high), (most, last) = points = sorted(curves[way].items())
+        first = most
+        for count, kl in reversed(points):
+            if abs(kl / last - 1) > FLAT:
+                break
+            first = count
+        values = {"way": way, "first": first, "before": before, "most": most, "high": high, "last": last, "near": FLAT}
+        if first == most:
+            text = "{way}: not flat yet, KL goes from {high:.4f} with {before} to {last:.4f} with {most} calibration windows"
+        else:
+            text = "{way}: flat from {first} of {most} calibration windows on (KL within {near:.0%} of the last)"
+        said.append(say(text, **values))
+    return said

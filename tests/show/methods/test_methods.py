@@ -38,7 +38,7 @@ def every_drawing() -> dict[str, Drawing]:
     return {
         "Column 3 of 16, its error moves the 13 to come": walk_picture(3),
         "Column 16 of 16, the last": walk_picture(16),
-        "Sub-block 6: 16 values from": superblock_picture(*superblock_of(WEIGHT), 6),
+        "Sub-block 6: 16 values in steps of 0.1": superblock_picture(*superblock_of(WEIGHT), 6),
         "The outlier of q, made 4 times as large, makes its group's steps": outlier_picture(outlier_of("q", WEIGHT, 128, 4), 4),
         "q: 0% of H's eigenvalues": spectrum_picture("q", spectrum(HESSIAN + 10 * torch.eye(256)), (0.01, 1.0)),
         "q, all 256 columns, rounded: ": order_picture("q", in_orders(WEIGHT, HESSIAN, 4), 100),

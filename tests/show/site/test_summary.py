@@ -66,6 +66,9 @@ def test_the_nearest_method_is_said_in_french_too(monkeypatch: pytest.MonkeyPatc
     recorded = {"methods": {"sentences": ["as it was recorded"]}}
     assert sentences(results, [])[1:] == []
     assert "as it was recorded" in sentences(recorded, [])
-    assert sentences(results | recorded, [])[1].startswith("On m, RTN is nearest to the original: KL 0.42500 ")
+    on = "On m, of RTN, AWQ, GPTQ symmetric, GPTQ asymmetric and AWQ + GPTQ, "
+    assert sentences(results | recorded, [])[1].startswith(f"{on}the nearest to the original is RTN: KL 0.42500 ")
     monkeypatch.setenv(VARIABLE, "fr")
-    assert sentences(results | recorded, [])[1].startswith("Sur m, RTN est le plus proche de l'original\u00a0: ")
+    assert sentences(results | recorded, [])[1].startswith(
+        "Sur m, parmi RTN, AWQ, GPTQ symétrique, GPTQ asymétrique et AWQ + GPTQ, le plus proche de l'original est RTN\u00a0: "
+    )

@@ -19,16 +19,9 @@ def test_which_is_nearest() -> None:
     rows = {"RTN": quality(), "AWQ": quality(-0.05, -1), "AutoAWQ": quality(-0.04)}
     assert distances.nearest(rows, "RTN") == "AWQ is nearest to the original, with 88% of the KL of RTN"
     told = distances.nearest(rows | {"GPTQ": quality(-0.05, 1.5)}, "RTN")
-    assert told == "AWQ has 88% of the KL of RTN; not told apart from it: GPTQ"
+    assert told == "AWQ has 88% of the KL of RTN; the measurement does not tell it apart from GPTQ"
     assert "within the error of the measurement" in distances.nearest({"RTN": quality(), "AWQ": quality(-1e-6, -1)}, "RTN")
     assert distances.nearest({"RTN": quality(), "AWQ": quality(0.1)}, "RTN") == "No method is nearer to the original than RTN"
-
-
-def test_one_against_another() -> None:
-    assert distances.against({"A": quality(), "B": quality(0.1)}) == "A against B: KL is lower by 0.10000 ± 0.00000, window by window"
-    assert distances.against({"A": quality(0.1, 0), "B": quality()}).startswith("A against B: KL is higher by 0.10000 ± 0.00009")
-    unclear = distances.against({"A": quality(), "B": quality(1e-6, -1)})
-    assert unclear == "A against B: KL differs by 0.00000 ± 0.00018, within twice the error: no difference can be seen"
 
 
 @pytest.mark.parametrize(
@@ -45,6 +38,16 @@ def test_which_part_of_awq_brings_the_gain(
 ) -> None:
     rows = {"grids searched": quality(*searched), "scaled": quality(*scaled), "AWQ: both": quality(*both)}
     assert awq.parts({"RTN": quality(wobble=0)} | rows) == said
+
+
+def test_two_are_held_against_each_other_window_by_window() -> None:
+    rows = {"plain": quality(), "near": quality(-0.05, -1), "as near": quality(-0.05, 1.5)}
+    said = distances.against(rows, [("near", "plain"), ("plain", "near"), ("as near", "near"), ("not measured", "plain")])
+    assert said == [
+        "near: nearer to the original than plain, KL -0.05000 ± 0.00018, window by window",
+        "plain: farther from the original than near, KL +0.05000 ± 0.00018, window by window",
+        "as near: not told apart from near, KL 0.00000 ± 0.00023, window by window",
+    ]
 
 
 def test_protected_channels() -> None:
@@ -107,11 +110,12 @@ def test_compensation() -> None:
 def test_damping() -> None:
     curve = [(0.001, 1.1), (0.01, 1.0), (100.0, 3.0)]
     said = "has the least error on the calibration text"
-    assert gptq.damping("0.q", curve) == f"0.q: of these dampings 0.01 {said}; 1.10 times as large at 0.001, 3.0 times at 100"
-    smallest = gptq.damping("0.q", [(0.001, 1.0), (1.0, 1.5), (100.0, 3.0)])
-    assert smallest == f"0.q: of these dampings the smallest, 0.001, {said}; 3.0 times as large at 100"
-    largest = gptq.damping("0.q", [(0.001, 2.0), (1.0, 4.0), (100.0, 1.0)])  # of a curve that does not fall all the way
-    assert largest == f"0.q: of these dampings the largest, 100, {said}; 2.00 times as large at 0.001"
+    rtn = ", 3.2 times with plain rounding"
+    assert gptq.damping("0.q", curve, 3.2) == f"0.q: of these dampings 0.01 {said}; 1.10 times as large at 0.001, 3.0 times at 100{rtn}"
+    smallest = gptq.damping("0.q", [(0.001, 1.0), (1.0, 1.5), (100.0, 3.0)], 3.2)
+    assert smallest == f"0.q: of these dampings the smallest, 0.001, {said}; 3.0 times as large at 100{rtn}"
+    largest = gptq.damping("0.q", [(0.001, 2.0), (1.0, 4.0), (100.0, 1.0)], 3.2)  # of a curve that does not fall all the way
+    assert largest == f"0.q: of these dampings the largest, 100, {said}; 2.00 times as large at 0.001{rtn}"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +126,19 @@ def test_damping() -> None:
 def test_how_much_text_gptq_needs(plain: float, shrunk: float, said: str) -> None:
     few = {gptq.AS_IT_IS: plain, gptq.SHRUNK: shrunk, gptq.DIAGONAL: 1.0}
     assert said in gptq.calibration({name: {1: kl, 16: 0.5} for name, kl in few.items()})
+
+
+def test_from_which_amount_of_text_gptq_is_flat() -> None:
+    first, second, third, shrunk, plain = gptq.by_amount({
+        gptq.AS_IT_IS: {1: 0.05, 4: 0.0208, 16: 0.02}, gptq.SHRUNK: {1: 0.025, 4: 0.0231, 16: 0.0209}, gptq.DIAGONAL: {1: 1, 4: 1, 16: 1},
+    })  # fmt: skip
+    assert first == "calibration windows 1: KL with H shrunk 0.02500, 50% of that with H as it is"
+    assert third.startswith("calibration windows 16: KL with H shrunk 0.02090")
+    assert shrunk == "H as it is: flat from 4 of 16 calibration windows on (KL within 5% of the last)"
+    assert plain == "H shrunk: not flat yet, KL goes from 0.0231 with 4 to 0.0209 with 16 calibration windows"
+    assert second.startswith("calibration windows 4: ")
+    one = {way: {1: 0.05} for way in (gptq.AS_IT_IS, gptq.SHRUNK, gptq.DIAGONAL)}
+    assert gptq.by_amount(one) == ["calibration windows 1: KL with H shrunk 0.05000, 100% of that with H as it is"]
 
 
 def superblock(scales: float, groups: float) -> str:
@@ -143,8 +160,16 @@ def test_settled_codes() -> None:
 
 def test_what_a_file_holds() -> None:
     assert "takes 5.22 bits a weight" in gguf.bits({"f16": 16.1, "q4_k_m": 5.22})
-    assert gguf.types("q4_k_m", {"Q6_K": 5, "Q4_K": 24, "F32": 9}) == "q4_k_m: 24 of 38 tensors are Q4_K; 3 types in all"
-    assert gguf.types("f16", {"F16": 29}) == "f16: all 29 tensors are F16"
+    assert gguf.types("q4_k_m", {"Q6_K": 5, "Q4_K": 24, "F32": 9}) == "q4_k_m: of 29 matrices 24 are Q4_K and 5 are Q6_K"
+    assert gguf.types("f16", {"F16": 29, "F32": 9}) == "f16: all 29 matrices are F16"
+
+
+def test_which_matrices_get_another_type() -> None:
+    plain = {f"blk.{block}.{kind}.weight": "Q4_K" for block in range(4) for kind in ("attn_q", "attn_v", "ffn_down")}
+    types = {"token_embd.weight": "Q6_K", "output_norm.weight": "F32", **plain}
+    types |= {f"blk.{block}.{kind}.weight": "Q6_K" for block in (2, 3) for kind in ("attn_v", "ffn_down")}
+    assert gguf.places(types) == ["Q6_K: token_embd, attn_v (2, 3), ffn_down (2, 3)"]
+    assert gguf.places(plain) == []
 
 
 def test_levels_and_double_quantization() -> None:
