@@ -48,7 +48,7 @@ def recommend(measured: Sequence[Row], use: str, offload: bool, share: float) ->
     fitting = [row for row in able if row.disk_bytes <= room]
     if not fitting:
         least = min(able, key=lambda row: row.disk_bytes, default=None)
-        why = Sentence("no format that can be put to this use leaves layers on the CPU")
+        why = Sentence("no format for this use was measured here with layers on the CPU, also where its runtime can leave them there")
         if least:
             size = least.disk_bytes / original.disk_bytes
             why = Sentence("the smallest for this use, {name}, takes {size:.0%} of the original's size", name=least.name, size=size)
@@ -58,8 +58,9 @@ def recommend(measured: Sequence[Row], use: str, offload: bool, share: float) ->
     best = max(equals, key=generation)
     found = {"kl": best.quality.kl or 0, "size": best.disk_bytes / original.disk_bytes, "speed": generation(best)}
     why = Sentence("KL {kl:.5f}, {size:.0%} of the original's size", **found)
-    if generation(best):
-        why = Sentence("{quality}, {speed:.0f} tok/s here", quality=why, **found)
+    if best.figures and generation(best):
+        found["spread"] = best.figures.speed.generation_sd
+        why = Sentence("{quality}, {speed:.0f} ± {spread:.0f} tok/s here", quality=why, **found)
     named = [row for row in rows if row.name != best.name and row.name.split()[0] in guide.replace(":", " ").split()]
     agree = best.name.split()[0] in guide.replace(":", " ").split() and not (best.name == "GGUF Q8_0" and "Q4_K_M" in guide)
     if not agree:

@@ -12,7 +12,7 @@ SHOWN = 256  # blocks whose absmax are drawn: those that share one scale
 def nested_picture(layer: str, found: Nested) -> Drawing:
     """Bits a weight by what they hold, and the absmax of some blocks before and after."""
     before, after = found.bits(found.single), found.bits(found.double)
-    title = "{layer}: double quantization takes {before:.3f} to {after:.3f} bits a weight; absmax moves by {moved:.2g} % in the mean"
+    title = "{layer}: double quantization lowers {before:.3f} bits a weight to {after:.3f}; absmax moves by {moved:.2g} % in the mean"
     title = say(title, layer=layer, before=before, after=after, moved=100 * found.moved)
     figure, (bars, dots) = stacked(title, (2.0, 2.8), shared=False)
     names = list(dict.fromkeys([*found.single, *found.double]))

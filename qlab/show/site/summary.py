@@ -10,11 +10,13 @@ from qlab.claims import FAILS, HOLDS, NOISE, Verdict
 from qlab.evaluate.quality import Quality
 from qlab.show import figures
 from qlab.show.drawing import Drawing
-from qlab.workbook.benchmark import ORIGINAL
+from qlab.workbook.benchmark import EIGHT_BIT, ORIGINAL
 from qlab.workbook.comparison import METHODS, nearest_sentence
 from qlab.workbook.language.spoken import enumerated, gettext, say
 from qlab.workbook.lesson import GROUP_SIZE
 
+SHIPPED = "embedded"  # as the model in data/ is asked for
+OURS, THEIRS = "GGUF Q4_K_M", "quality/llama.cpp's q4_k_m"  # a row of lesson 7, and a record of lesson 4
 LADDER = {8: "rtn-int8", 4: "rtn-int4", 3: "rtn-int3", 2: "rtn-int2"}
 
 
@@ -34,8 +36,14 @@ def sentences(results: Mapping[str, Any], verdicts: Sequence[Verdict]) -> list[s
 def model_sentence(results: Mapping[str, Any]) -> str:
     if not (model := results.get("model")):
         return ""
-    text = "The model {name} has {weights:,.1f} million weights and takes {size:,.1f} MB."
-    return say(text, name=model["name"], weights=model["parameters"] / 1e6, size=model["disk_bytes"] / 1e6)
+    text = "The model '{name}' has {weights:,.1f} million weights and takes {size:,.1f} MB."
+    said = [say(text, name=model["name"], weights=model["parameters"] / 1e6, size=model["disk_bytes"] / 1e6)]
+    if model["name"] == SHIPPED:
+        said.append(gettext("It is tiny, comes with this workbook to try methods on, and has read docstrings in English only."))
+    said.append(
+        gettext("What follows ranks formats and methods on this model and this machine; on another model the order may be another.")
+    )
+    return " ".join(said)
 
 
 def ladder_sentence(results: Mapping[str, Any]) -> str:
@@ -58,13 +66,26 @@ def best_sentence(results: Mapping[str, Any]) -> str:
     nearest, smallest, fastest = (best[what] for what in ("nearest to the original", "smallest", "fastest generation here"))
     size, whole = (rows[name]["disk_bytes"] for name in (smallest[0], ORIGINAL))
     equal = say(" (not told apart from it: {names})", names=enumerated(nearest[1:])) if nearest[1:] else ""
-    text = "Of the formats with about 4 bits, {name} is nearest to the original, KL {distance:.4f} nats a token{equal}"
-    text = say(text, name=nearest[0], distance=rows[nearest[0]]["quality"]["kl"], equal=equal)
-    small = "; {name} is the smallest, {size:,.1f} MB, {times:.1f} times smaller than FP16"
+    count = len([name for name in rows if name not in (ORIGINAL, EIGHT_BIT)])
+    text = "Of lesson 7's {count} formats with about 4 bits, {name} is nearest to the original, KL {distance:.4f} nats a token{equal}"
+    text = say(text, count=count, name=nearest[0], distance=rows[nearest[0]]["quality"]["kl"], equal=equal)
+    small = "; {name} has the smallest file, {size:,.1f} MB, {times:.1f} times smaller than FP16"
     text += say(small, name=smallest[0], size=size / 1e6, times=whole / size)
     if speed := generation(rows[fastest[0]]):
         text += say("; {name} generates fastest here, {speed:,.0f} tokens a second", name=fastest[0], speed=speed)
-    return f"{text}."
+    return " ".join([f"{text}.", *caveats(results, rows, fastest[0])])
+
+
+def caveats(results: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], fastest: str) -> list[str]:
+    """What the best formats' figures do not say: how much of the speed is the runtime's, and which Q4_K_M file it is."""
+    said, original = [], rows[ORIGINAL]
+    if generation(rows[fastest]) and generation(original) and rows[fastest]["runtime"] != original["runtime"]:
+        text = "It ran in {runtime}, FP16 in {other} ({speed:,.0f} tokens a second): part of the difference is the runtime's."
+        said.append(say(text, runtime=rows[fastest]["runtime"], other=original["runtime"], speed=generation(original)))
+    if OURS in rows and (theirs := results.get(THEIRS)):
+        text = "{name} is here the file that qlab writes; the one that llama.cpp's quantizer writes has KL {kl:.4f} (lesson 4)."
+        said.append(say(text, name=OURS, kl=theirs["kl"]))
+    return said
 
 
 def method_sentence(results: Mapping[str, Any]) -> str:
@@ -94,6 +115,11 @@ def figure(results: Mapping[str, Any]) -> Drawing | None:
         if points:
             nearest = min(points, key=lambda name: points[name][1])
             title = say("{name} is nearest to the original, at {size:,.1f} MB", name=nearest, size=points[nearest][0])
+            if nearest == EIGHT_BIT and len(points) > 1:
+                four = min((name for name in points if name != EIGHT_BIT), key=lambda name: points[name][1])
+                title = say(
+                    "{nearest}; of those with about 4 bits {name}, at {size:,.1f} MB", nearest=title, name=four, size=points[four][0]
+                )
             return figures.scatter(points, title, gettext("MB on disk"), gettext("KL divergence (nats/token)"), log_y=True)
     kept = {bits: results[f"quality/{name}"]["kl"] for bits, name in LADDER.items() if f"quality/{name}" in results}
     if len(kept) < 2:

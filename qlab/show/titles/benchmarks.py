@@ -9,13 +9,14 @@ from statistics import fmean
 import pandas as pd
 
 from qlab.evaluate.runtime import RuntimeFigures
-from qlab.workbook.benchmark import Row, apart
+from qlab.workbook.benchmark import EIGHT_BIT, Row, apart
 from qlab.workbook.drawn import spending
 from qlab.workbook.language.spoken import enumerated, gettext, say
 from qlab.workbook.pareto import pareto_front
 
 MOST = 4  # names that a title lists
 FAR = 1.1  # times what was predicted: what is more is told
+UNSTEADY = 0.5  # of a speed: where the spread over rounds is more, it is no figure to rank by
 ALIKE = 1.05  # times: what is nearer than that is not called more
 
 
@@ -27,7 +28,9 @@ def memory(measured: Sequence[Row]) -> str:
     (least, _), (most, name) = min(ratios), max(ratios)
     values = {"name": name, "most": most, "least": least}
     if most > FAR:
-        return say("Loaded, formats take {least:.2f} to {most:.2f} times what was predicted; the most is {name}", **values)
+        return say(
+            "Loaded, {name} takes {most:.1f} times what was predicted, more than any other; the least is {least:.2f} times", **values
+        )
     return say("Loaded, no format takes more than {most:.2f} times what was predicted", **values)
 
 
@@ -43,9 +46,14 @@ def front(points: Mapping[str, tuple[float, float]], cost: str) -> str:
 
 
 def speeds(phase: str, timed: Mapping[str, RuntimeFigures]) -> str:
-    """Which runs fastest in a phase, `generation` or `prompt`, and in generation what share of its ceiling it reaches."""
+    """Which runs fastest in a phase, `generation` or `prompt`, and in generation what share of its ceiling it reaches; whose rounds
+    disagree by more than UNSTEADY is named, and not ranked."""
     if not timed:
         return say("No format ran here")
+    steady = [name for name in timed if getattr(timed[name].speed, f"{phase}_sd") < UNSTEADY * getattr(timed[name].speed, phase)]
+    if left := [name for name in timed if name not in steady]:
+        ranked = speeds(phase, {name: timed[name] for name in steady}) if steady else gettext(phase)
+        return say("{ranked}; not ranked, since its rounds disagree: {names}", ranked=ranked, names=enumerated(left))
     order = sorted(timed, key=lambda name: -getattr(timed[name].speed, phase))
     first = timed[order[0]].speed
     values = {"phase": gettext(phase), "name": order[0], "speed": getattr(first, phase)}
@@ -66,6 +74,10 @@ def agreement(table: pd.DataFrame, tokens: int) -> str:
     of_all = table[table["prompts of"] == "all"].set_index("format").iloc[1:]
     best = of_all["identical"].idxmax()
     values = {"name": best, "same": of_all.loc[best, "top1"], "whole": of_all.loc[best, "identical"], "tokens": tokens}
+    four = of_all.drop(index=EIGHT_BIT, errors="ignore")["identical"]
+    if best == EIGHT_BIT and len(four):
+        return say("{name} keeps {whole:.0%} of answers of {tokens} tokens and {same:.0%} of likeliest tokens; "
+                   "with about 4 bits {least:.0%} to {most:.0%} of answers stay", least=four.min(), most=four.max(), **values)  # fmt: skip
     if values["whole"] < values["same"]:
         return say("No format keeps more answers than {name}: {whole:.0%} of those of {tokens} tokens, "
                    "but the likeliest token at {same:.0%} of all positions", **values)  # fmt: skip
@@ -102,11 +114,14 @@ def widths(table: pd.DataFrame) -> str:
     return say("Most bits for {most}, {more:.1f} in the mean over the blocks; fewest for {least}, {fewer:.1f}", **values)
 
 
-def layers(name: str, table: pd.DataFrame) -> str:
-    """Errors of a format as `error_table` has them: the kind of layer that loses most, and whether it is the first blocks or the last."""
+def layers(name: str, table: pd.DataFrame, data: bool = True) -> str:
+    """Errors of a format as `error_table` has them: the kind of layer that loses most, and whether it is the first blocks or the last.
+    Without calibration `data` they are of the weights."""
     kinds = table.mean()
     half = len(table) // 2
-    values = {"format": name, "kind": kinds.idxmax(), "error": 100 * kinds.max()}
+    values = {"format": name, "kind": kinds.idxmax(), "error": 100 * kinds.max(), "least": 100 * kinds.min()}
+    if not data:
+        return say("{format}, made without calibration text: {least:.2g} to {error:.2g} % of its weights, not of its outputs", **values)
     if not half:
         return say("{format}: most is lost in {kind}, {error:.2g} % of the output", **values)
     first, last = (fmean(part.mean(axis=1)) for part in (table.iloc[:half], table.iloc[-half:]))

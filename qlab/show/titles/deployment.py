@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from qlab.plan.pace import INT4
 from qlab.plan.plan import Plan
 from qlab.serve.crowd import NEAR, Served, leading
 from qlab.serve.load import Level, saturation
@@ -11,18 +12,17 @@ from qlab.workbook.language.spoken import enumerated, say
 
 
 def memory(model: str, plans: Mapping[str, Plan], context: int, sequences: int) -> str:
-    """Weights and cache by format: what the least and FP16 take, and whether the cache is most of the least."""
-    least = min(plans, key=lambda name: plans[name].total)
-    plan = plans[least]
+    """Weights and cache by format: what FP16 and 4 bits take, and whether the cache is most of the latter."""
+    plan = plans[INT4]
     values = {
-        "model": model, "sequences": sequences, "context": context, "format": least, "least": plan.total, "half": plans["FP16"].total,
+        "model": model, "sequences": sequences, "context": context, "format": INT4, "four": plan.total, "half": plans["FP16"].total,
         "share": plan.cache / plan.total,
     }  # fmt: skip
     if plan.cache > plan.weights:
-        return say("{model}, {sequences} × {context:,} tokens: {least:.3g} GB in {format}, {half:.3g} in FP16; "
-                   "the cache is {share:.0%} of the least, more than the weights", **values)  # fmt: skip
-    return say("{model}, {sequences} × {context:,} tokens: {least:.3g} GB in {format}, {half:.3g} in FP16; "
-               "the cache is {share:.0%} of the least", **values)  # fmt: skip
+        return say("{model}, {sequences} × {context:,} tokens: {half:.3g} GB in FP16, {four:.3g} in {format}; "
+                   "the cache is {share:.0%} of that, more than the weights", **values)  # fmt: skip
+    return say("{model}, {sequences} × {context:,} tokens: {half:.3g} GB in FP16, {four:.3g} in {format}; "
+               "the cache is {share:.0%} of that", **values)  # fmt: skip
 
 
 def load(levels: Sequence[Level]) -> str:
@@ -36,7 +36,7 @@ def load(levels: Sequence[Level]) -> str:
         return say("Throughput still grew with {crowd} at a time; the first token took {times:.1f} times as long as alone",
                    **values)  # fmt: skip
     return say(
-        "Throughput stops growing beyond {knee} at a time; with {crowd} the first token takes {times:.1f} times as long as alone", **values
+        "Throughput hardly grows beyond {knee} at a time; with {crowd} the first token takes {times:.1f} times as long as alone", **values
     )
 
 

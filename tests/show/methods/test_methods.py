@@ -43,7 +43,7 @@ def every_drawing() -> dict[str, Drawing]:
         "q: 0% of H's eigenvalues": spectrum_picture("q", spectrum(HESSIAN + 10 * torch.eye(256)), (0.01, 1.0)),
         "q, all 256 columns, rounded: ": order_picture("q", in_orders(WEIGHT, HESSIAN, 4), 100),
         "q, all 256 columns, 30 % rounded: damped output error so far": order_picture("q", in_orders(WEIGHT, HESSIAN, 4), 30),
-        "q: double quantization takes 4.500 to ": nested_picture("q", nested_bytes(WEIGHT)),
+        "q: double quantization lowers 4.500 bits a weight to ": nested_picture("q", nested_bytes(WEIGHT)),
     }
 
 

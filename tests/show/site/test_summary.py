@@ -16,7 +16,9 @@ LADDER = {f"quality/rtn-int{bits}": {"top1": 1 - 2.0**-bits, "kl": 2.0**-bits} f
 
 
 def row(name: str, megabytes: float, kl: float, speed: float | None) -> dict[str, Any]:
-    return {"name": name, "disk_bytes": megabytes * 1e6, "quality": {"kl": kl}, "figures": speed and {"speed": {"generation": speed}}}
+    runtime = "llama.cpp" if name.startswith("GGUF") else "transformers"
+    figures = speed and {"speed": {"generation": speed}}
+    return {"name": name, "runtime": runtime, "disk_bytes": megabytes * 1e6, "quality": {"kl": kl}, "figures": figures}
 
 
 BENCHMARKS = [
@@ -30,10 +32,32 @@ BEST = {"nearest to the original": ["GGUF Q4_K_M", "AWQ by qlab"], "smallest": [
 
 def test_the_best_formats_are_named_with_their_figures() -> None:
     (said, claims) = sentences({"benchmarks": BENCHMARKS, "best": BEST}, judge({}))
-    assert "GGUF Q4_K_M is nearest to the original, KL 0.0100 nats a token (not told apart from it: AWQ by qlab)" in said
-    assert "AWQ by qlab is the smallest, 8.0 MB, 2.8 times smaller than FP16" in said
+    assert said.startswith("Of lesson 7's 2 formats with about 4 bits, GGUF Q4_K_M is nearest to the original, KL 0.0100 nats a token (")
+    assert "(not told apart from it: AWQ by qlab)" in said
+    assert "AWQ by qlab has the smallest file, 8.0 MB, 2.8 times smaller than FP16" in said
     assert "GGUF Q4_K_M generates fastest here, 70 tokens a second" in said  # of two runtimes the faster
     assert claims.startswith(f"Of the guide's {len(load_claims())} claims this run decides")
+
+
+def test_what_the_best_figures_do_not_say_is_said_beside_them() -> None:
+    known = {"benchmarks": BENCHMARKS, "best": BEST}
+    (said,) = sentences(known | {"quality/llama.cpp's q4_k_m": {"kl": 0.03}}, [])
+    assert "It ran in llama.cpp, FP16 in transformers (10 tokens a second): part of the difference is the runtime's." in said
+    assert said.endswith("the one that llama.cpp's quantizer writes has KL 0.0300 (lesson 4).")
+    alike = [one | {"runtime": "vLLM"} for one in BENCHMARKS]
+    assert sentences(known | {"benchmarks": alike}, [])[0].endswith("70 tokens a second.")
+
+
+def test_the_model_that_ships_is_told_from_a_readers_own() -> None:
+    (own,), (shipped,) = (sentences({"model": {"name": name, "parameters": 1e6, "disk_bytes": 2e6}}, []) for name in ("m", "embedded"))
+    assert own.startswith("The model 'm' has 1.0 million weights and takes 2.0 MB. What follows ranks formats and methods on this model")
+    assert "It is tiny, comes with this workbook" in shipped
+
+
+def test_the_nearest_of_eight_bits_is_not_called_the_nearest_of_four() -> None:
+    drawn = figure({"benchmarks": [*BENCHMARKS, row("GGUF Q8_0", 12, 0.001, 60)]})
+    assert drawn is not None
+    assert drawn.words().startswith("GGUF Q8_0 is nearest to the original, at 12.0 MB; of those with about 4 bits GGUF Q4_K_M, at 9.0 MB.")
 
 
 def test_fewer_bits_in_words_and_in_the_figure() -> None:

@@ -8,6 +8,7 @@ import pytest
 from qlab.evaluate.runtime import Memory, RuntimeFigures
 from qlab.evaluate.speed import Speed
 from qlab.plan.footprint import Footprint
+from qlab.plan.pace import INT4
 from qlab.plan.plan import Plan
 from qlab.serve.crowd import Served
 from qlab.serve.load import Level
@@ -30,18 +31,18 @@ def level(users: int, throughput: float, first: float) -> Level:
 
 
 def test_what_a_model_takes() -> None:
-    plans = {"FP16": Plan(141, 5, 146, []), "INT2 g128": Plan(22.5, 5.4, 27.9, [])}
+    plans = {"FP16": Plan(141, 5, 146, []), INT4: Plan(39.8, 5.4, 45.2, []), "INT2 g128": Plan(22.5, 5.4, 27.9, [])}
     said = deployment.memory("a 70B", plans, 16384, 1)
-    assert said == "a 70B, 1 × 16,384 tokens: 27.9 GB in INT2 g128, 146 in FP16; the cache is 19% of the least"
-    plans["INT2 g128"] = Plan(22.5, 40, 62.5, [])
-    assert deployment.memory("a 70B", plans, 131072, 1).endswith("the cache is 64% of the least, more than the weights")
+    assert said == "a 70B, 1 × 16,384 tokens: 146 GB in FP16, 45.2 in AWQ/GPTQ INT4 g128; the cache is 12% of that"
+    plans[INT4] = Plan(39.8, 60, 99.8, [])
+    assert deployment.memory("a 70B", plans, 131072, 1).endswith("the cache is 60% of that, more than the weights")
 
 
 def test_load() -> None:
     grows = deployment.load([level(1, 100, 0.1), level(2, 190, 0.15)])
     assert grows == "Throughput still grew with 2 at a time; the first token took 1.5 times as long as alone"
     stops = deployment.load([level(1, 100, 0.1), level(2, 190, 0.15), level(4, 195, 0.4)])
-    assert stops == "Throughput stops growing beyond 2 at a time; with 4 the first token takes 4.0 times as long as alone"
+    assert stops == "Throughput hardly grows beyond 2 at a time; with 4 the first token takes 4.0 times as long as alone"
 
 
 def row(name: str, loaded: int) -> Row:
@@ -50,9 +51,9 @@ def row(name: str, loaded: int) -> Row:
 
 def test_memory_against_the_plan() -> None:
     said = benchmarks.memory([row("a", 98), row("b", 560)])
-    assert said == "Loaded, formats take 0.98 to 5.60 times what was predicted; the most is b"
+    assert said == "Loaded, b takes 5.6 times what was predicted, more than any other; the least is 0.98 times"
     assert benchmarks.memory([row("a", 98)]) == "Loaded, no format takes more than 0.98 times what was predicted"
-    assert benchmarks.memory([row("a", 560), row("a", 98)]).startswith("Loaded, formats take 0.98 to 5.60 times")  # in two runtimes
+    assert benchmarks.memory([row("a", 560), row("a", 98)]).startswith("Loaded, a takes 5.6 times")  # in two runtimes
     assert benchmarks.memory([]) == "No format ran here"
 
 
@@ -73,6 +74,13 @@ def test_speeds() -> None:
     assert benchmarks.speeds("prompt", {}) == "No format ran here"
 
 
+def test_a_speed_whose_rounds_disagree_is_not_ranked() -> None:
+    unsteady = figures_of(90.0, sd=120.0)
+    said = benchmarks.speeds("generation", {"a": figures_of(), "b": unsteady})
+    assert said == "generation: fastest is a, 100 tokens/s, 50% of its ceiling; not ranked, since its rounds disagree: b"
+    assert benchmarks.speeds("generation", {"b": unsteady}) == "generation; not ranked, since its rounds disagree: b"
+
+
 @pytest.mark.parametrize(
     ("whole", "said"),
     [
@@ -84,6 +92,12 @@ def test_tokens_and_answers(whole: float, said: str) -> None:
     rows = [("original (control)", 1.0, 1.0), ("a", 0.97, whole), ("b", 0.98, 0.1), ("as many", 0.99, whole)]
     table = pd.DataFrame(rows, columns=["format", "top1", "identical"]).assign(**{"prompts of": "all"})
     assert benchmarks.agreement(table, 16) == f"No format keeps more answers than a: {said}"
+
+
+def test_where_eight_bits_keep_most_answers_those_of_four_are_said_too() -> None:
+    rows = [("original (control)", 1.0, 1.0), ("GGUF Q8_0", 0.99, 0.8), ("a", 0.9, 0.1), ("b", 0.9, 0.3)]
+    said = benchmarks.agreement(pd.DataFrame(rows, columns=["format", "top1", "identical"]).assign(**{"prompts of": "all"}), 16)
+    assert said == ("GGUF Q8_0 keeps 80% of answers of 16 tokens and 99% of likeliest tokens; with about 4 bits 10% to 30% of answers stay")
 
 
 def served(name: str, *rates: float) -> Served:
@@ -132,6 +146,8 @@ def test_where_quality_is_lost() -> None:
     assert benchmarks.layers("a", table[::-1]).endswith("the first blocks lose 4.0 times as much as the last")
     assert benchmarks.layers("a", table[:2]).endswith("the first blocks and the last lose alike")
     assert benchmarks.layers("a", table[:1]) == "a: most is lost in q_proj, 1 % of the output"
+    weights = benchmarks.layers("NF4", table[:1] / 2, data=False)
+    assert weights == "NF4, made without calibration text: 0.5 to 0.5 % of its weights, not of its outputs"
 
 
 def test_a_title_is_french_and_stays_within_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
