@@ -183,9 +183,8 @@ def heatmap(table: pd.DataFrame, title: str, label: str) -> Drawing:
     figure.axes[-1].collections[-1].set_rasterized(True)  # the scale of colours: else a path for each of 256
     axis = str(table.columns.name or "column")
     if small:
-        rows = gettext(str(table.index.name or "row"))
-        for (row, name), value in table.stack().items():
-            figure.values[f"{rows} {row}, {gettext(axis)} {name}"] = float(value)
-        return figure
-    figure.values = {say("mean of {axis} {name}", axis=axis, name=name): found for name, found in table.mean().items()}
+        rows, columns = gettext(str(table.index.name or "row")), gettext(axis)
+        figure.values = {f"{rows} {row}, {columns} {name}": float(table.loc[row, name]) for row in table.index for name in table.columns}
+    else:
+        figure.values = {say("mean of {axis} {name}", axis=axis, name=name): found for name, found in table.mean().items()}
     return figure

@@ -61,7 +61,10 @@ def many(work: Path, plan: Path) -> None:
         (model / "config.json").unlink()
         (model / "config.json").write_text(json.dumps(json.loads((embedded / "config.json").read_bytes()) | {"copy": number}))
     methods, signs = ("rtn", "gptq", "awq", "awq-gptq"), ("-sym", "-asym")
-    recipes = [f"{each}-w{bits}g{size}{sign}" for each in methods for bits in range(2, 9) for size in (16, 32, 64, 128) for sign in signs]
+    ends = [
+        f"w{bits}g{size}{sign}{layout}" for bits in (2, 3, 4, 8) for size in (16, 32, 64, 128) for sign in signs for layout in ("", "-ct")
+    ]
+    recipes = [f"{each}-{end}" for each in methods for end in ends]
     file.write_text(f"models: [{', '.join(map(str, models))}]\nrecipes: [{', '.join(recipes[:200])}]\n")
     children_before, began = os.times().children_user + os.times().children_system, time.monotonic()
     _, said = sweep(file, work / "many", "--dry-run")

@@ -67,7 +67,7 @@ def test_a_text_that_changed_is_named_and_stays_english(notebook: Path, monkeypa
     assert missing.startswith(f"lesson {LESSON}, cell new-text: there is no translation")
     assert left == f"lesson {LESSON} has no cell {gone.id}: delete its section in notebooks/fr/{LESSON}.md"
     texts = {cell.id: cell.source for cell in markdown_cells(read_lesson(notebook))}
-    assert "few steps" in texts[changed.id]
+    assert "16 steps" in texts[changed.id]
     assert texts["new-text"] == "New."
     assert texts["8af9967b"].startswith("## 1.1 Un poids est un nombre") if gone.id != "8af9967b" else "8af9967b" not in texts
     # The line that the message gives is what makes it right.
