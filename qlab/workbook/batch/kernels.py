@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
 from traitlets.config import Config
 
-from qlab.support.disk.scratch import Scratch
+from qlab.support.disk.scratch import Scratch, sweep
 from qlab.support.processes.process import peak_bytes
 
 LONGEST = 70  # characters of a folder for kernels' sockets; they are named by 33 more, and 107 are allowed
@@ -77,6 +78,7 @@ def private_folder() -> Scratch:
     Among the system's temporary files, or in /tmp where the name of their folder is too long for those of sockets in it.
     """
     usual = Path(tempfile.gettempdir())
+    atexit.register(sweep, usual)  # before any kernel, so that it runs after the last: one that is ended at once leaves its folders
     return Scratch(usual if len(str(usual)) <= LONGEST else Path("/tmp"))
 
 
