@@ -129,6 +129,11 @@ def apart(difference: float, error: float) -> bool:
     return abs(difference) > 2 * error
 
 
+def beyond_chance(correlation: float, count: int) -> bool:
+    """Whether a rank correlation over so many pairs exceeds twice the standard deviation, 1/√(count − 1), of that of unrelated numbers."""
+    return count > 1 and apart(correlation, 1 / math.sqrt(count - 1))
+
+
 def of_formats(measured: Sequence[Row]) -> list[Row]:
     """One row for each format: of several runtimes the one that generates fastest."""
     rows: dict[str, Row] = {}

@@ -19,7 +19,7 @@ from qlab.plan import choose
 from qlab.recipes import WalkedRecipe, parse
 from qlab.support.wording import Sentence, joined, listed, signed
 from qlab.walk.statistics import ChannelMeans
-from qlab.workbook.benchmark import apart
+from qlab.workbook.benchmark import apart, beyond_chance
 from qlab.workbook.experiments import short_name
 from qlab.workbook.lesson import Lesson
 
@@ -223,7 +223,7 @@ def channel_sentences(found: Mapping[str, Channels], methods: Mapping[str, Measu
 def together_sentence(together: float, layers: int) -> Sentence:
     """Whether scaling, added to GPTQ, gains more in layers with more unequal channels, from the rank correlation over so many layers."""
     measured = Sentence("rank correlation {together} over {layers} layers", together=signed(together, 2), layers=layers)
-    if not apart(together, 1 / math.sqrt(layers - 1)):  # the standard deviation of the rank correlation of unrelated numbers
+    if not beyond_chance(together, layers):
         text = "How unequal a layer's channels are does not tell what scaling adds to GPTQ there: {measured}, which chance gives too."
         return Sentence(text, measured=measured)
     if together > 0:

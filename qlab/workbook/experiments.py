@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,7 @@ from qlab.walk.routing import collect
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations
 from qlab.walk.statistics import Statistics
-from qlab.workbook.benchmark import apart
+from qlab.workbook.benchmark import beyond_chance
 from qlab.workbook.language.spoken import say
 from qlab.workbook.lesson import Lesson
 
@@ -260,7 +259,7 @@ def where_it_helps(table: pd.DataFrame) -> list[Sentence]:
             name, by = worse.iloc[0]["layer"], -worse.iloc[0]["removed"]
             hurt = Sentence("{hurt}, worst {layer} by {by:.1f} %", hurt=hurt, layer=name, by=by)
         related = Sentence("rank correlation of unevenness and gain over plain rounding {together:+.2f}", together=together)
-        if not apart(together, 1 / math.sqrt(max(1, len(part) - 1))):  # the deviation of unrelated numbers; too few layers tell nothing
+        if not beyond_chance(together, len(part)):
             related = Sentence("{measured}, which chance gives too", measured=related)
         elif together > 0:
             related = Sentence("{measured}: more is removed where channels are more uneven", measured=related)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ LONGEST = 88  # bytes of the name of a folder for sockets, whose own names end i
 
 def starting() -> ForkServerContext | SpawnContext:
     """How the next process is started: on Linux as a copy of a process that has imported PRELOADED and done nothing else, which saves each
-    the 4 to 9 seconds that these imports take. That process is started here, with the first of them, and ends with this one.
+    the seconds that these imports take. That process is started here, with the first of them, and ends with this one.
 
     A copy has this process's environment as it is now, but what the libraries read when they are imported, such as OMP_NUM_THREADS, they
     read before. A copy's own processes are started anew, and so are all elsewhere: a Mac's libraries do not bear to be copied.
@@ -27,7 +28,7 @@ def starting() -> ForkServerContext | SpawnContext:
     Raises:
         OSError: no process or no temporary folder can be made.
     """
-    if sys.platform != "linux" or multiprocessing.parent_process() is not None or len(folder := sockets()) > LONGEST:
+    if sys.platform != "linux" or multiprocessing.parent_process() is not None or len(os.fsencode(folder := sockets())) > LONGEST:
         return multiprocessing.get_context("spawn")
     multiprocessing.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
     context = multiprocessing.get_context("forkserver")

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from qlab.support.disk.scratch import Scratch
 from qlab.support.processes import starting
 from qlab.support.processes.process import run_isolated
 
@@ -76,5 +77,5 @@ signal.pause()
         psutil.wait_procs([copied], 120)
         assert not copied.is_running()
         assert said.count("Traceback") == (end == signal.SIGINT)  # its own alone
-        starting.Scratch(place).remove()  # whoever makes the next folder there sweeps
+        Scratch(place).remove()  # whoever makes the next folder there sweeps
         assert list(place.iterdir()) == []
