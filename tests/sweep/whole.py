@@ -15,7 +15,7 @@ import pandas as pd
 from qlab import ROOT
 from qlab.artifacts.manifest import COST
 
-PATIENCE = 1500  # seconds for a sweep
+PATIENCE = 3600  # seconds for a sweep; fourteen lessons one after another are the longest
 
 
 def sweep(plan: Path, out: Path, *words: str) -> tuple[float, str]:
