@@ -158,8 +158,8 @@ def below(record: str, better: str, other: str, variant: str) -> Test:
         return plain(found["first"] < (1 - MARGIN) * found["second"]), Sentence(text, **found)
 
     return Test(
-        f"by the layers' output error on the calibration text (geometric mean), less by more than {MARGIN:.0%}; it has no noise but that "
-        "of the text",
+        f"by the layers' output error on the calibration text (geometric mean), less by more than {100 * MARGIN:g} %; it has no noise but "
+        "that of the text",
         decide,
     )
 

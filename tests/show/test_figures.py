@@ -7,6 +7,7 @@ import re
 
 import pandas as pd
 import pytest
+from matplotlib.transforms import Bbox
 
 from qlab.show import figures
 from qlab.show.tables import is_number, styled, table_of
@@ -30,6 +31,30 @@ def test_labels_of_a_scatter_neither_overlap_nor_leave_the_frame() -> None:
     frame = axes.get_window_extent()
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
     assert axes.get_ylabel().endswith("log scale")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_labels_of_a_scatter_touch_neither_its_line_nor_its_points(turned: bool) -> None:
+    points = {name: (1 / x, y) for name, (x, y) in POINTS.items()} if turned else POINTS
+    figure = figures.scatter(points, "Distance", "MB", "KL", log_y=True)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    (line,) = axes.lines
+    corners = axes.transData.transform(line.get_xydata())
+    steps = [Bbox([a.clip(max=b), a.clip(min=b)]) for a, b in itertools.pairwise(corners)]
+    marks = [Bbox([place - 4, place + 4]) for place in (axes.transData.transform(point) for point in points.values())]
+    boxes = [label.get_window_extent() for label in axes.texts]
+    assert len(steps) >= 2
+    assert [box for box in boxes if any(box.overlaps(other) for other in [*steps, *marks])] == []
+
+
+def test_a_point_that_is_not_ranked_is_hollow_and_off_the_line() -> None:
+    figure = figures.scatter({"a": (1.0, 2.0), "b": (2.0, 1.0), "wild": (0.5, 0.5)}, "Distance", "ms", "KL", unranked=["wild"])
+    (axes,) = figure.axes
+    assert axes.lines[0].get_xydata().tolist() == [[1.0, 2.0], [2.0, 2.0], [2.0, 1.0]]
+    assert [len(marks.get_facecolors()) for marks in axes.collections] == [1, 1, 0]
+    none = figures.scatter({"wild": (0.5, 0.5)}, "Distance", "ms", "KL", unranked=["wild"])
+    assert list(none.axes[0].lines) == []
 
 
 def test_the_legend_of_grouped_bars_stands_clear_of_title_and_bars() -> None:

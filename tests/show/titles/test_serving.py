@@ -61,6 +61,8 @@ def test_the_front() -> None:
     one, two = {"a": (1.0, 1.0), "b": (2.0, 2.0)}, {"a": (1.0, 2.0), "b": (2.0, 1.0), "c": (3.0, 3.0)}
     assert benchmarks.front(one, "size") == "a beats all others in size and in distance"
     assert benchmarks.front(two, "time") == "Not beaten in time and distance, of 3: a and b"
+    assert benchmarks.front(two, "time", ["a"]) == "b beats all others in time and in distance; not ranked, since its rounds disagree: a"
+    assert benchmarks.front(one, "time", ["a", "b"]) == "time; not ranked, since its rounds disagree: a and b"
     many = {str(n): (float(n), float(-n)) for n in range(6)} | {"x": (9.0, 9.0)}
     assert benchmarks.front(many, "size") == "Beaten in size and distance: 1 of 7"
 
