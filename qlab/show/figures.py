@@ -22,20 +22,26 @@ def bars(
     values: Mapping[str, float], title: str, label: str, errors: Mapping[str, float] | None = None, highlight: str = "", log: bool = False,
     marks: Mapping[str, float] | None = None,
 ) -> Drawing:  # fmt: skip
-    """Horizontal bars, one a name, the value written at its end; a stroke at each of `marks`, such as a ceiling."""
+    """Horizontal bars, one a name, the value written at its end; a stroke at each of `marks`, such as a ceiling. On a logarithmic axis,
+    which has no zero, a bar's length would mean nothing: there each value is a point."""
     figure, axes = new_axes(title, label, "", (8, 0.9 + 0.42 * len(values)))
     names = list(values)
     colours = [ACCENT if not highlight or name == highlight else MUTED for name in names]
     spread = [errors[name] for name in names] if errors else None
-    axes.barh([gettext(name) for name in names], list(values.values()), xerr=spread, color=colours, error_kw={"elinewidth": 1})
-    axes.invert_yaxis()
     if log:
         axes.set_xscale("log")
+        for position, (name, colour) in enumerate(zip(names, colours, strict=True)):
+            axes.errorbar(values[name], position, xerr=spread[position] if spread else None, fmt="o", color=colour, elinewidth=1)
+        axes.set_yticks(range(len(names)), [gettext(name) for name in names])
+        axes.margins(y=0.5 / len(names))
+    else:
+        axes.barh([gettext(name) for name in names], list(values.values()), xerr=spread, color=colours, error_kw={"elinewidth": 1})
+    axes.invert_yaxis()
     for position, name in enumerate(names):
         if marks and name in marks:
             axes.plot([marks[name]] * 2, [position - 0.4, position + 0.4], color=INK, linewidth=2)
         end = (values[name] + (spread[position] if spread else 0), position)
-        axes.annotate(shown(values[name]), end, textcoords="offset points", xytext=(4, 0), va="center", fontsize=9)
+        axes.annotate(shown(values[name]), end, textcoords="offset points", xytext=(7 if log else 4, 0), va="center", fontsize=9)
     axes.margins(x=0.14)
     axes.grid(visible=False, axis="y")
     figure.values = dict(values)
@@ -43,11 +49,14 @@ def bars(
 
 
 def grouped_bars(table: pd.DataFrame, x: str, y: str, hue: str, title: str, label: str, log: bool = False) -> Drawing:
-    """Vertical bars of a tidy table, coloured by `hue`."""
+    """Vertical bars of a tidy table, coloured by `hue`; on a logarithmic axis points, as in `bars`."""
     figure, axes = new_axes(title, "", label, (9.5, 4.2))
-    sns.barplot(table, x=x, y=y, hue=hue, ax=axes, palette=colours(table[hue].nunique()), errorbar=None)
+    palette = colours(table[hue].nunique())
     if log:
+        sns.stripplot(table, x=x, y=y, hue=hue, ax=axes, palette=palette, dodge=True, jitter=False, size=6)
         axes.set_yscale("log")
+    else:
+        sns.barplot(table, x=x, y=y, hue=hue, ax=axes, palette=palette, errorbar=None)
     axes.tick_params(axis="x", rotation=60 if table[x].nunique() > 8 else 0, labelsize=8)
     if legend := axes.get_legend():
         legend.remove()

@@ -93,6 +93,20 @@ def test_a_logarithmic_axis_has_the_values_that_were_measured() -> None:
     assert drawing.axes[0].get_xticklabels(minor=True) == []
 
 
+def test_a_logarithmic_axis_has_points_in_place_of_bars() -> None:
+    values = {"RTN": 0.5, "GPTQ": 0.01}
+    plain, log = (figures.bars(values, "GPTQ is nearer", "error", {"RTN": 0.1, "GPTQ": 0.001}, log=log).axes[0] for log in (False, True))
+    assert (len(plain.patches), len(log.patches)) == (2, 0)
+    assert [float(line.get_xdata()[0]) for line in log.lines if line.get_marker() == "o"] == [0.5, 0.01]
+    assert [label.get_text() for label in log.get_yticklabels()] == ["RTN", "GPTQ"]
+    table = pd.DataFrame([{"layer": str(n), "way": way, "error": 10.0**-n} for n in range(3) for way in ("RTN", "GPTQ")])
+    plain, log = (figures.grouped_bars(table, "layer", "error", "way", "GPTQ is nearer", "error", log=log) for log in (False, True))
+    assert len(plain.axes[0].patches) >= 6
+    assert len(log.axes[0].patches) == 0
+    assert sum(len(points.get_offsets()) for points in log.axes[0].collections) == 6
+    assert [len(figure.legends[0].get_texts()) for figure in (plain, log)] == [2, 2]
+
+
 def test_numbers_in_sentences() -> None:
     assert [signed(-1e-9, 4), signed(-0.5, 1), signed(0.25, 2)] == ["0.0000", "-0.5", "+0.25"]
     assert [counted(1, "token"), counted(2000, "token")] == ["1 token", "2,000 tokens"]

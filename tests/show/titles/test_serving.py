@@ -38,6 +38,16 @@ def test_what_a_model_takes() -> None:
     assert deployment.memory("a 70B", plans, 131072, 1).endswith("the cache is 60% of that, more than the weights")
 
 
+def test_bits_of_the_cache_beside_bits_of_the_weights() -> None:
+    said = [deployment.caches({"f16": quality(), "q4_0": quality(farther)}, quality(0.1, -1)) for farther in (0.0, 0.2, 0.1)]
+    assert said == [
+        "4 bits of cache cost less than 4 bits of weights: KL 0.42500 against 0.52500",
+        "4 bits of cache cost more than 4 bits of weights: KL 0.62500 against 0.52500",
+        "4 bits of cache are not told apart from 4 bits of weights: KL 0.52500 against 0.52500",
+    ]
+    assert deployment.caches({"f16": quality()}, quality()) == "This model's cache cannot be rounded to 4 bits here"
+
+
 def test_load() -> None:
     grows = deployment.load([level(1, 100, 0.1), level(2, 190, 0.15)])
     assert grows == "Throughput still grew with 2 at a time; the first token took 1.5 times as long as alone"
