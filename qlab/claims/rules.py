@@ -213,7 +213,11 @@ def speed_of_70b(device: str, count: int, format_name: str, claimed: float, in_t
             return FAILS, text
         return UNTESTABLE, Sentence("{ceiling}; the rest needs {devices} and the 70B", **found | {"ceiling": text})
 
-    return Test("does not hold above the ceiling that memory bandwidth sets, or beyond memory; else only the machine can tell", decide)
+    return Test(
+        "does not hold above the ceiling that memory bandwidth sets for reading the weights (no cache, as the guide names no context), or "
+        "beyond memory; else only the machine can tell",
+        decide,
+    )
 
 
 def documented(holds: bool, source: str) -> Test:
