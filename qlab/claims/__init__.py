@@ -36,7 +36,7 @@ def load_claims() -> list[dict[str, Any]]:
 
 
 def judge(results: Results, lesson: str | None = None) -> list[Verdict]:
-    """A verdict on every claim (of one lesson): `results` are the records of the lessons, by name."""
+    """A verdict on every claim (of one lesson, from its records alone): `results` are the records of the lessons, by name."""
     verdicts = []
     for claim in load_claims():
         if lesson and claim["lesson"] != lesson:
@@ -50,6 +50,9 @@ def judge(results: Results, lesson: str | None = None) -> list[Verdict]:
             verdicts.append(Verdict(claim, verdict, measured, test.rule))
         except KeyError as missing:
             why = Sentence("these records have no result {missing}; run the lesson that records it", missing=str(missing))
+            if lesson:
+                text = "this lesson has no result {missing}; the report's first page judges it from all lessons together"
+                why = Sentence(text, missing=str(missing))
             verdicts.append(Verdict(claim, OPEN, why, test.rule))
     return verdicts
 

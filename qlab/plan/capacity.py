@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qlab.plan.plan import BITS, CACHES, GB, USABLE, Shape, cache_bytes, fit, splits, weight_bytes
+from qlab.plan.plan import BITS, CACHES, GB, USABLE, Shape, cache_bytes, fit, read_bytes, splits, weight_bytes
 from qlab.support.errors import UserError
 from qlab.support.wording import counted, sized
 
@@ -63,13 +63,6 @@ def capacity(shape: Shape, format_name: str, context: int, sequences: int, devic
         fp16_weights=weight_bytes(shape, "FP16") / GB,
         fp16_holds=fit(shape, "FP16", context, device["memory_gb"], count, sequences).holds,
     )
-
-
-def read_bytes(shape: Shape, format_name: str) -> float:
-    """Bytes of weights that one step reads for one token: blocks, of experts those that it is given to, and head; of the input embedding
-    only a row, which is left out."""
-    linear, embedding = BITS[format_name]
-    return (shape.read_parameters * linear + shape.vocabulary * shape.hidden * embedding) / 8
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,13 @@ def weight_bytes(shape: Shape, format_name: str) -> float:
     return (shape.linear_parameters * linear_bits + shape.embedding_parameters * embedding_bits) / 8
 
 
+def read_bytes(shape: Shape, format_name: str) -> float:
+    """Bytes of weights that one step reads for one token: blocks, of experts those that it is given to, and head; of the input embedding
+    only a row, which is left out."""
+    linear, embedding = BITS[format_name]
+    return (shape.read_parameters * linear + shape.vocabulary * shape.hidden * embedding) / 8
+
+
 def cache_bytes(shape: Shape, context: int, sequences: int = 1) -> float:
     """Bytes of the KV cache for so many sequences of `context` tokens."""
     if shape.counted:
@@ -236,7 +243,8 @@ def device_named(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What serving takes, in GB, and the devices that hold it (`count` of each, split by tensor parallelism)."""
+    """What serving takes, in GB, and the devices that hold it (`count` of each, split by tensor parallelism), each with the ceiling on
+    its tokens/s of all sequences: a step reads the weights (`read_bytes`) and the whole cache once."""
 
     weights: float
     cache: float
@@ -255,8 +263,10 @@ def plan(shape: Shape, format_name: str, context: int, sequences: int = 1, usabl
         if device["kind"] != "gpu":
             continue
         for count in range(1, most + 1):
-            if splits(shape, count) and fit(shape, format_name, context, device["memory_gb"], count, sequences, usable).holds:
-                ceiling = count * device["bandwidth_gb_s"] / weights
+            found = fit(shape, format_name, context, device["memory_gb"], count, sequences, usable)
+            if splits(shape, count) and found.holds:
+                reading = read_bytes(shape, format_name) / GB + found.needed - found.weights
+                ceiling = sequences * count * device["bandwidth_gb_s"] / reading
                 fits.append({"device": device["name"], "count": count, "tokens/s ceiling": round(ceiling)})
                 break
     return Plan(weights, cache, weights + cache, fits)

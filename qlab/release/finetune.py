@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 
 from qlab.artifacts.placing import check_apart
+from qlab.models.configuration import quantization_of
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
 from qlab.peers.families import check_experts
@@ -45,7 +46,7 @@ def finetune(source: OpenedModel, windows: Tensor, out: Path, training: Training
         UserError: the model is not in NF4, something is at `out` or it cannot be written, another process trains there, the loss stops
             being a number, or the disk is full.
     """
-    if source.config.get("quantization_config", {}).get("quant_method") != "bitsandbytes":
+    if not in_nf4(source):
         raise UserError(
             f"{source.name} is not in NF4: QLoRA trains on a model that stays in four bits; 'qlab quantize --recipe nf4' makes one"
         )
@@ -62,7 +63,8 @@ def finetune(source: OpenedModel, windows: Tensor, out: Path, training: Training
 
 
 def train(source: OpenedModel, windows: Tensor, training: Training, device: str = "cpu") -> tuple[Any, list[float]]:
-    """The peft model of `source` with trained adapters, and each step's loss. What is in NF4 stays so; a dense model computes in FP32.
+    """The peft model of `source` with trained adapters, and each step's loss. What is in NF4 stays so; a model of any other kind computes
+    with its plain or decoded weights in FP32.
 
     Raises:
         UserError: as check_trainable, or the loss stops being a number.
@@ -71,7 +73,7 @@ def train(source: OpenedModel, windows: Tensor, training: Training, device: str 
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         base = load(source, device=device, native=True, apart=True)
-        if "quantization_config" in source.config:
+        if in_nf4(source):
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         wanted = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(base, wanted)
@@ -103,8 +105,13 @@ def check_trainable(source: OpenedModel) -> None:
     Raises:
         UserError: it is in NF4 and has experts.
     """
-    if source.checkpoint.quantized:
+    if in_nf4(source):
         check_experts("bitsandbytes", source)
+
+
+def in_nf4(source: OpenedModel) -> bool:
+    """Whether a model is stored as bitsandbytes has it, in NF4 or FP4."""
+    return quantization_of(source.config).get("quant_method") == "bitsandbytes"
 
 
 @torch.no_grad()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import LogLocator
-from matplotlib.transforms import Bbox
 
 from qlab.show.drawing import ACCENT, INK, MUTED, NAMED, PALETTE, Drawing, new_axes, panels, shown
+from qlab.show.labels import write_names
 from qlab.workbook.language.spoken import gettext, say
 from qlab.workbook.pareto import pareto_front
 
@@ -21,20 +22,26 @@ def bars(
     values: Mapping[str, float], title: str, label: str, errors: Mapping[str, float] | None = None, highlight: str = "", log: bool = False,
     marks: Mapping[str, float] | None = None,
 ) -> Drawing:  # fmt: skip
-    """Horizontal bars, one a name, the value written at its end; a stroke at each of `marks`, such as a ceiling."""
+    """Horizontal bars, one a name, the value written at its end; a stroke at each of `marks`, such as a ceiling. On a logarithmic axis,
+    which has no zero, a bar's length would mean nothing: there each value is a point."""
     figure, axes = new_axes(title, label, "", (8, 0.9 + 0.42 * len(values)))
     names = list(values)
     colours = [ACCENT if not highlight or name == highlight else MUTED for name in names]
     spread = [errors[name] for name in names] if errors else None
-    axes.barh([gettext(name) for name in names], list(values.values()), xerr=spread, color=colours, error_kw={"elinewidth": 1})
-    axes.invert_yaxis()
     if log:
         axes.set_xscale("log")
+        for position, (name, colour) in enumerate(zip(names, colours, strict=True)):
+            axes.errorbar(values[name], position, xerr=spread[position] if spread else None, fmt="o", color=colour, elinewidth=1)
+        axes.set_yticks(range(len(names)), [gettext(name) for name in names])
+        axes.margins(y=0.5 / len(names))
+    else:
+        axes.barh([gettext(name) for name in names], list(values.values()), xerr=spread, color=colours, error_kw={"elinewidth": 1})
+    axes.invert_yaxis()
     for position, name in enumerate(names):
         if marks and name in marks:
             axes.plot([marks[name]] * 2, [position - 0.4, position + 0.4], color=INK, linewidth=2)
         end = (values[name] + (spread[position] if spread else 0), position)
-        axes.annotate(shown(values[name]), end, textcoords="offset points", xytext=(4, 0), va="center", fontsize=9)
+        axes.annotate(shown(values[name]), end, textcoords="offset points", xytext=(7 if log else 4, 0), va="center", fontsize=9)
     axes.margins(x=0.14)
     axes.grid(visible=False, axis="y")
     figure.values = dict(values)
@@ -42,11 +49,14 @@ def bars(
 
 
 def grouped_bars(table: pd.DataFrame, x: str, y: str, hue: str, title: str, label: str, log: bool = False) -> Drawing:
-    """Vertical bars of a tidy table, coloured by `hue`."""
+    """Vertical bars of a tidy table, coloured by `hue`; on a logarithmic axis points, as in `bars`."""
     figure, axes = new_axes(title, "", label, (9.5, 4.2))
-    sns.barplot(table, x=x, y=y, hue=hue, ax=axes, palette=colours(table[hue].nunique()), errorbar=None)
+    palette = colours(table[hue].nunique())
     if log:
+        sns.stripplot(table, x=x, y=y, hue=hue, ax=axes, palette=palette, dodge=True, jitter=False, size=6)
         axes.set_yscale("log")
+    else:
+        sns.barplot(table, x=x, y=y, hue=hue, ax=axes, palette=palette, errorbar=None)
     axes.tick_params(axis="x", rotation=60 if table[x].nunique() > 8 else 0, labelsize=8)
     if legend := axes.get_legend():
         legend.remove()
@@ -113,48 +123,37 @@ def points(table: pd.DataFrame, x: str, y: str, hue: str, columns: str, title: s
     return figure
 
 
-def scatter(points: Mapping[str, tuple[float, float]], title: str, x: str, y: str, log_y: bool = False, log_x: bool = False) -> Drawing:
-    """Named points, each written beside its mark; the Pareto front (less of both is better) drawn through."""
+def scatter(
+    points: Mapping[str, tuple[float, float]], title: str, x: str, y: str, log_y: bool = False, log_x: bool = False,
+    unranked: Collection[str] = (),
+) -> Drawing:  # fmt: skip
+    """Named points, each written beside its mark; the Pareto front (less of both is better) drawn through, past those that are
+    `unranked`, whose marks are hollow."""
     figure, axes = new_axes(title, x, y, (9, 4.6))
-    axes.step(*zip(*(points[name] for name in pareto_front(points)), strict=True), where="post", color=MUTED, linestyle="--", zorder=1)
+    front = pareto_front({name: point for name, point in points.items() if name not in unranked})
+    line = corners([points[name] for name in front])
+    if line:
+        axes.plot(*zip(*line, strict=True), color=MUTED, linestyle="--", zorder=1)
     if log_y:
         axes.set_yscale("log")
         axes.set_ylabel(say("{label}, log scale", label=y))
     if log_x:
         axes.set_xscale("log")
         axes.set_xlabel(say("{label}, log scale", label=x))
-    for px, py in points.values():
-        axes.scatter(px, py, color=ACCENT, zorder=2)
+    for name, (px, py) in points.items():
+        axes.scatter(px, py, edgecolors=ACCENT, facecolors="none" if name in unranked else ACCENT, zorder=2)
     axes.margins(x=0.12, y=0.15)
     figure.draw_without_rendering()  # from here on the axes stay, so that places on the picture can be compared
     figure.set_layout_engine("none")
-    middle, written = axes.get_window_extent().x0 + axes.get_window_extent().width / 2, list[Bbox]()
-    for names in neighbours({name: tuple(axes.transData.transform(point)) for name, point in points.items()}):
-        px, py = points[names[0]]
-        side, turn = (
-            ("left", 1) if axes.transData.transform((px, py))[0] <= middle else ("right", -1)
-        )  # towards the middle, so that no name leaves the frame
-        label = axes.annotate(
-            " / ".join(names), (px, py), textcoords="offset points", xytext=(8 * turn, 3), fontsize=9, ha=side, va="center"
-        )
-        while any(label.get_window_extent().overlaps(other) for other in written):
-            label.xyann = (label.xyann[0], label.xyann[1] - 1)  # names come from top to bottom, so there is room below
-        written.append(label.get_window_extent())
+    write_names(axes, points, line)
     figure.values = {f"{name} ({gettext(x)}, {gettext(y)})": f"{px:.3g}, {py:.3g}" for name, (px, py) in points.items()}
     return figure
 
 
-def neighbours(places: Mapping[str, Sequence[float]], apart: float = 8) -> list[list[str]]:
-    """Names grouped by place: those whose places on the picture (in pixels) are too near to be labelled singly stand together."""
-    groups: list[list[str]] = []
-    for name in sorted(places, key=lambda name: -places[name][1]):
-        x, y = places[name]
-        near = (group for group in groups if abs(places[group[0]][0] - x) < 8 * apart and abs(places[group[0]][1] - y) < apart)
-        if group := next(near, None):
-            group.append(name)
-        else:
-            groups.append([name])
-    return groups
+def corners(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of the steps through the points of a front: from each along its height to below the next."""
+    between = [(after[0], before[1]) for before, after in pairwise(front)]
+    return [corner for pair in zip(front, between) for corner in pair] + list(front[-1:])
 
 
 def histogram(values: Sequence[float], levels: Mapping[str, Sequence[float]], title: str, x: str) -> Drawing:

@@ -21,6 +21,7 @@ from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
 from qlab.recipes import Recipe, parse
 from qlab.support.memory import disk_bytes
 from qlab.support.progress import progress
+from qlab.support.steady import steady
 from qlab.support.wording import Sentence, signed
 from qlab.workbook.lesson import Lesson
 from qlab.workbook.refused import check_recipe, refusal
@@ -66,6 +67,7 @@ def subjects(group_size: int) -> dict[str, Recipe | None]:
         EIGHT_BIT: parse("q8_0"),
         "AWQ by qlab": parse(f"awq-w4g{group_size}"),
         "AWQ by AutoAWQ": AutoAWQ(group_size),
+        "AWQ + GPTQ by qlab": parse(f"awq-gptq-w4g{group_size}"),
         "GPTQ by qlab": parse(f"gptq-w4g{group_size}"),
         "GPTQ by AutoGPTQ": AutoGPTQ(group_size=group_size),
         "GGUF Q4_K_M": parse("q4_k_m"),
@@ -135,10 +137,10 @@ def beyond_chance(correlation: float, count: int) -> bool:
 
 
 def of_formats(measured: Sequence[Row]) -> list[Row]:
-    """One row for each format: of several runtimes the one that generates fastest."""
+    """One row for each format: of several runtimes the one that generates fastest, of those whose rounds agree where some do."""
     rows: dict[str, Row] = {}
     for row in measured:
-        if row.name not in rows or generation(row) > generation(rows[row.name]):
+        if row.name not in rows or pace(row) > pace(rows[row.name]):
             rows[row.name] = row
     return list(rows.values())
 
@@ -148,8 +150,16 @@ def generation(row: Row) -> float:
     return row.figures.speed.generation if row.figures else 0.0
 
 
+def pace(row: Row) -> tuple[bool, float]:
+    """By which runs are ranked: those whose rounds agree before the others, then by their tokens a second."""
+    return bool(row.figures and steady(row.figures.speed.generation, row.figures.speed.generation_sd)), generation(row)
+
+
 def best_of(measured: Sequence[Row]) -> dict[str, list[str]]:
-    """Of the 4-bit formats: the nearest to the original, the smallest, the fastest; after each, what is not told apart from it."""
+    """Of the 4-bit formats: the nearest to the original, the smallest, the fastest; after each, what is not told apart from it.
+
+    The fastest is one whose rounds agree. Where those of none do, all that ran are not told apart.
+    """
     rows = [row for row in of_formats(measured) if row.name not in (ORIGINAL, EIGHT_BIT)]
 
     def farther(row: Row, first: Row) -> bool:
@@ -158,17 +168,19 @@ def best_of(measured: Sequence[Row]) -> dict[str, list[str]]:
     def slower(row: Row, first: Row) -> bool:
         if not row.figures or not first.figures:
             return True
+        if not pace(first)[0]:
+            return False
         spread = math.hypot(first.figures.speed.generation_sd, row.figures.speed.generation_sd)
         return apart(generation(first) - generation(row), spread)
 
-    def first_and_equals(key: Callable[[Row], float], differs: Callable[[Row, Row], bool]) -> list[str]:
+    def first_and_equals(key: Callable[[Row], Any], differs: Callable[[Row, Row], bool]) -> list[str]:
         ordered = sorted(rows, key=key)
         return [row.name for row in ordered if row is ordered[0] or not differs(row, ordered[0])]
 
     return {
         "nearest to the original": first_and_equals(lambda row: row.quality.kl or 0, farther),
         "smallest": first_and_equals(lambda row: row.disk_bytes, lambda row, first: row.disk_bytes > 1.001 * first.disk_bytes),
-        "fastest generation here": first_and_equals(lambda row: -generation(row), slower),
+        "fastest generation here": first_and_equals(lambda row: tuple(-part for part in pace(row)), slower),
     }
 
 

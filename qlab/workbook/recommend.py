@@ -10,7 +10,7 @@ from typing import Any
 from qlab.evaluate.quality import paired_difference
 from qlab.plan.choose import recommend as guide_says
 from qlab.support.wording import Sentence, joined
-from qlab.workbook.benchmark import ORIGINAL, Row, apart, generation, of_formats
+from qlab.workbook.benchmark import ORIGINAL, Row, apart, generation, of_formats, pace
 
 USES = {  # a use, the guide's answers to reach it, and the formats that can be put to it
     "production on vLLM or TGI": ("AWQ", "GPTQ", ORIGINAL),
@@ -33,7 +33,8 @@ class Advice:
 
 def recommend(measured: Sequence[Row], use: str, offload: bool, share: float) -> Advice:
     """For a `use` of USES: the format nearest to the original among those that can be put to it and whose weights take at most `share`
-    of the original's size; of several not told apart from it, the one that generates fastest here.
+    of the original's size; of several not told apart from it, the one that generates fastest here, whose rounds agree where
+    those of some do.
 
     Raises:
         KeyError: no such use.
@@ -55,7 +56,7 @@ def recommend(measured: Sequence[Row], use: str, offload: bool, share: float) ->
         return Advice(guide, Sentence("nothing measured here"), False, why)
     nearest = min(fitting, key=lambda row: row.quality.kl or 0)
     equals = [row for row in fitting if row is nearest or not farther(row, nearest)]
-    best = max(equals, key=generation)
+    best = max(equals, key=pace)
     found = {"kl": best.quality.kl or 0, "size": best.disk_bytes / original.disk_bytes, "speed": generation(best)}
     why = Sentence("KL {kl:.5f}, {size:.0%} of the original's size", **found)
     if best.figures and generation(best):

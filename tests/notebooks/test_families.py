@@ -46,7 +46,7 @@ def test_a_model_that_reads_images(tmp_path: Path) -> None:
     results, printed = run("gemma3", ["05_nf4"], tmp_path)
     assert "Left out" not in printed
     assert results["nf4/same-bytes"]
-    assert set(results["nf4/training"]) == {"NF4 (QLoRA)", "unquantized (control)"}
+    assert set(results["nf4/training"]) >= {"NF4 (QLoRA)", "unquantized (control)"}
 
 
 def test_lessons_on_gguf_are_left_out_where_llama_cpp_cannot_run_the_family(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 
 from qlab.artifacts.budget import predict
 from qlab.models.opening import locate
-from qlab.plan.capacity import read_bytes
-from qlab.plan.plan import cache_bytes, longest_context
+from qlab.plan.plan import cache_bytes, longest_context, read_bytes
 from qlab.plan.shapes import config_shape
 from qlab.recipes import parse
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qlab.methods.rtn import rtn
+from qlab.plan.capacity import capacity
 from qlab.plan.plan import (
     CACHES,
     GB,
@@ -22,6 +23,7 @@ from qlab.plan.plan import (
     shape_of,
     weight_bytes,
 )
+from qlab.plan.shapes import find_device
 from qlab.support.errors import UserError
 
 SEVENTY = SHAPES["Llama-3.1-70B"]
@@ -67,6 +69,16 @@ def test_the_guides_cases() -> None:
     small = {(fit["device"], fit["count"]) for fit in plan(SEVENTY, "AWQ/GPTQ INT4 g128", 4096).fits}
     assert ("NVIDIA GeForce RTX 4090", 2) in small
     assert ("NVIDIA GeForce RTX 4090", 1) not in small
+
+
+def test_a_ceiling_is_the_same_wherever_it_is_computed() -> None:
+    """By hand: a step reads the blocks (35.56 GB), the head (2.10) and the cache of every sequence (1.34 each), not the embedding."""
+    device, name = find_device("RTX 4090"), "AWQ/GPTQ INT4 g128"
+    for sequences, count in ((1, 2), (4, 4)):
+        (found,) = (fit for fit in plan(SEVENTY, name, 4096, sequences).fits if fit["device"] == device["name"])
+        assert found["count"] == count
+        assert found["tokens/s ceiling"] == round(capacity(SEVENTY, name, 4096, sequences, device, count).ceiling)
+        assert found["tokens/s ceiling"] == round(sequences * count * 1008 / (35.563 + 2.1014 + sequences * 1.342))
 
 
 def test_tensor_parallelism_divides_the_heads() -> None:

@@ -110,6 +110,12 @@ def test_commands_carry_what_was_asked_and_never_the_key(name: str, artifacts: d
             runtime.command(deployment(folder, key=KEY))
 
 
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_comment_is_of_a_flag_that_is_there(gpus: int, artifacts: dict[str, Path]) -> None:
+    text = files_of(RUNTIMES["vllm"], deployment(artifacts[SERVED["vllm"]], gpus=gpus, key=KEY))["compose.yaml"]
+    assert [part in text for part in ("0.90 is the guide's", "- --gpu-memory-utilization")] == [bool(gpus)] * 2
+
+
 @pytest.mark.parametrize("name", list(RUNTIMES))
 def test_a_cache_of_fewer_bits_is_asked_for_in_every_way(name: str, artifacts: dict[str, Path]) -> None:
     runtime, folder = RUNTIMES[name], artifacts[SERVED[name]]

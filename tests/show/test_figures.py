@@ -7,6 +7,7 @@ import re
 
 import pandas as pd
 import pytest
+from matplotlib.transforms import Bbox
 
 from qlab.show import figures
 from qlab.show.tables import is_number, styled, table_of
@@ -30,6 +31,30 @@ def test_labels_of_a_scatter_neither_overlap_nor_leave_the_frame() -> None:
     frame = axes.get_window_extent()
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
     assert axes.get_ylabel().endswith("log scale")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_labels_of_a_scatter_touch_neither_its_line_nor_its_points(turned: bool) -> None:
+    points = {name: (1 / x, y) for name, (x, y) in POINTS.items()} if turned else POINTS
+    figure = figures.scatter(points, "Distance", "MB", "KL", log_y=True)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    (line,) = axes.lines
+    corners = axes.transData.transform(line.get_xydata())
+    steps = [Bbox([a.clip(max=b), a.clip(min=b)]) for a, b in itertools.pairwise(corners)]
+    marks = [Bbox([place - 4, place + 4]) for place in (axes.transData.transform(point) for point in points.values())]
+    boxes = [label.get_window_extent() for label in axes.texts]
+    assert len(steps) >= 2
+    assert [box for box in boxes if any(box.overlaps(other) for other in [*steps, *marks])] == []
+
+
+def test_a_point_that_is_not_ranked_is_hollow_and_off_the_line() -> None:
+    figure = figures.scatter({"a": (1.0, 2.0), "b": (2.0, 1.0), "wild": (0.5, 0.5)}, "Distance", "ms", "KL", unranked=["wild"])
+    (axes,) = figure.axes
+    assert axes.lines[0].get_xydata().tolist() == [[1.0, 2.0], [2.0, 2.0], [2.0, 1.0]]
+    assert [len(marks.get_facecolors()) for marks in axes.collections] == [1, 1, 0]
+    none = figures.scatter({"wild": (0.5, 0.5)}, "Distance", "ms", "KL", unranked=["wild"])
+    assert list(none.axes[0].lines) == []
 
 
 def test_the_legend_of_grouped_bars_stands_clear_of_title_and_bars() -> None:
@@ -66,6 +91,20 @@ def test_a_logarithmic_axis_has_the_values_that_were_measured() -> None:
     drawing.draw_without_rendering()
     assert [label.get_text() for label in drawing.axes[0].get_xticklabels()] == ["1", "4", "16"]
     assert drawing.axes[0].get_xticklabels(minor=True) == []
+
+
+def test_a_logarithmic_axis_has_points_in_place_of_bars() -> None:
+    values = {"RTN": 0.5, "GPTQ": 0.01}
+    plain, log = (figures.bars(values, "GPTQ is nearer", "error", {"RTN": 0.1, "GPTQ": 0.001}, log=log).axes[0] for log in (False, True))
+    assert (len(plain.patches), len(log.patches)) == (2, 0)
+    assert [float(line.get_xdata()[0]) for line in log.lines if line.get_marker() == "o"] == [0.5, 0.01]
+    assert [label.get_text() for label in log.get_yticklabels()] == ["RTN", "GPTQ"]
+    table = pd.DataFrame([{"layer": str(n), "way": way, "error": 10.0**-n} for n in range(3) for way in ("RTN", "GPTQ")])
+    plain, log = (figures.grouped_bars(table, "layer", "error", "way", "GPTQ is nearer", "error", log=log) for log in (False, True))
+    assert len(plain.axes[0].patches) >= 6
+    assert len(log.axes[0].patches) == 0
+    assert sum(len(points.get_offsets()) for points in log.axes[0].collections) == 6
+    assert [len(figure.legends[0].get_texts()) for figure in (plain, log)] == [2, 2]
 
 
 def test_numbers_in_sentences() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ def test_answers_stand_side_by_side_as_text(tmp_path: Path) -> None:
     outcome = Outcome("01_principles", SKIPPED, {}, records={"chat": CHAT})
     page = write_report([outcome], provenance("embedded"), tmp_path).read_text()
     assert "What the model says" in page
+    assert "Of the widths tried, 4 bits is the largest at which an answer is not the original's; no answer ends in" in unescape(page)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "<script>alert" not in page
     assert json.loads((tmp_path / "results.json").read_text())["results"]["chat"] == CHAT

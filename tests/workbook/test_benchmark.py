@@ -67,6 +67,15 @@ def test_what_noise_hides_is_named_with_the_best() -> None:
     assert best_of(ROWS)["fastest generation here"] == ["GGUF Q4_K_M", "NF4 by qlab"]  # 200 ± 30 against 170 ± 5
 
 
+def test_the_fastest_is_one_whose_rounds_agree() -> None:
+    wild = row("AWQ by qlab", [0.010, 0.020, 0.030], 950, 900, 800)
+    assert best_of([*ROWS, wild])["fastest generation here"] == ["GGUF Q4_K_M", "NF4 by qlab", "AWQ by qlab"]
+    all_wild = [row("a", [0.01, 0.02], 950, 100, 90), row("b", [0.01, 0.02], 950, 10, 9)]
+    assert best_of(all_wild)["fastest generation here"] == ["a", "b"]
+    steady = dataclasses.replace(row("AWQ by qlab", [0.010, 0.020, 0.030], 950, 20), runtime="slower")
+    assert [kept.runtime for kept in of_formats([wild, steady])] == ["slower"]
+
+
 def test_drift_between_rounds_is_in_the_spread() -> None:
     speed = Speed(500, 0, 270.0, 3.0, 8, 4, "r", CONDITIONS)
     slower = dataclasses.replace(speed, generation=162.0)

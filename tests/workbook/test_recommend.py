@@ -19,6 +19,11 @@ def test_the_nearest_that_fits_and_can_be_put_to_the_use() -> None:
     assert recommend(ALL, "fine-tuning", False, 0.5).measured == "NF4 by qlab"  # of the equals, the faster
 
 
+def test_a_speed_whose_rounds_disagree_recommends_nothing() -> None:
+    wild = row("NF4 by another", [0.040, 0.050, 0.060], 900, 900, 800)
+    assert recommend([*ALL, wild], "fine-tuning", False, 0.5).measured == "NF4 by qlab"
+
+
 def test_where_it_parts_from_the_guide_it_says_why() -> None:
     agreed = recommend(ALL, "production on vLLM or TGI", False, 0.5)
     assert agreed.agree

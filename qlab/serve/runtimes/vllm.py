@@ -88,7 +88,8 @@ class VLLM:
         where = ["--model", "/model", "--host", "0.0.0.0", "--port", "8000"]
         return Container(
             IMAGE, [*where, *flags(deployment)], 8000, self.health, "VLLM_API_KEY",
-            QUIET | {"HOME": "/tmp"} | ({} if deployment.gpus else cpu_settings(deployment)), COMMENTS,
+            QUIET | {"HOME": "/tmp"} | ({} if deployment.gpus else cpu_settings(deployment)),
+            COMMENTS if deployment.gpus else COMMENTS[:1],  # the second is of a flag that a CPU does not get
         )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from qlab.claims import judge
 from qlab.show.site.lesson_page import CONTENTS, GLOSSARY, lesson_page
 from qlab.show.site.pages import MARK, Link, Part, glossary_page, page
 from qlab.show.site.summary import figure, sentences
+from qlab.show.titles import principles
 from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.workbook.answers import side_by_side
@@ -96,7 +97,8 @@ def short(title: str) -> str:
 def first_page(outcomes: Sequence[Outcome], lessons: dict[str, About], results: dict[str, Any], facts: dict[str, Any]) -> str:
     """Summary, results, what the model says, lessons, and the ledger of claims."""
     verdicts, drawn, table = judge(results), figure(results), told(results.get("table"))
-    chat = side_by_side(results.get("chat", [])).to_dict("split")
+    answers = results.get("chat", [])
+    chat = side_by_side(answers).to_dict("split")
     links = {"#lessons": gettext("Lessons"), "#results": gettext("Results"), "#claims-of-the-guide": gettext("Claims")}
     parts = {
         "results": gettext("Results"), "said": gettext("What the model says"), "lessons": gettext("Lessons"),
@@ -110,6 +112,7 @@ def first_page(outcomes: Sequence[Outcome], lessons: dict[str, About], results: 
         table=table, main_places=[table["columns"].index(name) for name in MAIN if name in table["columns"]] if table else [],
         summary=sentences(results, verdicts), figure=Markup(drawn.html()) if drawn else "",  # qlab's own drawing
         verdicts=verdicts, counts=Counter(v.verdict for v in verdicts), facts=facts, warnings=warnings_of(results), chat=chat,
+        said=principles.said(answers) if answers else "",
     )  # fmt: skip
 
 

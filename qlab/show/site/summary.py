@@ -10,6 +10,7 @@ from qlab.claims import FAILS, HOLDS, NOISE, Verdict
 from qlab.evaluate.quality import Quality
 from qlab.show import figures
 from qlab.show.drawing import Drawing
+from qlab.support.steady import steady
 from qlab.workbook.benchmark import EIGHT_BIT, ORIGINAL
 from qlab.workbook.comparison import METHODS, nearest_sentence
 from qlab.workbook.language.spoken import enumerated, gettext, say
@@ -67,19 +68,29 @@ def best_sentence(results: Mapping[str, Any]) -> str:
     size, whole = (rows[name]["disk_bytes"] for name in (smallest[0], ORIGINAL))
     equal = say(" (not told apart from it: {names})", names=enumerated(nearest[1:])) if nearest[1:] else ""
     count = len([name for name in rows if name not in (ORIGINAL, EIGHT_BIT)])
-    text = "Of lesson 7's {count} formats with about 4 bits, {name} is nearest to the original, KL {distance:.4f} nats a token{equal}"
+    text = "Of the {count} formats with about 4 bits in lesson 7, {name} is nearest to the original, KL {distance:.4f} nats a token{equal}"
     text = say(text, count=count, name=nearest[0], distance=rows[nearest[0]]["quality"]["kl"], equal=equal)
     small = "; {name} has the smallest file, {size:,.1f} MB, {times:.1f} times smaller than FP16"
     text += say(small, name=smallest[0], size=size / 1e6, times=whole / size)
-    if speed := generation(rows[fastest[0]]):
-        text += say("; {name} generates fastest here, {speed:,.0f} tokens a second", name=fastest[0], speed=speed)
+    if generation(rows[fastest[0]]):
+        text += fastest_said(rows[fastest[0]], fastest[1:])
     return " ".join([f"{text}.", *caveats(results, rows, fastest[0])])
+
+
+def fastest_said(row: Mapping[str, Any], others: Sequence[str]) -> str:
+    """The fastest format's speed, and what is not told apart from it; where its own rounds disagree, no format is called the fastest."""
+    speed = row["figures"]["speed"]
+    values = {"name": row["name"], "speed": speed["generation"], "spread": speed["generation_sd"], "others": enumerated(others)}
+    if not steady(speed["generation"], speed["generation_sd"]):
+        return say("; which one generates fastest here is not told, since the rounds of each disagree")
+    text = say("; {name} generates fastest here, {speed:,.0f} ± {spread:,.0f} tokens a second", **values)
+    return text + (say(" (not told apart from it: {names})", names=values["others"]) if others else "")
 
 
 def caveats(results: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], fastest: str) -> list[str]:
     """What the best formats' figures do not say: how much of the speed is the runtime's, and which Q4_K_M file it is."""
     said, original = [], rows[ORIGINAL]
-    if generation(rows[fastest]) and generation(original) and rows[fastest]["runtime"] != original["runtime"]:
+    if pace(rows[fastest])[0] and generation(original) and rows[fastest]["runtime"] != original["runtime"]:
         text = "It ran in {runtime}, FP16 in {other} ({speed:,.0f} tokens a second): part of the difference is the runtime's."
         said.append(say(text, runtime=rows[fastest]["runtime"], other=original["runtime"], speed=generation(original)))
     if OURS in rows and (theirs := results.get(THEIRS)):
@@ -98,8 +109,14 @@ def method_sentence(results: Mapping[str, Any]) -> str:
 
 
 def formats(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Lesson 7's record of each format; of several runtimes the one that generates fastest."""
-    return {row["name"]: row for row in sorted(results["benchmarks"], key=generation)}
+    """Lesson 7's record of each format; of several runtimes the one that generates fastest, of those whose rounds agree where some do."""
+    return {row["name"]: row for row in sorted(results["benchmarks"], key=pace)}
+
+
+def pace(row: Mapping[str, Any]) -> tuple[bool, float]:
+    """By which runs are ranked: those whose rounds agree before the others, then by their tokens a second."""
+    speed = row["figures"] and row["figures"]["speed"]
+    return bool(speed and steady(speed["generation"], speed["generation_sd"])), generation(row)
 
 
 def generation(row: Mapping[str, Any]) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import hypot
 from statistics import fmean
 
 import pandas as pd
 
 from qlab.evaluate.runtime import RuntimeFigures
+from qlab.support.steady import steady
 from qlab.workbook.benchmark import EIGHT_BIT, Row, apart
 from qlab.workbook.drawn import spending
 from qlab.workbook.language.spoken import enumerated, gettext, say
@@ -16,7 +17,6 @@ from qlab.workbook.pareto import pareto_front
 
 MOST = 4  # names that a title lists
 FAR = 1.1  # times what was predicted: what is more is told
-UNSTEADY = 0.5  # of a speed: where the spread over rounds is more, it is no figure to rank by
 ALIKE = 1.05  # times: what is nearer than that is not called more
 
 
@@ -34,8 +34,13 @@ def memory(measured: Sequence[Row]) -> str:
     return say("Loaded, no format takes more than {most:.2f} times what was predicted", **values)
 
 
-def front(points: Mapping[str, tuple[float, float]], cost: str) -> str:
-    """(cost, KL) by format, or by format and runtime: those that no other beats; `cost` is "size" or "time"."""
+def front(points: Mapping[str, tuple[float, float]], cost: str, unsteady: Collection[str] = ()) -> str:
+    """(cost, KL) by format, or by format and runtime: those that no other beats; `cost` is "size" or "time". Of the `unsteady` the time is
+    no figure to rank by."""
+    if left := [name for name in points if name in unsteady]:
+        known = {name: point for name, point in points.items() if name not in unsteady}
+        ranked = front(known, cost) if known else gettext(cost)
+        return say("{ranked}; not ranked, since its rounds disagree: {names}", ranked=ranked, names=enumerated(left))
     best = pareto_front(points)
     values = {"count": len(points), "names": enumerated(best), "cost": cost}
     if len(best) == 1:
@@ -47,12 +52,12 @@ def front(points: Mapping[str, tuple[float, float]], cost: str) -> str:
 
 def speeds(phase: str, timed: Mapping[str, RuntimeFigures]) -> str:
     """Which runs fastest in a phase, `generation` or `prompt`, and in generation what share of its ceiling it reaches; whose rounds
-    disagree by more than UNSTEADY is named, and not ranked."""
+    disagree is named, and not ranked."""
     if not timed:
         return say("No format ran here")
-    steady = [name for name in timed if getattr(timed[name].speed, f"{phase}_sd") < UNSTEADY * getattr(timed[name].speed, phase)]
-    if left := [name for name in timed if name not in steady]:
-        ranked = speeds(phase, {name: timed[name] for name in steady}) if steady else gettext(phase)
+    agreeing = {name: one for name, one in timed.items() if steady(getattr(one.speed, phase), getattr(one.speed, f"{phase}_sd"))}
+    if left := [name for name in timed if name not in agreeing]:
+        ranked = speeds(phase, agreeing) if agreeing else gettext(phase)
         return say("{ranked}; not ranked, since its rounds disagree: {names}", ranked=ranked, names=enumerated(left))
     order = sorted(timed, key=lambda name: -getattr(timed[name].speed, phase))
     first = timed[order[0]].speed

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from qlab.evaluate.quality import Quality
 from qlab.plan.pace import INT4
 from qlab.plan.plan import Plan
 from qlab.serve.crowd import NEAR, Served, leading
 from qlab.serve.load import Level, saturation
+from qlab.show.titles.distances import order
 from qlab.workbook.language.spoken import enumerated, say
 
 
@@ -23,6 +25,20 @@ def memory(model: str, plans: Mapping[str, Plan], context: int, sequences: int) 
                    "the cache is {share:.0%} of that, more than the weights", **values)  # fmt: skip
     return say("{model}, {sequences} × {context:,} tokens: {half:.3g} GB in FP16, {four:.3g} in {format}; "
                "the cache is {share:.0%} of that", **values)  # fmt: skip
+
+
+def caches(found: Mapping[str, Quality], weights: Quality) -> str:
+    """Whether 4 bits of cache move the predictions more than 4 bits of `weights`, on the same windows."""
+    if "q4_0" not in found:
+        return say("This model's cache cannot be rounded to 4 bits here")
+    cache = found["q4_0"]
+    values = {"cache": cache.kl or 0.0, "weights": weights.kl or 0.0}
+    turned = order(cache, weights)
+    if turned < 0:
+        return say("4 bits of cache cost less than 4 bits of weights: KL {cache:.5f} against {weights:.5f}", **values)
+    if turned > 0:
+        return say("4 bits of cache cost more than 4 bits of weights: KL {cache:.5f} against {weights:.5f}", **values)
+    return say("4 bits of cache are not told apart from 4 bits of weights: KL {cache:.5f} against {weights:.5f}", **values)
 
 
 def load(levels: Sequence[Level]) -> str:

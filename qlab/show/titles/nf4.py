@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from qlab.evaluate.quality import Quality
+from qlab.claims.each import QLORA, UNQUANTIZED
+from qlab.evaluate.quality import Quality, paired_difference
 from qlab.show.titles.distances import order
+from qlab.support.wording import signed
+from qlab.workbook.benchmark import apart
 from qlab.workbook.language.spoken import say
 
 
@@ -32,15 +35,37 @@ def distance(quality: Mapping[str, Quality]) -> str:
 
 
 def training(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """How far the loss on the same windows changes: on NF4, then unquantized."""
-    falls = [fmean(part["before"]) - fmean(part["after"]) for part in found.values()]
-    values = dict(zip(("four", "full"), falls)) | {"steps": len(next(iter(found.values()))["losses"])}
+    """How far the loss on the same windows changes: on NF4, and unquantized."""
+    falls = {name: fmean(found[name]["before"]) - fmean(found[name]["after"]) for name in (QLORA, UNQUANTIZED) if name in found}
+    steps = len(next(iter(found.values()))["losses"])
     if len(falls) == 1:
-        return say("After {steps} steps the loss on the same windows has changed by {rise:+.3f}", rise=-falls[0], **values)
-    if min(falls) <= 0:
+        (fall,) = falls.values()
+        return say("After {steps} steps the loss on the same windows has changed by {rise:+.3f}", rise=-fall, steps=steps)
+    four, full = falls.values()
+    if min(four, full) <= 0:
         return say("After {steps} steps the loss on the same windows changes by {rise:+.3f} on NF4, by {rise_full:+.3f} unquantized",
-                   rise=-falls[0], rise_full=-falls[-1], **values)  # fmt: skip
-    return say("After {steps} steps the loss on the same windows has fallen by {four:.3f} on NF4, by {full:.3f} unquantized", **values)
+                   rise=-four, rise_full=-full, steps=steps)  # fmt: skip
+    return say("After {steps} steps the loss on the same windows has fallen by {four:.3f} on NF4, by {full:.3f} unquantized",
+               four=four, full=full, steps=steps)  # fmt: skip
+
+
+def afterwards(found: Mapping[str, Mapping[str, Any]], parameters: int) -> list[str]:
+    """What NF4 holds of a model of so many parameters, and whether its loss after training is below that of each other 4-bit format."""
+    if QLORA not in found:
+        return []
+    held, half = found[QLORA]["frozen_bytes"], 2 * parameters
+    text = "NF4 holds {held:.1f} MB of frozen weights, {share:.0%} of the {half:.1f} MB that they are in FP16"
+    lines = [say(text, held=held / 1e6, half=half / 1e6, share=held / half)]
+    for name in (name for name in found if name not in (QLORA, UNQUANTIZED)):
+        difference, error = paired_difference(found[QLORA]["after"], found[name]["after"])
+        values = {"name": name, "difference": signed(difference, 4), "error": error}
+        if not apart(difference, error):
+            lines.append(say("Afterwards the loss on NF4 is not told apart from that on {name}: {difference} ± {error:.4f}", **values))
+        elif difference < 0:
+            lines.append(say("Afterwards the loss on NF4 is below that on {name}: {difference} ± {error:.4f}", **values))
+        else:
+            lines.append(say("Afterwards the loss on NF4 is above that on {name}: {difference} ± {error:.4f}", **values))
+    return lines
 
 
 def version(found: Mapping[str, Quality]) -> str:

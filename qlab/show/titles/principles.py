@@ -16,6 +16,7 @@ from qlab.workbook.experiments import short_name
 from qlab.workbook.language.spoken import enumerated, say
 
 LARGE = 10  # times the median channel: what the claim of AWQ's paper is read as (qlab/claims)
+LOOP = 20  # characters that are said again: fewer are a line of dashes, or a name
 INT8 = ("weights", "weights and activations", "the same, migrated")  # rows of `eight_bits`
 
 
@@ -28,12 +29,27 @@ def memory(sizes: Mapping[str, float]) -> str:
     return say("A 70B in INT4 takes {real:.1f} GB, no more than a quarter of FP16", **values)
 
 
-def staircase(layer: str, bits: int, weights: Tensor, rounded: Tensor) -> str:
-    """How many values are left of a group of weights, and what that costs."""
-    error = float((rounded - weights).square().sum() / weights.square().sum().clamp(min=1e-30))
+def staircase(layer: str, bits: int, weights: Tensor, rounded: Mapping[int, Tensor]) -> str:
+    """How many values are left of a group of weights at so many `bits`, and how much larger the error is than at the next larger of the
+    widths in `rounded`; of the largest, how much larger it is at the next smaller."""
+    widths = sorted(rounded)
+    errors = {width: float((one - weights).square().sum() / weights.square().sum().clamp(min=1e-30)) for width, one in rounded.items()}
+    values = {
+        "layer": short_name(layer), "bits": bits, "count": weights.numel(), "values": len(rounded[bits].unique()),
+        "error": shown(100 * errors[bits]),
+    }  # fmt: skip
+    if bits < widths[-1]:
+        other = widths[widths.index(bits) + 1]
+        return say(
+            "{layer}: at {bits} bits {count} weights keep {values} values; the squared error, {error} %, is {times} times that at {other} "
+            "bits",
+            other=other, times=shown(errors[bits] / max(errors[other], 1e-30)), **values,
+        )  # fmt: skip
+    other = widths[-2]
     return say(
-        "{layer}: at {bits} bits {count} weights take {values} different values; squared error {error} %",
-        layer=short_name(layer), bits=bits, count=weights.numel(), values=len(rounded.unique()), error=shown(100 * error),
+        "{layer}: at {bits} bits {count} weights keep {values} values; the squared error is {error} %, and at {other} bits {times} times "
+        "as large",
+        other=other, times=shown(errors[other] / max(errors[bits], 1e-30)), **values,
     )  # fmt: skip
 
 
@@ -64,6 +80,38 @@ def steps(kl: Mapping[str, float]) -> str:
         "from 3 to 2 bits {second:.1f} times",
         first=first, each=first**0.25, third=of[3] / of[4], second=of[2] / of[3],
     )  # fmt: skip
+
+
+def said(chat: Sequence[Mapping[str, Any]]) -> str:
+    """Of answers (of `answers`) by bits: the largest of the widths at which one is not the original's, and how many end in one passage
+    over and over, the original's own among them."""
+    original = {entry["prompt"]: entry["answer"].split() for entry in chat if entry["bits"] is None}
+    of = {bits: [entry for entry in chat if entry["bits"] == bits] for bits in dict.fromkeys(entry["bits"] for entry in chat)}
+    changed = [bits for bits, found in of.items() if bits and any(one["answer"].split() != original[one["prompt"]] for one in found)]
+    if changed:
+        first = say("Of the widths tried, {bits} bits is the largest at which an answer is not the original's", bits=max(changed))
+    else:
+        first = say("At no width does an answer differ from the original's")
+    looping = {bits: sum(loops(one["answer"]) for one in found) for bits, found in of.items()}
+    parts = []
+    for bits, count in looping.items():
+        values = {"count": count, "all": len(of[bits]), "bits": bits}
+        if count:
+            parts.append(
+                say("{count} of {all} at {bits} bits", **values) if bits else say("{count} of {all} of the original's own", **values)
+            )
+    if not parts:
+        return say("{first}; no answer ends in one passage over and over", first=first)
+    return say("{first}; answers that end in one passage over and over: {parts}", first=first, parts=enumerated(parts))
+
+
+def loops(answer: str) -> bool:
+    """Whether an answer ends in one passage three times or more (the last may be cut off), LOOP characters at least of it repeated."""
+    for size in range(1, len(answer) // 2 + 1):
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(answer), reversed(answer[:-size]))))
+        if same >= max(2 * size, LOOP) and any(sign.isalnum() for sign in answer[-size:]):
+            return True
+    return False
 
 
 def answers(chat: Sequence[Mapping[str, Any]]) -> str:

@@ -15,9 +15,9 @@ from tests.show.titles.results import quality
 LADDER = {f"quality/rtn-int{bits}": {"top1": 1 - 2.0**-bits, "kl": 2.0**-bits} for bits in (8, 4, 3, 2)}
 
 
-def row(name: str, megabytes: float, kl: float, speed: float | None) -> dict[str, Any]:
+def row(name: str, megabytes: float, kl: float, speed: float | None, spread: float = 1.0) -> dict[str, Any]:
     runtime = "llama.cpp" if name.startswith("GGUF") else "transformers"
-    figures = speed and {"speed": {"generation": speed}}
+    figures = speed and {"speed": {"generation": speed, "generation_sd": spread}}
     return {"name": name, "runtime": runtime, "disk_bytes": megabytes * 1e6, "quality": {"kl": kl}, "figures": figures}
 
 
@@ -32,10 +32,12 @@ BEST = {"nearest to the original": ["GGUF Q4_K_M", "AWQ by qlab"], "smallest": [
 
 def test_the_best_formats_are_named_with_their_figures() -> None:
     (said, claims) = sentences({"benchmarks": BENCHMARKS, "best": BEST}, judge({}))
-    assert said.startswith("Of lesson 7's 2 formats with about 4 bits, GGUF Q4_K_M is nearest to the original, KL 0.0100 nats a token (")
+    assert said.startswith(
+        "Of the 2 formats with about 4 bits in lesson 7, GGUF Q4_K_M is nearest to the original, KL 0.0100 nats a token ("
+    )
     assert "(not told apart from it: AWQ by qlab)" in said
     assert "AWQ by qlab has the smallest file, 8.0 MB, 2.8 times smaller than FP16" in said
-    assert "GGUF Q4_K_M generates fastest here, 70 tokens a second" in said  # of two runtimes the faster
+    assert "GGUF Q4_K_M generates fastest here, 70 ± 1 tokens a second." in said  # of two runtimes the faster
     assert claims.startswith(f"Of the guide's {len(load_claims())} claims this run decides")
 
 
@@ -45,7 +47,18 @@ def test_what_the_best_figures_do_not_say_is_said_beside_them() -> None:
     assert "It ran in llama.cpp, FP16 in transformers (10 tokens a second): part of the difference is the runtime's." in said
     assert said.endswith("the one that llama.cpp's quantizer writes has KL 0.0300 (lesson 4).")
     alike = [one | {"runtime": "vLLM"} for one in BENCHMARKS]
-    assert sentences(known | {"benchmarks": alike}, [])[0].endswith("70 tokens a second.")
+    assert sentences(known | {"benchmarks": alike}, [])[0].endswith("70 ± 1 tokens a second.")
+
+
+def test_the_fastest_is_told_with_what_equals_it_and_not_where_its_rounds_disagree() -> None:
+    equal = BEST | {"fastest generation here": ["GGUF Q4_K_M", "AWQ by qlab"]}
+    (said,) = sentences({"benchmarks": BENCHMARKS, "best": equal}, [])
+    assert "generates fastest here, 70 ± 1 tokens a second (not told apart from it: AWQ by qlab)." in said
+    wild = [*BENCHMARKS[:2], row("GGUF Q4_K_M", 9, 0.01, 70, 60)]
+    (said,) = sentences({"benchmarks": wild, "best": equal}, [])
+    assert said.endswith("smaller than FP16; which one generates fastest here is not told, since the rounds of each disagree.")
+    (said,) = sentences({"benchmarks": [*BENCHMARKS, row("GGUF Q4_K_M", 9, 0.01, 500, 400)], "best": BEST}, [])
+    assert "70 ± 1 tokens a second" in said  # in the runtime whose rounds agree
 
 
 def test_the_model_that_ships_is_told_from_a_readers_own() -> None:

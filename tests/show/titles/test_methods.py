@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import pytest
 
@@ -181,8 +183,32 @@ def test_levels_and_double_quantization() -> None:
     assert dearer.endswith("1.100 times as large; FP4 is 2.0 times as far as NF4")
 
 
+def trained(*afters: float, others: float | None = None) -> dict[str, dict[str, Any]]:
+    """Records of trainings on NF4 and unquantized, and on GPTQ where `others` is its loss afterwards."""
+    found = {
+        name: {"before": [1.5, 1.3], "after": [after, after], "losses": [1.4] * 8, "frozen_bytes": 50} for name, after in zip(NAMES, afters)
+    }
+    return ({"GPTQ": found["NF4 (QLoRA)"] | {"after": [others, others + 0.001]}} if others is not None else {}) | found
+
+
+NAMES = ("NF4 (QLoRA)", "unquantized (control)")
+
+
 def training(*afters: float) -> str:
-    return nf4.training({str(n): {"before": [1.5, 1.3], "after": [after, after], "losses": [1.4] * 8} for n, after in enumerate(afters)})
+    assert nf4.training(trained(*afters)) == nf4.training(trained(*afters, others=2.0))  # the title is of the two
+    return nf4.training(trained(*afters))
+
+
+def test_after_training_on_another_format() -> None:
+    (held,) = nf4.afterwards(trained(1.1, 1.0), 100)
+    assert held == "NF4 holds 0.0 MB of frozen weights, 25% of the 0.0 MB that they are in FP16"
+    lines = [nf4.afterwards(trained(1.1, 1.0, others=other), 100)[1] for other in (1.2, 1.0, 1.0995)]
+    assert lines == [
+        "Afterwards the loss on NF4 is below that on GPTQ: -0.1005 ± 0.0005",
+        "Afterwards the loss on NF4 is above that on GPTQ: +0.0995 ± 0.0005",
+        "Afterwards the loss on NF4 is not told apart from that on GPTQ: 0.0000 ± 0.0005",
+    ]
+    assert nf4.afterwards({"unquantized (control)": {}}, 100) == []
 
 
 def test_training() -> None:

@@ -21,8 +21,13 @@ def test_what_scales_add_to_four_bits() -> None:
 
 def test_how_many_values_are_left() -> None:
     weights = torch.linspace(-1, 1, 100)
-    said = titles.staircase(LAYER, 2, weights, weights.sign())
-    assert said.startswith("0.q_proj: at 2 bits 100 weights take 2 different values; squared error ")
+    rounded = {8: weights * 0.99, 4: weights * 0.9, 2: weights.sign() * 0.5}
+    error = float((rounded[2] - weights).square().sum() / weights.square().sum())
+    said = [titles.staircase(LAYER, bits, weights, rounded) for bits in (2, 4, 8)]
+    assert said[0].startswith(f"0.q_proj: at 2 bits 100 weights keep 2 values; the squared error, {100 * error:.3g} %, is ")
+    assert said[0].endswith(f"{error / 0.01:.3g} times that at 4 bits")
+    assert said[1] == "0.q_proj: at 4 bits 100 weights keep 100 values; the squared error, 1 %, is 100 times that at 8 bits"
+    assert said[2] == "0.q_proj: at 8 bits 100 weights keep 100 values; the squared error is 0.01 %, and at 4 bits 100 times as large"
 
 
 def ladder(int3: float, int2: float, down: float) -> str:
@@ -58,6 +63,38 @@ def test_how_many_answers_stay() -> None:
     ]
     same = [*answered("a b", "c"), *answered("a b", "c", bits=4)]
     assert titles.answers(same) == "At 4 bits, word for word the original's: all 2 answers"
+
+
+LOOP = "the last one\n" + 3 * "equivalent method\n" + "equiv"
+
+
+def test_where_an_answer_first_changes_and_where_it_repeats_itself() -> None:
+    chat = [*answered("a b c", "d e"), *answered("a b c", "d e", bits=4), *answered("a b c", LOOP, bits=3), *answered("x", LOOP, bits=2)]
+    assert titles.said(chat) == (
+        "Of the widths tried, 3 bits is the largest at which an answer is not the original's; "
+        "answers that end in one passage over and over: 1 of 2 at 3 bits and 1 of 2 at 2 bits"
+    )
+    own = [*answered("a", LOOP), *answered("a", LOOP, bits=4)]
+    assert titles.said(own) == (
+        "At no width does an answer differ from the original's; "
+        "answers that end in one passage over and over: 1 of 2 of the original's own and 1 of 2 at 4 bits"
+    )
+    assert titles.said([*answered("a"), *answered("b", bits=4)]).endswith("; no answer ends in one passage over and over")
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (LOOP, True),
+        ("later_" + 12 * "raw", True),
+        ("", False),
+        ("Parameters\n" + 40 * "-", False),  # a line is no answer
+        ("it is the same, the same, the same", False),  # too little to be told from a manner of speaking
+        (3 * "equivalent method\n" + "and then it ends", False),
+    ],
+)
+def test_what_is_one_passage_over_and_over(answer: str, found: bool) -> None:
+    assert titles.loops(answer) == found
 
 
 def test_the_size_of_groups() -> None:

@@ -38,6 +38,16 @@ def test_what_a_model_takes() -> None:
     assert deployment.memory("a 70B", plans, 131072, 1).endswith("the cache is 60% of that, more than the weights")
 
 
+def test_bits_of_the_cache_beside_bits_of_the_weights() -> None:
+    said = [deployment.caches({"f16": quality(), "q4_0": quality(farther)}, quality(0.1, -1)) for farther in (0.0, 0.2, 0.1)]
+    assert said == [
+        "4 bits of cache cost less than 4 bits of weights: KL 0.42500 against 0.52500",
+        "4 bits of cache cost more than 4 bits of weights: KL 0.62500 against 0.52500",
+        "4 bits of cache are not told apart from 4 bits of weights: KL 0.52500 against 0.52500",
+    ]
+    assert deployment.caches({"f16": quality()}, quality()) == "This model's cache cannot be rounded to 4 bits here"
+
+
 def test_load() -> None:
     grows = deployment.load([level(1, 100, 0.1), level(2, 190, 0.15)])
     assert grows == "Throughput still grew with 2 at a time; the first token took 1.5 times as long as alone"
@@ -61,6 +71,8 @@ def test_the_front() -> None:
     one, two = {"a": (1.0, 1.0), "b": (2.0, 2.0)}, {"a": (1.0, 2.0), "b": (2.0, 1.0), "c": (3.0, 3.0)}
     assert benchmarks.front(one, "size") == "a beats all others in size and in distance"
     assert benchmarks.front(two, "time") == "Not beaten in time and distance, of 3: a and b"
+    assert benchmarks.front(two, "time", ["a"]) == "b beats all others in time and in distance; not ranked, since its rounds disagree: a"
+    assert benchmarks.front(one, "time", ["a", "b"]) == "time; not ranked, since its rounds disagree: a and b"
     many = {str(n): (float(n), float(-n)) for n in range(6)} | {"x": (9.0, 9.0)}
     assert benchmarks.front(many, "size") == "Beaten in size and distance: 1 of 7"
 
