@@ -92,10 +92,10 @@ class OpenedModel:
 
     @cached_property
     def text_config(self) -> dict[str, Any]:
-        """config.json of the part that reads text, with what the class takes where it says nothing."""
-        stated = self.config.get("text_config") or self.config
+        """config.json of the part that reads text, with what the class takes where it says nothing, or null."""
+        stated, taken = self.config.get("text_config") or self.config, self._configuration.get_text_config().to_dict()
         tied = {"tie_word_embeddings": self.layout.embedding == self.layout.head}
-        return self._configuration.get_text_config().to_dict() | stated | tied
+        return taken | {name: value for name, value in stated.items() if value is not None or name not in taken} | tied
 
     @cached_property
     def layout(self) -> Layout:
@@ -122,10 +122,12 @@ class OpenedModel:
 
     @property
     def trained_in(self) -> torch.dtype:
-        """The half precision that its configuration names: BF16, whose range some models need, or FP16, also where it names neither."""
+        """The half precision that its configuration names, or where it names none, its files hold: BF16, whose range some models need, or
+        else FP16."""
         texts = self.config.get("text_config") or {}
-        named = [config.get(key) for config in (self.config, texts) for key in ("dtype", "torch_dtype")]
-        return torch.bfloat16 if "bfloat16" in named else torch.float16
+        named = [name for config in (self.config, texts) for key in ("dtype", "torch_dtype") if (name := config.get(key))]
+        kept_in = ["bfloat16"] if "BF16" in self.checkpoint.description.split() else []
+        return torch.bfloat16 if "bfloat16" in (named or kept_in) else torch.float16
 
     @property
     def longest(self) -> int | None:

@@ -30,7 +30,9 @@ def counted_shape(config: dict[str, Any], name: str) -> Shape:
     Raises:
         UserError: transformers does not know it, or it is no language model that qlab takes.
     """
-    if not {"num_hidden_layers", "n_layer", "n_layers", "num_layers"} & (config.get("text_config") or config).keys():
+    texts = config.get("text_config") or {}
+    by_its_class = "model_type" in texts  # a wrapped model's language part may say no more than what it is (LLaVA 1.5)
+    if not by_its_class and not {"num_hidden_layers", "n_layer", "n_layers", "num_layers"} & (texts or config).keys():
         raise UserError(f"the configuration of {name} lacks num_hidden_layers: without sizes its memory cannot be counted")
     configuration = configuration_from({key: value for key, value in config.items() if key != "quantization_config"}, name)
     layout = opened_layout(configuration, name)
