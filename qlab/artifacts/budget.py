@@ -1,8 +1,8 @@
 """What a walk will take, before it starts: memory and disk, and time (qlab.artifacts.duration), from the checkpoint's shapes alone.
 
 The peak is that of one block, whatever their number: its weights in FP32, H of each group of layers, and what the
-hungriest recipe needs beside them; of a mixture also the experts that are encoded already. Factors were fitted to measured
-peaks; `make bench-quantize` and tests.bench.expert_memory print both.
+hungriest recipe needs beside them; of a mixture also the experts that are encoded already (qlab.artifacts.waiting). Factors were fitted
+to measured peaks; `make bench-quantize` and tests.bench.expert_memory print both.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from pathlib import Path
 
 import psutil
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from qlab.artifacts.block_shape import BlockShape, Group, largest_block
+from qlab.artifacts.block_shape import Group, largest_block
 from qlab.artifacts.duration import duration, time_text
+from qlab.artifacts.waiting import waiting
 from qlab.formats.gguf.encoding import weights_at_once
-from qlab.formats.gguf.mix import DEFAULT
 from qlab.methods.grid_search import REFIT_ROWS
 from qlab.methods.nf4 import CHUNK as NF4_BLOCKS
 from qlab.models.opening import OpenedModel
@@ -128,11 +127,14 @@ def predict(
             f"to choose widths, the whole model is in memory: {size_text(start + choosing)} with the process, more than the "
             f"{size_text(limit)} allowed; a recipe of one width needs one block at a time"
         )
-    work = max(working(recipe, groups, windows[1], device, block.weights) + waiting(recipe, block) for recipe in recipes) + LIBRARIES
+    encoded = [waiting(recipe, block, source) for recipe in recipes]
+    work = max(working(recipe, groups, windows[1], device, block.weights) + size for recipe, size in zip(recipes, encoded)) + LIBRARIES
+    # A sequential recipe runs the block as quantized before its experts are written.
+    beside = max((size for recipe, size in zip(recipes, encoded) if recipe.sequential), default=0.0)
     seconds = duration(block, recipes, windows, blocks, sum(outside) / 2, device, devices, source.experts_per_token)
     usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
-        activations = batch * windows[1] * token * data + LIBRARIES
+        activations = batch * windows[1] * token * data + beside + LIBRARIES
         found = Budget(start, 4.0 * block.weights, statistics, work, activations, rest, disk, seconds, batch, blocks, devices, choosing)
         if limit is None or found.total <= limit:
             return found
@@ -180,19 +182,6 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
         return rounding
     graph = 4.0 * TUNED_WINDOWS * length * (8 * max(width for width, _ in groups) + 12 * groups[0][0])
     return max(rounding, (TUNED + (HOLES if 4 * max(width for width, _ in groups) * groups[0][0] < OWN_PAGES else 0)) * 4 * weights + graph)
-
-
-def waiting(recipe: WalkedRecipe, block: BlockShape) -> float:
-    """Bytes of the block's experts as the recipe encodes them: they wait until the last of them is done, and are written together. A dense
-    block's layers are few, and `working`, which was fitted to such blocks, has them."""
-    if isinstance(recipe, GGUF):
-        sizes = [GGML_QUANT_SIZES[GGMLQuantizationType[kind]] for kind in (DEFAULT[recipe.mix], *recipe.types.asked)]
-        bits = max(8 * size / values for values, size in sizes)  # the types that are asked for may be the experts'
-    elif isinstance(recipe, Integers):
-        bits = recipe.bits + (16 + recipe.bits) / recipe.group_size if recipe.group_size > 0 else recipe.bits
-    else:
-        bits = 8.0 if isinstance(recipe, FP8) else 4.5
-    return bits / 8 * block.experts * sum(width * out for width, out in block.expert)
 
 
 def parse_bytes(text: str) -> float:

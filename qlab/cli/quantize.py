@@ -67,7 +67,7 @@ def quantize(
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
     from qlab.artifacts.room import budget_from
-    from qlab.evaluate.damage import choose_widths, choosing_bytes
+    from qlab.evaluate.damage import choose_widths, choosing_bytes, widest
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import already_rounded, check_length, found_device, found_devices, left_out, locate
     from qlab.models.texts.mixture import check_texts
@@ -109,7 +109,10 @@ def quantize(
     asked = budget_from(source, bits, budget.parse_bytes(size) if size is not None else None, card, context, sequences, cache)
     limit = budget.parse_bytes(max_memory) if max_memory is not None else None
     choosing = choosing_bytes(source, min(windows, JUDGED_WINDOWS), length) if asked else 0.0
-    plan = budget.predict(source, [each.recipe for each in fitted], (windows, length), limit, device, 1 + len(beside), choosing)
+    counted = [each.recipe for each in fitted]
+    if asked:
+        counted = [widest(source, check_mixable(counted[0]), asked, offered, exceptions)]
+    plan = budget.predict(source, counted, (windows, length), limit, device, 1 + len(beside), choosing)
     print(plan.text())
     if dry_run:
         return

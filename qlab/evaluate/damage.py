@@ -112,16 +112,47 @@ def choose_widths(
     Raises:
         UserError: as Asked.room, damage_of and least_damage, or a pattern that is none, or fits no layer.
     """
+    layers, groups, tried, room = offered(source, recipe, asked, widths, exceptions)
+    choices = choices_of(load(source, torch.float32, device, apart=True), recipe, layers, tried, groups, windows)
+    chosen = least_damage(choices, room)
+    by_layer = {name: width for group, width in chosen.items() for name in groups[group]}
+    return mixed(recipe, by_layer, asked.label), told(choices, by_layer, chosen, asked, room, layers)
+
+
+def offered(
+    source: OpenedModel, recipe: Integers, asked: Asked, widths: Sequence[int], exceptions: Mapping[str, int]
+) -> tuple[Layers, Mapping[str, Sequence[str]], Mapping[str, Sequence[int]], float]:
+    """The layers that may be quantized, the groups of one width that they are in, the widths that each group may have, and the bits that
+    are left for them.
+
+    Raises:
+        UserError: as Asked.room and widths_asked, or even the smallest widths take more.
+    """
     left = recipe.unquantized(layers_of(source.layout))
     layers = {name: shape for name, shape in layers_of(source.layout).items() if name not in left}
     groups, room = of_one_width(list(layers)), asked.room(source, recipe, layers)
     fixed = widths_asked(groups, exceptions)
     tried = {group: [fixed[group]] if group in fixed else list(widths) for group in groups}
     check_room({group: Choice(size, {}) for group, size in sizes_of(recipe, layers, tried, groups).items()}, room)  # before the work
-    choices = choices_of(load(source, torch.float32, device, apart=True), recipe, layers, tried, groups, windows)
-    chosen = least_damage(choices, room)
-    by_layer = {name: width for group, width in chosen.items() for name in groups[group]}
-    return mixed(recipe, by_layer, asked.label), told(choices, by_layer, chosen, asked, room, layers)
+    return layers, groups, tried, room
+
+
+def widest(source: OpenedModel, recipe: Integers, asked: Asked, widths: Sequence[int], exceptions: Mapping[str, int]) -> Mixed:
+    """What choose_widths makes of `recipe` at most, as far as that is known before the work: each group has the widest code that there is
+    room for while all others are as small as can be. All of them together are beyond the budget; each alone is not.
+
+    Raises:
+        UserError: as `offered`.
+    """
+    layers, groups, tried, room = offered(source, recipe, asked, widths, exceptions)
+    sizes = sizes_of(recipe, layers, tried, groups)
+    least = {group: min(size.values()) for group, size in sizes.items()}
+    spare = room - sum(least.values())
+    reached = {
+        group: max((width for width in size if width != HALF and size[width] - least[group] <= spare), default=HALF)
+        for group, size in sizes.items()
+    }
+    return mixed(recipe, {name: width for group, width in reached.items() for name in groups[group]}, asked.label)
 
 
 def told(

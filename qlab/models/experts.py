@@ -177,8 +177,10 @@ def pieces_of(path: str, fused: Any) -> dict[str, Piece]:
 
 
 def experts_per_token(text: PreTrainedConfig) -> int:
-    """How many experts of a block a token is given, by the configuration; 0 where there are none, or where it has another word for it."""
-    sizes = (getattr(text, name, None) for name in ("num_experts_per_tok", "moe_k", "top_k_experts"))
+    """How many experts of a block a token is given at most, by the configuration; 0 where there are none, or where it has another word for
+    it."""
+    values = (getattr(text, name, None) for name in ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts"))
+    sizes = (max(value, default=0) if isinstance(value, list) else value for value in values)  # Hunyuan's has one a block
     return next((size for size in sizes if isinstance(size, int) and size > 0), 0)
 
 

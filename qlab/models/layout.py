@@ -90,13 +90,24 @@ class Layout:
 def class_of(configuration: PreTrainedConfig, name: str) -> Any:
     """The transformers class that opens a configuration: a language model, alone or with towers for images around it.
 
+    Of some (Llama 4, Qwen 3.5) the class of a language model would open the part that reads text alone: it is taken where `architectures`
+    names it, else the whole.
+
     Raises:
         UserError: neither.
     """
-    if type(configuration) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return AutoModelForCausalLM
-    if type(configuration) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return AutoModelForImageTextToText
+    found: dict[Any, set[str]] = {}
+    for automatic, known in (
+        (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+        (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    ):
+        if type(configuration) in known:
+            kinds = known[type(configuration)]
+            found[automatic] = {kind.__name__ for kind in (kinds if isinstance(kinds, (list, tuple)) else (kinds,))}
+    said = configuration.architectures
+    named = {name for name in said if isinstance(name, str)} if isinstance(said, list) else set()
+    if order := [*(automatic for automatic, kinds in found.items() if kinds & named), *found]:
+        return order[0]
     raise UserError(
         f"{name} is of type {configuration.model_type}, which transformers opens neither as a language model nor as one that reads images: "
         "qlab quantizes only those"

@@ -92,10 +92,10 @@ class OpenedModel:
 
     @cached_property
     def text_config(self) -> dict[str, Any]:
-        """config.json of the part that reads text, with what the class takes where it says nothing."""
-        stated = self.config.get("text_config") or self.config
+        """config.json of the part that reads text, with what the class takes where it says nothing, or null."""
+        stated, taken = self.config.get("text_config") or self.config, self._configuration.get_text_config().to_dict()
         tied = {"tie_word_embeddings": self.layout.embedding == self.layout.head}
-        return self._configuration.get_text_config().to_dict() | stated | tied
+        return taken | {name: value for name, value in stated.items() if value is not None or name not in taken} | tied
 
     @cached_property
     def layout(self) -> Layout:
@@ -122,16 +122,30 @@ class OpenedModel:
 
     @property
     def trained_in(self) -> torch.dtype:
-        """The half precision that its configuration names: BF16, whose range some models need, or FP16, also where it names neither."""
+        """The half precision that its configuration names, or where it names none, its files hold: BF16, whose range some models need, or
+        else FP16."""
         texts = self.config.get("text_config") or {}
-        named = [config.get(key) for config in (self.config, texts) for key in ("dtype", "torch_dtype")]
-        return torch.bfloat16 if "bfloat16" in named else torch.float16
+        named = [name for config in (self.config, texts) for key in ("dtype", "torch_dtype") if (name := config.get(key))]
+        kept_in = ["bfloat16"] if "BF16" in self.checkpoint.description.split() else []
+        return torch.bfloat16 if "bfloat16" in (named or kept_in) else torch.float16
 
     @property
     def longest(self) -> int | None:
         """The longest context it was made for, where the configuration says."""
         found = getattr(self._configuration.get_text_config(), "max_position_embeddings", None)
         return found if isinstance(found, int) else None
+
+    @property
+    def not_walked(self) -> str:
+        """Why its blocks cannot be run one at a time by hidden states alone, in a sentence; empty where they can, as nearly all."""
+        text = self._configuration.get_text_config()
+        if shared := getattr(text, "num_kv_shared_layers", 0):
+            return (
+                f"the last {shared} blocks of {self.name} read keys and values of blocks before them, and qlab quantizes a block at a time"
+            )
+        if getattr(text, "hidden_size_per_layer_input", 0):
+            return f"each block of {self.name} reads an embedding of the text of its own, and qlab passes hidden states alone to a block"
+        return ""
 
     @property
     def experts_per_token(self) -> int:

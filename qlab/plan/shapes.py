@@ -16,8 +16,10 @@ from qlab.plan.plan import BITS, SHAPES, WIDTHS, Shape, hardware, of_groups, sha
 from qlab.support.errors import UserError
 from qlab.support.reading import path_of, read_json
 
-DENSE = ("llama", "mistral", "qwen2", "qwen3", "cohere", "gemma", "gemma2", "phi3")  # gated MLPs, one cache entry a layer and KV head
-TIED_UNLESS_SAID = ("cohere", "gemma", "gemma2")  # types whose default is one matrix for embedding and head
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "cohere", "gemma", "phi3")  # gated MLPs, one cache entry a layer and KV head
+WINDOWED = {"mistral": 4096, "phi3": None}  # those of them whose attention may have a window, with transformers' default
+WINDOWED_IF_SAID = ("qwen2", "qwen3")
+TIED_UNLESS_SAID = ("cohere", "gemma")  # types whose default is one matrix for embedding and head
 NEAR = 1.5  # a size such as 70B is planned as a published model of at most this many times its parameters, or as much smaller
 INT4 = "AWQ/GPTQ INT4 g128"
 ALIASES = {
@@ -73,15 +75,23 @@ def nearest(billions: float) -> tuple[str, Shape]:
 
 
 def config_shape(config: dict[str, Any], name: str) -> Shape:
-    """The shape in a config.json: of a dense decoder of a known type by its sizes, of any other by its class.
+    """The shape in a config.json: of a dense decoder of a known type, which attends to all tokens, by its sizes, of any other by its class.
 
     Raises:
         UserError: an architecture that qlab does not take, or sizes missing.
     """
     kind = config.get("model_type")
-    if kind not in DENSE:
+    if kind not in DENSE or has_window(config):
         return counted_shape(config, name)
     return shape_of({"tie_word_embeddings": kind in TIED_UNLESS_SAID, **config})
+
+
+def has_window(config: dict[str, Any]) -> bool:
+    """Whether attention of a dense decoder may be to a window of tokens, to which its cache is then bounded."""
+    kind = config["model_type"]
+    if kind in WINDOWED_IF_SAID:
+        return bool(config.get("use_sliding_window"))
+    return bool(config.get("sliding_window", WINDOWED.get(kind))) and kind in WINDOWED
 
 
 def fetched_config(hub_id: str, revision: str | None = None) -> Path:

@@ -39,14 +39,6 @@ def test_factoring_and_fitting_scales_do_not_come_at_one_time() -> None:
     assert narrow == 19.0 * 64**2
 
 
-@pytest.mark.parametrize(("name", "bits"), [("rtn-w4g64", 4 + 20 / 64), ("gptq-w4grow", 4), ("rtn-fp8", 8), ("q4_k_m", 4.5), ("q8_0", 8.5)])
-def test_encoded_experts_wait_for_the_last_of_them(name: str, bits: float) -> None:
-    expert = [(256, 1024), (512, 256)]
-    mixture = BlockShape(GROUPS, expert, 64)
-    assert budget.waiting(parse(name), mixture) == pytest.approx(bits / 8 * 64 * (256 * 1024 + 512 * 256))
-    assert budget.waiting(parse(name), BLOCK) == 0
-
-
 @pytest.mark.parametrize("name", ["rtn-w4g64", "awq-w4g64", "gptq-w4g64", "nf4", "q4_k_m"])
 def test_time_grows_with_the_blocks_and_every_recipe_takes_some(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duration, "speeds", lambda _: STANDARD)

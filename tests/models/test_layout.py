@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from qlab.models.layout import Layout, empty_model, layout_of, opened_layout
+from qlab.models.layout import Layout, class_of, empty_model, layout_of, opened_layout
 from qlab.support.errors import UserError
 
 SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -49,6 +49,22 @@ def test_norms_that_are_matrices_are_no_linear_layers() -> None:
 def test_layouts_take_no_memory_for_weights() -> None:
     model = empty_model(AutoConfig.for_model("llama", **(SIZES | {"vocab_size": 10**9})), "large")
     assert model.get_input_embeddings().weight.device == torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("kind", "architectures", "expected"),
+    [
+        ("llama4", None, AutoModelForImageTextToText),
+        ("llama4", ["Llama4ForConditionalGeneration"], AutoModelForImageTextToText),
+        ("llama4", ["Llama4ForCausalLM"], AutoModelForCausalLM),  # its language model alone
+        ("qwen3_5", None, AutoModelForImageTextToText),
+        ("gemma3", None, AutoModelForImageTextToText),
+        ("gemma3_text", None, AutoModelForCausalLM),
+        ("llama", ["SomeoneElsesLlama"], AutoModelForCausalLM),
+    ],
+)
+def test_a_model_that_reads_images_is_opened_whole(kind: str, architectures: list[str] | None, expected: type) -> None:
+    assert class_of(AutoConfig.for_model(kind, architectures=architectures), kind) is expected
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, decoder_layers, locate
@@ -32,6 +33,34 @@ def test_a_folder_opens_and_its_fingerprint_follows_its_content(tiny: OpenedMode
     assert model.dtype == torch.float32
     assert len(decoder_layers(model)) == 2 * 7
     assert load_tokenizer(tiny).encode("return the array")
+
+
+def test_what_a_configuration_leaves_open_its_class_takes(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    for open_ones in ({}, {"no_rope_layers": None, "layer_types": None, "num_key_value_heads": None, "rope_parameters": None}):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "smollm3"} | sizes | open_ones))
+        found = locate(str(tmp_path), weights=False).text_config
+        assert found["no_rope_layers"] == [1, 1, 1, 0]
+        assert found["layer_types"] == ["full_attention"] * 4
+        assert found["rope_parameters"]["rope_theta"] == 2000000.0
+        assert isinstance(found["num_key_value_heads"], int)
+
+
+def test_weights_tell_the_half_precision_that_a_configuration_does_not_name(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    weights = load_file(copy / "model.safetensors")
+    for stored, said, expected in (
+        (torch.bfloat16, {}, torch.bfloat16),
+        (torch.bfloat16, {"dtype": None}, torch.bfloat16),
+        (torch.float16, {}, torch.float16),
+        (torch.float16, {"torch_dtype": "bfloat16"}, torch.bfloat16),
+        (torch.bfloat16, {"dtype": "float16"}, torch.float16),
+    ):
+        save_file({name: tensor.to(stored) for name, tensor in weights.items()}, copy / "model.safetensors", {"format": "pt"})
+        told = {name: value for name, value in config.items() if name not in ("dtype", "torch_dtype")} | said
+        (copy / "config.json").write_text(json.dumps(told))
+        assert locate(str(copy)).trained_in == expected, (stored, said)
 
 
 @pytest.mark.parametrize(

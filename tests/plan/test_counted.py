@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from qlab.artifacts.budget import predict
+from qlab.models.experts import experts_per_token
 from qlab.models.opening import locate
 from qlab.plan.plan import cache_bytes, longest_context, read_bytes
 from qlab.plan.shapes import config_shape
 from qlab.recipes import parse
+from qlab.support.errors import UserError
 
 MIXTRAL = {
     "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -44,6 +47,48 @@ def test_windows_bound_the_cache() -> None:
     assert cache_bytes(shape, 32768) == (8 * 32768 + 40 * 1024) * a_layer  # every sixth block sees all
     room = cache_bytes(shape, 32768)
     assert longest_context(shape, room) == 32768
+
+
+SMALL = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 64, "vocab_size": 1000, "max_position_embeddings": 32768,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "bounded"),  # and how many of four blocks attend to a window of 100 tokens
+    [
+        ({"model_type": "gemma2", "sliding_window": 100}, 2),
+        ({"model_type": "mistral", "sliding_window": 100}, 4),
+        ({"model_type": "mistral", "sliding_window": None}, 0),
+        ({"model_type": "phi3", "sliding_window": 100, "pad_token_id": 0}, 4),
+        ({"model_type": "phi3", "pad_token_id": 0}, 0),
+        ({"model_type": "qwen2", "sliding_window": 100, "use_sliding_window": True, "max_window_layers": 3}, 1),
+        ({"model_type": "qwen3", "sliding_window": 100, "use_sliding_window": False}, 0),
+    ],
+)
+def test_windows_of_dense_decoders_bound_it_too(config: dict[str, Any], bounded: int) -> None:
+    a_layer = 2 * 2 * 2 * 64
+    assert cache_bytes(config_shape(SMALL | config, "the model"), 1000) == ((4 - bounded) * 1000 + bounded * 100) * a_layer
+
+
+def test_a_wrapped_model_may_leave_the_sizes_to_its_class() -> None:
+    text = {"model_type": "llama", "max_position_embeddings": 4096, "vocab_size": 32064}  # as LLaVA 1.5's says, and no more
+    vision = {
+        "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768, "vocab_size": 32000,
+    }  # fmt: skip
+    shape = config_shape({"model_type": "llava", "text_config": text, "vision_config": vision}, "LLaVA 1.5 7B")
+    assert shape.parameters / 1e9 == pytest.approx(7.06, rel=0.01)
+    for lacking in ({"model_type": "llava", "text_config": {"vocab_size": 32064}}, {"model_type": "mixtral"}):
+        with pytest.raises(UserError, match="lacks num_hidden_layers"):
+            config_shape(lacking, "the model")
+
+
+def test_how_many_experts_a_token_is_given_is_read_under_its_other_names() -> None:
+    assert experts_per_token(AutoConfig.for_model("mixtral", num_experts_per_tok=3)) == 3
+    assert experts_per_token(AutoConfig.for_model("hunyuan_v1_moe", moe_topk=[2, 4], num_hidden_layers=2)) == 4
+    assert experts_per_token(AutoConfig.for_model("llama")) == 0
 
 
 def test_a_state_does_not_grow_with_the_text() -> None:

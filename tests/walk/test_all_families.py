@@ -51,8 +51,9 @@ def apart(found: Tensor, expected: Tensor) -> float:
 
 
 def test_a_checkpoint_is_read_as_transformers_reads_it_and_its_blocks_compute_the_same(
-    source: OpenedModel, calibration: Tensor, tmp_path: Path, record_property: Callable[[str, object], None]
+    family: str, source: OpenedModel, calibration: Tensor, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
+    assert bool(source.layout.towers) == bool(FAMILIES[family].parts)
     kind = class_of(source.configuration, source.name)
     theirs = kind.from_pretrained(source.folder, dtype=torch.float32, experts_implementation="eager").eval()
     windows = calibration[:2, :32]
@@ -160,10 +161,13 @@ def test_artifacts_are_what_the_methods_made(
         record_property(name, f"{distance:.0e}")
         assert distance < 1e-3
         assert 1e-3 < apart(found, original) < 0.7
+        stored, layout = artifact.source.checkpoint, source.layout
+        half = {f"{gate}.weight" for gate in layout.gates} | {name for name in layout.shapes if layout.beside(name)}
+        assert half <= set(stored.shapes) - set(stored.quantized_names())
         kept = {layer for layer, note in artifact.manifest["notes"].items() if note.startswith("in half precision")}
         layers = {layer.removesuffix(".weight") for layer in source.layout.linear}
         assert set(artifact.errors) == layers - kept
         assert len(kept) < len(layers) / 2
-    assert any("expert" in layer for layer in layers) == FAMILIES[family].mixture
+    assert any("expert" in layer for layer in layers) == bool(source.layout.gates) == FAMILIES[family].mixture
     assert any("experts" in note for note in made["rtn-w4g32"].manifest["notes"].values()) == FAMILIES[family].mixture
     assert predict(source, [parse(name) for name in RECIPES], (8, 64)).blocks == source.layout.count

@@ -1,30 +1,38 @@
-"""The table of families: made of what pytest wrote of its run, and docs/families.md has a row for each family that the tests go over."""
+"""The table of families: docs/families.md is what the tests' lists make of it, and figures are those that pytest wrote of its run."""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 
 from qlab import ROOT
-from tests.formats.gguf.test_families import REFUSED
+from tests.formats.gguf import test_families as gguf
 from tests.walk import family_table
+from tests.walk import test_all_families as walk
 from tests.walk.families import FAMILIES
-from tests.walk.family_table import COLUMNS, MADE, PLAN, REFUSES, RUNS, WALK, noted, table
-
-ROWS = {
-    cells[0].split()[0]: dict(zip(COLUMNS, cells[1:], strict=True))
-    for line in (ROOT / "docs" / "families.md").read_text().splitlines()
-    if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 1 + len(COLUMNS) and cells[0] != "family"
-    if not cells[0].startswith("-")
-}
+from tests.walk.family_table import COLUMNS, MADE, PLAN, REFUSES, RUNS, WALK, document, listed, noted, table
 
 
-def test_every_family_has_its_row() -> None:
-    assert list(ROWS) == list(FAMILIES)
-    for family, row in ROWS.items():
-        assert {row["GGUF F16"] == "refused", row["GGUF Q4_K_M"] == "refused"} == {family in REFUSED}
-        assert not {"failed", "not tried"} & set(row.values())
+def test_the_document_is_what_the_lists_make_of_it() -> None:
+    told = (ROOT / "docs" / "families.md").read_text()
+    assert told == document(), "stale: python -m tests.walk.family_table > docs/families.md"
+
+
+def test_every_family_has_a_test_in_every_column() -> None:
+    for family, line in zip(FAMILIES, table(listed())[2:]):
+        cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+        assert len(cells) == len(COLUMNS)
+        assert cells.count("refused") == (2 if family in gguf.REFUSED else 0)
+        assert set(cells) <= {"yes", "refused"}, line
+
+
+def test_the_tests_that_are_named_go_over_these_lists() -> None:
+    for module, name in ((walk, WALK), (walk, MADE), (walk, PLAN), (gguf, RUNS), (gguf, REFUSES)):
+        assert "family" in inspect.signature(getattr(module, name)).parameters
+    over = {name: list(getattr(gguf, name).pytestmark[0].args[1]) for name in (RUNS, REFUSES)}
+    assert over == {RUNS: [*gguf.WRITTEN, *gguf.MORE], REFUSES: list(gguf.REFUSED)}
 
 
 def test_cells_are_what_tests_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

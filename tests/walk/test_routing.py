@@ -68,6 +68,7 @@ def test_a_scale_before_experts_leaves_the_block_as_it_was(
     assert mixture.norm == "post_attention_layernorm"
     assert len(mixture.layers) == shared
     assert gate in mixture.gates
+    assert ("mlp.shared_expert_gate" in mixture.gates) == (family == "qwen2_moe")
     with routed(block, lambda path, width: Activations(tmp_path / "routed", (8, 64, width))) as seen:
         list(block.outputs(hidden, 4))
     was = block.layer(f"{experts}.1.up_proj").weight.clone()

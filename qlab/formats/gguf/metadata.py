@@ -20,6 +20,9 @@ YARN = {
     "attention_factor": ROPE.SCALING_YARN_ATTN_FACTOR, "beta_fast": ROPE.SCALING_YARN_BETA_FAST, "beta_slow": ROPE.SCALING_YARN_BETA_SLOW,
     "llama_4_scaling_beta": ATTENTION.TEMPERATURE_SCALE,
 }  # fmt: skip
+# Types whose attention has a window that llama.cpp's has not: in all blocks, with transformers' default; where the configuration says so.
+WINDOWED = {"mistral": 4096, "mixtral": None, "phi3": None, "starcoder2": None}
+WINDOWED_IF_SAID = ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "smollm3")
 VALUES = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32, str: gguf.GGUFValueType.STRING}
 
 
@@ -165,11 +168,10 @@ def sliding_window(config: dict[str, Any]) -> int | None:
 
     llama.cpp's models of these types have no window: a GGUF file computes the model's function in contexts up to so many tokens only.
     """
-    kind, window = config["model_type"], None
-    if kind == "mistral":
-        window = config.get("sliding_window", 4096)
-    elif kind in ("qwen2", "qwen3") and config.get("use_sliding_window"):
-        layers = config.get("layer_types")
+    kind, layers, window = config["model_type"], config.get("layer_types"), None
+    if kind in WINDOWED:
+        window = config.get("sliding_window", WINDOWED[kind])
+    elif kind in WINDOWED_IF_SAID and config.get("use_sliding_window"):
         used = "sliding_attention" in layers if layers else config.get("max_window_layers", 28) < config["num_hidden_layers"]
-        window = config.get("sliding_window", 4096) if used else None
+        window = config.get("sliding_window", 4096) if used or kind == "qwen3_moe" else None
     return int(window) if window and window < config["max_position_embeddings"] else None

@@ -209,6 +209,14 @@ def test_a_sliding_window_is_told_and_llama_cpp_agrees_up_to_it(kind: str, tmp_p
         ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, None),
         ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 24}, None),  # from block 24 on
         ({"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]}, 4096),
+        ({"model_type": "phi3", "sliding_window": 2047, "max_position_embeddings": 4096}, 2047),  # Phi-3-mini-4k
+        ({"model_type": "phi3"}, None),
+        ({"model_type": "starcoder2", "sliding_window": 4096}, 4096),
+        ({"model_type": "mixtral", "sliding_window": 4096}, 4096),
+        ({"model_type": "qwen2_moe", "use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]}, 4096),
+        ({"model_type": "qwen3_moe", "use_sliding_window": True, "max_window_layers": 24}, 4096),  # which its class does not read
+        ({"model_type": "qwen3_moe", "use_sliding_window": False, "sliding_window": 4096}, None),
+        ({"model_type": "gemma2", "sliding_window": 4096}, None),  # the file has it
         ({"model_type": "llama", "sliding_window": 64}, None),  # Llama knows none, whatever its configuration says
     ],
 )
