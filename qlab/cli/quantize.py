@@ -48,6 +48,9 @@ def quantize(
     widths: Annotated[
         str, typer.Option(help="With a budget: what a layer may have, of 2 to 8 and 16. vLLM 0.32 reads 2, 4, 8 and 16.")
     ] = WIDTHS_CHOSEN,
+    group_sizes: Annotated[
+        str, typer.Option(help="With a budget: group sizes that a layer may have beside the recipe's own, such as 32,64.")
+    ] = "",
     keep: Annotated[list[str], typer.Option(help="With a budget: layers that stay in half precision, a regular expression.")] = [],  # noqa: B006
     set_width: Annotated[list[str], typer.Option("--set", help="With a budget: the width of layers, PATTERN=8.")] = [],  # noqa: B006
     tensor_type: Annotated[
@@ -74,7 +77,7 @@ def quantize(
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
     from qlab.recipes import parse
-    from qlab.recipes.mixed import check_mixable, exceptions_in, widths_in
+    from qlab.recipes.mixed import check_mixable, exceptions_in, sizes_in, widths_in
     from qlab.support.errors import UserError
     from qlab.support.stages import profiled
     from qlab.support.wording import first_and_number
@@ -86,13 +89,13 @@ def quantize(
     device, *beside = [found_device(device)] if devices is None else found_devices(devices)
     recipes = with_options([parse(name) for name in dict.fromkeys(recipe)], tensor_type, output_type, embedding_type, imatrix)
     by_budget = (bits, size, card) != (None, None, None)
-    if not by_budget and (keep or set_width or widths != WIDTHS_CHOSEN):
-        raise UserError("--widths, --keep and --set are for widths by budget: give --bits (such as 4.25), --size or --fit")
+    if not by_budget and (keep or set_width or group_sizes or widths != WIDTHS_CHOSEN):
+        raise UserError("--widths, --group-sizes, --keep and --set are for widths by budget: give --bits (such as 4.25), --size or --fit")
     if by_budget and len(recipes) != 1:
         raise UserError(f"a budget makes one artifact: give one --recipe, not {len(recipes)}")
     if by_budget:
         check_mixable(recipes[0])
-    offered, exceptions = widths_in(widths), exceptions_in(keep, set_width)
+    offered, sizes, exceptions = widths_in(widths), sizes_in(group_sizes), exceptions_in(keep, set_width)
     check_texts(calibration)
     source = locate(model, weights=not dry_run)
     if source.checkpoint.quantized:
@@ -119,7 +122,7 @@ def quantize(
     print("\n".join(reading.lines("calibration")))
     if asked:
         base = check_mixable(fitted[0].recipe)
-        chosen, told = choose_widths(source, base, asked, offered, exceptions, reading.windows[:JUDGED_WINDOWS], device)
+        chosen, told = choose_widths(source, base, asked, offered, exceptions, reading.windows[:JUDGED_WINDOWS], device, sizes)
         recipes = [chosen]
         print("\n".join(told))
     with profiled(device) if profile else nullcontext() as stages:

@@ -17,26 +17,26 @@ from qlab.artifacts.room import Asked
 from qlab.evaluate.kept import IN_MEMORY, kept_logits
 from qlab.evaluate.quality import measure_quality
 from qlab.methods.rtn import rtn
-from qlab.methods.widths import Choice, at_random, check_room, damage_in_all, least_damage, size_of, uniform
+from qlab.methods.widths import Choice, W, at_random, check_room, damage_in_all, least_damage, size_of, uniform
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
 from qlab.recipes.fitting import Layers, layers_of
 from qlab.recipes.integers import Integers
-from qlab.recipes.mixed import HALF, Mixed, mixed, of_one_width, stored_bits
+from qlab.recipes.mixed import HALF, Mixed, Way, mixed, of_one_width, offered_ways, stored_bits, way_of
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
 from qlab.support.wording import first_and_number
 
 FILLED = 0.99  # of the room is what was asked for
 AT_HAND, ROUNDED = 2.0, 5.0  # times the predictions of a window, and the largest layer, that are in memory while one is rounded
-Rounding = Callable[[Tensor, int], Tensor]
+Rounding = Callable[[Tensor, W], Tensor]
 """(weight [out, in], width) → what it becomes in so many bits."""
 
 
 @torch.no_grad()
 def damage_of(
-    model: nn.Module, groups: Mapping[str, Sequence[str]], widths: Mapping[str, Sequence[int]], windows: Tensor, rounding: Rounding
-) -> dict[str, dict[int, float]]:
+    model: nn.Module, groups: Mapping[str, Sequence[str]], widths: Mapping[str, Sequence[W]], windows: Tensor, rounding: Rounding[W]
+) -> dict[str, dict[W, float]]:
     """KL of the model from itself, nats a token, with the layers of each group rounded to each of its widths, over windows int64 [windows,
     length].
 
@@ -44,7 +44,7 @@ def damage_of(
         UserError: as kept_logits and measure_quality.
     """
     expected = kept_logits(model, windows.split(1))
-    found: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[W, float]] = {}
     for group, names in progress(list(groups.items()), "what each layer costs", leave=False):
         layers = [model.get_submodule(name) for name in names]
         exact = [layer.get_parameter("weight").data for layer in layers]
@@ -69,28 +69,29 @@ def choosing_bytes(source: OpenedModel, windows: int, length: int) -> float:
 
 
 def choices_of(
-    model: nn.Module, recipe: Integers, layers: Layers, widths: Mapping[str, Sequence[int]], groups: Mapping[str, Sequence[str]],
+    model: nn.Module, recipe: Integers, layers: Layers, widths: Mapping[str, Sequence[W]], groups: Mapping[str, Sequence[str]],
     windows: Tensor,
-) -> dict[str, Choice]:  # fmt: skip
-    """What each group of `layers` takes and costs at each of its `widths`. Layers are rounded to nearest for this, whatever the recipe
-    does; half precision is taken to cost nothing.
+) -> dict[str, Choice[W]]:  # fmt: skip
+    """What each group of `layers` takes and costs at each of its `widths`, bits or a Way. Layers are rounded to nearest for this, whatever
+    the recipe does; half precision is taken to cost nothing.
 
     Raises:
         UserError: as damage_of.
     """
 
-    def rounding(weight: Tensor, width: int) -> Tensor:
-        return rtn(weight, width, recipe.group_size, recipe.symmetric).dequantize()
+    def rounding(weight: Tensor, width: W) -> Tensor:
+        bits, size = way_of(width, recipe)
+        return rtn(weight, bits, size, recipe.symmetric).dequantize()
 
-    rounded = {group: [width for width in each if width != HALF] for group, each in widths.items()}
+    rounded = {group: [width for width in each if way_of(width, recipe).bits != HALF] for group, each in widths.items()}
     damage = damage_of(model, {group: groups[group] for group, each in rounded.items() if each}, rounded, windows, rounding)
     sizes = sizes_of(recipe, layers, widths, groups)
-    return {group: Choice(size, {HALF: 0.0} | damage.get(group, {})) for group, size in sizes.items()}
+    return {group: Choice(size, dict.fromkeys(size, 0.0) | damage.get(group, {})) for group, size in sizes.items()}
 
 
 def sizes_of(
-    recipe: Integers, layers: Layers, widths: Mapping[str, Sequence[int]], groups: Mapping[str, Sequence[str]]
-) -> dict[str, dict[int, float]]:
+    recipe: Integers, layers: Layers, widths: Mapping[str, Sequence[W]], groups: Mapping[str, Sequence[str]]
+) -> dict[str, dict[W, float]]:
     """Bits that each group takes at each of its widths, with scales and zero points."""
     return {
         group: {
@@ -101,10 +102,11 @@ def sizes_of(
 
 
 def choose_widths(
-    source: OpenedModel, recipe: Integers, asked: Asked, widths: Sequence[int], exceptions: Mapping[str, int], windows: Tensor, device: str
+    source: OpenedModel, recipe: Integers, asked: Asked, widths: Sequence[int], exceptions: Mapping[str, int], windows: Tensor, device: str,
+    sizes: Sequence[int] = (),
 ) -> tuple[Mixed, list[str]]:  # fmt: skip
-    """`recipe` with those of `widths` for its layers that cost least within the budget that was `asked` for; and what was chosen, in
-    sentences.
+    """`recipe` with those of `widths` for its layers, in its own groups or in some of these `sizes`, that cost least within the budget that
+    was `asked` for; and what was chosen, in sentences.
 
     `exceptions`: widths that patterns (regular expressions, of whole names) ask for; the last that fits a layer decides for all that
     runtimes join to it.
@@ -116,28 +118,35 @@ def choose_widths(
     layers = {name: shape for name, shape in layers_of(source.layout).items() if name not in left}
     groups, room = of_one_width(list(layers)), asked.room(source, recipe, layers)
     fixed = widths_asked(groups, exceptions)
-    tried = {group: [fixed[group]] if group in fixed else list(widths) for group in groups}
+    tried = {
+        group: [way_of(fixed[group], recipe)]
+        if group in fixed
+        else offered_ways(recipe, widths, sizes, [layers[name][1] for name in names])
+        for group, names in groups.items()
+    }
     check_room({group: Choice(size, {}) for group, size in sizes_of(recipe, layers, tried, groups).items()}, room)  # before the work
     choices = choices_of(load(source, torch.float32, device, apart=True), recipe, layers, tried, groups, windows)
     chosen = least_damage(choices, room)
-    by_layer = {name: width for group, width in chosen.items() for name in groups[group]}
+    by_layer = {name: way for group, way in chosen.items() for name in groups[group]}
     return mixed(recipe, by_layer, asked.label), told(choices, by_layer, chosen, asked, room, layers)
 
 
 def told(
-    choices: Mapping[str, Choice], by_layer: Mapping[str, int], chosen: Mapping[str, int], asked: Asked, room: float, layers: Layers
+    choices: Mapping[str, Choice[Way]], by_layer: Mapping[str, Way], chosen: Mapping[str, Way], asked: Asked, room: float, layers: Layers
 ) -> list[str]:
     """What was chosen, in sentences, with one width and widths at random as controls."""
     weights = sum(math.prod(shape) for shape in layers.values())
     taken = size_of(choices, chosen)
     said = [f"{taken / weights:.3f} bits a weight of the {len(by_layer)} layers that are quantized, scales included:"]
-    for width in sorted(set(by_layer.values())):
-        names = [name for name in by_layer if by_layer[name] == width]
-        said.append(f"  {'half precision' if width == HALF else f'{width} bits'}: {len(names)} layers ({first_and_number(names)})")
+    one_size = len({way.size for choice in choices.values() for way in choice.size}) == 1
+    for way in sorted(set(by_layer.values())):
+        names = [name for name in by_layer if by_layer[name] == way]
+        how = "half precision" if way.bits == HALF else f"{way.bits} bits{'' if one_size else f' in groups of {way.size}'}"
+        said.append(f"  {how}: {len(names)} layers ({first_and_number(names)})")
     if asked.size:
         said.append(f"weight files of {(asked.size - (room - taken) / 8) / 1e6:.2f} MB, of {asked.size / 1e6:.2f} MB asked for")
     if taken < FILLED * room:
-        widest = all(chosen[group] == max(choice.size) for group, choice in choices.items())
+        widest = all(choice.size[chosen[group]] == max(choice.size.values()) for group, choice in choices.items())
         why = "every layer has the widest code that was offered" if widest else "no choice of these widths comes nearer"
         said.append(f"{(room - taken) / 8e6:.2f} MB are left: {why}; --widths offers others")
     controls = {"one width": uniform(choices, room), "widths at random": at_random(choices, room, seed=0)}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlab.artifacts.artifact import Artifact, make_artifact
+from qlab.artifacts.artifact import Artifact, artifact_folder, make_artifact, quantize_model
 from qlab.evaluate.arithmetic import FLOOR, in_bfloat16
 from qlab.evaluate.kept import kept_logits
 from qlab.evaluate.quality import Quality, measure_quality, paired_difference
@@ -22,7 +24,8 @@ from qlab.models.opening import OpenedModel, already_rounded, found_device, loca
 from qlab.models.plain_copy import plain_copy
 from qlab.models.texts.mixture import load_text
 from qlab.models.texts.windows import read_windows
-from qlab.recipes import Recipe
+from qlab.recipes import Recipe, WalkedRecipe
+from qlab.recipes.recipe import Walked
 from qlab.support.errors import UserError
 from qlab.workbook.refused import able, check_recipe
 
@@ -60,18 +63,30 @@ class Table:
     made: dict[str, Artifact] = field(default_factory=dict)
 
     def recipes(self, recipes: Iterable[Recipe]) -> None:
-        """A row for each recipe that can take the model; for each other one a sentence, with the command that installs what is missing."""
-        for recipe in recipes:
-            for name, one in able({recipe.name: recipe}, lambda each: check_recipe(each, self.subject.source)).items():
-                try:
-                    made = make_artifact(
-                        one, self.subject.source, self.subject.calibration, str(self.subject.work), device=self.subject.device
-                    )
-                except (UserError, RuntimeError) as error:  # of a library; the other rows are made all the same
-                    print(f"{name:34} failed: {' '.join(str(error).split())[:200]}", flush=True)
-                    continue
+        """A row for each recipe that can take the model; for each other one a sentence, with the command that installs what is missing.
+
+        Those that qlab walks over the model are made in one walk: `seconds` are then their own, without what they share.
+        """
+        subject = self.subject
+        found = able({recipe.name: recipe for recipe in recipes}, lambda each: check_recipe(each, subject.source))
+        walked = [recipe for recipe in found.values() if isinstance(recipe, Walked)]
+        if len(walked) > 1:
+            folder = artifact_folder(walked[0], subject.source, str(subject.work)).parent
+            with self.reported("a walk for all"):
+                quantize_model(subject.source, cast(list[WalkedRecipe], walked), subject.calibration, folder, device=subject.device)
+        for name, recipe in found.items():
+            with self.reported(name):
+                made = make_artifact(recipe, subject.source, subject.calibration, str(subject.work), device=subject.device)
                 self.made[name] = made
-                self.model(name, self.subject.loaded(made.source), weight_bytes(made), made.seconds)
+                self.model(name, subject.loaded(made.source), weight_bytes(made), made.seconds)
+
+    @contextmanager
+    def reported(self, name: str) -> Iterator[None]:
+        """What fails within the context is told, and the other rows are made all the same."""
+        try:
+            yield
+        except (UserError, RuntimeError) as error:
+            print(f"{name:34} failed: {' '.join(str(error).split())[:200]}", flush=True)
 
     def model(self, name: str, model: nn.Module, size: int | None = None, seconds: float | None = None) -> Quality:
         """A row for a model that is in memory."""

@@ -57,6 +57,21 @@ def test_the_budget_is_spent_and_what_was_asked_is_kept(tiny: OpenedModel, calib
         choose_widths(tiny, recipe, of_bits(3.0), (4, 8), {}, calibration[:2], "cpu")
 
 
+def test_groups_of_fewer_weights_are_a_way_to_spend_bits(tiny: OpenedModel, calibration: Tensor) -> None:
+    recipe = check_mixable(parse("rtn-w4g128-sym-ct"))
+    chosen, told = choose_widths(tiny, recipe, of_bits(4.3), (4,), {"o_proj": 8}, calibration[:2], "cpu", (32, 64))
+    sizes = dict(chosen.sizes)
+    assert set(sizes.values()) <= {32, 64}
+    assert sizes
+    assert chosen.width("model.layers.0.self_attn.o_proj") == 8
+    assert "model.layers.0.self_attn.o_proj" not in sizes
+    shapes = {name: outputs * inputs for name, (outputs, inputs) in layers_of(tiny.layout).items()}
+    bits = sum(size * (chosen.width(name) + 16 / sizes.get(name, 128)) for name, size in shapes.items()) / sum(shapes.values())
+    assert 4.125 < bits <= 4.3
+    assert f"{bits:.3f} bits a weight" in told[0]
+    assert any(line.startswith("  4 bits in groups of 32: ") or line.startswith("  4 bits in groups of 64: ") for line in told)
+
+
 def test_patterns_that_fit_nothing_are_refused() -> None:
     groups = {"a": ["model.layers.0.mlp.down_proj"]}
     assert widths_asked(groups, {"down": 4, "mlp": 8}) == {"a": 8}
@@ -79,6 +94,8 @@ def test_the_command(tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFi
         (["--recipe", "rtn-w4g64-ct", "--keep", "down"], "give --bits"),
         (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--set", "down"], "expected PATTERN=WIDTH"),
         (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--widths", "4,9"], "no width of a layer"),
+        (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--group-sizes", "48"], "no group size of a layer"),
+        (["--recipe", "rtn-w4g64-ct", "--group-sizes", "32"], "give --bits"),
         (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--size", "4MB"], "give one of them"),
         (["--recipe", "rtn-w4g64-ct", "--size", "4.5 parsec"], "is no size"),
         (["--recipe", "rtn-w4g64-ct", "--fit", "RTX 40900"], "no device"),
