@@ -61,7 +61,7 @@ def evaluate(
     from qlab.evaluate.arithmetic import FLOOR, caching, floor_of
     from qlab.evaluate.quality import measure_each
     from qlab.evaluate.store.results import Figure, quality_figures, score_figures
-    from qlab.evaluate.tasks import check_tasks, run_tasks
+    from qlab.evaluate.tasks import changed, check_tasks, run_tasks
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import check_length, found_device, left_out, locate
     from qlab.models.texts.builtin import fingerprint
@@ -124,12 +124,26 @@ def evaluate(
         problem = None
         try:
             scores = run_tasks(cast(PreTrainedModel, model), tokenizer, wanted, limit, task_data, task_text) if wanted else []
+            held = bool(wanted) and isinstance(judge, PreTrainedModel)  # a larger reference is never whole in memory for this alone
+            theirs = run_tasks(cast(PreTrainedModel, judge), tokenizer, wanted, limit, task_data, task_text) if held else []
         except UserError as error:  # the hub's data, of which nothing is known before: what is measured is kept
-            scores, problem = [], error
-        found |= {"tasks": [asdict(score) for score in scores]} if wanted else {}
+            scores, theirs, problem = [], [], error
         figures += score_figures(scores, under, reading.conditions)
-        for score in scores if not as_json else []:
-            print(f"{score.task} {score.metric} {score.value:.4f} ± {score.stderr:.4f}  ({score.documents} documents)")
+        originals = {(score.task, score.metric): score for score in theirs}
+        found |= {"tasks": []} if wanted else {}
+        for score in scores:
+            one = originals.get((score.task, score.metric))
+            other = changed(score, one) if one else None
+            beside = {} if one is None else {"original": one.value}
+            beside |= {} if other is None else {"changed": other[0], "changed_stderr": other[1]}
+            found["tasks"].append({name: value for name, value in asdict(score).items() if name != "answers"} | beside)
+            if other:
+                over = {"documents": score.documents, "reference": measured_from} | under
+                figures.append(Figure(f"{score.task} answers changed", *other, "share", over))
+            if not as_json:
+                said = f"{score.task} {score.metric} {score.value:.4f} ± {score.stderr:.4f}  ({score.documents} documents)"
+                said += f"; the original {one.value:.4f}" if one else ""
+                print(said + (f"; another answer than its on {other[0]:.1%} ± {other[1]:.1%}" if other else ""))
     keep(results, path, [(subject, figures)])
     if as_json:
         print(json.dumps(found))

@@ -18,7 +18,7 @@ from qlab.artifacts.artifact import Artifact, artifact_folder, make_artifact, qu
 from qlab.evaluate.arithmetic import FLOOR, in_bfloat16
 from qlab.evaluate.kept import kept_logits
 from qlab.evaluate.quality import Quality, measure_quality, paired_difference
-from qlab.evaluate.tasks import Score, run_tasks
+from qlab.evaluate.tasks import CHOSEN, Score, changed, run_tasks
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, already_rounded, found_device, locate
 from qlab.models.plain_copy import plain_copy
@@ -61,6 +61,7 @@ class Table:
     subject: Subject
     found: dict[str, Quality] = field(default_factory=dict)
     made: dict[str, Artifact] = field(default_factory=dict)
+    originals: dict[str, Score] = field(default_factory=dict)
 
     def recipes(self, recipes: Iterable[Recipe]) -> None:
         """A row for each recipe that can take the model; for each other one a sentence, with the command that installs what is missing.
@@ -95,15 +96,16 @@ class Table:
         spread = f"{quality.kl or 0:.5f} ± {quality.kl_stderr or 0:.5f}"
         row = f"{name:34} {spread:>20}  {quality.top1 or 0:8.1%}  {quality.kl_p99 or 0:8.3f}"
         row += f"  {'' if size is None else f'{size / 1e6:.2f}':>8}  {'' if seconds is None else f'{seconds:.1f}':>8}"
-        print("  ".join([row, *map(scored, self.scores(model))]), flush=True)
+        print("  ".join([row, *(scored(score, self.originals.get(score.task)) for score in self.scores(model))]), flush=True)
         return quality
 
     def scores(self, model: nn.Module) -> list[Score]:
-        """What the model scores in the subject's tasks."""
+        """What the model scores in the subject's tasks: of each the metric of the choice with the largest likelihood."""
         if not self.subject.tasks or not isinstance(model, PreTrainedModel):
             return []
         subject = self.subject
-        return run_tasks(model, subject.tokenizer, subject.tasks, subject.documents, subject.task_data, subject.text)
+        found = run_tasks(model, subject.tokenizer, subject.tasks, subject.documents, subject.task_data, subject.text)
+        return [score for score in found if score.metric == CHOSEN]
 
     def pairs(self, pairs: Iterable[tuple[str, str]]) -> None:
         """By how much the KL of one row differs from another's, window by window, for those pairs that are both there."""
@@ -112,9 +114,10 @@ class Table:
                 print(f"{first} against {second}, window by window: KL {change(self.found[first], self.found[second])}", flush=True)
 
 
-def scored(score: Score) -> str:
-    """A task's score in a row."""
-    return f"{score.task} {score.metric} {score.value:.3f} ± {score.stderr:.3f}"
+def scored(score: Score, original: Score | None = None) -> str:
+    """A task's score in a row, and on which share of the documents the original chooses another answer."""
+    other = changed(score, original) if original else None
+    return f"{score.task} {score.value:.3f} ± {score.stderr:.3f}" + (f", {other[0]:.1%} ± {other[1]:.1%} other answers" if other else "")
 
 
 def change(first: Quality, second: Quality) -> str:
@@ -173,6 +176,7 @@ def opened(options: argparse.Namespace, work: Path) -> tuple[Table, PreTrainedMo
     )
     table = Table(subject)
     if scores := table.scores(original):
+        table.originals |= {score.task: score for score in scores}
         print("  ".join([f"{'the original':34}", *map(scored, scores)]), flush=True)
     table.model(FLOOR, in_bfloat16(original))
     return table, original
