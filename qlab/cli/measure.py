@@ -28,6 +28,19 @@ def spread(quality: Quality) -> str:
     return f"{said}; where the original was sure (50 % or more), another top token on {quality.flips_sure:.1%}"
 
 
+def parted(quality: Quality) -> list[str]:
+    """The distance by place in the window, and by how sure the original is, in words."""
+
+    def row(values: list[float | None] | None, form: str) -> str:
+        return " ".join("-" if value is None else format(value, form) for value in values or [])
+
+    return [
+        f"by place, a quarter of a window each: KL {row(quality.kl_by_place, '.2g')}",
+        f"by the original's top probability (below 25 %, 50 %, 75 %, above): KL {row(quality.kl_by_confidence, '.2g')}; another top token "
+        f"on {row(quality.flips_by_confidence, '.1%')}",
+    ]
+
+
 @app.command()
 def evaluate(
     path: Annotated[str, typer.Argument(help="A model or artifact: 'embedded', a folder, a .gguf file, a hub id.")],
@@ -97,7 +110,8 @@ def evaluate(
         under = {"dtype": "float32", "device": torch.device(device).type} | ({} if cache == "f16" else {"cache": cache})
         measured_from = f"{original.name} {original.fingerprint[:8]}" if original else ""
         figures = quality_figures(quality, reading.conditions | under, measured_from)
-        found: dict[str, Any] = {name: value for name, value in quality.as_dict().items() if isinstance(value, (int, float))}
+        told = {name: value for name, value in quality.as_dict().items() if name != "kl_windows"}
+        found: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
         for each in floors:
             found["floor"] = {"kl": each.kl, "kl_stderr": each.kl_stderr, "top1": each.top1}
         found |= {"text": reading.as_dicts(), "protocol": reading.protocol, "made_from": artifact}
@@ -109,7 +123,7 @@ def evaluate(
             print(f"perplexity {quality.perplexity:.3f} ± {quality.stderr:.3f}  ({quality.tokens:,} tokens, windows of {quality.window})")
             if quality.kl is not None:
                 print(f"KL to {reference} {quality.kl:.5f} ± {quality.kl_stderr:.5f} nats/token; same top token {quality.top1:.1%}")
-                print(f"  of single tokens: {spread(quality)}")
+                print(f"  of single tokens: {spread(quality)}", *parted(quality), sep="\n  ")
             for each in floors:
                 print(f"  noise floor, the {FLOOR}: KL {each.kl:.5f} ± {each.kl_stderr:.5f}; same top token {each.top1:.1%}")
         if agreement and isinstance(judge, PreTrainedModel) and isinstance(model, PreTrainedModel):
