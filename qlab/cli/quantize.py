@@ -97,8 +97,8 @@ def quantize(
     typed = by_budget and isinstance(recipes[0], GGUF)
     if typed and (bits is None or keep or set_width or group_sizes or widths != WIDTHS_CHOSEN):
         raise UserError(
-            "a budget of a GGUF file is --bits of its blocks' tensors, such as --bits 4.5 --types Q3_K,Q4_K,Q6_K; --tensor-type decides for "
-            "single ones"
+            "a budget of a GGUF file is --bits of its blocks' tensors, such as --bits 4.5 --types Q3_K,Q4_K,Q6_K; for single tensors there "
+            "is --tensor-type"
         )
     if types and not typed:
         raise UserError("--types is for a GGUF file's types by budget: give --bits (such as 4.5) and a recipe such as q4_k_m")
