@@ -19,11 +19,15 @@ from qlab.recipes import parse
 from qlab.workbook.lesson import quiet
 from tests.bench.rows import opened, subject_options
 
-OWN = ["rtn-w8grow-sym", "rtn-w8a8", "smooth-rtn-w8a8", "gptq-w8a8", "smooth-gptq-w8a8", "rtn-fp8", "gptq-w4g64-ct", "tuned-w4g64"]
+OWN = [
+    "rtn-w8grow-sym", "rtn-w8a8", "smooth-rtn-w8a8", "smooth-rtn-w8a8-static", "gptq-w8a8", "smooth-gptq-w8a8", "rtn-fp8", "gptq-w4g64-ct",
+    "tuned-w4g64",
+]  # fmt: skip
 LIBRARY = [LLMCompressor(bits=8, smooth=True), LLMCompressor(group_size=64)]
 PAIRS = [
     ("rtn-w8a8", "rtn-w8grow-sym"),
     ("smooth-rtn-w8a8", "rtn-w8a8"),
+    ("smooth-rtn-w8a8-static", "smooth-rtn-w8a8"),
     ("gptq-w8a8", "rtn-w8a8"),
     ("smooth-gptq-w8a8", "smooth-rtn-w8a8"),
     ("rtn-fp8", "smooth-gptq-w8a8"),
