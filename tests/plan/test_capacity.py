@@ -115,7 +115,8 @@ def test_what_is_quantized_already_is_planned_as_it_lies_there(
     assert found
     assert described in found[1]
     written = sum(file.stat().st_size for file in made.path.iterdir() if file.suffix in (".safetensors", ".gguf"))
-    assert weight_bytes(found[0], STORED) == pytest.approx(written, rel=0.03)  # a GGUF file holds the vocabulary too
+    vocabulary = 0.1 if recipe.startswith("q") else 0.01  # lies in a GGUF file too
+    assert (1 - vocabulary) * written < weight_bytes(found[0], STORED) < 1.001 * written
     assert call(["plan", str(made.path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["format"], told["recipe"]) == (STORED, "")
