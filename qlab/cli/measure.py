@@ -28,6 +28,19 @@ def spread(quality: Quality) -> str:
     return f"{said}; where the original was sure (50 % or more), another top token on {quality.flips_sure:.1%}"
 
 
+def parted(quality: Quality) -> list[str]:
+    """The distance by place in the window, and by how sure the original is, in words."""
+
+    def row(values: list[float | None] | None, form: str) -> str:
+        return " ".join("-" if value is None else format(value, form) for value in values or [])
+
+    return [
+        f"by place, a quarter of a window each: KL {row(quality.kl_by_place, '.2g')}",
+        f"by the original's top probability (below 25 %, 50 %, 75 %, above): KL {row(quality.kl_by_confidence, '.2g')}; another top token "
+        f"on {row(quality.flips_by_confidence, '.1%')}",
+    ]
+
+
 @app.command()
 def evaluate(
     path: Annotated[str, typer.Argument(help="A model or artifact: 'embedded', a folder, a .gguf file, a hub id.")],
@@ -61,7 +74,7 @@ def evaluate(
     from qlab.evaluate.arithmetic import FLOOR, caching, floor_of
     from qlab.evaluate.quality import measure_each
     from qlab.evaluate.store.results import Figure, quality_figures, score_figures
-    from qlab.evaluate.tasks import check_tasks, run_tasks
+    from qlab.evaluate.tasks import changed, check_tasks, run_tasks
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import check_length, found_device, left_out, locate
     from qlab.models.texts.builtin import fingerprint
@@ -97,7 +110,8 @@ def evaluate(
         under = {"dtype": "float32", "device": torch.device(device).type} | ({} if cache == "f16" else {"cache": cache})
         measured_from = f"{original.name} {original.fingerprint[:8]}" if original else ""
         figures = quality_figures(quality, reading.conditions | under, measured_from)
-        found: dict[str, Any] = {name: value for name, value in quality.as_dict().items() if isinstance(value, (int, float))}
+        told = {name: value for name, value in quality.as_dict().items() if name != "kl_windows"}
+        found: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
         for each in floors:
             found["floor"] = {"kl": each.kl, "kl_stderr": each.kl_stderr, "top1": each.top1}
         found |= {"text": reading.as_dicts(), "protocol": reading.protocol, "made_from": artifact}
@@ -109,7 +123,7 @@ def evaluate(
             print(f"perplexity {quality.perplexity:.3f} ± {quality.stderr:.3f}  ({quality.tokens:,} tokens, windows of {quality.window})")
             if quality.kl is not None:
                 print(f"KL to {reference} {quality.kl:.5f} ± {quality.kl_stderr:.5f} nats/token; same top token {quality.top1:.1%}")
-                print(f"  of single tokens: {spread(quality)}")
+                print(f"  of single tokens: {spread(quality)}", *parted(quality), sep="\n  ")
             for each in floors:
                 print(f"  noise floor, the {FLOOR}: KL {each.kl:.5f} ± {each.kl_stderr:.5f}; same top token {each.top1:.1%}")
         if agreement and isinstance(judge, PreTrainedModel) and isinstance(model, PreTrainedModel):
@@ -124,12 +138,26 @@ def evaluate(
         problem = None
         try:
             scores = run_tasks(cast(PreTrainedModel, model), tokenizer, wanted, limit, task_data, task_text) if wanted else []
+            held = bool(wanted) and isinstance(judge, PreTrainedModel)  # a larger reference is never whole in memory for this alone
+            theirs = run_tasks(cast(PreTrainedModel, judge), tokenizer, wanted, limit, task_data, task_text) if held else []
         except UserError as error:  # the hub's data, of which nothing is known before: what is measured is kept
-            scores, problem = [], error
-        found |= {"tasks": [asdict(score) for score in scores]} if wanted else {}
+            scores, theirs, problem = [], [], error
         figures += score_figures(scores, under, reading.conditions)
-        for score in scores if not as_json else []:
-            print(f"{score.task} {score.metric} {score.value:.4f} ± {score.stderr:.4f}  ({score.documents} documents)")
+        originals = {(score.task, score.metric): score for score in theirs}
+        found |= {"tasks": []} if wanted else {}
+        for score in scores:
+            one = originals.get((score.task, score.metric))
+            other = changed(score, one) if one else None
+            beside = {} if one is None else {"original": one.value}
+            beside |= {} if other is None else {"changed": other[0], "changed_stderr": other[1]}
+            found["tasks"].append({name: value for name, value in asdict(score).items() if name != "answers"} | beside)
+            if other:
+                over = {"documents": score.documents, "reference": measured_from} | under
+                figures.append(Figure(f"{score.task} answers changed", *other, "share", over))
+            if not as_json:
+                said = f"{score.task} {score.metric} {score.value:.4f} ± {score.stderr:.4f}  ({score.documents} documents)"
+                said += f"; the original {one.value:.4f}" if one else ""
+                print(said + (f"; another answer than its on {other[0]:.1%} ± {other[1]:.1%}" if other else ""))
     keep(results, path, [(subject, figures)])
     if as_json:
         print(json.dumps(found))

@@ -18,7 +18,10 @@ def plan(
     model: Annotated[
         str, typer.Argument(help="Llama-3.1-70B, a size such as 70B, 'embedded', a folder, .gguf file, config.json or hub id.")
     ],
-    format_name: Annotated[str, typer.Option("--format", help="fp16, awq, gptq, int8, w8a8, fp8, int3, nf4, q4_k_m, …")] = "awq",
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", help="fp16, awq, gptq, int8, w8a8, fp8, int3, nf4, q4_k_m, …; else as its files are quantized, or awq."),
+    ] = None,
     context: Annotated[int, whole("Tokens a sequence, prompt and answer.", 1, 10**8)] = 4096,
     sequences: Annotated[int, whole("Sequences served at once.", 1, 10**6)] = 1,
     cache: Annotated[str, typer.Option(help="What the KV cache is kept in: f16, q8_0, q4_0 or fp8.")] = "f16",
@@ -30,15 +33,21 @@ def plan(
 ) -> None:
     """Count the memory of a deployment: weights, cache, what fits, tensor parallelism, the ceiling on tokens/s. Loads no model."""
     from qlab.plan import capacity
-    from qlab.plan.plan import CACHES, check_cache
+    from qlab.plan.plan import CACHES, STORED, check_cache
     from qlab.plan.shapes import find_device, find_shape
+    from qlab.plan.stored import as_stored
     from qlab.recipes.planned import planned
 
     name, shape = find_shape(model)
     check_cache(cache)
     shape = replace(shape, cache_bits=CACHES[cache])
     device = find_device(gpu)
-    chosen, recipe, remarks = planned(format_name, shape)
+    if format_name is None and (stored := as_stored(model, shape)):
+        shape, described = stored
+        chosen, recipe, remarks, called = STORED, "", (), f"{name} as it is stored ({described})"
+    else:
+        chosen, recipe, remarks = planned("awq" if format_name is None else format_name, shape)
+        called = f"{name} in {chosen}"
     found = capacity.capacity(shape, chosen, context, sequences, device, count)
     processor = find_device(cpu, ("cpu",)) if offload else None
     split = capacity.offload(shape, chosen, context, sequences, device, count, processor) if processor else None
@@ -49,7 +58,7 @@ def plan(
         return
     rows = {"linear layers": found.linear, "embedding, head": found.embedding, "KV cache": found.cache, "needed": found.needed}
     rows |= {"usable": found.usable, "FP16 weights": found.fp16_weights}
-    print(f"{name} in {chosen}")
+    print(called)
     unit, scale, digits = ("GB", 1, 2) if found.needed >= 1 else ("MB", 1000, 0)
     show(table(("", unit), [(label, f"{scale * size:,.{digits}f}") for label, size in rows.items()]))
     for sentence in capacity.sentences(found, shape, chosen, context, sequences, device, count):

@@ -48,6 +48,10 @@ def quantize(
     widths: Annotated[
         str, typer.Option(help="With a budget: what a layer may have, of 2 to 8 and 16. vLLM 0.32 reads 2, 4, 8 and 16.")
     ] = WIDTHS_CHOSEN,
+    group_sizes: Annotated[
+        str, typer.Option(help="With a budget: group sizes that a layer may have beside the recipe's own, such as 32,64.")
+    ] = "",
+    types: Annotated[str, typer.Option(help="GGUF, with --bits: what a tensor's type may be, such as Q3_K,Q4_K,Q6_K.")] = "",
     keep: Annotated[list[str], typer.Option(help="With a budget: layers that stay in half precision, a regular expression.")] = [],  # noqa: B006
     set_width: Annotated[list[str], typer.Option("--set", help="With a budget: the width of layers, PATTERN=8.")] = [],  # noqa: B006
     tensor_type: Annotated[
@@ -67,14 +71,14 @@ def quantize(
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
     from qlab.artifacts.room import budget_from
-    from qlab.evaluate.damage import choose_widths, choosing_bytes, widest
+    from qlab.evaluate.damage import TYPES, choose_types, choose_widths, choosing_bytes, types_in, widest
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import already_rounded, check_length, found_device, found_devices, left_out, locate
     from qlab.models.texts.mixture import check_texts
     from qlab.models.texts.tokens import embedding_rows
     from qlab.models.texts.windows import read_windows
-    from qlab.recipes import parse
-    from qlab.recipes.mixed import check_mixable, exceptions_in, widths_in
+    from qlab.recipes import GGUF, parse
+    from qlab.recipes.mixed import check_mixable, exceptions_in, sizes_in, widths_in
     from qlab.support.errors import UserError
     from qlab.support.stages import profiled
     from qlab.support.wording import first_and_number
@@ -86,13 +90,22 @@ def quantize(
     device, *beside = [found_device(device)] if devices is None else found_devices(devices)
     recipes = with_options([parse(name) for name in dict.fromkeys(recipe)], tensor_type, output_type, embedding_type, imatrix)
     by_budget = (bits, size, card) != (None, None, None)
-    if not by_budget and (keep or set_width or widths != WIDTHS_CHOSEN):
-        raise UserError("--widths, --keep and --set are for widths by budget: give --bits (such as 4.25), --size or --fit")
+    if not by_budget and (keep or set_width or group_sizes or widths != WIDTHS_CHOSEN):
+        raise UserError("--widths, --group-sizes, --keep and --set are for widths by budget: give --bits (such as 4.25), --size or --fit")
     if by_budget and len(recipes) != 1:
         raise UserError(f"a budget makes one artifact: give one --recipe, not {len(recipes)}")
-    if by_budget:
+    typed = by_budget and isinstance(recipes[0], GGUF)
+    if typed and (bits is None or keep or set_width or group_sizes or widths != WIDTHS_CHOSEN):
+        raise UserError(
+            "a budget of a GGUF file is --bits of its blocks' tensors, such as --bits 4.5 --types Q3_K,Q4_K,Q6_K; for single tensors there "
+            "is --tensor-type"
+        )
+    if types and not typed:
+        raise UserError("--types is for a GGUF file's types by budget: give --bits (such as 4.5) and a recipe such as q4_k_m")
+    kinds = types_in(types or TYPES)
+    if by_budget and not typed:
         check_mixable(recipes[0])
-    offered, exceptions = widths_in(widths), exceptions_in(keep, set_width)
+    offered, sizes, exceptions = widths_in(widths), sizes_in(group_sizes), exceptions_in(keep, set_width)
     check_texts(calibration)
     source = locate(model, weights=not dry_run)
     if source.checkpoint.quantized:
@@ -110,8 +123,8 @@ def quantize(
     limit = budget.parse_bytes(max_memory) if max_memory is not None else None
     choosing = choosing_bytes(source, min(windows, JUDGED_WINDOWS), length) if asked else 0.0
     counted = [each.recipe for each in fitted]
-    if asked:
-        counted = [widest(source, check_mixable(counted[0]), asked, offered, exceptions)]
+    if asked and not typed:
+        counted = [widest(source, check_mixable(counted[0]), asked, offered, exceptions, sizes)]
     plan = budget.predict(source, counted, (windows, length), limit, device, 1 + len(beside), choosing)
     print(plan.text())
     if dry_run:
@@ -120,9 +133,13 @@ def quantize(
         plan.check(out, each)
     reading = read_windows(calibration, load_tokenizer(source), length, windows, embedding_rows(source.config))
     print("\n".join(reading.lines("calibration")))
+    chosen: WalkedRecipe
     if asked:
-        base = check_mixable(fitted[0].recipe)
-        chosen, told = choose_widths(source, base, asked, offered, exceptions, reading.windows[:JUDGED_WINDOWS], device)
+        some, base = reading.windows[:JUDGED_WINDOWS], fitted[0].recipe
+        if isinstance(base, GGUF) and bits is not None:
+            chosen, told = choose_types(source, base, bits, kinds, some, device)
+        else:
+            chosen, told = choose_widths(source, check_mixable(base), asked, offered, exceptions, some, device, sizes)
         recipes = [chosen]
         print("\n".join(told))
     with profiled(device) if profile else nullcontext() as stages:

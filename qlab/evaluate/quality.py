@@ -23,6 +23,7 @@ from qlab.support.errors import UserError
 from qlab.support.progress import progress
 
 SURE = 0.5  # probability
+PARTS = 4  # of a window, and of the probabilities from 0 to 1, by which the distance is told
 LARGEST_LOSS = 700.0  # nats a token; e^709 is the largest float, and a model that guesses loses 12
 
 
@@ -37,7 +38,9 @@ class Quality:
 
     The mean KL hides where it comes from: `kl_median`, `kl_p90`, `kl_p99` and `kl_max` are of single tokens. `flips_sure` is the share
     of tokens on which the likeliest one is another, of those that the reference gives at least SURE to its likeliest; None where there
-    are none.
+    are none. In PARTS equal parts: `kl_by_place` the mean KL by a token's place in its window, the first tokens first; `kl_by_confidence`
+    and `flips_by_confidence`, mean KL and the share of other likeliest tokens, by the probability that the reference gives to its
+    likeliest; None for a part without tokens.
     """
 
     perplexity: float
@@ -55,6 +58,9 @@ class Quality:
     kl_p99: float | None = None
     kl_max: float | None = None
     flips_sure: float | None = None
+    kl_by_place: list[float | None] | None = None
+    kl_by_confidence: list[float | None] | None = None
+    flips_by_confidence: list[float | None] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -120,7 +126,23 @@ def summarized(found: Sequence[dict[str, Tensor]]) -> Quality:
         result["top1"] = float(columns["top1"].mean())
         result["loss_increase"], result["loss_increase_stderr"] = mean_and_error(columns["loss"] - columns["reference"])
         result |= by_token(torch.cat([torch.stack([window[name].double() for name in ("kl", "top1", "sure")]) for window in found], 1))
+        result |= in_parts(*(torch.stack([window[name] for window in found]).double() for name in ("kl", "top1", "surest")))
     return Quality(**result)
+
+
+def in_parts(kl: Tensor, top1: Tensor, surest: Tensor) -> dict[str, list[float | None]]:
+    """What Quality says by place and by confidence, of float64 [windows, positions] each: KL, whether both choose one token, and the
+    probability that the reference gives to its likeliest."""
+    part = (surest * PARTS).long().clamp(0, PARTS - 1)
+
+    def mean(values: Tensor) -> float | None:
+        return float(values.mean()) if values.numel() else None
+
+    return {
+        "kl_by_place": [mean(some) for some in kl.tensor_split(PARTS, dim=1)],
+        "kl_by_confidence": [mean(kl[part == number]) for number in range(PARTS)],
+        "flips_by_confidence": [mean(1 - top1[part == number]) for number in range(PARTS)],
+    }
 
 
 def by_token(single: Tensor) -> dict[str, float | None]:
@@ -133,8 +155,8 @@ def by_token(single: Tensor) -> dict[str, float | None]:
 
 def by_position(logits: Tensor, target: Tensor, expected: Tensor | None) -> dict[str, Tensor]:
     """Figures of each position, float32 [positions], of logits [positions, vocabulary] and the tokens [positions] that follow: `loss`, and
-    with a reference's `expected` logits its loss, KL, whether both choose one token, and whether the reference gives that at least SURE. A
-    few positions at a time lie in the cache."""
+    with a reference's `expected` logits its loss, KL, whether both choose one token, what the reference gives to its likeliest, and whether
+    that is at least SURE. A few positions at a time lie in the cache."""
     parts, rows = [], rows_at_once(logits)
     for index in range(0, len(target), rows):
         some = slice(index, index + rows)
@@ -146,7 +168,7 @@ def by_position(logits: Tensor, target: Tensor, expected: Tensor | None) -> dict
             part["kl"] = (log_p.exp() * (log_p - log_q)).sum(-1)
             (surest, theirs), (_, ours) = log_p.max(-1), log_q.max(-1)  # on a CPU argmax takes twice the time of max
             part["top1"] = (theirs == ours).float()
-            part["sure"] = (surest >= math.log(SURE)).float()
+            part["sure"], part["surest"] = (surest >= math.log(SURE)).float(), surest.exp()
         parts.append(part)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

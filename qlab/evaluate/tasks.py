@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,17 +17,20 @@ from qlab.support.errors import UserError
 from qlab.support.progress import bars_on_terminals
 
 BOOTSTRAP = 1000  # resamples, for metrics whose standard error has no formula
+CHOSEN = "acc"  # lm-eval's metric of the choice with the largest likelihood
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one task over `documents`: `value` as lm-eval counts it (a share, or a perplexity), and its standard error."""
+    """One metric of one task over `documents`: `value` as lm-eval counts it (a share, or a perplexity), and its standard error. `answers`:
+    under CHOSEN of multiple choice, the number of the choice that the model finds likeliest, for each document."""
 
     task: str
     metric: str
     value: float
     stderr: float
     documents: int
+    answers: tuple[int, ...] = ()
 
 
 def run_tasks(
@@ -60,7 +64,7 @@ def run_tasks(
                 with bars_on_terminals():
                     found = simple_evaluate(
                         judge, tasks=[wanted], limit=limit, num_fewshot=fewshot, task_manager=task_manager(known=name != CLOZE),
-                        bootstrap_iters=BOOTSTRAP, log_samples=False,
+                        bootstrap_iters=BOOTSTRAP, log_samples=True,
                     )  # fmt: skip
             except (OSError, DatasetsError) as error:  # the hub's client, when there is no network, and what it makes of damaged files
                 raise UserError(
@@ -119,10 +123,37 @@ def scores_of(name: str, found: Any) -> list[Score]:
             if filtering and not metric.endswith("_stderr"):
                 score = Score(name, metric, float(value), float(figures[f"{metric}_stderr,{filtering}"]), size)
                 parts.setdefault(metric, []).append(score)
+    answers = tuple(answer for task in sizes for answer in answers_of(found["samples"][task]))
     whole = []
     for metric, scores in parts.items():
         counts = [score.documents for score in scores]
         mean = sum(score.value * score.documents for score in scores) / sum(counts)
         error = scores[0].stderr if len(scores) == 1 else pooled_sample_stderr([score.stderr for score in scores], counts)
-        whole.append(Score(name, metric, mean, error, sum(counts)))
+        whole.append(Score(name, metric, mean, error, sum(counts), answers if metric == CHOSEN else ()))
     return whole
+
+
+def answers_of(samples: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The choice that the model finds likeliest, of each document of one task in order; none where the task is not of multiple choice."""
+    found: dict[int, int] = {}
+    for sample in samples:
+        choices = sample["filtered_resps"]
+        if CHOSEN not in sample["metrics"] or len(choices) < 2 or "acc_mutual_info" in sample["metrics"]:
+            return []  # one likelihood, generated text, or likelihoods twice
+        likelihoods = [float(likelihood) for likelihood, _ in choices]
+        found[sample["doc_id"]] = max(range(len(likelihoods)), key=likelihoods.__getitem__)
+    return [found[document] for document in sorted(found)]
+
+
+def changed(score: Score, original: Score) -> tuple[float, float] | None:
+    """On which share of a task's documents the two models choose another answer, and the standard error of that; None where nothing is to
+    choose. An accuracy may stay though many answers changed: as many became right as wrong.
+
+    Raises:
+        ValueError: they have not answered the same documents.
+    """
+    if not score.answers:
+        return None
+    others = sum(ours != theirs for ours, theirs in zip(score.answers, original.answers, strict=True))
+    share = others / len(score.answers)
+    return share, math.sqrt(share * (1 - share) / len(score.answers))

@@ -1,4 +1,5 @@
-"""Activations in 8 bits: how a runtime rounds them, token by token, and the scale by which they and the weights lose least together."""
+"""Activations in 8 bits: how a runtime rounds them, token by token or by one stored scale, and the scale of channels by which they and the
+weights lose least together."""
 
 from __future__ import annotations
 
@@ -15,6 +16,18 @@ def rounded_by_token(inputs: Tensor) -> Tensor:
     (compressed-tensors' strategy "token", dynamic; vLLM's scaled_int8_quant)."""
     scale = inputs.float().abs().amax(-1, keepdim=True).clamp(min=SMALLEST) / LEVELS
     return ((inputs.float() / scale).round() * scale).to(inputs.dtype)
+
+
+def rounded_by_scale(inputs: Tensor, scale: Tensor) -> Tensor:
+    """Activations [..., in] as integers of 8 bits times one stored `scale`, in the dtype given; what lies beyond its range is cut off
+    (compressed-tensors' strategy "tensor", static; vLLM's scaled_int8_quant with a scale)."""
+    step = scale.to(inputs.device, torch.float32)
+    return ((inputs.float() / step).round().clamp(-LEVELS - 1, LEVELS) * step).to(inputs.dtype)
+
+
+def largest_step(largest: Tensor) -> Tensor:
+    """The stored scale, float32 [], of activations whose channels are at most so large, [in]."""
+    return largest.float().max().clamp(min=SMALLEST) / LEVELS
 
 
 def smoothing_scale(weight: Tensor, mean_square: Tensor, exponent: float) -> Tensor:

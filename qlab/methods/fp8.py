@@ -52,6 +52,12 @@ def rounded_floats(inputs: Tensor, group_size: int | None = None) -> Tensor:
     return rounded.reshape(inputs.shape).to(inputs.dtype)
 
 
+def floats_by_scale(inputs: Tensor, scale: Tensor) -> Tensor:
+    """Activations [..., in] as E4M3 numbers times one stored `scale`, in the dtype given; what is beyond its range becomes the largest."""
+    step = scale.to(inputs.device, torch.float32)
+    return (nearest_floats(inputs.float() / step).float() * step).to(inputs.dtype)
+
+
 def nearest_floats(numbers: Tensor) -> Tensor:
     """E4M3 numbers, ties to even; what lies beyond the largest becomes the largest."""
     return numbers.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)

@@ -135,6 +135,20 @@ class Checkpoint:
         """The plain tensors that are stored quantized."""
         return [name for name, entry in self._plain.items() if entry.quantized]
 
+    def input_scale(self, layer: str) -> Tensor | None:
+        """The one scale that is stored for the inputs of a layer, float32 []; None where none is.
+
+        Raises:
+            UserError: the file cannot be read, or holds no such scale there.
+        """
+        name = self.stored_name(f"{layer}.input_scale")
+        if name not in self._stored.shapes:
+            return None
+        found = self._stored.read(name).float().flatten()
+        if found.numel() != 1 or not bool(found.isfinite().all() and (found > 0).all()):
+            raise UserError(f"{name} is no scale: expected one number above zero; this checkpoint is damaged, download or convert it again")
+        return found[0]
+
     def integers(self, name: str) -> GroupedIntegers | None:
         """The codes, scales and zero points of a weight; None where it is not stored as grouped integers.
 

@@ -74,7 +74,7 @@ def load_and_rest(
         model, rest = opened_by_transformers(source, dtype, device)
     if quantization.get("quant_method") == "compressed-tensors":
         layers = (name.removesuffix(".weight") for name in source.checkpoint.quantized_names())
-        round_inputs(model, quantization, layers, source.name)
+        round_inputs(model, quantization, layers, source.name, source.checkpoint.input_scale)
     file = source.folder / GENERATION
     said = read_json(file) if file.is_file() else model.generation_config.to_dict()
     model.generation_config = marks_alone(said, source.name)

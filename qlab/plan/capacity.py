@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qlab.plan.plan import BITS, CACHES, GB, USABLE, Shape, cache_bytes, fit, read_bytes, splits, weight_bytes
+from qlab.plan.plan import CACHES, GB, USABLE, Shape, bits_of, cache_bytes, fit, read_bytes, splits, weight_bytes
 from qlab.support.errors import UserError
 from qlab.support.wording import counted, sized
 
@@ -49,8 +49,8 @@ def capacity(shape: Shape, format_name: str, context: int, sequences: int, devic
     cache = found.needed - found.weights
     reading = read_bytes(shape, format_name) / GB + cache
     return Capacity(
-        linear=shape.linear_parameters * BITS[format_name][0] / 8 / GB,
-        embedding=shape.embedding_parameters * BITS[format_name][1] / 8 / GB,
+        linear=shape.linear_parameters * bits_of(shape, format_name)[0] / 8 / GB,
+        embedding=shape.embedding_parameters * bits_of(shape, format_name)[1] / 8 / GB,
         cache=cache,
         reserve=(1 - USABLE) * count * device["memory_gb"],
         needed=found.needed,
@@ -90,7 +90,7 @@ def offload(
     Layers lie on devices one after the other, so a step reads at one device's bandwidth at a time, and heads need not divide.
     A layer lies whole on one device. The head counts as on the devices where it fits; the input embedding lies on the CPU.
     """
-    linear, embedding = BITS[format_name]
+    linear, embedding = bits_of(shape, format_name)
     head = shape.vocabulary * shape.hidden * embedding / 8 / GB
     layer = (shape.linear_parameters * linear / 8 + cache_bytes(shape, context, sequences)) / shape.layers / GB
     room = USABLE * device["memory_gb"]
@@ -142,7 +142,7 @@ def sentences(
             + (f"{found.longest:,} tokens a sequence would fit." if found.longest else "the weights alone are too large.")
         )
     if shape.read_parameters < shape.linear_parameters:
-        read = shape.read_parameters * BITS[format_name][0] / 8 / GB
+        read = shape.read_parameters * bits_of(shape, format_name)[0] / 8 / GB
         text.append(
             f"Of the experts' weights, all in memory, one token reads few: {sized(read)} of the linear layers; several tokens, more."
         )
@@ -155,7 +155,7 @@ def sentences(
         f"In FP16 the weights are {sized(found.fp16_weights)}, "
         f"{found.fp16_weights / (found.linear + found.embedding):.2f} times as much; {beside}."
     )
-    if 65e9 < shape.parameters < 75e9 and BITS[format_name][0] < 5 and BITS[format_name][0] >= 4:
+    if 65e9 < shape.parameters < 75e9 and bits_of(shape, format_name)[0] < 5 and bits_of(shape, format_name)[0] >= 4:
         text.append(
             f"The guide counts 35 GB for 70B at 4 bits: the floor. With scales, zero points, embedding and head it is "
             f"{found.linear + found.embedding:.1f} GB, and the cache comes on top."

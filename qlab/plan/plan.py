@@ -32,6 +32,7 @@ WIDTHS = {"INT8": 8, "AWQ/GPTQ INT4": 4, "INT3": 3, "INT2": 2}  # grouped intege
 # activations, whose scales, one a row or a block of 128 x 128, are not counted: of a row of 4096 weights they take 0.01 bits a weight.
 SMALLER = {f"{name} g{size}": (bits + (16 + bits) / size, 16.0) for size in (64, 32) for name, bits in WIDTHS.items()}
 BITS = FORMATS | SMALLER | {"INT8 W8A8": (8.0, 16.0), "FP8 W8A8": (8.0, 16.0)}
+STORED = "as stored"  # a format of a Shape that knows how its model's files hold it (qlab.plan.stored)
 
 
 # Bits of a number in the KV cache: FP16, llama.cpp's blocks of 32 with an FP16 scale, vLLM's 8-bit floats.
@@ -82,7 +83,7 @@ class Counted:
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a decoder that decide its memory; where it is not a plain one, `counted` tells the rest. `cache_bits`: of a number in
-    its KV cache (CACHES)."""
+    its KV cache (CACHES). `stored`: where the model's files are here and quantized, what BITS has of other formats."""
 
     layers: int
     hidden: int
@@ -94,6 +95,7 @@ class Shape:
     tied: bool = False
     counted: Counted | None = None
     cache_bits: float = 16.0
+    stored: tuple[float, float] | None = None
 
     @property
     def block(self) -> dict[str, tuple[int, int]]:
@@ -170,16 +172,21 @@ def shape_of(config: dict[str, Any]) -> Shape:
     )
 
 
+def bits_of(shape: Shape, format_name: str) -> tuple[float, float]:
+    """Bits a weight of the linear layers, and of embedding and head, in a format of BITS, or as the shape's model is STORED."""
+    return shape.stored if format_name == STORED and shape.stored else BITS[format_name]
+
+
 def weight_bytes(shape: Shape, format_name: str) -> float:
-    """Bytes of all weights in a format of BITS; norms and biases, less than a thousandth, are left out."""
-    linear_bits, embedding_bits = BITS[format_name]
+    """Bytes of all weights in such a format; norms and biases, less than a thousandth, are left out."""
+    linear_bits, embedding_bits = bits_of(shape, format_name)
     return (shape.linear_parameters * linear_bits + shape.embedding_parameters * embedding_bits) / 8
 
 
 def read_bytes(shape: Shape, format_name: str) -> float:
     """Bytes of weights that one step reads for one token: blocks, of experts those that it is given to, and head; of the input embedding
     only a row, which is left out."""
-    linear, embedding = BITS[format_name]
+    linear, embedding = bits_of(shape, format_name)
     return (shape.read_parameters * linear + shape.vocabulary * shape.hidden * embedding) / 8
 
 

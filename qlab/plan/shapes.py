@@ -27,7 +27,10 @@ ALIASES = {
     "q4_k_m": "GGUF Q4_K_M", "nf4": "NF4 double quant", "w8a8": "INT8 W8A8", "fp8": "FP8 W8A8",
     "int3": "INT3 g128", "int2": "INT2 g128",
 }  # fmt: skip
-EIGHT_BITS = {"w8a8": re.compile(r"(?:smooth-)?(?:rtn|gptq)-w8a8"), "fp8": re.compile(r"rtn-fp8(?:-b128)?")}  # recipes, by ALIASES
+EIGHT_BITS = {
+    "w8a8": re.compile(r"(?:smooth-)?(?:rtn|gptq)-w8a8(?:-static)?"),
+    "fp8": re.compile(r"rtn-fp8(?:-b128)?"),
+}  # recipes, by ALIASES
 RECIPE = re.compile(r"(?:rtn|awq|gptq|awq-gptq|tuned)-w([2348])g(128|64|32)(?:-.*)?")  # of grouped integers: bits and group size
 
 

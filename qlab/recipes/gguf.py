@@ -42,7 +42,8 @@ class GGUF(Walked):
     `search`: "plain", each block's grid for the least error of its weights; "importance", weighted by the calibration text's
     activations, llama.cpp's imatrix; "settled", that and then the codes gone over again with all of H (qlab.methods.settle).
     `tensor_types`, `output_type`, `embedding_type`: what is not to be as the mix has it (qlab.formats.gguf.mix.Mix). `imatrix`: files
-    whose importance is taken in place of the calibration text's.
+    whose importance is taken in place of the calibration text's. `budget`: the bits a weight that types were chosen for, as they stand in
+    the name.
     """
 
     mix: str = "q4_k_m"
@@ -51,6 +52,7 @@ class GGUF(Walked):
     output_type: str = ""
     embedding_type: str = ""
     imatrix: tuple[ImatrixFile, ...] = ()
+    budget: str = ""
 
     @property
     def name(self) -> str:
@@ -59,7 +61,8 @@ class GGUF(Walked):
     @property
     def options(self) -> str:
         """What the name says of options."""
-        return ("-types" if self.types.asked else "") + ("-imatrix" if self.imatrix else "")
+        types = f"-mixed{self.budget}" if self.budget else "-types" if self.types.asked else ""
+        return types + ("-imatrix" if self.imatrix else "")
 
     @property
     def types(self) -> Mix:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -70,4 +70,7 @@ W8A8 = Layout(
         compressed.integers(8, -1, True, False), compressed.BY_TOKEN, left.kept, left.apart
     ),
 )  # fmt: skip
+W8A8_STATIC = replace(W8A8, label="compressed-tensors INT8, static", configuration=lambda scheme, left: compressed.quantization_config(
+    compressed.integers(8, -1, True, False), compressed.BY_TENSOR, left.kept, left.apart
+))  # fmt: skip
 LAYOUTS = {layout.format: layout for layout in (AWQ, GPTQ, COMPRESSED)}

@@ -1,4 +1,5 @@
-"""Grouped integers of several widths in one checkpoint: layers that matter more have more bits; stored as compressed-tensors."""
+"""Grouped integers of several widths in one checkpoint: layers that matter more have more bits, or groups of fewer weights; stored as
+compressed-tensors."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from qlab.formats.compressed_tensors import writing as compressed
 from qlab.formats.packing import WIDTHS
 from qlab.methods.grid import SCALE_BITS, GroupedIntegers
 from qlab.models.opening import OpenedModel
-from qlab.recipes.fitting import JOINED, left_alone, stored_layers
+from qlab.recipes.fitting import JOINED, STANDARD_SIZES, left_alone, stored_layers
 from qlab.recipes.integers import Integers
 from qlab.recipes.recipe import WalkedRecipe
 from qlab.support.errors import UserError
@@ -25,12 +27,21 @@ HALF = 16  # the "width" of a layer that is left in half precision
 PLACE = re.compile(r"(?:.*?\.)??([^.]+)\.(\d+)\.(.+)")  # of a layer: the list of blocks, the block's number, the name within it
 
 
+class Way(NamedTuple):
+    """How a layer is rounded: to codes of so many `bits`, HALF for none, in groups of `size` weights (−1: a row) that share a scale."""
+
+    bits: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Mixed(Integers):
-    """`widths`: of layers by their whole names, where they are not `bits`; HALF leaves one in half precision. `budget`: what was asked for,
-    as it stands in the name: bits a weight, such as 4.25, or a size, such as 4.5GB."""
+    """`widths`: of layers by their whole names, where they are not `bits`; HALF leaves one in half precision. `sizes`: of their groups,
+    where these are not `group_size`. `budget`: what was asked for, as it stands in the name: bits a weight, such as 4.25, or a size, such
+    as 4.5GB."""
 
     widths: tuple[tuple[str, int], ...] = ()
+    sizes: tuple[tuple[str, int], ...] = ()
     budget: str = ""
 
     @property
@@ -41,35 +52,44 @@ class Mixed(Integers):
         """Of a layer, by its whole name."""
         return dict(self.widths).get(layer, self.bits)
 
-    def by_width(self, layers: Iterable[str], prefix: str = "") -> dict[int, list[str]]:
-        """Layers by their widths; `prefix` stands before their names."""
-        known, found = dict(self.widths), dict[int, list[str]]()
+    def by_way(self, layers: Iterable[str], prefix: str = "") -> dict[Way, list[str]]:
+        """Layers by how they are rounded; `prefix` stands before their names."""
+        widths, sizes, found = dict(self.widths), dict(self.sizes), dict[Way, list[str]]()
         for name in layers:
-            found.setdefault(known.get(prefix + name, self.bits), []).append(name)
+            way = Way(widths.get(prefix + name, self.bits), sizes.get(prefix + name, self.group_size))
+            found.setdefault(way, []).append(name)
         return found
 
     def left(self, block: Block) -> dict[str, str]:
-        return dict.fromkeys(self.by_width(block.layers, block.prefix).get(HALF, ()), "it is to be kept") | super().left(block)
+        kept = [name for way, names in self.by_way(block.layers, block.prefix).items() if way.bits == HALF for name in names]
+        return dict.fromkeys(kept, "it is to be kept") | super().left(block)
 
     def _round(self, block: Block, names: list[str], seen: Statistics) -> Iterator[tuple[str, tuple[GroupedIntegers, Tensor]]]:
-        for width, some in self.by_width(names, block.prefix).items():
-            yield from Integers._round(replace(self, bits=width), block, some, seen)
+        for way, some in self.by_way(names, block.prefix).items():
+            yield from Integers._round(replace(self, bits=way.bits, group_size=way.size), block, some, seen)
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
         kept, _ = stored_layers(source.layout, parts)
-        by_width, scheme = self.by_width(name.removesuffix(".weight") for name in source.layout.linear), self.scheme
+        by_way, scheme = self.by_way(name.removesuffix(".weight") for name in source.layout.linear), self.scheme
         groups = [
-            (patterns(both_names(source, layers)), compressed.integers(width, scheme.group_size, scheme.symmetric, scheme.scattered))
-            for width, layers in sorted(by_width.items())
-            if width != HALF
+            (patterns(both_names(source, layers)), compressed.integers(way.bits, way.size, scheme.symmetric, scheme.scattered))
+            for way, layers in sorted(by_way.items())
+            if way.bits != HALF
         ]
         self.finish(source, parts, out, compressed.mixed_config(groups, None, kept, left_alone(source)), largest)
 
 
-def mixed(recipe: Integers, widths: Mapping[str, int], budget: str) -> Mixed:
+def mixed(recipe: Integers, widths: Mapping[str, int | Way], budget: str) -> Mixed:
     """`recipe` with layers of these widths, by their whole names; `budget`: as it stands in the name."""
     options = {field.name: getattr(recipe, field.name) for field in fields(Integers)}
-    return Mixed(**options, widths=tuple(sorted(widths.items())), budget=budget)
+    ways = {name: way_of(width, recipe) for name, width in sorted(widths.items())}
+    sizes = tuple((name, way.size) for name, way in ways.items() if way.size != recipe.group_size)
+    return Mixed(**options, widths=tuple((name, way.bits) for name, way in ways.items()), sizes=sizes, budget=budget)
+
+
+def way_of(width: int | Way, recipe: Integers) -> Way:
+    """How a layer of this width is rounded by a recipe: in its groups, unless others are said."""
+    return width if isinstance(width, Way) else Way(width, recipe.group_size)
 
 
 def check_mixable(recipe: WalkedRecipe) -> Integers:
@@ -106,6 +126,18 @@ def width_in(text: str) -> int:
     return int(text)
 
 
+def sizes_in(text: str) -> list[int]:
+    """Group sizes with commas between, such as 32,64; none in an empty text.
+
+    Raises:
+        UserError: one is no group size that runtimes have kernels for.
+    """
+    found = {word.strip() for word in text.split(",") if word.strip()}
+    if wrong := found - {str(size) for size in STANDARD_SIZES}:
+        raise UserError(f"{min(wrong)!r} is no group size of a layer: expected one of {', '.join(map(str, STANDARD_SIZES))}")
+    return sorted(map(int, found))
+
+
 def exceptions_in(kept: Sequence[str], set_to: Sequence[str]) -> dict[str, int]:
     """Widths by patterns of layers' names: HALF for those that are `kept`, and what "PATTERN=WIDTH" says of those that are `set_to` one.
 
@@ -121,12 +153,17 @@ def exceptions_in(kept: Sequence[str], set_to: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def stored_bits(recipe: Integers, width: int, inputs: int) -> float:
+def stored_bits(recipe: Integers, width: int | Way, inputs: int) -> float:
     """Bits that a weight of a row of so many takes at a width, with its share of scale and zero point."""
-    if width == HALF:
-        return HALF
-    size = inputs if recipe.group_size == -1 else recipe.group_size
-    return width + (SCALE_BITS + (0 if recipe.symmetric else width)) / size
+    bits, size = way_of(width, recipe)
+    return HALF if bits == HALF else bits + (SCALE_BITS + (0 if recipe.symmetric else bits)) / (inputs if size == -1 else size)
+
+
+def offered_ways(recipe: Integers, widths: Sequence[int], sizes: Sequence[int], rows: Sequence[int]) -> list[Way]:
+    """What layers whose rows have so many weights may have: each of `widths`, in groups of the recipe's size and of each of `sizes` that
+    divides all rows."""
+    fitting = sorted({recipe.group_size, *(size for size in sizes if all(inputs % size == 0 for inputs in rows))})
+    return [Way(width, size) for width in widths for size in (fitting if width != HALF else [recipe.group_size])]
 
 
 def of_one_width(layers: Sequence[str]) -> dict[str, list[str]]:

@@ -77,7 +77,7 @@ class BlockByBlock(Sequence[Tensor]):
         model, layout = self._skeleton.model, source.layout
         if (quantization := quantization_of(source.config)).get("quant_method") == "compressed-tensors":
             layers = (name.removesuffix(".weight") for name in source.checkpoint.quantized_names())
-            round_inputs(model, quantization, layers, source.name)
+            round_inputs(model, quantization, layers, source.name, source.checkpoint.input_scale)
         apart = (layout.embedding, layout.head, *(f"{tower}." for tower in layout.towers))
         for name in self._skeleton.rest():
             if not name.startswith(apart):

@@ -75,6 +75,7 @@ def divided(seen: Statistics, scale: Tensor) -> Statistics:
         hessian=seen.hessian / scale / scale[:, None],
         absolute_sum=seen.absolute_sum / scale,
         first=[rows / scale for rows in seen.first],
+        largest=seen.largest.to(scale.device) / scale,
     )
 
 

@@ -19,7 +19,8 @@ STRIPES = 4  # XᵀX is symmetric: of so many stripes of rows, only what lies on
 
 @dataclass
 class Statistics:
-    """Of one layer's inputs x [tokens, in]: `hessian` = XᵀX float32 [in, in], the sum of |x| [in], the tokens seen.
+    """Of one layer's inputs x [tokens, in]: `hessian` = XᵀX float32 [in, in], the sum of |x| [in], the tokens seen, and the largest |x| of
+    each channel, float32 [in].
 
     The Hessian is whole once `complete` was called; until then stripes below its diagonal are missing. `mixes`: whether other tokens
     read what the layer makes of a token; then `first` holds the inputs of each window's first token, float32 [windows, in] a batch.
@@ -30,6 +31,7 @@ class Statistics:
     tokens: int = 0
     mixes: bool = False
     first: list[Tensor] = field(default_factory=list)
+    largest: Tensor = field(default_factory=lambda: torch.zeros(1))
 
     @property
     def magnitude(self) -> Tensor:
@@ -76,6 +78,9 @@ class Statistics:
             for stripe in self._stripes():
                 add_product(self.hessian[stripe, stripe.start :], rows[:, stripe].T, rows[:, stripe.start :])
             self.absolute_sum += rows.norm(p=1, dim=0, dtype=torch.float32)  # no copy of the activations, as abs() would make
+            if len(rows):
+                low, high = rows.aminmax(dim=0)
+                self.largest = torch.maximum(self.largest.to(rows.device), torch.maximum(-low, high).float())
         self.tokens += len(rows)
 
     def complete(self) -> None:

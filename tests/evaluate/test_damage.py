@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from torch import Tensor
 
-from qlab.artifacts.artifact import Artifact
+from qlab.artifacts.artifact import Artifact, quantize_model
 from qlab.artifacts.budget import predict
 from qlab.artifacts.room import of_bits
 from qlab.cli import call
-from qlab.evaluate.damage import choose_widths, choosing_bytes, damage_of, widths_asked
+from qlab.evaluate.damage import choose_types, choose_widths, choosing_bytes, damage_of, types_in, widths_asked
 from qlab.evaluate.quality import measure_quality
 from qlab.methods.rtn import rtn
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
-from qlab.recipes import parse
+from qlab.recipes import GGUF, parse
 from qlab.recipes.fitting import layers_of
 from qlab.recipes.mixed import HALF, check_mixable
 from qlab.support.errors import UserError
@@ -57,6 +58,41 @@ def test_the_budget_is_spent_and_what_was_asked_is_kept(tiny: OpenedModel, calib
         choose_widths(tiny, recipe, of_bits(3.0), (4, 8), {}, calibration[:2], "cpu")
 
 
+def test_groups_of_fewer_weights_are_a_way_to_spend_bits(tiny: OpenedModel, calibration: Tensor) -> None:
+    recipe = check_mixable(parse("rtn-w4g128-sym-ct"))
+    chosen, told = choose_widths(tiny, recipe, of_bits(4.75), (4,), {"o_proj": 8}, calibration[:2], "cpu", (32, 64))
+    sizes = dict(chosen.sizes)
+    assert set(sizes.values()) <= {32, 64}
+    assert sizes
+    assert chosen.width("model.layers.0.self_attn.o_proj") == 8
+    assert "model.layers.0.self_attn.o_proj" not in sizes
+    shapes = {name: outputs * inputs for name, (outputs, inputs) in layers_of(tiny.layout).items()}
+    bits = sum(size * (chosen.width(name) + 16 / sizes.get(name, 128)) for name, size in shapes.items()) / sum(shapes.values())
+    assert 4.57 < bits <= 4.75  # with groups of 128 alone it would be 4.57
+    assert f"{bits:.3f} bits a weight" in told[0]
+    assert any(line.startswith("  4 bits in groups of 32: ") or line.startswith("  4 bits in groups of 64: ") for line in told)
+
+
+def test_a_gguf_files_types_are_chosen_by_what_they_cost(tiny: OpenedModel, calibration: Tensor, tmp_path: Path) -> None:
+    recipe = GGUF("q4_k_m", "plain", (("ffn_gate", "Q8_0"),))
+    chosen, told = choose_types(tiny, recipe, 4.6, types_in("q6_k,Q3_K, Q4_K,q8_0"), calibration[:2], "cpu")
+    assert chosen.name == "q4_k_m-mixed4.6-plain"
+    assert chosen.tensor_types[0] == ("ffn_gate", "Q8_0")
+    (made,) = quantize_model(tiny, [chosen], calibration, tmp_path)
+    (file,) = made.path.glob("*.gguf")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    assert tensors["blk.0.ffn_gate.weight"].tensor_type.name == "Q8_0"
+    free = [tensor for name, tensor in tensors.items() if name.startswith("blk.") and "norm" not in name and "ffn_gate" not in name]
+    bits = 8 * sum(int(tensor.n_bytes) for tensor in free) / sum(int(tensor.n_elements) for tensor in free)
+    assert 4.4 < bits <= 4.6
+    assert told[0] == f"{bits:.3f} bits a weight of the 12 tensors whose types are chosen:"
+    assert "one type" in told[-1]
+    with pytest.raises(UserError, match="the smallest widths take"):
+        choose_types(tiny, recipe, 3.0, types_in("Q4_K"), calibration[:2], "cpu")
+    with pytest.raises(UserError, match="'Q7_K' is no quantized type"):
+        types_in("Q7_K")
+
+
 def test_patterns_that_fit_nothing_are_refused() -> None:
     groups = {"a": ["model.layers.0.mlp.down_proj"]}
     assert widths_asked(groups, {"down": 4, "mlp": 8}) == {"a": 8}
@@ -73,12 +109,23 @@ def test_the_command(tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFi
     artifact = Artifact.open(tmp_path / "out" / "rtn-mixed5.5g64-sym-ct")
     assert artifact
     assert dict(artifact.manifest["inputs"]["recipe"]["widths"])["model.layers.0.self_attn.k_proj"] == 8
+    assert call([*words, "--recipe", "q4_k_m-plain", "--bits", "4.8", "--types", "Q3_K,Q4_K,Q6_K"]) == 0
+    assert "tensors whose types are chosen" in capsys.readouterr().out
+    typed = Artifact.open(tmp_path / "out" / "q4_k_m-mixed4.8-plain")
+    assert typed
+    assert len(typed.manifest["inputs"]["recipe"]["tensor_types"]) == 14
     for wrong, message in (
         (["--recipe", "nf4", "--bits", "4.5"], "such as gptq-w4g128-ct"),
         (["--recipe", "rtn-w4g64-ct", "--recipe", "nf4", "--bits", "4.5"], "give one --recipe"),
         (["--recipe", "rtn-w4g64-ct", "--keep", "down"], "give --bits"),
         (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--set", "down"], "expected PATTERN=WIDTH"),
         (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--widths", "4,9"], "no width of a layer"),
+        (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--group-sizes", "48"], "no group size of a layer"),
+        (["--recipe", "rtn-w4g64-ct", "--group-sizes", "32"], "give --bits"),
+        (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--types", "Q4_K"], "--types is for a GGUF file's types"),
+        (["--recipe", "q4_k_m", "--size", "4MB"], "a budget of a GGUF file is --bits"),
+        (["--recipe", "q4_k_m", "--bits", "4.5", "--widths", "3,4"], "a budget of a GGUF file is --bits"),
+        (["--recipe", "q4_k_m", "--bits", "4.5", "--types", "Q7"], "is no quantized type"),
         (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--size", "4MB"], "give one of them"),
         (["--recipe", "rtn-w4g64-ct", "--size", "4.5 parsec"], "is no size"),
         (["--recipe", "rtn-w4g64-ct", "--fit", "RTX 40900"], "no device"),

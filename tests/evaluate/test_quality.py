@@ -10,7 +10,7 @@ import torch
 
 from qlab.artifacts.artifact import make_artifact
 from qlab.evaluate.kept import next_token_logits
-from qlab.evaluate.quality import by_position, by_token, measure_quality
+from qlab.evaluate.quality import by_position, by_token, in_parts, measure_quality
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
@@ -106,9 +106,21 @@ def test_single_tokens_are_told_apart_from_the_mean() -> None:
     assert by_token(torch.stack([kl, top1, 0 * sure]))["flips_sure"] is None
 
 
+def test_the_distance_by_place_and_by_confidence() -> None:
+    kl = torch.arange(16, dtype=torch.float64).view(2, 8)
+    top1, surest = torch.ones(2, 8, dtype=torch.float64), torch.full((2, 8), 0.1, dtype=torch.float64)
+    surest[:, 6:], top1[1, 7] = torch.tensor([0.6, 1.0], dtype=torch.float64), 0
+    found = in_parts(kl, top1, surest)
+    assert found["kl_by_place"] == [4.5, 6.5, 8.5, 10.5]
+    assert found["kl_by_confidence"] == [6.5, None, 10.0, 11.0]  # the surest belong to the last part, none to the second
+    assert found["flips_by_confidence"] == [0.0, None, 0.0, 0.5]
+    assert in_parts(kl[:, :2], top1[:, :2], surest[:, :2])["kl_by_place"] == [4.0, 5.0, None, None]
+
+
 def test_who_is_sure_is_the_reference() -> None:
     reference = torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.1, 0.0]])  # sure of the first, then of none
     model = torch.tensor([[0.1, 0.0, 0.0], [4.0, 0.0, 0.0]])
     found = by_position(model, torch.tensor([1, 1]), reference)
     assert found["sure"].tolist() == [1.0, 0.0]
+    torch.testing.assert_close(found["surest"], reference.softmax(-1).max(-1).values)
     assert found["top1"].tolist() == [1.0, 0.0]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import bz2
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
 from qlab.evaluate import tasks
 from qlab.evaluate.local_tasks import CLOZE, cloze, hellaswag, lambada, questions
@@ -18,6 +20,7 @@ from qlab.evaluate.tasks import task_manager as manager
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.mixture import load_text
+from qlab.recipes import parse
 from qlab.support.errors import UserError
 from tests.conftest import SHARED
 
@@ -102,6 +105,38 @@ def test_the_others_and_the_command_line(folder: Path, capsys: pytest.CaptureFix
     assert "no task 'no-such-task'" in capsys.readouterr().err
     assert call(["evaluate", "embedded", "--window", "100000"]) == 2
     assert call(["evaluate", "embedded", "--agreement"]) == 2
+
+
+def test_answers_that_changed_are_counted_beside_the_score(tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same accuracy may hide other answers: here a model whose weights were rounded to three bits, and itself as the control."""
+    (made,) = quantize_model(tiny, [parse("rtn-w3g128-ct")], torch.ones(2, 16, dtype=torch.int64), tmp_path)
+    words = ["--window", "64", "--tokens", "256", "--results", "", "--tasks", CLOZE, "--limit", "40"]
+    words += ["--reference", str(tiny.path), "--no-floor"]
+    found = []
+    for subject in (tiny.path, made.path):
+        assert call(["evaluate", str(subject), *words, "--json"]) == 0
+        (figures,) = [one for one in json.loads(capsys.readouterr().out.splitlines()[-1])["tasks"] if one["metric"] == "acc"]
+        found.append(figures)
+    assert found[0]["changed"] == 0
+    assert found[0]["value"] == found[0]["original"] == found[1]["original"]
+    assert 0 < found[1]["changed"] < 0.75
+    assert found[1]["changed_stderr"] == pytest.approx((found[1]["changed"] * (1 - found[1]["changed"]) / 40) ** 0.5)
+    assert call(["evaluate", str(made.path), *words]) == 0
+    assert f"another answer than its on {found[1]['changed']:.1%}" in capsys.readouterr().out
+
+
+def test_what_counts_as_an_answer() -> None:
+    chosen = [{"doc_id": 1, "metrics": ["acc"], "filtered_resps": [(-3.0, False), (-1.0, True)]}]
+    chosen += [{"doc_id": 0, "metrics": ["acc"], "filtered_resps": [(-1.0, False), (-2.0, False)]}]
+    assert tasks.answers_of(chosen) == [0, 1]
+    assert tasks.answers_of([{"doc_id": 0, "metrics": ["acc"], "filtered_resps": [(-1.0, True)]}]) == []
+    assert tasks.answers_of([{"doc_id": 0, "metrics": ["exact_match"], "filtered_resps": ["four", "4"]}]) == []
+    score = tasks.Score("t", "acc", 0.5, 0.1, 4, (0, 1, 2, 3))
+    assert tasks.changed(score, score) == (0, 0)
+    assert tasks.changed(score, replace(score, answers=(0, 1, 3, 2))) == (0.5, 0.25)
+    assert tasks.changed(replace(score, answers=()), score) is None
+    with pytest.raises(ValueError, match="shorter"):
+        tasks.changed(score, replace(score, answers=(0,)))
 
 
 def test_the_cloze_task_is_the_same_every_time_and_files_are_checked(tmp_path: Path) -> None:

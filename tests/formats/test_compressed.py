@@ -154,6 +154,24 @@ def test_activations_of_another_kind_are_not_measured_as_if_they_were_exact(chan
         round_inputs(layer_in_a_model(), quantization, ["0"], "a model")
 
 
+@pytest.mark.parametrize(("kind", "levels"), [("int", 256), ("float", 255)])
+def test_activations_are_rounded_by_a_stored_scale(kind: str, levels: int) -> None:
+    model, inputs = layer_in_a_model(), torch.randn(500, 64, generator=torch.Generator().manual_seed(2))
+    quantization = writing.quantization_config(INT8, writing.BY_TENSOR | {"type": kind})
+    scale = torch.tensor(2.0 / (127 if kind == "int" else 448))
+    round_inputs(model, quantization, ["0"], "a model", {"0": scale}.get)
+    seen: list[torch.Tensor] = []
+    model[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model(inputs)
+    (rounded,) = seen
+    assert len((rounded / scale).unique()) <= levels
+    assert float(rounded.abs().max()) == pytest.approx(2.0, rel=0.01)  # what is larger is cut off
+    within = inputs.abs() < 2
+    assert float((rounded - inputs)[within].abs().max()) <= (float(scale) / 2 if kind == "int" else 2 / 16) * 1.001
+    with pytest.raises(UserError, match=r"scales that its files lack \(input_scale\)"):
+        round_inputs(layer_in_a_model(), quantization, ["0"], "a model")
+
+
 def test_layers_that_are_computed_together_are_not_measured() -> None:
     quantization = writing.quantization_config(INT8, writing.BY_TOKEN)
     with pytest.raises(UserError, match=r"before experts\.0\.up_proj, which transformers computes together"):

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 # follows (one stream of bits a row).
 RECIPES = [
     "gptq-w4g128-ct", "awq-w4g64-ct", "gptq-w4g64-asym-actorder-ct", "rtn-w4grow-sym-ct", "rtn-w2g32-ct", "rtn-w8g128-sym-ct",
-    "rtn-w8grow-ct", "smooth-rtn-w8a8", "rtn-fp8", "rtn-fp8-b128",
+    "rtn-w8grow-ct", "smooth-rtn-w8a8", "smooth-rtn-w8a8-static", "rtn-fp8", "rtn-fp8-b128",
 ]  # fmt: skip
 FLOATS = ["rtn-fp8", "rtn-fp8-b128"]
 WIDE = [f"model.layers.1.self_attn.{part}_proj" for part in "qkv"]

@@ -10,7 +10,7 @@ import gguf
 import pytest
 import torch
 
-from qlab.formats.imatrix import Entry, Imatrix, ImatrixFile, importance_of, merged, read_imatrix, write_imatrix
+from qlab.formats.imatrix import Entry, Imatrix, ImatrixFile, ImatrixWriter, importance_of, merged, read_imatrix, write_imatrix
 from qlab.peers import llamacpp
 from qlab.support.errors import UserError
 
@@ -85,6 +85,26 @@ def test_the_older_form_is_read(tmp_path: Path) -> None:
     assert (found.datasets, found.chunks) == (("abc",), 4)
     file.write_bytes(dat({DOWN: (1, [1.0])}))  # older still, without what was read
     assert read_imatrix(file).datasets == ()
+
+
+def test_what_newer_files_hold_beside_is_left(tmp_path: Path) -> None:
+    """Sums of the inputs themselves and statistics, which llama-imatrix writes since 2026 (save_imatrix: in_sum, imatrix.stats_schema)."""
+    writer, entry = ImatrixWriter(tmp_path / "i.gguf", "imatrix"), some().entries[DOWN]
+    writer.add_type(gguf.GGUFType.IMATRIX)
+    writer.add_array(gguf.Keys.IMatrix.DATASETS, ["one.txt"])
+    writer.add_uint32(gguf.Keys.IMatrix.CHUNK_COUNT, 4)
+    writer.add_uint32(gguf.Keys.IMatrix.CHUNK_SIZE, 25)
+    writer.add_array("imatrix.stats_schema", ["sum_sq", "mean"])
+    for end, values in ((".in_sum", -entry.sums), (".in_sum2", entry.sums), (".counts", entry.counts[:, None]), (".stats", torch.ones(10))):
+        writer.add_tensor(DOWN + end, values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = read_imatrix(tmp_path / "i.gguf")
+    assert list(found.entries) == [DOWN]
+    assert torch.equal(found.entries[DOWN].sums, entry.sums)
+    assert (found.datasets, found.chunks, found.chunk_size) == (("one.txt",), 4, 25)
 
 
 def test_files_are_merged_by_their_tokens() -> None:

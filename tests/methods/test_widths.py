@@ -65,6 +65,27 @@ def test_a_group_of_one_width_keeps_it() -> None:
         assert found == {"group 0": 16, "group 1": 8, "group 2": 8, "group 3": 8}
 
 
+def test_widths_may_be_bits_and_groups_and_one_for_all_is_then_the_best_of_them() -> None:
+    ways = {(3, 32): (3.5, 9.0), (4, 128): (4.125, 4.0), (4, 64): (4.25, 3.0), (8, 128): (8.125, 0.1)}
+    choices = {
+        f"group {index}": Choice(
+            {way: 1024 * bits for way, (bits, _) in ways.items()}, {way: cost * weight for way, (_, cost) in ways.items()}
+        )
+        for index, weight in enumerate((1.0, 0.01, 0.02, 5.0))
+    }
+    room = 4 * 1024 * 4.25
+    assert set(uniform(choices, room).values()) == {(4, 64)}
+    found = least_damage(choices, room)
+    assert size_of(choices, found) <= room * (1 + 1e-6)
+    assert (found["group 1"], found["group 3"]) == ((3, 32), (4, 64))
+    assert damage_in_all(choices, found) <= damage_in_all(choices, uniform(choices, room))
+
+
+def test_of_widths_for_all_that_with_least_damage_is_the_control_not_the_largest() -> None:
+    choices = {"a": Choice({3: 3.0, 4: 4.0}, {3: 1.0, 4: 2.0}), "b": Choice({3: 3.0, 4: 4.0}, {3: 1.0, 4: 1.5})}
+    assert uniform(choices, 8.0) == {"a": 3, "b": 3}
+
+
 def test_what_does_not_fit_is_refused() -> None:
     choices = drawn(4, (4, 8), 3)
     for choose in (least_damage, uniform, lambda choices, room: at_random(choices, room, 0)):

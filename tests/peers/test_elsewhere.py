@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from qlab import ROOT
 from qlab.artifacts.artifact import Artifact, inputs_of, make_artifact
+from qlab.cli import call
 from qlab.doctor.advisories import environments
 from qlab.doctor.examine import check_elsewhere, fault_found
 from qlab.evaluate.quality import measure_quality
@@ -181,3 +183,26 @@ def test_what_they_write_is_read_near_the_original_and_not_it(recipe: Recipe, ar
     assert made.seconds > 0
     assert made.peak_bytes > 200e6
     assert made.manifest["inputs"]["versions"]["transformers"] == elsewhere.versions(AUTO_ROUND)["transformers"]
+
+
+@needs_them
+@pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.name)
+def test_llm_compressors_checkpoint_is_evaluated_planned_and_prepared_to_be_served_unchanged(
+    recipe: Recipe, artifacts: dict[str, Artifact], tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "theirs"
+    shutil.copytree(artifacts[recipe.name].path, folder)
+    for note in folder.glob("qlab*.json"):  # nothing of qlab's is left beside what the library wrote
+        note.unlink()
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    words = ["--window", "64", "--tokens", "256", "--reference", str(tiny.path), "--no-floor", "--results", "", "--json"]
+    assert call(["evaluate", str(folder), *words]) == 0
+    assert 1e-8 < json.loads(capsys.readouterr().out.splitlines()[-1])["kl"] < 0.01
+    assert call(["plan", str(folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    size = sum(len(content) for name, content in before.items() if name.endswith(".safetensors"))
+    assert told["format"] == "as stored"
+    assert 1e9 * (told["linear"] + told["embedding"]) == pytest.approx(size, rel=0.01)
+    assert call(["serve", str(folder), "--runtime", "vllm", "--write", str(tmp_path / "files")]) == 0
+    assert any("vllm" in file.read_text() for file in (tmp_path / "files").iterdir())
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
 from qlab.models.loading import load_tokenizer
-from qlab.models.opening import locate
+from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.windows import read_windows
 from qlab.plan import choose
 from qlab.plan.capacity import capacity, offload, sentences
-from qlab.plan.plan import BITS, SHAPES, Shape, weight_bytes
+from qlab.plan.plan import BITS, SHAPES, STORED, Shape, weight_bytes
 from qlab.plan.shapes import INT4, find_device, find_format, find_shape
+from qlab.plan.stored import as_stored
 from qlab.recipes import parse
 from qlab.recipes.planned import planned
 from qlab.support.errors import UserError
@@ -97,6 +99,41 @@ def test_artifacts_take_what_was_planned(recipe: str, format_name: str, tmp_path
     assert weight_bytes(find_shape("embedded")[1], format_name) == pytest.approx(written, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "described"),
+    [
+        ("rtn-w4g64-ct", "compressed-tensors, 4-bit int in groups of 64"), ("rtn-w8a8", "compressed-tensors, 8-bit int a scale a row"),
+        ("rtn-w3g128-ct", "compressed-tensors, 3-bit int in groups of 128"), ("nf4", "NF4"), ("q4_k_m-plain", "GGUF, Q4_K, Q6_K"),
+    ],
+)  # fmt: skip
+def test_what_is_quantized_already_is_planned_as_it_lies_there(
+    recipe: str, described: str, tiny: OpenedModel, calibration: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (made,) = quantize_model(tiny, [parse(recipe)], calibration, tmp_path)
+    name, shape = find_shape(str(made.path))
+    found = as_stored(name, shape)
+    assert found
+    assert described in found[1]
+    written = sum(file.stat().st_size for file in made.path.iterdir() if file.suffix in (".safetensors", ".gguf"))
+    vocabulary = 0.1 if recipe.startswith("q") else 0.01  # lies in a GGUF file too
+    assert (1 - vocabulary) * written < weight_bytes(found[0], STORED) < 1.001 * written
+    assert call(["plan", str(made.path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["format"], told["recipe"]) == (STORED, "")
+    assert told["linear"] + told["embedding"] == pytest.approx(weight_bytes(found[0], STORED) / 1e9)
+    assert as_stored(str(tiny.path), shape) is None
+
+
+def test_a_checkpoint_that_lacks_files_is_not_planned_as_stored(tiny: OpenedModel, calibration: Tensor, tmp_path: Path) -> None:
+    (made,) = quantize_model(tiny, [parse("rtn-w4g64-ct")], calibration, tmp_path)
+    shape, (file,) = find_shape(str(made.path))[1], made.path.glob("*.safetensors")
+    file.write_bytes(b"cut off")
+    with pytest.raises(UserError, match="smaller than its embedding"):
+        as_stored(str(made.path), shape)
+    file.unlink()
+    assert as_stored(str(made.path), shape) is None  # a folder with a configuration alone
+
+
 def test_every_leaf_has_recipes() -> None:
     assert set(choose.RECIPES) == set(choose.leaves().values())
     assert all(parse(name).name == name for leaf in choose.RECIPES for name in choose.recipes(leaf, 64))
@@ -116,6 +153,10 @@ def test_a_gguf_file_is_planned_as_its_model_is(tmp_path: Path, capsys: pytest.C
     write_gguf(source.path, source.config, "q8_0", file)
     assert find_shape(str(file))[1] == find_shape(str(tmp_path))[1] == find_shape("embedded")[1]
     assert call(["plan", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{file} as it is stored (GGUF, Q8_0)")
+    assert "To make it" not in said
+    assert call(["plan", str(file), "--format", "awq"]) == 0
     assert "--recipe awq-gptq-w4g128" in capsys.readouterr().out
     file.write_bytes(b"not GGUF")
     assert call(["plan", str(file)]) == 2

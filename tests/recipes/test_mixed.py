@@ -13,7 +13,7 @@ from qlab.formats.compressed_tensors import scheme
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
 from qlab.recipes import parse
-from qlab.recipes.mixed import HALF, check_mixable, mixed, of_one_width, patterns, stored_bits
+from qlab.recipes.mixed import HALF, Way, check_mixable, mixed, of_one_width, offered_ways, patterns, sizes_in, stored_bits
 from qlab.support.errors import UserError
 from tests.walk.families import FAMILIES, make
 
@@ -42,6 +42,32 @@ def test_each_layer_is_what_a_recipe_of_its_width_makes(method: str, tiny: Opene
     (again,) = quantize_model(tiny, [several], calibration, tmp_path)
     assert (again.path / "config.json").stat().st_ino == before  # what is there is not made again
     assert torch.isfinite(load(made[several.name].source)(input_ids=calibration[:1, :8]).logits).all()
+
+
+def test_groups_of_several_sizes_lie_in_one_checkpoint(tiny: OpenedModel, calibration: Tensor, tmp_path: Path) -> None:
+    recipes = {(bits, size): check_mixable(parse(f"gptq-w{bits}g{size}-ct")) for bits, size in ((4, 128), (4, 32), (3, 64))}
+    ways = dict.fromkeys(QKV, Way(4, 32)) | {DOWN: Way(3, 64)}
+    several = mixed(recipes[4, 128], ways, "4.25")
+    assert several.sizes == ((DOWN, 64), *((name, 32) for name in sorted(QKV)))
+    made = {artifact.path.name: artifact for artifact in quantize_model(tiny, [several, *recipes.values()], calibration, tmp_path)}
+    ours = made["gptq-mixed4.25g128-ct"].source
+    for name in tiny.layout.linear:
+        way = ways.get(name.removesuffix(".weight"), Way(4, 128))
+        assert torch.equal(ours.checkpoint.read(name), made[recipes[way].name].source.checkpoint.read(name)), name
+    said = scheme.scheme_in(ours.config["quantization_config"])
+    found = [scheme.scheme_of(name, said) for name in (QKV[0], DOWN, "model.layers.0.mlp.up_proj")]
+    assert [(weights.num_bits, weights.group_size) for weights in found] == [(4, 32), (3, 64), (4, 128)]
+
+
+def test_what_layers_are_offered() -> None:
+    recipe = check_mixable(parse("gptq-w4g128-ct"))
+    assert offered_ways(recipe, [4, HALF], [32, 64], [256, 512]) == [Way(4, 32), Way(4, 64), Way(4, 128), Way(HALF, 128)]
+    assert offered_ways(recipe, [3], [32, 64], [256, 96]) == [Way(3, 32), Way(3, 128)]
+    assert offered_ways(recipe, [3], [], [256]) == [Way(3, 128)]
+    assert sizes_in(" 64,32") == [32, 64]
+    assert sizes_in("") == []
+    with pytest.raises(UserError, match="'48' is no group size of a layer: expected one of 128, 64, 32"):
+        sizes_in("32,48")
 
 
 def test_layers_that_runtimes_join_have_one_width() -> None:
@@ -91,6 +117,7 @@ def test_bits_are_counted_with_scales() -> None:
     assert stored_bits(check_mixable(parse("rtn-w4g64-ct")), 4, 4096) == 4 + 20 / 64
     assert stored_bits(check_mixable(parse("gptq-w4grow-ct")), 4, 256) == 4 + 16 / 256
     assert stored_bits(check_mixable(parse("gptq-w4grow-ct")), HALF, 256) == 16
+    assert stored_bits(check_mixable(parse("gptq-w4g128-ct")), Way(3, 32), 4096) == 3.5
 
 
 @pytest.mark.parametrize("recipe", ["gptq-w4g128", "awq-w4g128-ct", "smooth-rtn-w8a8", "nf4"])

@@ -15,6 +15,7 @@ from qlab.methods.grid import GroupedIntegers
 from qlab.support.errors import UserError
 
 BY_TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+BY_TENSOR = BY_TOKEN | {"strategy": "tensor", "dynamic": False}  # with an input_scale beside each layer's weight
 
 
 def pack(tensor: GroupedIntegers, symmetric: bool) -> dict[str, Tensor]:
@@ -98,8 +99,8 @@ def floats(block: Block | None) -> tuple[dict[str, Any], dict[str, Any]]:
 def quantization_config(
     weights: Mapping[str, Any], inputs: Mapping[str, Any] | None = None, skipped: Sequence[str] = (), apart: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """`quantization_config` of config.json: how weights are rounded (`integers`, `floats`), and activations where they are (`BY_TOKEN`).
-    `skipped` and `apart`: as in mixed_config."""
+    """`quantization_config` of config.json: how weights are rounded (`integers`, `floats`), and activations where they are (`BY_TOKEN`,
+    `BY_TENSOR`). `skipped` and `apart`: as in mixed_config."""
     return mixed_config([(["Linear"], weights)], inputs, skipped, apart)
 
 
