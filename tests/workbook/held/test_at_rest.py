@@ -113,9 +113,12 @@ def test_changed_weights_are_judged_and_taken_out_again(lessons: Opened) -> None
 
 def test_a_second_change_is_refused_and_a_failure_leaves_the_original(lessons: Opened) -> None:
     resting = lessons[1]
-    with resting.with_weights(partial(rounded, 4)):
-        with pytest.raises(RuntimeError, match="leave the other"), resting.with_weights(partial(rounded, 3)):
-            pass
+    with (
+        resting.with_weights(partial(rounded, 4)),
+        pytest.raises(RuntimeError, match="leave the other"),
+        resting.with_weights(partial(rounded, 3)),
+    ):
+        pass
     with pytest.raises(ZeroDivisionError), resting.with_weights(lambda *_: 1 / 0, costly=True):  # type: ignore[arg-type, return-value]
         pass
     assert not resting.changed
