@@ -34,12 +34,13 @@ class Resting:
 
     @property
     def weight(self) -> Tensor:
-        """float32 [out, in]."""
-        found = self.widened(self._parameters["weight"].data)
-        if self.instead is None:
-            return found
-        with torch.no_grad():
-            return self.instead(found).to(self.computes_on, torch.float32)
+        """float32 [out, in]. It asks for a gradient where the stored one does: PyTorch multiplies a row in another way by one that does."""
+        stored = self._parameters["weight"]
+        found = self.widened(stored.data)
+        if self.instead is not None:
+            with torch.no_grad():
+                found = self.instead(found).to(self.computes_on, torch.float32)
+        return nn.Parameter(found, requires_grad=stored.requires_grad)
 
     def widened(self, stored: Tensor) -> Tensor:
         """Some of its weights as FP32 on the device."""
@@ -93,7 +94,7 @@ def rest(model: nn.Module, stored: Mapping[str, torch.dtype], device: str) -> No
     which it is `stored`, by its parameter's name. It will compute on `device`; `materialize` gives it memory."""
     held_elsewhere = {id(tensor) for module in model.modules() if not can_rest(module) for tensor in module._parameters.values()}
     resting = {
-        id(tensor): nn.Parameter(torch.empty_like(tensor, dtype=stored[name]), requires_grad=False)
+        id(tensor): nn.Parameter(torch.empty_like(tensor, dtype=stored[name]), requires_grad=tensor.requires_grad)
         for name, tensor in model.named_parameters()
         if name in stored and id(tensor) not in held_elsewhere
     }
@@ -126,7 +127,7 @@ def materialize(model: nn.Module, device: str, in_memory: bool) -> None:
                 continue
             if id(tensor) not in made:
                 apart = in_memory and isinstance(module, Resting) and isinstance(module, nn.Linear)
-                made[id(tensor)] = nn.Parameter(empty(tensor, device, apart), requires_grad=False)
+                made[id(tensor)] = nn.Parameter(empty(tensor, device, apart), requires_grad=tensor.requires_grad)
             module._parameters[name] = made[id(tensor)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
