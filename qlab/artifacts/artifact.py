@@ -117,6 +117,12 @@ def quantize_on(device: str, recipe: Recipe, source: OpenedModel, windows: Tenso
     return recipe.quantize(source, windows, out, device)
 
 
+def known_artifact(recipe: Recipe, source: OpenedModel, windows: Tensor, work: str, device: str = "cpu") -> Artifact | None:
+    """The artifact that `make_artifact` would take, without making any; None where it is not there."""
+    known = Artifact.open(artifact_folder(recipe, source, work))
+    return known if known and known.manifest["inputs"] == inputs_of(recipe, source, windows, device) else None
+
+
 def make_artifact(
     recipe: Recipe, source: OpenedModel, windows: Tensor, work: str, read: Sequence[dict[str, Any]] = (), device: str = "cpu"
 ) -> Artifact:

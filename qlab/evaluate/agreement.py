@@ -17,10 +17,10 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from qlab.evaluate.kept import Predictor, kept_logits, logits_of, next_token_logits
+from qlab.evaluate.kept import Predictor, kept_logits, logits_of
 from qlab.models.texts.conversations import Tokenizer
 from qlab.models.texts.tokens import beginning
 from qlab.support.errors import UserError
@@ -90,14 +90,15 @@ def answer_prompts(
 
 
 @torch.inference_mode()
-def part(model: nn.Module, original: Predictor, answered: Sequence[Answered]) -> list[Parting]:
+def part(model: Predictor, original: Predictor, answered: Sequence[Answered]) -> list[Parting]:
     """Read each prompt with its answer by both models and compare the distributions of every next token.
 
-    Where several models are held against one, its logits can be given: qlab.evaluate.kept.kept_logits of the answers' `ids`.
+    In place of a model its logits can be given, for the answers' `ids`: of one that several are held against those that
+    qlab.evaluate.kept.kept_logits keeps, of a large one those that qlab.walk.by_block makes.
     """
     found = []
     for index, entry in enumerate(progress(answered, "agreement", leave=False)):
-        own_logits, their_logits = logits_of(original, index, entry.ids), next_token_logits(model, entry.ids)
+        own_logits, their_logits = logits_of(original, index, entry.ids), logits_of(model, index, entry.ids)
         log_p, log_q = own_logits.log_softmax(-1).cpu(), their_logits.log_softmax(-1).cpu()
         same = log_p.max(-1).indices == log_q.max(-1).indices  # on a CPU argmax takes twice the time of max
         own, theirs = (of[-entry.tokens :].index_fill(1, torch.tensor(entry.ends, dtype=torch.int64), -torch.inf) for of in (log_p, log_q))
@@ -119,11 +120,12 @@ def agreement_table(partings: Sequence[Parting], seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame([{"prompts of": name, "prompts": len(group)} | _summary(group, seed) for name, group in groups.items()])
 
 
-def agreement_tables(original: PreTrainedModel, others: Iterable[tuple[str, nn.Module]], answered: Sequence[Answered]) -> pd.DataFrame:
+def agreement_tables(original: PreTrainedModel, others: Iterable[tuple[str, Predictor]], answered: Sequence[Answered]) -> pd.DataFrame:
     """The agreement_table of each of `others` by its name, the column `format`; before them the original's with itself, the control."""
     expected = kept_logits(original, [entry.ids for entry in answered])
     tables = []
-    for name, model in chain([(CONTROL, original)], others):
+    every: Iterable[tuple[str, Predictor]] = chain([(CONTROL, original)], others)
+    for name, model in every:
         tables.append(agreement_table(part(model, expected, answered)).assign(format=name))
         del model  # before the next one is read
     return pd.concat(tables)

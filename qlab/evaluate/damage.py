@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from qlab.methods.rtn import rtn
 from qlab.methods.widths import Choice, W, at_random, check_room, damage_in_all, least_damage, size_of, uniform
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
+from qlab.models.resting.layers import standing_in
 from qlab.recipes import GGUF
 from qlab.recipes.fitting import Layers, layers_of
 from qlab.recipes.integers import Integers
@@ -54,15 +56,13 @@ def damage_of(
     expected = kept_logits(model, windows.split(1))
     found: dict[str, dict[W, float]] = {}
     for group, names in progress(list(groups.items()), "what each layer costs", leave=False):
-        layers = [model.get_submodule(name) for name in names]
-        exact = [layer.get_parameter("weight").data for layer in layers]
+        layers: list[Any] = [model.get_submodule(name) for name in names]
         found[group] = {}
         for width in widths[group]:
-            for layer, weight in zip(layers, exact):
-                layer.get_parameter("weight").data = rounding(weight, width).to(weight.dtype)
-            found[group][width] = max(measure_quality(model, windows, expected, group).kl or 0.0, 0.0)
-        for layer, weight in zip(layers, exact):
-            layer.get_parameter("weight").data = weight
+            with ExitStack() as rounded:
+                for layer in layers:
+                    rounded.enter_context(standing_in(layer, rounding(layer.weight.data, width)))
+                found[group][width] = max(measure_quality(model, windows, expected, group).kl or 0.0, 0.0)
     return found
 
 

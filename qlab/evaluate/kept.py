@@ -1,4 +1,4 @@
-"""The reference's logits, computed once and kept: in memory while they are few, else in a file.
+"""What is computed once and kept: in memory while it is little, else in a file. Above all the reference's logits.
 
 A lesson holds dozens of models against one reference on the same windows. Without this each of them costs a forward pass of the reference.
 """
@@ -19,7 +19,7 @@ from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.wording import counted
 
-IN_MEMORY = 512 << 20  # bytes of logits
+IN_MEMORY = 512 << 20  # bytes
 Predictor = nn.Module | Sequence[Tensor]
 """A model, or its next_token_logits for each of the windows at hand (kept_logits, qlab.walk.by_block)."""
 
@@ -40,10 +40,11 @@ class Filed(Sequence[Tensor]):
             for tensor in tensors:
                 tensor.float().cpu().numpy().tofile(stream)
                 self._shapes.append(tuple(tensor.shape))
+                del tensor  # before the next one is made
 
     @property
     def _file(self) -> Path:
-        return self._scratch.path / "logits.bin"
+        return self._scratch.path / "tensors.bin"
 
     def __len__(self) -> int:
         return len(self._shapes)
@@ -72,15 +73,24 @@ def kept_logits(model: nn.Module, windows: Sequence[Tensor], place: Path | None 
     """
     size = 4 * sum(window.numel() for window in windows) * model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     logits = (next_token_logits(model, window) for window in windows)
+    return kept(logits, size, f"the reference's predictions for {counted(len(windows), 'window')}", place)
+
+
+def kept(tensors: Iterator[Tensor], size: int, what: str, place: Path | None = None) -> Sequence[Tensor]:
+    """Tensors float32 [rows, columns] that are made one after the other, of so many bytes in all: many of them in a file below `place`, or
+    among the system's temporary files, from where they come onto the CPU. `what` a message calls them.
+
+    Raises:
+        UserError: the disk has no room for that.
+    """
     if size <= IN_MEMORY:
-        return list(logits)
+        return list(tensors)
     folder = place or Path(tempfile.gettempdir())
     if lacking := too_little(SPARE * size, shutil.disk_usage(folder).free, "of disk", f"in {folder}"):
         raise UserError(
-            f"no room for the reference's predictions for {counted(len(windows), 'window')}: {lacking} ({SPARE} times their size must be "
-            "free). Make room, or take fewer or shorter windows"
+            f"no room for {what}: {lacking} ({SPARE} times their size must be free). Make room, or take fewer or shorter windows"
         )
-    return Filed(logits, place)
+    return Filed(tensors, place)
 
 
 def logits_of(predictor: Predictor, index: int, window: Tensor) -> Tensor:

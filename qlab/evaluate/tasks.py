@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from qlab.evaluate.kept import Predictor, logits_of
 from qlab.evaluate.local_tasks import CLOZE, cloze, local_config
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.progress import bars_on_terminals
 
+Predicting = Callable[[Sequence[Tensor]], Predictor]
+"""Texts, int64 [1, length] each → what a model predicts of them."""
+
+TOKENS = 1 << 17  # of texts that are given to such a function at a time
 BOOTSTRAP = 1000  # resamples, for metrics whose standard error has no formula
 CHOSEN = "acc"  # lm-eval's metric of the choice with the largest likelihood
 
@@ -42,20 +49,24 @@ def run_tasks(
     text: str = "",
     batch: int = 8,
     fewshot: int | None = None,
+    predicting: Predicting | None = None,
 ) -> list[Score]:
     """Run the tasks `names`, at most `limit` documents of each (MMLU: of each subject); `fewshot` examples, else the task's own number.
+    Where `predicting` is given, it is asked instead of the model, which is of the same family then and tells the length of a context.
 
     Data is read from `folder`, if one is given and the task has a form there (qlab.evaluate.local_tasks), else from the hub; that of
     `heldout-cloze` is made of `text`.
 
     Raises:
-        UserError: no such task, or its data can be had neither here nor from the hub.
+        UserError: no such task, or its data can be had neither here nor from the hub, or a task that `predicting` cannot serve.
     """
     from datasets.exceptions import DatasetsError
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    judge = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+    judge: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+    if predicting is not None:
+        ask_instead(judge, predicting)
     scores: list[Score] = []
     for name in names:
         with Scratch() as work:
@@ -73,6 +84,40 @@ def run_tasks(
         assert found is not None
         scores += scores_of(name, found)
     return scores
+
+
+def ask_instead(judge: Any, predicting: Predicting) -> None:
+    """Have lm-eval's `judge` answer by what `predicting` makes of its texts, TOKENS at a time: of each it is asked how likely its end is.
+
+    Raises, when it is asked for more than that:
+        UserError: such a task needs a model that is whole in memory.
+    """
+
+    def likelihoods(requests: Sequence[tuple[Any, list[int], list[int]]], *_: Any, **__: Any) -> list[tuple[float, bool]]:
+        found: list[tuple[float, bool]] = []
+        while len(found) < len(requests):
+            some, tokens = [], 0
+            for _, context, end in requests[len(found) :]:
+                tokens += len(context) + len(end)
+                if some and tokens > TOKENS:
+                    break
+                some.append((torch.tensor([(context + end)[-judge.max_length :]]), end))
+            windows = [window for window, _ in some]
+            predictor = predicting(windows)
+            found += [likelihood(logits_of(predictor, index, window), end) for index, (window, end) in enumerate(some)]
+        return found
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise UserError("this task has the model write, or reads whole documents: qlab runs it on models that it holds whole in memory")
+
+    judge._loglikelihood_tokens, judge.loglikelihood_rolling, judge.generate_until = likelihoods, refused, refused
+
+
+def likelihood(logits: Tensor, end: Sequence[int]) -> tuple[float, bool]:
+    """Of logits float32 [length − 1, vocabulary], the log-likelihood of the last tokens, `end`, and whether each of them is likeliest."""
+    log = logits[-len(end) :].log_softmax(-1)
+    wanted = torch.tensor(end, device=log.device)
+    return float(log.gather(1, wanted[:, None]).sum()), bool((log.argmax(-1) == wanted).all())
 
 
 def check_tasks(names: Sequence[str], limit: int | None = None, folder: Path | None = None, text: str = "") -> None:

@@ -28,6 +28,7 @@ ROWS = 4096  # rows of a large matrix handled at a time
 BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 DECODED = 4  # bytes of a number that was stored quantized
 PLAIN = {"F64": "FP64", "F32": "FP32", "F16": "FP16", "BF16": "BF16"}
+HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class SafetensorsFiles:
@@ -159,6 +160,13 @@ class Checkpoint:
         if entry.integers is None or name in self._pieces:
             return None
         return entry.integers({role: self._stored.read(part) for role, part in entry.parts.items()})
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype in which `read` gives a plain tensor of real numbers, where that is half precision; else float32, which has room for
+        what else there is (FP64 apart)."""
+        entry = self._plain[name]
+        stored = {self._stored.dtypes[part] for part in entry.parts.values()}
+        return torch.float32 if entry.quantized or len(stored) != 1 else HALVES.get(stored.pop(), torch.float32)
 
     def _piece(self, entry: Plain, piece: Piece) -> Tensor:
         """A matrix of one expert, of which alone the file is read where its tensors can be read by rows."""

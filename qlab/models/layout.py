@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -162,9 +162,8 @@ def layout_of(model: PreTrainedModel, name: str) -> Layout:
     output: Any = model.get_output_embeddings()
     embedded = f"{names[id(embedding)]}.weight"
     own_head = f"{names[id(output)]}.weight" if output is not None else embedded
-    head = (
-        embedded if output is None or output.weight is embedding.weight or getattr(model.config, "tie_word_embeddings", False) else own_head
-    )
+    tied = output is None or stored_weight(output) is stored_weight(embedding)
+    head = embedded if tied or getattr(model.config, "tie_word_embeddings", False) else own_head
     backbone = blocks.rpartition(".")[0]
     children = [(child, type(module).__name__) for child, module in model.get_submodule(backbone).named_children()]
     place = [child for child, _ in children].index(blocks.rpartition(".")[2])
@@ -179,10 +178,16 @@ def layout_of(model: PreTrainedModel, name: str) -> Layout:
         head,
         norms[-1] if norms else None,
         {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key == head or key != own_head},
-        {f"{blocks}.{path}.weight": tuple(module.weight.shape) for path, module in linear.items() if path not in set(gates)},
+        {f"{blocks}.{path}.weight": tuple(stored_weight(module).shape) for path, module in linear.items() if path not in set(gates)},
         tuple(f"{blocks}.{gate}" for gate in gates),
         tuple(towers_of(model, blocks, {embedded, own_head})),
     )
+
+
+def stored_weight(module: nn.Module) -> Tensor:
+    """A layer's weight as it lies there; asked for its `weight`, one that is at rest would make it anew, in FP32."""
+    found: Tensor | None = module._parameters.get("weight")
+    return found if found is not None else module.weight  # type: ignore[return-value]
 
 
 def blocks_of(model: PreTrainedModel, name: str) -> str:

@@ -29,6 +29,8 @@ from qlab.models.configuration import quantization_of
 from qlab.models.experts import separate_experts
 from qlab.models.layout import cannot_open, class_of, compute_buffers, empty_model
 from qlab.models.opening import COMPUTED, OpenedModel
+from qlab.models.resting.choosing import IN_MEMORY, WHOLE
+from qlab.models.resting.layers import at_rest, materialize, rest
 from qlab.models.texts.tokenizer_trial import check_bounded
 from qlab.support.errors import UserError
 from qlab.support.reading import read_json
@@ -42,23 +44,25 @@ TRIAL = "The word 12,345 éçß 漢字 😀\n\n\tdef f(x):  return x▁\x00"
 
 
 def load(
-    source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False, apart: bool = False
-) -> PreTrainedModel:
+    source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False, apart: bool = False,
+    holding: str = WHOLE,
+) -> PreTrainedModel:  # fmt: skip
     """The model of a folder or artifact, in evaluation mode, its weights in `dtype` on `device`.
 
     Quantized checkpoints become plain weights, and round activations where they ask their runtime to, unless `native`: a bitsandbytes one
     then stays in four bits, as its runtime keeps it. `apart`: each expert's layers are linear layers of their own (qlab.models.experts),
-    which transformers holds as one tensor.
+    which transformers holds as one tensor. Such a model may be at rest (`holding`, see qlab.models.resting.choosing), and computes in FP32.
 
     Raises:
         UserError: a format qlab does not read, an architecture transformers does not know, or weights that are not all there.
     """
-    return load_and_rest(source, dtype, device, native, apart)[0]
+    return load_and_rest(source, dtype, device, native, apart, holding)[0]
 
 
 def load_and_rest(
-    source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False, apart: bool = False
-) -> tuple[PreTrainedModel, list[str]]:
+    source: OpenedModel, dtype: torch.dtype = torch.float32, device: str = "cpu", native: bool = False, apart: bool = False,
+    holding: str = WHOLE,
+) -> tuple[PreTrainedModel, list[str]]:  # fmt: skip
     """The model as `load` has it, and the names of tensors in its checkpoint that it does not have and that are left out.
 
     Raises:
@@ -69,7 +73,7 @@ def load_and_rest(
         model, rest = opened_by_transformers(source, dtype, device)
         leave_unpacked(model)
     elif apart or source.checkpoint.quantized or all(name in source.checkpoint.shapes for name in source.layout.shapes):
-        model, rest = filled(source, dtype, device, apart)
+        model, rest = filled(source, dtype, device, apart, holding)
     else:  # stored under other names than the architecture's, which transformers translates for the families that it knows
         model, rest = opened_by_transformers(source, dtype, device)
     if quantization.get("quant_method") == "compressed-tensors":
@@ -78,7 +82,7 @@ def load_and_rest(
     file = source.folder / GENERATION
     said = read_json(file) if file.is_file() else model.generation_config.to_dict()
     model.generation_config = marks_alone(said, source.name)
-    return model.eval().to(device), rest
+    return model.eval() if at_rest(model) else model.eval().to(device), rest
 
 
 def marks_alone(settings: Mapping[str, Any], name: str) -> GenerationConfig:
@@ -98,25 +102,35 @@ def marks_alone(settings: Mapping[str, Any], name: str) -> GenerationConfig:
     return GenerationConfig(**marks)
 
 
-def filled(source: OpenedModel, dtype: torch.dtype, device: str, apart: bool = False) -> tuple[PreTrainedModel, list[str]]:
-    """The model with every tensor read from the checkpoint, one at a time; and the names of those that are left out. `apart`: see `load`.
+def filled(
+    source: OpenedModel, dtype: torch.dtype, device: str, apart: bool = False, holding: str = WHOLE
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model with every tensor read from the checkpoint, one at a time; and the names of those that are left out. `apart`, `holding`:
+    see `load`.
 
     Raises:
         UserError: the checkpoint is not complete, or does not fit its configuration.
     """
-    rest = source.check_complete()
+    left = source.check_complete()
     model: Any = empty_model(source.configuration, source.name)
     if apart:
         separate_experts(model)
-    model = in_dtype(model, dtype).to_empty(device=device)
+    model = in_dtype(model, dtype)
+    if apart and holding != WHOLE:
+        model.tie_weights()  # while all is on the meta device: what is tied must be one tensor before it rests
+        rest(model, {name: source.checkpoint.dtype_of(name) for name in source.layout.shapes}, device)
+        materialize(model, device, holding == IN_MEMORY)
+    else:
+        model = model.to_empty(device=device)
     compute_buffers(model, model.modules(), device)
-    model.tie_weights()
+    if not at_rest(model):
+        model.tie_weights()
     state, pieces = model.state_dict(), {} if apart else source.layout.pieces
     with torch.no_grad():
         for name in source.layout.shapes:
             place = pieces[name].of(state[pieces[name].fused]) if name in pieces else state[name]
             place.copy_(source.checkpoint.read(name))
-    return model, rest
+    return model, left
 
 
 def in_dtype(model: Any, dtype: torch.dtype) -> Any:

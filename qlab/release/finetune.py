@@ -5,24 +5,31 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from qlab.artifacts.placing import check_apart
 from qlab.models.configuration import quantization_of
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
+from qlab.models.resting.choosing import WHOLE, held_on
 from qlab.peers.families import check_experts
+from qlab.release.tuned import Tuned
 from qlab.support.disk.lock import locked
 from qlab.support.disk.room import room_for
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.progress import counter
+
+PREFIX = "base_model.model."  # what peft puts before a layer's name
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def finetune(source: OpenedModel, windows: Tensor, out: Path, training: Training
 
 def train(source: OpenedModel, windows: Tensor, training: Training, device: str = "cpu") -> tuple[Any, list[float]]:
     """The peft model of `source` with trained adapters, and each step's loss. What is in NF4 stays so; a model of any other kind computes
-    with its plain or decoded weights in FP32.
+    with its plain or decoded weights in FP32. A large one is at rest (qlab.models.resting), and blocks are computed twice.
 
     Raises:
         UserError: as check_trainable, or the loss stops being a number.
@@ -72,11 +79,14 @@ def train(source: OpenedModel, windows: Tensor, training: Training, device: str 
     check_trainable(source)
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
-        base = load(source, device=device, native=True, apart=True)
+        holding = held_on(source, device)
+        base = load(source, device=device, native=True, apart=True, holding=holding)
         if in_nf4(source):
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         wanted = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(base, wanted)
+        if holding != WHOLE:
+            compute_twice(base.get_submodule(source.layout.blocks))
         order = torch.randperm(len(windows))
     config: Any = model.peft_config["default"]
     config.base_model_name_or_path = source.name  # not a path of this machine
@@ -97,6 +107,13 @@ def train(source: OpenedModel, windows: Tensor, training: Training, device: str 
                 raise UserError(f"the loss is not a number after {len(losses)} steps: a smaller --rate is wanted")
             count(f"loss {losses[-1]:.3f}", {})
     return model.eval(), losses
+
+
+def compute_twice(blocks: nn.Module) -> None:
+    """Have each block forget what it computed on the way there, and compute it again on the way back: the same gradients, with one block's
+    activations in memory."""
+    for block in blocks.children():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def check_trainable(source: OpenedModel) -> None:
@@ -135,3 +152,24 @@ def trained_bytes(model: nn.Module) -> int:
 def frozen_bytes(model: nn.Module) -> int:
     """Bytes of the weights that training leaves alone: what has to be held of the model beside the adapters."""
     return sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
+
+
+def tune(source: OpenedModel, windows: Tensor, judged: Tensor, training: Training, device: str = "cpu") -> Tuned:
+    """Train adapters for `source` on windows, int64 [windows, length], and measure what they do on those that are `judged`.
+
+    Raises:
+        UserError: as train.
+    """
+    model, losses = train(source, windows, training, device)
+    effect = effect_on(model, judged)
+    return Tuned(losses, frozen_bytes(model), effect["before"], effect["after"], factors_of(model))
+
+
+def factors_of(model: Any) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """The factors of a peft model's layers, as Tuned has them."""
+    found = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            second, first = (getattr(layer, part)["default"].weight.detach() for part in ("lora_B", "lora_A"))
+            found[name.removeprefix(PREFIX)] = (second, first, float(layer.scaling["default"]))
+    return found

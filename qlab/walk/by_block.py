@@ -1,13 +1,14 @@
 """What a model predicts of some windows, computed with one of its blocks in memory: a model that is larger than memory can be judged.
 
 All windows go through a block before the next one is read. What is kept is the last block's output, on the disk; a window's logits are made
-of it when they are asked for, so that no more than one window's are in memory.
+of it when they are asked for, so that no more than one window's are in memory. Windows may be of different lengths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from qlab.support.progress import progress
 from qlab.walk.skeleton import Skeleton, fill
 from qlab.walk.state.activations import Activations
 
+Windows = Tensor | Sequence[Tensor]
+"""int64 [windows, length]; or [1, length] each, whose lengths may differ."""
+
 LARGE = 1_000_000_000  # bytes of weights in FP32, beyond which a model that only predicts is never whole in memory
 
 
@@ -34,10 +38,10 @@ def held_whole(source: OpenedModel, wanted: bool = False) -> bool:
 
 
 def predictor(
-    source: OpenedModel, windows: Tensor, device: str, place: Path | None = None, whole: bool = False
+    source: OpenedModel, windows: Windows, device: str, place: Path | None = None, whole: bool = False
 ) -> tuple[PreTrainedModel | BlockByBlock, list[str]]:
-    """What predicts the next tokens of windows int64 [windows, length], in FP32: the model where it is wanted `whole` or `held_whole` says
-    so, else its blocks one after the other, below `place`. And the names of tensors in its checkpoint that the model does not have.
+    """What predicts the next tokens of `windows`, in FP32: the model where it is wanted `whole` or `held_whole` says so, else its blocks
+    one after the other, below `place`. And the names of tensors in its checkpoint that the model does not have.
 
     Raises:
         UserError: as qlab.models.loading.load.
@@ -59,10 +63,10 @@ class BlockByBlock(Sequence[Tensor]):
 
     @torch.no_grad()
     def __init__(
-        self, source: OpenedModel, windows: Tensor, device: str = "cpu", place: Path | None = None,
+        self, source: OpenedModel, windows: Windows, device: str = "cpu", place: Path | None = None,
         rounding: Callable[[nn.Module], AbstractContextManager[None]] = exact,
     ) -> None:  # fmt: skip
-        """Run the windows, int64 [windows, length], through the model's blocks.
+        """Run the windows through the model's blocks.
 
         Args:
             place: the folder below which hidden states are kept; else among the system's temporary files.
@@ -73,7 +77,13 @@ class BlockByBlock(Sequence[Tensor]):
             OSError: the disk is full or not writable.
         """
         self._skeleton, self._rounding, self._scratch = Skeleton(source, device), rounding, Scratch(place)
-        self._windows, self._tuple = windows, 0
+        single = list(windows.split(1)) if isinstance(windows, Tensor) else list(windows)
+        self._lengths = [window.shape[1] for window in single]
+        self._places, counts = list[int](), dict[int, int]()  # of each window among those of its length
+        for length in self._lengths:
+            self._places.append(counts.setdefault(length, 0))
+            counts[length] += 1
+        self._tuple = 0
         model, layout = self._skeleton.model, source.layout
         if (quantization := quantization_of(source.config)).get("quant_method") == "compressed-tensors":
             layers = (name.removesuffix(".weight") for name in source.checkpoint.quantized_names())
@@ -83,43 +93,53 @@ class BlockByBlock(Sequence[Tensor]):
             if not name.startswith(apart):
                 fill(model, name, source.checkpoint.read(name).to(device, torch.float32))
         with rounding(model):
-            self._hidden = self._through_blocks(source.name)
+            self._hidden = self._through_blocks(source.name, single, counts)
         embedding: Any = model.get_input_embeddings()  # what it makes of a token is not wanted any more
         embedding.weight, embedding.padding_idx = nn.Parameter(torch.zeros(1, embedding.embedding_dim, device=device), False), None
         head: Any = model.get_output_embeddings()
         head.weight = nn.Parameter(source.checkpoint.read(layout.head).to(device, torch.float32), False)
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return len(self._lengths)
 
     @torch.inference_mode()
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
         model: Any = self._skeleton.model
-        hidden = self._hidden.some(index, 1).to(self._skeleton.device)
+        length = self._lengths[index]
+        hidden = self._hidden[length].some(self._places[index], 1).to(self._skeleton.device)
         with self._rounding(model), self._answering((hidden, *[None] * (self._tuple - 1)) if self._tuple else hidden):
-            tokens = torch.zeros(1, self._windows.shape[1], dtype=torch.int64, device=self._skeleton.device)
+            tokens = torch.zeros(1, length, dtype=torch.int64, device=self._skeleton.device)
             return model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
 
-    def _through_blocks(self, name: str) -> Activations:
-        """What the last block makes of the windows."""
-        skeleton, shape = self._skeleton, (*self._windows.shape, self._skeleton.layout.hidden)
-        hidden = Activations(self._scratch.path / "hidden-0.bin", shape)
-        skeleton.embed(self._windows, hidden)
+    def _through_blocks(self, name: str, windows: Sequence[Tensor], counts: Mapping[int, int]) -> dict[int, Activations]:
+        """What the last block makes of the windows, by their length, of which there are so many of each."""
+        skeleton, width = self._skeleton, self._skeleton.layout.hidden
+        hidden = self._files(counts, width, 0)
+        by_length = {length: [window for window in windows if window.shape[1] == length] for length in counts}
+        skeleton.embed_each([(group, hidden[length]) for length, group in by_length.items()])
+        skeleton.learn_arguments(list(counts))
         for index in progress(range(len(skeleton)), f"blocks of {name}", leave=False):
-            block = skeleton.block(index, self._windows.shape[1])
+            block = skeleton.block(index, next(iter(counts)))
             skeleton.read_ahead(index + 1)
             hook = block.module.register_forward_hook(self._note)
-            outputs = Activations(self._scratch.path / f"hidden-{index + 1}.bin", shape)
-            outputs.write(block.outputs(hidden, 1))  # a window at a time, as the whole model computes them: the same bits
+            outputs = self._files(counts, width, index + 1)
+            for length, inputs in hidden.items():
+                called = replace(block, arguments=skeleton.called(index, length))
+                outputs[length].write(called.outputs(inputs, 1))  # a window at a time, as the whole model computes them: the same bits
+                inputs.path.unlink()
             hook.remove()
-            hidden.path.unlink()
             skeleton.release(index)
             trim_heap()
             hidden = outputs
         skeleton.close()
         return hidden
+
+    def _files(self, counts: Mapping[int, int], width: int, index: int) -> dict[int, Activations]:
+        """Files for the inputs of block `index`, by the windows' length."""
+        folder = self._scratch.path
+        return {length: Activations(folder / f"hidden-{index}-{length}.bin", (count, length, width)) for length, count in counts.items()}
 
     def _note(self, _: nn.Module, __: Any, output: Any) -> None:
         self._tuple = len(output) if isinstance(output, tuple) else 0

@@ -7,7 +7,7 @@ than one expert's H is in memory, however many there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qlab.models.experts import Experts
+from qlab.models.resting.layers import device_of
 from qlab.support.disk.scratch import Scratch
 from qlab.walk.block import Block
 from qlab.walk.state.activations import Activations
@@ -135,13 +136,14 @@ def collect(model: nn.Module, layers: dict[str, nn.Linear], windows: Tensor) -> 
 
 @torch.inference_mode()
 def collect_beside(
-    model: nn.Module, layers: dict[str, nn.Linear], others: dict[str, nn.Linear], windows: Tensor
+    model: nn.Module, layers: dict[str, nn.Linear], others: dict[str, nn.Linear], windows: Tensor, within: nn.Module | None = None
 ) -> tuple[dict[str, Statistics], dict[str, ChannelMeans]]:
     """The same, and the means of the channels that `layers` and `others` read, for which no H is made of these.
 
-    Experts that are modules of their own and are given fewer than RARE tokens are shown others beside them, as in a walk.
+    Experts that are modules of their own and are given fewer than RARE tokens are shown others beside them, as in a walk. Where all the
+    layers lie `within` a block, the model is computed no further than that.
     """
-    lists = [module for module in model.modules() if isinstance(module, Experts)]
+    lists = [module for module in (within or model).modules() if isinstance(module, Experts)]
     with observed(layers) as statistics, summed(others) as sums, Scratch() as work:
         routings = [
             Routing(Activations(work / f"{index}", (*windows.shape, width_of(experts))), len(experts))
@@ -150,12 +152,24 @@ def collect_beside(
         hooks = [
             experts.register_forward_pre_hook(lambda _, given, of=routing: noted(of, *given)) for experts, routing in zip(lists, routings)
         ]
+        if within is not None:
+            hooks.append(within.register_forward_hook(enough))
         for window in windows.split(1):
-            model(input_ids=window.to(next(model.parameters()).device), use_cache=False, logits_to_keep=1)
+            with suppress(Enough):
+                model(input_ids=window.to(next(model.parameters()).device), use_cache=False, logits_to_keep=1)
         for hook in hooks:
             hook.remove()
         for experts, routing in zip(lists, routings):
             for number, expert in enumerate(experts):
                 for rows in Shown(routing.inputs, routing.lacking(number)).batches(1):
-                    expert(rows.to(next(expert.parameters()).device))
+                    expert(rows.to(next(map(device_of, expert.children()))))
     return statistics, {name: found.means() for name, found in (statistics | sums).items()}
+
+
+class Enough(Exception):
+    """What was wanted is there: the rest of the forward pass is not."""
+
+
+def enough(*_: Any) -> None:
+    """A hook that ends the forward pass."""
+    raise Enough

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -102,12 +103,15 @@ class Skeleton:
 
     def block(self, index: int, length: int) -> Block:
         """Block `index` with its weights, called as for windows of `length` tokens."""
-        if length not in self._arguments:
-            self._arguments[length] = self.arguments(length)
         prefix = self.layout.block(index)
         linear = frozenset(name.removeprefix(prefix).removesuffix(".weight") for name in self.layout.linear if name.startswith(prefix))
         gates = tuple(name.removeprefix(prefix) for name in self.layout.gates if name.startswith(prefix))
-        return Block(index, prefix, self.fill(index), self._arguments[length][index], linear=linear, gates=gates)
+        return Block(index, prefix, self.fill(index), self.called(index, length), linear=linear, gates=gates)
+
+    def called(self, index: int, length: int) -> dict[str, Any]:
+        """What block `index` is called with besides hidden states, for windows of `length` tokens."""
+        self.learn_arguments([length])
+        return self._arguments[length][index]
 
     def release(self, index: int) -> None:
         """Give back the memory of block `index`."""
@@ -117,20 +121,32 @@ class Skeleton:
     @torch.no_grad()
     def embed(self, windows: Tensor, into: Activations) -> None:
         """Write the first block's inputs for the calibration windows int64 [windows, length]."""
-        into.write(self._capture(window, []) for window in self._with_embedding(windows))
+        self.embed_each([(windows.split(1), into)])
 
     @torch.no_grad()
-    def arguments(self, length: int) -> list[dict[str, Any]]:
-        """What each block is called with besides hidden states, for windows of `length` tokens: positions, masks."""
-        calls: list[dict[str, Any]] = []
-        for window in self._with_embedding(torch.zeros(1, length, dtype=torch.int64)):
-            self._capture(window, calls)
-        return calls
+    def embed_each(self, groups: Sequence[tuple[Sequence[Tensor], Activations]]) -> None:
+        """The same for groups of windows, int64 [1, length] each; those of a group are of one length."""
+        found = self._with_embedding([window for group, _ in groups for window in group])
+        for group, into in groups:
+            into.write(self._capture(window, []) for window in islice(found, len(group)))
+        next(found, None)  # the embedding is taken out again
 
-    def _with_embedding(self, windows: Tensor) -> Iterator[Tensor]:
-        """The windows one by one, their tokens renumbered to an embedding of just the rows that occur."""
+    @torch.no_grad()
+    def learn_arguments(self, lengths: Sequence[int]) -> None:
+        """See what each block is called with besides hidden states, for windows of these lengths: positions, masks."""
+        wanted = [length for length in lengths if length not in self._arguments]
+        if not wanted:
+            return
+        windows = self._with_embedding([torch.zeros(1, length, dtype=torch.int64) for length in wanted])
+        for window, length in zip(windows, wanted):  # the windows first: they take the embedding out again at their end
+            calls: list[dict[str, Any]] = []
+            self._capture(window, calls)
+            self._arguments[length] = calls
+
+    def _with_embedding(self, windows: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The windows int64 [1, length] one by one, their tokens renumbered to an embedding of just the rows that occur."""
         self._fill_around()
-        used, numbered = torch.unique(windows, return_inverse=True)
+        used, numbered = torch.unique(torch.cat(list(windows), 1), return_inverse=True)
         embedding: Any = self.model.get_input_embeddings()
         parts = []
         for first, part in self.checkpoint.rows(self.layout.embedding):
@@ -138,7 +154,7 @@ class Skeleton:
             parts.append(part[here].float())
         empty, embedding.padding_idx = embedding.weight, None
         embedding.weight = nn.Parameter(torch.cat(parts).to(self.device), requires_grad=False)
-        yield from numbered.split(1)
+        yield from numbered.split([window.shape[1] for window in windows], 1)
         embedding.weight = empty
 
     def _fill_around(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qlab.methods.hessian import damp, shrink, trust
+from qlab.models.resting.layers import device_of
 from qlab.support.precision import add_product
 from qlab.support.stages import stage
 
@@ -129,7 +130,7 @@ class ChannelSums:
 @contextmanager
 def summed(layers: dict[str, nn.Linear]) -> Iterator[dict[str, ChannelSums]]:
     """Within the context, every forward pass adds the inputs of `layers` to the sums that are yielded, by name."""
-    found = {name: ChannelSums(*torch.zeros(2, layer.in_features, device=layer.weight.device)) for name, layer in layers.items()}
+    found = {name: ChannelSums(*torch.zeros(2, layer.in_features, device=device_of(layer))) for name, layer in layers.items()}
     with adding(layers, found):
         yield found
 
@@ -140,7 +141,7 @@ def observed(layers: dict[str, nn.Linear], mixing: Collection[str] = ()) -> Iter
     those of which other tokens read what they make of a token."""
     found = {}
     for name, layer in layers.items():
-        size, device = layer.in_features, layer.weight.device
+        size, device = layer.in_features, device_of(layer)
         found[name] = Statistics(torch.zeros(size, size, device=device), torch.zeros(size, device=device), mixes=name in mixing)
     try:
         with adding(layers, found):

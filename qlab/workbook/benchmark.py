@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,17 @@ def benchmark(
     """
     artifacts = {name: lesson.artifact(recipe) if recipe else None for name, recipe in subjects.items()}
     folders = {name: (made.path if made else lesson.source.path).resolve() for name, made in artifacts.items()}
-    measured = measure_in_turns(folders, runtimes, replace(protocol, device=lesson.device))
+    with lesson.aside():
+        measured = measure_in_turns(folders, runtimes, replace(protocol, device=lesson.device))
     quality, scores = dict[str, Quality](), dict[str, list[Score]]()
     for name, recipe in progress(list(subjects.items()), "quality", leave=False):
         made = artifacts[name]
         quality[name] = lesson.evaluate(recipe.name if recipe else "original", made or lesson.reference)
         if tasks:
-            model = load(made.source, lesson.dtype, lesson.device) if made else lesson.reference
-            scores[name] = run_tasks(model, lesson.tokenizer, tasks, documents, task_data, text)
+            whole = not lesson.at_rest
+            model = load(made.source, lesson.dtype, lesson.device) if made and whole else lesson.reference
+            predicting = None if whole else partial(lesson.predictor, made)
+            scores[name] = run_tasks(model, lesson.tokenizer, tasks, documents, task_data, text, predicting=predicting)
     rows = []
     for one in measured:
         made, recipe = artifacts[one.name], subjects[one.name]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from qlab.artifacts.artifact import Artifact
 from qlab.evaluate.kept import kept_logits
@@ -24,13 +21,13 @@ from qlab.methods.grid import round_to_grid
 from qlab.methods.rtn import rtn
 from qlab.models.opening import OpenedModel, decoder_layers
 from qlab.recipes import Integers, parse
+from qlab.release.tuned import Tuned
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.progress import progress
 from qlab.support.wording import Sentence, joined, layer_place
 from qlab.walk.folding import fold_scales
 from qlab.walk.grouping import find_groups
-from qlab.walk.routing import collect
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations
 from qlab.walk.statistics import Statistics
@@ -91,9 +88,13 @@ def calibration_curves(lesson: Lesson, ways: Mapping[str, Rounding], counts: Ite
     found = {way: dict[int, float]() for way in ways}
     before: dict[str, tuple[str, float]] = {}
     for count in progress(sorted(set(counts)), "calibration", leave=False):
-        seen = collect(lesson.reference, lesson.sample, lesson.calibration[:count])
+        seen = lesson.statistics(lesson.calibration[:count])
         for way, rounding in ways.items():
-            with lesson.with_weights(lambda name, weight, by=rounding, seen=seen: by(weight, seen[name]), lesson.sample) as model:  # type: ignore[misc]
+
+            def change(name: str, weight: Tensor, by: Rounding = rounding, seen: Mapping[str, Statistics] = seen) -> Tensor:
+                return by(weight, seen[name])
+
+            with lesson.with_weights(change, lesson.sample, costly=True) as model:
                 weights = digest(layer.weight.data for layer in lesson.sample.values())
                 known, kl = before.get(way, ("", 0.0))
                 if known != weights:
@@ -109,6 +110,12 @@ def digest(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         found.update(tensor.cpu().numpy().tobytes())
     return found.hexdigest()
+
+
+def weight_hashes(made: Artifact) -> dict[str, str]:
+    """The hash of each of an artifact's weight files, by name, read a little at a time."""
+    files = sorted(made.path.glob("*.safetensors"))
+    return {file.name: hashlib.file_digest(file.open("rb"), "sha256").hexdigest() for file in files}
 
 
 def eight_bits(lesson: Lesson) -> dict[str, Quality]:
@@ -127,34 +134,20 @@ def eight_bits(lesson: Lesson) -> dict[str, Quality]:
     return found
 
 
-def new_version(
-    lesson: Lesson, version: PreTrainedModel, artifact: Artifact, rounding: Callable[[Tensor], Tensor]
-) -> tuple[Quality, Quality]:
-    """How far an `artifact` of the original is from a new `version` of it, and how far the version itself is once it is rounded anew."""
-    expected = kept_logits(version, lesson.evaluation.split(1), Path(lesson.work))
-    old = measure_quality(lesson.predictor(artifact), lesson.evaluation, expected)
-    with rounded(version, rounding, Path(lesson.work)):
-        return old, measure_quality(version, lesson.evaluation, expected)
+def new_version(lesson: Lesson, tuned: Tuned, artifact: Artifact, rounding: Callable[[Tensor], Tensor]) -> tuple[Quality, Quality]:
+    """How far an `artifact` of the original is from a new version of it, the original with a `tuned` adapter in it, and how far the
+    version itself is once its decoder layers are rounded anew."""
+    layers = decoder_layers(lesson.reference)
 
+    def anew(name: str, weight: Tensor) -> Tensor:
+        version = tuned.merged(name, weight)
+        return rounding(version) if name in layers else version
 
-@contextmanager
-def rounded(model: PreTrainedModel, rounding: Callable[[Tensor], Tensor], place: Path) -> Iterator[None]:
-    """Within the context every decoder layer's weight is rounded; its own lie in files below `place` meanwhile, not in memory.
-
-    Raises:
-        OSError: the disk is full or not writable.
-    """
-    with Scratch(place) as folder:
-        layers, filed = list(decoder_layers(model).values()), list[Path]()
-        try:
-            for number, layer in enumerate(layers):
-                save_file({"weight": layer.weight.data.contiguous()}, folder / str(number))
-                filed.append(folder / str(number))
-                layer.weight.data.copy_(rounding(layer.weight.data))
-            yield
-        finally:
-            for layer, file in zip(layers, filed):
-                layer.weight.data.copy_(load_file(file)["weight"])
+    with lesson.with_weights(tuned.merged, tuned.factors) as version:
+        expected = kept_logits(version, lesson.evaluation.split(1), Path(lesson.work))
+        old = measure_quality(lesson.predictor(artifact), lesson.evaluation, expected)
+    with lesson.with_weights(anew, tuned.factors) as rounded:
+        return old, measure_quality(rounded, lesson.evaluation, expected)
 
 
 @torch.no_grad()

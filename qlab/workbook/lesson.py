@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab import ROOT
-from qlab.artifacts.artifact import Artifact, artifact_folder, make_artifact, model_folder, quantize_model
+from qlab.artifacts.artifact import Artifact, artifact_folder, known_artifact, make_artifact, model_folder, quantize_model
 from qlab.evaluate.arithmetic import FLOOR, in_bfloat16
 from qlab.evaluate.kept import Predictor, kept_logits
 from qlab.evaluate.quality import Quality, measure_quality
@@ -24,6 +24,8 @@ from qlab.formats import awq
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, already_rounded, check_length, decoder_layers, found_device, locate
 from qlab.models.plain_copy import plain_copy
+from qlab.models.resting.choosing import IN_MEMORY, WHOLE, held_on, resting_bytes
+from qlab.models.resting.layers import at_rest, set_aside
 from qlab.models.texts.tokens import embedding_rows
 from qlab.models.texts.windows import Reading, read_windows
 from qlab.recipes import Recipe, WalkedRecipe
@@ -31,11 +33,13 @@ from qlab.recipes.fitting import fitted_size, layers_of
 from qlab.support.memory import disk_bytes
 from qlab.support.processes.process import run_isolated
 from qlab.support.wording import Sentence
-from qlab.walk.by_block import predictor
-from qlab.walk.routing import collect_beside
+from qlab.walk.by_block import Windows, predictor
+from qlab.walk.routing import collect, collect_beside
 from qlab.walk.statistics import ChannelMeans, Statistics
+from qlab.workbook.held.changed import Change, changed_at_rest
+from qlab.workbook.held.statistics import KeptStatistics
 from qlab.workbook.judged import judged
-from qlab.workbook.language.spoken import say
+from qlab.workbook.language.spoken import gettext, say
 from qlab.workbook.record import record
 from qlab.workbook.refused import able, check_recipe
 
@@ -97,7 +101,10 @@ class Lesson:
 
     def artifact(self, recipe: Recipe) -> Artifact:
         """The artifact of `recipe`, made now or taken from an earlier run with the same inputs; its cost is recorded."""
-        made = make_artifact(recipe, self.source, self.calibration, self.work, self.calibration_reading.as_dicts(), self.device)
+        device = self.device
+        known = known_artifact(recipe, self.source, self.calibration, self.work, device)
+        with nullcontext() if known else self.aside():
+            made = make_artifact(recipe, self.source, self.calibration, self.work, self.calibration_reading.as_dicts(), device)
         cost = {"seconds": made.seconds, "peak_bytes": made.peak_bytes, "disk_bytes": made.disk_bytes, "device": made.device}
         record(f"cost/{recipe.name}", cost)
         record(f"settings/{recipe.name}", made.source.config.get("quantization_config") or {})
@@ -111,7 +118,17 @@ class Lesson:
         """
         folder = artifact_folder(recipes[0], self.source, self.work).parent
         arguments = (self.source, recipes, self.calibration, folder, None, self.device, self.calibration_reading.as_dicts(), (), True)
-        run_isolated(quantize_model, *arguments)
+        with self.aside():
+            run_isolated(quantize_model, *arguments)
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Within the context the original, where it is at rest on a GPU, leaves its room there to others, and cannot compute."""
+        return set_aside(self.reference)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the original is too large to be whole in FP32 on the device (qlab.models.resting). Nothing else of its size is then."""
+        return at_rest(self.reference)
 
     def evaluate(self, name: str, model: nn.Module | Artifact) -> Quality:
         """Quality of a model or artifact against the original; recorded as `quality/name`. An artifact's is kept for other lessons, and a
@@ -132,9 +149,11 @@ class Lesson:
         record(f"quality/{name}", quality.as_dict())
         return {FLOOR: quality}
 
-    def predictor(self, artifact: Artifact) -> Predictor:
-        """What predicts the evaluation windows as the artifact does."""
-        return predictor(artifact.source, self.evaluation, self.device, Path(self.work))[0]
+    def predictor(self, artifact: Artifact | None, windows: Windows | None = None) -> Predictor:
+        """What predicts the evaluation windows, or others, int64 [1, length] each, as the artifact does, or the original."""
+        if artifact is None:
+            return self.reference
+        return predictor(artifact.source, self.evaluation if windows is None else windows, self.device, Path(self.work))[0]
 
     def _measured(self, name: str, model: Predictor) -> Quality:
         return measure_quality(model, self.evaluation, self.expected, label=name)
@@ -152,9 +171,16 @@ class Lesson:
         Path(self.work).mkdir(parents=True, exist_ok=True)
         return kept_logits(self.reference, self.evaluation.split(1), Path(self.work))
 
-    def statistics(self) -> dict[str, Statistics]:
-        """Statistics of the inputs of the `sample`'s layers over the calibration windows, by layer name: a matrix [in, in] for each, which
-        for all layers would be larger than the model."""
+    def statistics(self, windows: Tensor | None = None) -> Mapping[str, Statistics]:
+        """Statistics of the inputs of the `sample`'s layers over the calibration windows, or some of them, by layer name: a matrix [in, in]
+        for each, which for all layers would be larger than the model. Of a model at rest they are not all in memory."""
+        if self.at_rest:
+            blocks: dict[str, dict[str, nn.Linear]] = {}
+            for name, layer in self.sample.items():
+                blocks.setdefault(self.source.layout.block(self._block(name)).rstrip("."), {})[name] = layer
+            return KeptStatistics(self.reference, blocks, self.calibration if windows is None else windows, Path(self.work))
+        if windows is not None:
+            return collect(self.reference, self.sample, windows)
         found, self.__dict__["channels"] = self._observed(self.sample)  # one pass gives both
         return found
 
@@ -169,9 +195,10 @@ class Lesson:
         return statistics, {name: means[name] for name in self.layers}
 
     @contextmanager
-    def with_weights(self, change: Callable[[str, Tensor], Tensor], chosen: Iterable[str] | None = None) -> Iterator[PreTrainedModel]:
+    def with_weights(self, change: Change, chosen: Iterable[str] | None = None, costly: bool = False) -> Iterator[PreTrainedModel]:
         """Within the context the original, with `change(layer name, weight)` in place of the weight of each of `layers`, or of those
-        `chosen`. Its own weights are then read again from its checkpoint, so that the model is in memory once.
+        `chosen`, which may be any linear layers. Its own weights are then read again from its checkpoint, so that the model is in memory
+        once. Of a model at rest a weight is changed anew each time that it is needed, unless that is `costly`: then it is kept in a file.
 
         Raises:
             RuntimeError: another such context is open, whose weights `change` would be given.
@@ -180,16 +207,29 @@ class Lesson:
         if self.changed:
             raise RuntimeError("the original's weights are changed already: leave the other 'with lesson.with_weights(...)' first")
         self.expected  # noqa: B018 - the original's logits, while it is the original
+        names = list(self.layers if chosen is None else chosen)
+        if self.at_rest:
+            self.changed.extend(names)
+            try:
+                with changed_at_rest(self.reference, change, names, costly, Path(self.work)):
+                    yield self.reference
+            finally:
+                self.changed.clear()
+            return
         try:
-            for name in self.layers if chosen is None else chosen:
+            for name in names:
                 self.changed.append(name)
-                weight = self.layers[name].weight.data
+                weight = self._weight(name)
                 weight.copy_(change(name, weight))  # in its own memory: a heap with holes would grow
             yield self.reference
         finally:
             while self.changed:
                 name = self.changed.pop()
-                self.layers[name].weight.data.copy_(self.source.checkpoint.read(f"{name}.weight"))
+                self._weight(name).copy_(self.source.checkpoint.read(f"{name}.weight"))
+
+    def _weight(self, name: str) -> Tensor:
+        """A linear layer's weight in the whole original."""
+        return self.reference.get_parameter(f"{name}.weight").data
 
     @property
     def dtype(self) -> torch.dtype:
@@ -232,8 +272,12 @@ def open_lesson(
     evaluation_windows = evaluation_windows or WINDOWS
     evaluation = read_windows(evaluation_text, tokenizer, evaluation_length, evaluation_windows, rows)
     print(*map(say, [*calibration.lines(Sentence("calibration")), *evaluation.lines(Sentence("evaluation"))]), sep="\n")
+    device = found_device(device)
+    holding = held_on(source, device)
+    if holding != WHOLE:
+        print(said_at_rest(4.0 * source.layout.weights, resting_bytes(source), holding))
     # FP32 arithmetic: the same figures whether or not a machine has fast half precision.
-    reference = load(source, torch.float32, found_device(device), apart=True)
+    reference = load(source, torch.float32, device, apart=True, holding=holding)
     record("model", {
         "name": source.name, "fingerprint": source.fingerprint, "parameters": reference.num_parameters(),
         "disk_bytes": disk_bytes(source.path), "dtype": source.config.get("dtype") or source.config.get("torch_dtype"),
@@ -251,6 +295,15 @@ def open_lesson(
         left = {"count": len(others), "size": size, "first": others[0]}
         print(say("Left out of the experiments, since groups of {size} do not divide their rows: {count} layers, {first}, …", **left))
     return lesson
+
+
+def said_at_rest(whole: float, rests: float, holding: str) -> str:
+    """That a model is held at rest, and takes `rests` bytes in place of `whole`, in the language that is spoken."""
+    where = gettext("in the machine's memory") if holding == IN_MEMORY else gettext("on the device")
+    text = (
+        "In FP32 the model takes {whole:.2f} GB. It rests as it is stored, {rests:.2f} GB {where}, and computes in FP32: the same figures."
+    )
+    return say(text, whole=whole / 1e9, rests=rests / 1e9, where=where)
 
 
 def default_windows(source: OpenedModel) -> int:

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from qlab import EMBEDDED
 
@@ -32,8 +32,11 @@ def make_checkpoint(
     kind: str = "llama",
     experts: int = 0,
     dtype: torch.dtype = torch.float16,
+    rows: int = 4096,
+    alike: bool = False,
 ) -> Path:
-    """Write it to `folder` in `dtype`, a shard a block; the embedded model's tokenizer and vocabulary.
+    """Write it to `folder` in `dtype`, a shard a block; the embedded model's tokenizer and its vocabulary, or one of `rows` whose first it
+    is. All blocks are `alike` where time is short: drawing 8 billion numbers takes minutes.
 
     `kind` llama: embedding and head are one matrix; qwen2: they are two, and queries, keys and values have biases. mixtral, qwen3_moe: so
     many `experts` share an MLP of width `mlp`, in that family's layout; two or eight of them compute a token.
@@ -52,10 +55,16 @@ def make_checkpoint(
         shards.update(dict.fromkeys(shapes, file))
 
     qwen = kind == "qwen2"
-    head = {"lm_head.weight": (4096, hidden)} if qwen else {}
-    save("model-embedding.safetensors", {"model.embed_tokens.weight": (4096, hidden), "model.norm.weight": (hidden,)} | head)
+    head = {"lm_head.weight": (rows, hidden)} if qwen or rows != 4096 else {}
+    save("model-embedding.safetensors", {"model.embed_tokens.weight": (rows, hidden), "model.norm.weight": (hidden,)} | head)
     narrow = hidden // heads * kv_heads
     for index in range(layers):
+        if alike and index:
+            first = load_file(folder / "model-000.safetensors")
+            own = {name.replace("layers.0.", f"layers.{index}."): tensor for name, tensor in first.items()}
+            save_file(own, folder / f"model-{index:03}.safetensors", metadata={"format": "pt"})
+            shards.update(dict.fromkeys(own, f"model-{index:03}.safetensors"))
+            continue
         parts = {
             "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (narrow, hidden), "self_attn.v_proj": (narrow, hidden),
             "self_attn.o_proj": (hidden, hidden), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
@@ -77,8 +86,8 @@ def make_checkpoint(
     config = {
         "architectures": [CLASSES[kind]], "model_type": kind,
         "hidden_size": hidden, "intermediate_size": inner,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": 4096,
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": not qwen,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": rows,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": not head,
         "torch_dtype": str(dtype).removeprefix("torch."), "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
     if kind == "mixtral":

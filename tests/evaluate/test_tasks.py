@@ -5,15 +5,19 @@ from __future__ import annotations
 import bz2
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from qlab.artifacts.artifact import quantize_model
 from qlab.cli import call
 from qlab.evaluate import tasks
+from qlab.evaluate.kept import next_token_logits
 from qlab.evaluate.local_tasks import CLOZE, cloze, hellaswag, lambada, questions
 from qlab.evaluate.tasks import run_tasks
 from qlab.evaluate.tasks import task_manager as manager
@@ -65,6 +69,31 @@ def by_hand(file: Path, subject: str) -> float:
                 scores.append(sum(float(logits[place - 1, whole[place]]) for place in range(len(prompt), len(whole))))
             right.append(max(range(4), key=scores.__getitem__) == question["answer"])
     return sum(right) / len(right)
+
+
+def test_what_is_predicted_of_texts_serves_in_place_of_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load(locate("embedded")), load_tokenizer(locate("embedded"))
+    asked: list[int] = []
+
+    def predicting(windows: Sequence[Tensor]) -> list[Tensor]:
+        asked.append(sum(window.shape[1] for window in windows))
+        with torch.inference_mode():
+            return [next_token_logits(model, window) for window in windows]
+
+    names = ["mmlu", "hellaswag", "lambada"]
+    own = run_tasks(model, tokenizer, names, folder=folder)
+    assert run_tasks(model, tokenizer, names, folder=folder, predicting=predicting) == [
+        replace(score, value=pytest.approx(score.value, rel=1e-5), stderr=pytest.approx(score.stderr, rel=1e-4, abs=1e-9)) for score in own
+    ]
+    whole, asked[:] = len(asked), []
+    monkeypatch.setattr(tasks, "TOKENS", 100)
+    run_tasks(model, tokenizer, names, folder=folder, predicting=predicting)
+    assert len(asked) > whole
+    assert max(asked) <= 120, "one text at least, however long"
+    judge = SimpleNamespace()
+    tasks.ask_instead(judge, predicting)
+    with pytest.raises(UserError, match="whole in memory"):
+        judge.generate_until([])
 
 
 def test_mmlu_is_the_arithmetic_by_hand(folder: Path) -> None:

@@ -18,6 +18,7 @@ from qlab.models.experts import separate_experts
 from qlab.models.layout import class_of, compute_buffers, empty_model
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
+from qlab.models.resting.choosing import ON_DEVICE
 from qlab.plan.plan import Cached
 from qlab.plan.shapes import config_shape
 from qlab.recipes import NF4, Integers, parse
@@ -171,3 +172,8 @@ def test_artifacts_are_what_the_methods_made(
     assert any("expert" in layer for layer in layers) == bool(source.layout.gates) == FAMILIES[family].mixture
     assert any("experts" in note for note in made["rtn-w4g32"].manifest["notes"].values()) == FAMILIES[family].mixture
     assert predict(source, [parse(name) for name in RECIPES], (8, 64)).blocks == source.layout.count
+
+
+def test_a_model_at_rest_computes_the_bits_of_the_whole_one(source: OpenedModel, calibration: Tensor) -> None:
+    whole, resting = load(source, apart=True), load(source, apart=True, holding=ON_DEVICE)
+    assert torch.equal(logits(resting, calibration), logits(whole, calibration))

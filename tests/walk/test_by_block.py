@@ -39,6 +39,18 @@ def test_the_bits_are_the_whole_model_s(name: str, tiny: OpenedModel, calibratio
     assert not list(tmp_path.iterdir()), "the file goes with the object"
 
 
+def test_windows_of_different_lengths_are_each_computed_as_alone(calibration: Tensor, tmp_path: Path) -> None:
+    source, lengths = locate("embedded"), (7, 20, 7, 3, 20)
+    windows = [calibration[index : index + 1, :length] for index, length in enumerate(lengths)]
+    found = BlockByBlock(source, windows, place=tmp_path)
+    model = load(source)
+    for index, window in enumerate(windows):
+        with torch.inference_mode():
+            expected = model(input_ids=window, use_cache=False).logits[0, :-1].float()
+        assert torch.equal(found[index], expected)
+    assert len(found) == len(lengths)
+
+
 def test_the_noise_floor_is_the_whole_model_s(tiny: OpenedModel, calibration: Tensor) -> None:
     windows = calibration[:2]
     floor = floor_of(tiny, BlockByBlock(tiny, windows), windows, "cpu")

@@ -49,7 +49,7 @@ def what_can_go_wrong() -> list[tuple[str, str, str]]:
         ),
         (
             gettext("The model is too large for the lessons."),
-            gettext("They hold it whole in FP32, and beside it what a method computes: up to 32 bytes a weight."),
+            gettext("They hold it whole, in FP32 or as it is stored, and beside it what a method computes."),
             gettext("Take a smaller model of the same family. 'qlab quantize', which holds one block at a time, can still take this one."),
         ),
         (

@@ -8,14 +8,18 @@ take longer (qlab.artifacts.duration).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from qlab.artifacts.duration import speeds
 from qlab.evaluate.kept import IN_MEMORY
+from qlab.models.layout import Layout
 from qlab.models.opening import OpenedModel
+from qlab.models.resting import work
+from qlab.models.resting.choosing import IN_MEMORY as IN_MEMORY_AT_REST
+from qlab.models.resting.choosing import WHOLE, resting_bytes
 from qlab.plan.counted import read_by_a_token
 from qlab.support.errors import UserError
 from qlab.workbook.lesson import BLOCKS, default_windows
@@ -24,6 +28,8 @@ EVALUATION = 1.36e-11  # seconds of a weight and a token, where a matrix product
 PRODUCT = 1.5e-11
 PROCESSES = 1.3e9  # bytes of the command and of a kernel that have loaded all libraries, before any model
 HALF, SINGLE = 2.0, 4.0  # bytes of a weight in half precision and in FP32
+CONTEXT = 0.6e9  # bytes of a GPU's memory that a process takes before any tensor
+BATCH = 4  # windows that lesson 5 trains on at a time (qlab.release.finetune.Training)
 
 
 @dataclass(frozen=True)
@@ -51,18 +57,31 @@ COSTS = {
 }
 
 
+EXPERIMENTS: dict[str, tuple[Callable[[Layout, int, int], float], ...]] = {
+    "01_principles": (work.changing,),
+    "02_awq": (work.by_block, work.observing),
+    "03_gptq": (work.by_block, work.observing, work.rounding),
+    "04_gguf": (work.by_block, work.observing, work.settling),
+    "05_nf4": (work.by_block, work.observing, work.training),
+    "06_deployment": (work.predicting,),
+    "07_benchmarks": (work.by_block, work.changing),
+}
+
+
 @dataclass(frozen=True)
 class Taken:
-    """What a lesson takes: bytes of `memory` at its peak, of `disk` that stay, of `passing` disk while it runs; and seconds."""
+    """What a lesson takes: bytes of `memory` at its peak, of `disk` that stay, of `passing` disk while it runs; and seconds. `gpu`: bytes
+    of the GPU's memory that its process takes at the peak, 0 where it computes on the CPU."""
 
     memory: float
     disk: float
     passing: float
     seconds: float
+    gpu: float = 0.0
 
 
-def cost_of(lesson: str, source: OpenedModel, parameters: Mapping[str, Any]) -> Taken:
-    """What a lesson takes with these parameters, as the cell of a lesson has them.
+def cost_of(lesson: str, source: OpenedModel, parameters: Mapping[str, Any], holding: str = WHOLE, on_gpu: bool = False) -> Taken:
+    """What a lesson takes with these parameters, as the cell of a lesson has them, with the model held so (qlab.models.resting.choosing).
 
     Raises:
         UserError: a lesson that is none of qlab's.
@@ -79,6 +98,21 @@ def cost_of(lesson: str, source: OpenedModel, parameters: Mapping[str, Any]) -> 
     statistics = min(1.0, BLOCKS / layout.count) * sum(SINGLE * inputs**2 for _, inputs in layout.linear.values())
     slower = speeds("cpu")[0] / PRODUCT
     seconds = cost.fixed + cost.evaluations * EVALUATION * read * tokens + cost.rest * every / 1e6
-    memory = PROCESSES + SINGLE * cost.copies * every + statistics + min(logits, IN_MEMORY)
+    passing, kept = (logits if logits > IN_MEMORY else 0.0), min(logits, IN_MEMORY)
+    if holding == WHOLE:
+        held = SINGLE * cost.copies * every + statistics + kept
+        memory = PROCESSES + held
+    else:
+        held = beside_rest(lesson, source, parameters) + kept
+        rests = resting_bytes(source)  # in the machine's memory, on a GPU too: while another process has the GPU, it lies there
+        memory = PROCESSES + rests + (0.0 if on_gpu else held)
+        held += SINGLE * rows * width if holding == IN_MEMORY_AT_REST else rests
+        passing += 2 * statistics  # two of them are there at a time
     disk = cost.stored * linear + HALF * cost.artifacts * (every - linear)
-    return Taken(memory, disk, logits if logits > IN_MEMORY else 0.0, slower * seconds)
+    return Taken(memory, disk, passing, slower * seconds, CONTEXT + held if on_gpu else 0.0)
+
+
+def beside_rest(lesson: str, source: OpenedModel, parameters: Mapping[str, Any]) -> float:
+    """Bytes that the hungriest of a lesson's experiments takes beside a model at rest."""
+    tokens = BATCH * parameters["calibration_length"]
+    return max(experiment(source.layout, parameters["evaluation_length"], tokens) for experiment in EXPERIMENTS[lesson])

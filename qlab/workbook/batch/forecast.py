@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from qlab import ROOT
 from qlab.models.locating import is_hub_id, still_to_fetch
 from qlab.models.opening import found_device, locate
+from qlab.models.resting.choosing import WHOLE, free_on, held, sizes_of
+from qlab.support.processes.process import run_isolated
 from qlab.workbook.batch.costs import HALF, Taken, cost_of
-from qlab.workbook.batch.notes import Note, notes_on, rounded_before, too_small
+from qlab.workbook.batch.notes import Note, notes_on, rounded_before, too_small, too_small_gpu
 from qlab.workbook.batch.runner import prepare, unfit
 from qlab.workbook.language.amounts import bytes_said, time_said
 from qlab.workbook.language.spoken import gettext, say
+from qlab.workbook.lesson import said_at_rest
 from qlab.workbook.reader.about import NOTEBOOKS, about
 
 
@@ -37,7 +41,8 @@ class Expected:
 @dataclass(frozen=True)
 class Forecast:
     """Of a run on `model`, which has so many `weights`, on `device`. Bytes: `fetched` from the hub, `disk` for that, for a plain copy of
-    a model whose weights are rounded, and for all that lessons make; `memory` at the peak."""
+    a model whose weights are rounded, and for all that lessons make; `memory` at the peak, and of the `gpu`. `holding`: how lessons hold
+    the model, and `rests`: what it takes so."""
 
     model: str
     weights: int
@@ -48,6 +53,9 @@ class Forecast:
     seconds: float
     lessons: list[Expected]
     notes: list[Note]
+    gpu: float = 0.0
+    holding: str = WHOLE
+    rests: float = 0.0
 
     @property
     def stops(self) -> bool:
@@ -68,20 +76,28 @@ def forecast(lessons: Sequence[str], model: str, given: Mapping[str, str]) -> Fo
     """
     source = locate(model, weights=False)
     values = prepare(list(lessons), model, given, weights=False)
+    device = next(iter({found_device(chosen["device"]) for chosen in values.values()}), "cpu")
+    on_gpu = torch.device(device).type == "cuda"
+    room = run_isolated(free_on, device).value if on_gpu else free_on(device)  # a process that asks a GPU keeps some of its memory
+    sizes = sizes_of(source)
+    holding = held(sizes, room, on_gpu)
     expected = [
-        Expected(lesson, about(NOTEBOOKS / f"{lesson}.ipynb").title, cost_of(lesson, source, chosen), unfit(lesson, source))
+        Expected(
+            lesson, about(NOTEBOOKS / f"{lesson}.ipynb").title, cost_of(lesson, source, chosen, holding, on_gpu), unfit(lesson, source)
+        )
         for lesson, chosen in values.items()
-    ]
+    ]  # fmt: skip
     run = [each.taken for each in expected if not each.left_out]
     every = source.layout.weights
     fetched = still_to_fetch(model) if source.on_paper and is_hub_id(model) else 0
     plain = HALF * every if rounded_before(source) else 0.0
     disk = fetched + plain + sum(taken.disk for taken in run) + max((taken.passing for taken in run), default=0.0)
-    memory = max((taken.memory for taken in run), default=0.0)
-    device = next(iter({found_device(chosen["device"]) for chosen in values.values()}), "cpu")
+    memory, gpu = (max((getattr(taken, part) for taken in run), default=0.0) for part in ("memory", "gpu"))
     work = ROOT / next(iter(values.values()))["work"]
     notes = [*notes_on(source, values), *too_small(source, memory, psutil.virtual_memory().available, disk, free_disk(work))]
-    return Forecast(source.name, every, device, fetched, disk, memory, sum(taken.seconds for taken in run), expected, notes)
+    notes += [too_small_gpu(device, gpu, room)] if on_gpu and gpu > room else []
+    seconds = sum(taken.seconds for taken in run)
+    return Forecast(source.name, every, device, fetched, disk, memory, seconds, expected, notes, gpu, holding, sizes.stored)
 
 
 def free_disk(folder: Path) -> int:
@@ -105,6 +121,10 @@ def summary(found: Forecast) -> list[str]:
             time=time_said(found.seconds),
         ),
     ]
+    if found.gpu:
+        said.append(say("Of the GPU's memory: {memory}.", memory=bytes_said(found.gpu)))
+    if found.holding != WHOLE:
+        said.append(said_at_rest(4.0 * found.weights, found.rests, found.holding))
     if found.fetched:
         said.append(say("{size} of this come from the hub first.", size=bytes_said(found.fetched)))
     return said
@@ -112,12 +132,14 @@ def summary(found: Forecast) -> list[str]:
 
 def as_table(found: Forecast) -> tuple[list[str], list[list[str]]]:
     """The lessons in a table: what each takes, or why it is left out."""
-    columns = [gettext("lesson"), gettext("memory"), gettext("disk"), gettext("time")]
+    on_gpu = [gettext("memory of the GPU")] if found.gpu else []
+    columns = [gettext("lesson"), gettext("memory"), *on_gpu, gettext("disk"), gettext("time")]
     rows = []
     for each in found.lessons:
         name, taken = f"{each.lesson[:2]} {each.title}", each.taken
         if each.left_out:
-            rows.append([name, "—", "—", say("left out: {reason}", reason=each.left_out)])
+            rows.append([name, *["—"] * (len(columns) - 2), say("left out: {reason}", reason=each.left_out)])
         else:
-            rows.append([name, bytes_said(taken.memory), bytes_said(taken.disk + taken.passing), time_said(taken.seconds)])
+            gpu = [bytes_said(taken.gpu)] if on_gpu else []
+            rows.append([name, bytes_said(taken.memory), *gpu, bytes_said(taken.disk + taken.passing), time_said(taken.seconds)])
     return columns, rows

@@ -107,12 +107,19 @@ def of_libraries(source: OpenedModel) -> Iterator[Note]:
 def too_small(source: OpenedModel, memory: float, free: float, disk: float, free_disk: float) -> Iterator[Note]:
     """What this machine lacks for lessons that take so much `memory` and `disk`, where so much is free; bytes."""
     if memory > free:
-        text = "The lessons hold the whole model in FP32. They need {needed} of memory, and {free} are free here."
+        text = "The lessons hold the whole model. They need {needed} of memory, and {free} are free here."
         yield Note(say(text, needed=bytes_said(memory), free=bytes_said(free)), without_lessons(source), stops=True)
     if disk > free_disk:
         text = "They need {needed} of disk, and {free} are free here."
         todo = gettext("Make room, or put the artifacts on another disk: -p work /path/to/folder")
         yield Note(say(text, needed=bytes_said(disk), free=bytes_said(free_disk)), todo, stops=True)
+
+
+def too_small_gpu(device: str, memory: float, free: float) -> Note:
+    """What a GPU lacks for lessons that take so much of its `memory`, where so much is free; bytes."""
+    text = "They need {needed} of the memory of {device}, and {free} are free there."
+    todo = gettext("See with nvidia-smi who uses it, or have the lessons compute on the CPU: -p device cpu")
+    return Note(say(text, needed=bytes_said(memory), device=device, free=bytes_said(free)), todo, stops=True)
 
 
 def without_lessons(source: OpenedModel) -> str:

@@ -14,6 +14,7 @@ import pytest
 from qlab import EMBEDDED
 from qlab.cli import call
 from qlab.models.opening import OpenedModel, locate
+from qlab.models.resting.choosing import IN_MEMORY, ON_DEVICE, WHOLE, held, sizes_of
 from qlab.support.errors import UserError
 from qlab.workbook.batch import costs, forecast
 from qlab.workbook.batch.costs import PRODUCT, cost_of
@@ -151,8 +152,46 @@ def test_a_machine_that_is_too_small_and_what_fits_it(copy: Path, monkeypatch: p
     assert "-p work" in disk.todo
 
 
+def test_a_model_that_rests_is_said_to_and_takes_less(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = forecast.forecast(lesson_names(), str(copy), SHORT)
+    monkeypatch.setattr(costs, "PROCESSES", 0.0)
+    monkeypatch.setattr(forecast, "free_on", lambda device: 1e7)
+    found = forecast.forecast(lesson_names(), str(copy), SHORT)
+    assert (whole.holding, found.holding) == (WHOLE, ON_DEVICE)
+    assert found.memory < whole.memory
+    assert any("It rests as it is stored, 0.00 GB on the device" in line for line in found.as_dict()["summary"])
+    assert not any("rests" in line for line in whole.as_dict()["summary"])
+
+
+@pytest.mark.parametrize(("room", "holding"), [(1e15, WHOLE), (3e8, ON_DEVICE), (1e7, IN_MEMORY)])
+def test_the_memory_of_a_gpu_is_predicted_by_lesson(copy: Path, room: float, holding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "found_device", lambda name: "cuda")
+    monkeypatch.setattr(forecast, "run_isolated", lambda function, device: SimpleNamespace(value=room))
+    monkeypatch.setattr(costs, "CONTEXT", 0.0)
+    found = forecast.forecast(lesson_names(), changed(copy, num_hidden_layers=60), SHORT)
+    assert found.holding == holding
+    assert found.gpu == max(each.taken.gpu for each in found.lessons) > 0
+    said = found.as_dict()
+    assert said["columns"][2] == "memory of the GPU"
+    assert {len(row) for row in said["rows"]} == {len(said["columns"])}
+    assert [note.stops for note in found.notes if "of the memory of cuda" in note.said] == [True] * (room == 1e7)
+
+
+def test_an_8b_model_s_lessons_fit_a_card_of_24_gb(copy: Path) -> None:
+    settings: dict[str, Any] = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    settings |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": False, "max_position_embeddings": 8192}
+    source = locate(changed(copy, **settings), weights=False)
+    sizes = sizes_of(source)
+    assert sizes.stored == pytest.approx(16.06e9, rel=0.01)
+    assert held(sizes, 24e9 - costs.CONTEXT, on_gpu=True) == ON_DEVICE
+    values = prepare(lesson_names(), str(copy), {}, weights=False)
+    for lesson, chosen in values.items():
+        assert 16.06e9 < cost_of(lesson, source, chosen, ON_DEVICE, on_gpu=True).gpu < 24e9
+        assert cost_of(lesson, source, chosen, IN_MEMORY, on_gpu=True).gpu < 12e9
+
+
 def test_every_lesson_has_its_factors() -> None:
-    assert list(costs.COSTS) == lesson_names()
+    assert list(costs.COSTS) == list(costs.EXPERIMENTS) == lesson_names()
 
 
 def test_what_is_no_model_is_one_message() -> None:
