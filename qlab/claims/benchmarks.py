@@ -29,7 +29,6 @@ FOUR_BIT = ("autoawq-w4g128", "autogptq-w4g128", "llama.cpp's q4_k_m", "nf4")
 """What the guide's readers use: the libraries' own results, and NF4, which is bitsandbytes' to the byte."""
 KINDS = {"code", "summary", "qa", "analysis"}  # of the guide's prompts
 PROMPTS, SMALL = 500, 8e9  # of its benchmark; weights of a model that it calls 7B or less
-SAME_TOKEN = "same likeliest token: {shares}"
 CPU, GPU = "cpu", "cuda"
 
 
@@ -98,7 +97,7 @@ def alike(results: Results) -> Decided:
         quality = results[f"quality/{name}"]
         verdicts.append(agrees(quality, 0.95))
         texts.append(Sentence("{name} {share:.1%}", name=name, share=quality["top1"]))
-    return worst(verdicts), Sentence(SAME_TOKEN, shares=joined(", ", texts))
+    return worst(verdicts), Sentence("same likeliest token: {shares}", shares=joined(", ", texts))
 
 
 def agrees(quality: dict[str, Any], least: float) -> str:

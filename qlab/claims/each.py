@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qlab.claims.benchmarks import SAME_TOKEN, agrees
+from qlab.claims.benchmarks import agrees
 from qlab.claims.rules import FAILS, HOLDS, MARGIN, SEVENTY, UNTESTABLE, Decided, Results, about, beyond, plain, worst
 from qlab.evaluate.quality import paired_difference
 from qlab.plan.plan import GB, SHAPES, weight_bytes
@@ -30,8 +30,7 @@ def keeps_output(results: Results) -> Decided:
     """Half the bits, and nearly always the same likeliest token."""
     qualities = {bits: results[f"quality/rtn-int{bits}"] for bits in (8, 4, 3, 2)}
     each = joined(", ", [Sentence("{share:.1%} at {bits} bits", share=found["top1"], bits=bits) for bits, found in qualities.items()])
-    same = Sentence(SAME_TOKEN, shares=each)
-    return agrees(qualities[8], 0.95), Sentence("rounded to nearest, {same}", same=same)
+    return agrees(qualities[8], 0.95), Sentence("rounded to nearest, the same likeliest token: {shares}", shares=each)
 
 
 def footprint(_: Results) -> Decided:

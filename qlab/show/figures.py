@@ -43,7 +43,7 @@ def bars(
         end = (values[name] + (spread[position] if spread else 0), position)
         axes.annotate(shown(values[name]), end, textcoords="offset points", xytext=(7 if log else 4, 0), va="center", fontsize=9)
     axes.margins(x=0.14)
-    axes.grid(visible=False, axis="y")
+    axes.grid(visible=log, axis="y")
     figure.values = dict(values)
     return figure
 
@@ -53,8 +53,9 @@ def grouped_bars(table: pd.DataFrame, x: str, y: str, hue: str, title: str, labe
     figure, axes = new_axes(title, "", label, (9.5, 4.2))
     palette = colours(table[hue].nunique())
     if log:
-        sns.stripplot(table, x=x, y=y, hue=hue, ax=axes, palette=palette, dodge=True, jitter=False, size=6)
+        sns.stripplot(table, x=x, y=y, hue=hue, ax=axes, palette=palette, jitter=False, size=6)
         axes.set_yscale("log")
+        axes.grid(visible=True, axis="x")
     else:
         sns.barplot(table, x=x, y=y, hue=hue, ax=axes, palette=palette, errorbar=None)
     axes.tick_params(axis="x", rotation=60 if table[x].nunique() > 8 else 0, labelsize=8)

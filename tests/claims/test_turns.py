@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from qlab.claims import FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, Test, judge, load_claims
+from qlab.claims import FAILS, HOLDS, NOISE, OPEN, TESTS, UNTESTABLE, judge, load_claims
+from qlab.claims import Test as Rule
 from qlab.claims.benchmarks import own_table
 from qlab.claims.rules import fits, memory_of_70b, speed_of_70b
 from tests.claims.test_claims import verdict
@@ -143,7 +144,7 @@ def test_every_rule_on_measured_results_has_a_result_that_turns_it() -> None:
 
 
 def test_a_rule_of_arithmetic_turns_with_what_the_guide_says() -> None:
-    def said(test: Test) -> str:
+    def said(test: Rule) -> str:
         return test.decide({})[0]
 
     assert [said(memory_of_70b(["FP16"], size)) for size in (140, 125)] == [HOLDS, FAILS]
