@@ -148,9 +148,9 @@ def evaluate(
         for score in scores:
             one = originals.get((score.task, score.metric))
             other = changed(score, one) if one else None
-            beside = {} if one is None else {"original": one.value}
-            beside |= {} if other is None else {"changed": other[0], "changed_stderr": other[1]}
-            found["tasks"].append({name: value for name, value in asdict(score).items() if name != "answers"} | beside)
+            theirs_beside = {} if one is None else {"original": one.value}
+            theirs_beside |= {} if other is None else {"changed": other[0], "changed_stderr": other[1]}
+            found["tasks"].append({name: value for name, value in asdict(score).items() if name != "answers"} | theirs_beside)
             if other:
                 over = {"documents": score.documents, "reference": measured_from} | under
                 figures.append(Figure(f"{score.task} answers changed", *other, "share", over))

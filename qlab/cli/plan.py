@@ -44,7 +44,8 @@ def plan(
     device = find_device(gpu)
     if format_name is None and (stored := as_stored(model, shape)):
         shape, described = stored
-        chosen, recipe, remarks, called = STORED, "", (), f"{name} as it is stored ({described})"
+        chosen, called, recipe = STORED, f"{name} as it is stored ({described})", ""
+        remarks: tuple[str, ...] = ()
     else:
         chosen, recipe, remarks = planned("awq" if format_name is None else format_name, shape)
         called = f"{name} in {chosen}"

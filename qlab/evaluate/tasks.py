@@ -96,7 +96,7 @@ def ask_instead(judge: Any, predicting: Predicting) -> None:
     def likelihoods(requests: Sequence[tuple[Any, list[int], list[int]]], *_: Any, **__: Any) -> list[tuple[float, bool]]:
         found: list[tuple[float, bool]] = []
         while len(found) < len(requests):
-            some, tokens = [], 0
+            some, tokens = list[tuple[Tensor, list[int]]](), 0
             for _, context, end in requests[len(found) :]:
                 tokens += len(context) + len(end)
                 if some and tokens > TOKENS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import struct
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import pytest
 import torch
 
 from qlab.formats.imatrix import Entry, Imatrix, ImatrixFile, ImatrixWriter, importance_of, merged, read_imatrix, write_imatrix
+from qlab.models.opening import locate
 from qlab.peers import llamacpp
+from qlab.recipes.importance import measure
 from qlab.support.errors import UserError
 
+FOLDER = Path(__file__).with_name("llama_imatrix")
 DOWN, EXPERTS = "blk.0.ffn_down.weight", "blk.0.ffn_up_exps.weight"
 
 
@@ -85,6 +89,25 @@ def test_the_older_form_is_read(tmp_path: Path) -> None:
     assert (found.datasets, found.chunks) == (("abc",), 4)
     file.write_bytes(dat({DOWN: (1, [1.0])}))  # older still, without what was read
     assert read_imatrix(file).datasets == ()
+
+
+def test_llama_imatrixs_own_files_hold_what_qlab_measures(tmp_path: Path) -> None:
+    """llama_imatrix/ was written by llama.cpp's program (b11063) on the embedded model's f16 file and 8 windows of 64 tokens, which
+    windows.json holds: `llama-imatrix -m model-f16.gguf -f text.txt -c 64 -b 64 -ub 64 --chunks 8 --no-ppl -o embedded.gguf`, and once
+    more with `--output-format dat`."""
+    theirs, older = (read_imatrix(FOLDER / f"embedded.{form}") for form in ("gguf", "dat"))
+    windows = torch.tensor(json.loads((FOLDER / "windows.json").read_text()))
+    ours = measure(locate("embedded"), windows, ["text.txt"], tmp_path, "cpu")
+    assert (theirs.datasets, theirs.chunks, theirs.chunk_size) == (("text.txt",), 8, 64) == (ours.datasets, ours.chunks, ours.chunk_size)
+    assert set(ours.entries) == set(theirs.entries) == set(older.entries)
+    for name, entry in ours.entries.items():
+        assert torch.equal(entry.counts, theirs.entries[name].counts)
+        # llama.cpp multiplies in FP16 on its way, and some CPUs in BF16 in a walk
+        torch.testing.assert_close(entry.means, theirs.entries[name].means, rtol=0.03, atol=0)
+        assert float((entry.means / theirs.entries[name].means - 1).abs().mean()) < 0.003
+        torch.testing.assert_close(older.entries[name].means, theirs.entries[name].means, rtol=1e-5, atol=0)
+    swapped = theirs.entries["blk.1.ffn_down.weight"].means / ours.entries["blk.2.ffn_down.weight"].means - 1
+    assert float(swapped.abs().mean()) > 0.1  # the control: another layer's
 
 
 def test_what_newer_files_hold_beside_is_left(tmp_path: Path) -> None:

@@ -175,9 +175,9 @@ def standing_in(layer: nn.Module, weight: Tensor) -> Iterator[None]:
 def set_aside(model: nn.Module) -> Iterator[None]:
     """Within the context, in which it cannot compute, a model at rest on a GPU lies in the machine's memory: others have its room."""
     on_gpu = {
-        id(found): found
+        id(module._parameters["weight"]): module._parameters["weight"]
         for module in model.modules()
-        if isinstance(module, Resting) and (found := module._parameters["weight"]).device.type == "cuda"
+        if isinstance(module, Resting) and module._parameters["weight"].device.type == "cuda"
     }
     places = {number: found.device for number, found in on_gpu.items()}
     try:
