@@ -19,9 +19,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock, patch
 
@@ -36,16 +36,21 @@ SHAPES = {
 PAUSE = 0.02  # seconds between two looks at the device
 END = re.compile(r"^## (Exercises|What was measured|Recap)", re.MULTILINE)  # what follows asks a reader
 UNASKED = re.compile(r"lesson\.artifact\(LlamaCpp\(\)\)")  # a library beside ours, which no list of recipes names
+SERVED = re.compile(r"\b(serving|serve_in_turn)\(")  # cells that start a runtime
 
 
-def stubbed() -> None:
-    """Stand-ins for what shows a lesson to people, where it is not installed."""
-    for name in ("IPython", "IPython.display", "ipywidgets"):
-        if name not in sys.modules:
-            try:
-                __import__(name)
-            except ImportError:
-                sys.modules[name] = MagicMock(spec=ModuleType(name), __path__=[]) if name == "IPython" else MagicMock()
+def unshown() -> None:
+    """Have nothing shown, and stand in for what shows a lesson to people where it is not installed."""
+    try:
+        import IPython.display
+
+        IPython.display.display = lambda *_, **__: MagicMock()  # type: ignore[assignment]
+    except ImportError:
+        sys.modules["IPython"], sys.modules["IPython.display"] = MagicMock(), MagicMock()
+    try:
+        import ipywidgets  # noqa: F401
+    except ImportError:
+        sys.modules["ipywidgets"] = MagicMock()
 
 
 def cells_of(lesson: str) -> Iterator[str]:
@@ -169,12 +174,16 @@ def run(lesson: str, values: dict[str, Any], watch: Watch, budget: float) -> tup
             if time.monotonic() - started > budget:
                 print(f"cell {number:2}: not run, {budget:.0f} s are over: {title}", flush=True)
                 continue
+            if SERVED.search(source):
+                print(f"cell {number:2}: left out: it starts a runtime", flush=True)
+                continue
             if UNASKED.search(source):
                 source = "\n".join(line for line in source.splitlines() if not UNASKED.search(line))
             watch.start()
             begun, said = time.monotonic(), "done"
             try:
-                exec(compile(source, f"<{lesson}, cell {number}>", "exec"), names)
+                with redirect_stdout(StringIO()):
+                    exec(compile(source, f"<{lesson}, cell {number}>", "exec"), names)
             except (ImportError, NameError) as error:
                 said = f"left out: {error}"
             except Exception as error:  # a figure of what was left out, mostly
@@ -206,7 +215,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one lesson; 1 where a cell failed."""
     options = options_of(arguments)
-    stubbed()
+    unshown()
     from qlab import ROOT
     from qlab.models.opening import locate
     from qlab.models.resting import choosing

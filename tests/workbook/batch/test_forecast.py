@@ -179,7 +179,13 @@ def test_the_memory_of_a_gpu_is_predicted_by_lesson(copy: Path, room: float, hol
 
 def test_an_8b_model_s_lessons_fit_a_card_of_24_gb(copy: Path) -> None:
     settings: dict[str, Any] = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
-    settings |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": False, "max_position_embeddings": 8192}
+    settings |= {
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 8192,
+    }
     source = locate(changed(copy, **settings), weights=False)
     sizes = sizes_of(source)
     assert sizes.stored == pytest.approx(16.06e9, rel=0.01)
