@@ -164,13 +164,15 @@ def fit(source: OpenedModel, recipes: Sequence[WalkedRecipe], strict: bool = Fal
     """The recipes as this model can take them, each once, as far as its names and configuration tell it, before any work.
 
     Raises:
-        UserError: the model is an artifact, its checkpoint is not complete, or a recipe cannot store this model; with
-            `strict`, one could store it only in another way than asked.
+        UserError: the model is an artifact, its checkpoint is not complete, its blocks cannot be run alone, or a recipe cannot store
+            this model; with `strict`, one could store it only in another way than asked.
     """
     beside = source.path if source.path.is_dir() else source.path.parent
     if (beside / MANIFEST).exists():
         raise UserError(f"{source.name} is quantized already: it is an artifact of qlab (see its {MANIFEST}). Give the original model")
     source.check_complete()
+    if source.not_walked:
+        raise UserError(source.not_walked)
     found = dict[str, Fitted]()
     for recipe in recipes:
         if strict:

@@ -183,7 +183,8 @@ def finite(name: str, tensor: Tensor) -> Tensor:
     Raises:
         UserError: it holds NaN or infinity.
     """
-    if tensor.is_floating_point() and not all_finite(tensor):
+    unbounded = tensor.ndim == 0 and not tensor.isnan()  # a bound that is none, as Gemma 4's audio encoder may have
+    if tensor.is_floating_point() and not unbounded and not all_finite(tensor):
         raise UserError(f"{name} holds NaN or infinity: this checkpoint is damaged, download or convert it again")
     return tensor
 

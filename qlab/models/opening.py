@@ -136,6 +136,18 @@ class OpenedModel:
         return found if isinstance(found, int) else None
 
     @property
+    def not_walked(self) -> str:
+        """Why its blocks cannot be run one at a time by hidden states alone, in a sentence; empty where they can, as nearly all."""
+        text = self._configuration.get_text_config()
+        if shared := getattr(text, "num_kv_shared_layers", 0):
+            return (
+                f"the last {shared} blocks of {self.name} read keys and values of blocks before them, and qlab quantizes a block at a time"
+            )
+        if getattr(text, "hidden_size_per_layer_input", 0):
+            return f"each block of {self.name} reads an embedding of the text of its own, and qlab passes hidden states alone to a block"
+        return ""
+
+    @property
     def experts_per_token(self) -> int:
         """How many experts of a block a token is given; 0 where there are none, or where the configuration has another word for it."""
         return experts_per_token(self._configuration.get_text_config())

@@ -37,9 +37,9 @@ def counted_shape(config: dict[str, Any], name: str) -> Shape:
     configuration = configuration_from({key: value for key, value in config.items() if key != "quantization_config"}, name)
     layout = opened_layout(configuration, name)
     text = configuration.get_text_config()
-    heads = whole(text, "num_attention_heads", name)
-    kv_heads = first(text, ("num_key_value_heads", "num_kv_heads")) or heads
-    head_size = first(text, ("head_dim",)) or layout.hidden // heads
+    blocks = [of_block(text, index) for index in range(layout.count)]
+    sizes = [heads_of(block, layout.hidden, name) for block in blocks]
+    heads, kv_heads, head_size = sizes[0]
     linear = {weight.removesuffix(".weight"): shape for weight, shape in layout.linear.items()}
     ends = sum(prod(layout.shapes[end]) for end in {layout.embedding, layout.head})
     towers = sum(prod(shape) for key, shape in layout.shapes.items() if layout.beside(key))
@@ -48,11 +48,22 @@ def counted_shape(config: dict[str, Any], name: str) -> Shape:
         read_by_a_token(layout, experts_per_token(text) or 1),
         ends,
         towers,
-        tuple(cached(text, index, 2 * kv_heads * head_size) for index in range(layout.count)),
+        tuple(cached(block, index, 2 * own[1] * own[2]) for index, (block, own) in enumerate(zip(blocks, sizes))),
     )
     wide = max(shape[0] for shape in layout.linear.values())
     vocabulary = layout.shapes[layout.embedding][0]
     return Shape(layout.count, layout.hidden, wide, heads, kv_heads, head_size, vocabulary, layout.embedding == layout.head, counted)
+
+
+def of_block(text: PreTrainedConfig, index: int) -> PreTrainedConfig:
+    """The configuration of block `index`: transformers has one for each where sizes differ between blocks, as those of Gemma 4's heads."""
+    return text.per_layer_config[index] if getattr(text, "is_heterogeneous", False) else text
+
+
+def heads_of(block: PreTrainedConfig, hidden: int, name: str) -> tuple[int, int, int]:
+    """A block's heads, those of keys and values, and their size."""
+    heads = whole(block, "num_attention_heads", name)
+    return heads, first(block, ("num_key_value_heads", "num_kv_heads")) or heads, first(block, ("head_dim",)) or hidden // heads
 
 
 def read_by_a_token(layout: Layout, chosen: int) -> int:

@@ -17,6 +17,8 @@ from torch import Tensor
 from qlab.formats.folder import finish_folder
 from qlab.formats.gguf import encoding
 from qlab.formats.gguf import file as gguf
+from qlab.formats.gguf.architectures import WRAPPED_UNLIKE
+from qlab.formats.gguf.metadata import unlike
 from qlab.formats.gguf.mix import Mix, check_types, fallback_note, has_type
 from qlab.formats.imatrix import ImatrixFile, importance_of
 from qlab.methods.awq import judged_rows, output_error
@@ -86,6 +88,8 @@ class GGUF(Walked):
         return partial(encoding.encode_rows, hessian=seen.trusted if seen and self.settles else None)
 
     def check(self, source: OpenedModel) -> None:
+        if why := WRAPPED_UNLIKE.get(kind := source.config["model_type"]):
+            raise UserError(unlike(kind, why))
         gguf.check_model(source.folder, source.text_config, written(source))
         if self.types.asked or self.imatrix:
             stored = stored_shapes(source)

@@ -22,15 +22,15 @@ from qlab.models.opening import OpenedModel
 from qlab.support.disk.scratch import Scratch
 from qlab.support.processes.process import trim_heap
 from qlab.support.progress import progress
-from qlab.walk.skeleton import Skeleton
+from qlab.walk.skeleton import Skeleton, fill
 from qlab.walk.state.activations import Activations
 
 LARGE = 1_000_000_000  # bytes of weights in FP32, beyond which a model that only predicts is never whole in memory
 
 
 def held_whole(source: OpenedModel, wanted: bool = False) -> bool:
-    """Whether a model that predicts is whole in memory: where that is `wanted`, or it is not LARGE."""
-    return wanted or 4 * source.layout.weights <= LARGE
+    """Whether a model that predicts is whole in memory: where that is `wanted`, it is not LARGE, or cannot be run block by block."""
+    return wanted or 4 * source.layout.weights <= LARGE or bool(source.not_walked)
 
 
 def predictor(
@@ -134,13 +134,3 @@ class BlockByBlock(Sequence[Tensor]):
         finally:
             for block in self._skeleton.blocks:
                 del block.forward
-
-
-def fill(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of the parameter or buffer `name` of a model without weights."""
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
-    else:
-        module._buffers[leaf] = tensor

@@ -7,6 +7,7 @@ so that no architecture is named.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 from qlab.models.experts import separate_experts
 from qlab.models.layout import compute_buffers, empty_model
 from qlab.models.opening import OpenedModel
+from qlab.support.errors import UserError
 from qlab.support.memory import pinned
 from qlab.walk.block import Block
 from qlab.walk.state.activations import Activations
+
+BESIDE = 2  # things that blocks of transformers' classes return beside hidden states, at most
 
 
 class Skeleton:
@@ -33,9 +37,11 @@ class Skeleton:
             UserError: the model cannot be laid out, or its checkpoint is not complete.
         """
         source.check_complete()
-        self.checkpoint, self.layout, self.device = source.checkpoint, source.layout, device
+        self.name, self.checkpoint, self.layout, self.device = source.name, source.checkpoint, source.layout, device
         self._reader, self._ahead = ThreadPoolExecutor(1, "qlab-reader"), dict[int, Future[dict[str, Tensor]]]()
         self._arguments: dict[int, list[dict[str, Any]]] = {}
+        self._around_filled = False
+        self._beside = 0  # what the model's class takes from its blocks beside hidden states
         self.model = empty_model(source.configuration, source.name)
         separate_experts(self.model)
         blocks = self.model.get_submodule(self.layout.blocks)
@@ -123,6 +129,7 @@ class Skeleton:
 
     def _with_embedding(self, windows: Tensor) -> Iterator[Tensor]:
         """The windows one by one, their tokens renumbered to an embedding of just the rows that occur."""
+        self._fill_around()
         used, numbered = torch.unique(windows, return_inverse=True)
         embedding: Any = self.model.get_input_embeddings()
         parts = []
@@ -134,19 +141,42 @@ class Skeleton:
         yield from numbered.split(1)
         embedding.weight = empty
 
+    def _fill_around(self) -> None:
+        """Give what is small around the blocks its weights: learned positions (OPT), a norm of the embedding (BLOOM)."""
+        if self._around_filled:
+            return
+        self._around_filled, layout = True, self.layout
+        towers = [name for name in layout.towers if not isinstance(self.model.get_submodule(name), nn.Linear)]
+        apart = (layout.embedding, layout.head, *(f"{tower}." for tower in towers))
+        for name in layout.rest:
+            if name.startswith(f"{layout.backbone}.".lstrip(".")) and not name.startswith(apart):
+                fill(self.model, name, self.checkpoint.read(name).to(self.device, torch.float32))
+
     def _capture(self, window: Tensor, calls: list[dict[str, Any]]) -> Tensor:
         """Run the model with blocks that only note how they are called; the hidden states before the first."""
+        done = len(calls)
+        while True:
+            try:
+                return self._captured(window, calls)
+            except ValueError:  # a class that takes apart what its blocks return (Bamba)
+                if self._beside == BESIDE:
+                    raise
+                self._beside += 1
+                del calls[done:]
+
+    def _captured(self, window: Tensor, calls: list[dict[str, Any]]) -> Tensor:
+        """The same, with blocks that return so many things beside hidden states."""
         found: list[Tensor] = []
 
-        def note(hidden: Tensor, *_: Any, last: bool = False, **arguments: Any) -> Tensor:
+        def note(hidden: Tensor, last: bool = False, **arguments: Any) -> Any:
             found.append(hidden)
             calls.append({name: value for name, value in arguments.items() if name not in ("past_key_values", "use_cache")})
             if last:
                 raise _Captured
-            return hidden
+            return (hidden, *[None] * self._beside) if self._beside else hidden
 
         for index, block in enumerate(self.blocks):
-            block.forward = _named(note, index + 1 == len(self.blocks))
+            block.forward = _named(note, block, index + 1 == len(self.blocks))
         try:
             self.model.get_submodule(self.layout.backbone)(input_ids=window.to(self.device), use_cache=False)
         except _Captured:
@@ -154,12 +184,29 @@ class Skeleton:
         finally:
             for block in self.blocks:
                 del block.forward
+        if found[0].shape != (*window.shape, self.layout.hidden):
+            raise UserError(
+                f"the first block of {self.name} is given {list(found[0].shape[2:])} numbers a token and not a hidden state of "
+                f"{self.layout.hidden}: qlab does not walk such models"
+            )
         return found[0]
+
+
+def fill(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of the parameter or buffer `name` of a model without weights."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        module._buffers[leaf] = tensor
 
 
 class _Captured(Exception):
     """What was wanted is there: the rest of the forward pass is not."""
 
 
-def _named(note: Callable[..., Tensor], last: bool) -> Callable[..., Tensor]:
-    return lambda hidden, *arguments, **named: note(hidden, *arguments, last=last, **named)
+def _named(note: Callable[..., Any], block: nn.Module, last: bool) -> Callable[..., Any]:
+    """What stands for the forward method of a block: `note`, with what is passed by its place passed by its name."""
+    names = list(inspect.signature(type(block).forward).parameters)[2:]  # behind the block itself and the hidden states
+    return lambda hidden, *more, **named: note(hidden, last=last, **dict(zip(names, more)), **named)

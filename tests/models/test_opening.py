@@ -36,7 +36,8 @@ def test_a_folder_opens_and_its_fingerprint_follows_its_content(tiny: OpenedMode
 
 
 def test_what_a_configuration_leaves_open_its_class_takes(tmp_path: Path) -> None:
-    sizes = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+    sizes = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
     for open_ones in ({}, {"no_rope_layers": None, "layer_types": None, "num_key_value_heads": None, "rope_parameters": None}):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "smollm3"} | sizes | open_ones))
         found = locate(str(tmp_path), weights=False).text_config

@@ -82,6 +82,9 @@ CONV = Row("conv_L_cache", gguf.Keys.ShortConv.L_CACHE)
 UNLIKE = {  # what llama.cpp has an architecture for, but computes otherwise
     "phimoe": "the chosen experts are weighed by their softmax there, by SparseMixer in this model",
 }
+WRAPPED_UNLIKE = {  # the same of models around a language model, by their own type
+    "paligemma": "a token attends to those before it there, in this model to all of a prompt",
+}
 ARCHITECTURES = {
     "llama": Architecture(ARCH.LLAMA, forms=forms.TURNED, flags=BIAS | {"mlp_bias": "blk.0.ffn_down.bias"}),
     "mistral": Architecture(ARCH.LLAMA, forms=forms.TURNED, computed=(WINDOW,), told_by=ATTENTION.SLIDING_WINDOW),

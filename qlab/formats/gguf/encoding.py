@@ -28,6 +28,7 @@ SETTLED_BITS = 5  # with more, another rounding of the codes changes next to not
 TYPES = {"F32": torch.float32, "F16": torch.float16}
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
+WRAPPED = re.compile(r"^(?:model\.(?:language_model|text_model)|language_model\.model)\.")
 OUTPUTS = ("lm_head.weight", "embed_out.weight")
 
 Encoder = Callable[[Tensor, str, Tensor | None], Tensor]
@@ -171,7 +172,7 @@ def gguf_names(name: str, config: dict[str, Any]) -> list[str]:
         return []
     arch = architecture(config)
     known = name_map(arch, config["num_hidden_layers"])
-    whole = EXPERT.sub(".experts.", name.replace("model.language_model.", "model."))  # experts' matrices are one tensor
+    whole = EXPERT.sub(".experts.", alone(name))  # experts' matrices are one tensor
     found = []
     for part in form_of(name, config).names(whole):
         aliases = (part, part.replace(".block_sparse_moe.", ".mlp.").replace(".router.", ".gate."))
@@ -180,6 +181,11 @@ def gguf_names(name: str, config: dict[str, Any]) -> list[str]:
             raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[arch]}")
         found.append(target)
     return found
+
+
+def alone(name: str) -> str:
+    """A name in a model that reads images too, as the language model's own class has it."""
+    return WRAPPED.sub("model.", name, count=1).removeprefix("language_model.")
 
 
 def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None, hessian: Callable[[], Tensor] | None = None) -> Tensor:
