@@ -32,7 +32,7 @@ FORMATS = {
     "mxfp4": Format(mxfp4.plain, mxfp4.describe),
     "compressed-tensors": Format(reading.plain, scheme.describe),
 }
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")  # and numbers of 64 bits are no codes, but tables such as DeepSeek V4's of experts by token
 # Scales of activations and of the key-value cache change no weight; masks and positions are no weights.
 BESIDE = re.compile(r"(.*\.)?(input_scale|activation_scale|output_scale|[kv]_scale|[kv]_zero_point|input_zero_point|input_global_scale)")
 BUFFER = re.compile(r"(.*\.)?(position_ids|token_type_ids|num_batches_tracked|attn\.bias|attention\.bias|masked_bias|causal_mask)")
@@ -82,7 +82,7 @@ def format_of(quantization: dict[str, Any]) -> Format:
 def check_plain(name: str, shape: tuple[int, ...], dtype: str, quantization: dict[str, Any] | None) -> None:
     """Raise a UserError unless a tensor holds plain numbers, or is small enough or named so that it is no weight."""
     no_weight = not name.endswith((".weight", ".bias")) and (dtype == "BOOL" or (len(shape) < 2 and not dtype.startswith("F")))
-    if dtype in FLOATS or BUFFER.fullmatch(name) or no_weight:
+    if dtype in (*FLOATS, "I64") or BUFFER.fullmatch(name) or no_weight:
         return
     method = quantization.get("quant_method") if quantization else None
     reason = f"the configuration's quantization_config ({method})" if quantization else "config.json, which has no quantization_config,"

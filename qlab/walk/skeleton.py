@@ -34,9 +34,11 @@ class Skeleton:
         """Build it.
 
         Raises:
-            UserError: the model cannot be laid out, or its checkpoint is not complete.
+            UserError: the model cannot be laid out, its checkpoint is not complete, or its blocks cannot be run one at a time.
         """
         source.check_complete()
+        if source.not_walked:
+            raise UserError(source.not_walked)
         self.name, self.checkpoint, self.layout, self.device = source.name, source.checkpoint, source.layout, device
         self._reader, self._ahead = ThreadPoolExecutor(1, "qlab-reader"), dict[int, Future[dict[str, Tensor]]]()
         self._arguments: dict[int, list[dict[str, Any]]] = {}

@@ -89,6 +89,18 @@ def test_values_that_are_not_finite_are_never_handed_out(tiny: OpenedModel, tmp_
         locate(str(folder)).checkpoint.read(name)
 
 
+def test_a_bound_that_is_none_is_no_damage_and_a_table_of_integers_no_code(tiny: OpenedModel, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.path, tmp_path / "bounds"))
+    state = load_file(folder / "model.safetensors")
+    more = {"low": torch.tensor(-torch.inf), "table": torch.arange(6).view(2, 3), "wrong": torch.tensor(torch.nan)}
+    save_file(state | more, folder / "model.safetensors", {"format": "pt"})
+    checkpoint = locate(str(folder)).checkpoint
+    assert float(checkpoint.read("low")) == -torch.inf
+    assert torch.equal(checkpoint.read("table"), more["table"])
+    with pytest.raises(UserError, match="holds NaN or infinity"):
+        checkpoint.read("wrong")
+
+
 def test_a_gguf_file_beside_safetensors_is_not_taken_in_their_place(tiny: OpenedModel, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny.path, tmp_path / "both"))
     write_gguf(folder, tiny.config, "q8_0", folder / "m.gguf")

@@ -86,6 +86,15 @@ def test_a_wrapped_model_may_leave_the_sizes_to_its_class() -> None:
             config_shape(lacking, "the model")
 
 
+def test_heads_that_differ_between_blocks_are_counted_for_each() -> None:
+    config = SMALL | {"model_type": "gemma4_text", "global_head_dim": 128, "sliding_window": 100, "hidden_size_per_layer_input": 0}
+    config |= {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    shape = config_shape(config, "the model")
+    assert cache_bytes(shape, 1000) == 2 * 2 * 2 * (2 * 100 * 64 + 2 * 1000 * 128)
+    shared = config_shape(config | {"num_kv_shared_layers": 2}, "the model")  # the last two read what the first two keep
+    assert cache_bytes(shared, 1000) == cache_bytes(shape, 1000) / 2
+
+
 def test_how_many_experts_a_token_is_given_is_read_under_its_other_names() -> None:
     assert experts_per_token(AutoConfig.for_model("mixtral", num_experts_per_tok=3)) == 3
     assert experts_per_token(AutoConfig.for_model("hunyuan_v1_moe", moe_topk=[2, 4], num_hidden_layers=2)) == 4

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qlab.evaluate.quality import measure_quality
-from qlab.formats.gguf.encoding import encode_rows, encode_tensor, encode_tensors
+from qlab.formats.gguf.encoding import alone, encode_rows, encode_tensor, encode_tensors
 from qlab.formats.gguf.file import assemble, check_model, remarks
 from qlab.formats.gguf.metadata import rope_factors, sliding_window
 from qlab.formats.gguf.mix import DEFAULT, Mix, tensor_type
@@ -24,6 +24,7 @@ from qlab.formats.gguf.tokens.splitting import WAYS
 from qlab.methods.hessian import damp
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
+from qlab.recipes import parse
 from qlab.serve.runtimes.llamacpp import LlamaCpp, post
 from qlab.serve.server import on_free_port, serving
 from qlab.support.errors import UserError
@@ -222,6 +223,18 @@ def test_a_sliding_window_is_told_and_llama_cpp_agrees_up_to_it(kind: str, tmp_p
 )
 def test_which_models_have_a_sliding_window(config: dict[str, Any], window: int | None) -> None:
     assert sliding_window({"max_position_embeddings": 32768, "num_hidden_layers": 24} | config) == window
+
+
+@pytest.mark.parametrize("begin", ["", "model.language_model.", "model.text_model.", "language_model.model."])
+def test_a_language_model_within_another_goes_by_its_own_names(begin: str) -> None:
+    assert alone(f"{begin or 'model.'}layers.1.mlp.up_proj.weight") == "model.layers.1.mlp.up_proj.weight"
+    assert alone(f"{'language_model.' if begin.startswith('l') else ''}lm_head.weight") == "lm_head.weight"
+
+
+def test_a_model_that_reads_a_prompt_both_ways_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "paligemma"}))
+    with pytest.raises(UserError, match="run this paligemma model as another function"):
+        parse("q8_0").check(locate(str(tmp_path), weights=False))
 
 
 def test_a_tensor_without_a_place_is_told_before_any_work(tiny: OpenedModel) -> None:

@@ -1,0 +1,86 @@
+"""Blocks that are called in other ways than Llama's are walked like all others, and models that cannot be walked are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qlab.artifacts.artifact import fit, quantize_model
+from qlab.models.loading import load
+from qlab.recipes import parse
+from qlab.support.errors import UserError
+from qlab.walk.by_block import BlockByBlock, held_whole
+from qlab.walk.skeleton import Skeleton
+from tests.walk.families import EXPERTS, Family, make, mixture
+
+OTHERWISE = {
+    "bamba": Family(  # its class takes two things from a block
+        "bamba",
+        {
+            "attn_layer_indices": [1],
+            "mamba_n_heads": 4,
+            "mamba_d_head": 32,
+            "mamba_d_state": 16,
+            "mamba_n_groups": 1,
+        },
+    ),
+    "recurrent_gemma": Family("recurrent_gemma", {"head_dim": 16, "attention_window_size": 16, "lru_width": 64}),  # passes by place
+    "opt": Family("opt", {"ffn_dim": 128, "word_embed_proj_dim": 64}),  # learned positions
+    "gpt_bigcode": Family("gpt_bigcode", {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_inner": 128, "n_positions": 128}),
+}
+GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 16,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+NO = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+
+
+@torch.no_grad()
+def logits(model: Any, windows: Tensor) -> Tensor:
+    return model(input_ids=windows, use_cache=False).logits.float()
+
+
+@pytest.mark.parametrize("kind", OTHERWISE)
+def test_blocks_that_are_called_otherwise(kind: str, calibration: Tensor, tmp_path: Path) -> None:
+    source, windows = make(tmp_path / "model", OTHERWISE[kind]), calibration[:3, :32]
+    expected = logits(load(source), windows)
+    torch.testing.assert_close(torch.stack(list(BlockByBlock(source, windows, place=tmp_path))), expected[:, :-1], rtol=1e-4, atol=1e-4)
+    (made,) = quantize_model(source, [parse("gptq-w4g32")], windows, tmp_path / "out")
+    found = logits(load(made.source), windows)
+    assert 1e-3 < float((found - expected).norm() / (expected - expected.mean(-1, keepdim=True)).norm()) < 0.5
+
+
+def test_gemma_4_is_walked_where_its_blocks_read_hidden_states_alone(calibration: Tensor, tmp_path: Path) -> None:
+    source, windows = make(tmp_path / "model", Family("gemma4_text", GEMMA4 | NO)), calibration[:3, :32]
+    assert not source.not_walked
+    expected = logits(load(source), windows)
+    torch.testing.assert_close(torch.stack(list(BlockByBlock(source, windows, place=tmp_path))), expected[:, :-1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_kv_shared_layers": 2}, "the last 2 blocks of model read keys and values of blocks before them"),
+        ({"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 4096}, "each block of model reads an embedding of the text"),
+    ],
+)
+def test_blocks_that_read_more_than_hidden_states_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    source = make(tmp_path / "model", Family("gemma4_text", GEMMA4 | NO | options))
+    with pytest.raises(UserError, match=message):
+        fit(source, [parse("nf4")])
+    with pytest.raises(UserError, match=message):
+        Skeleton(source, "cpu")
+    assert held_whole(source)  # and so it is measured all the same
+
+
+def test_several_streams_in_place_of_a_hidden_state_are_refused(calibration: Tensor, tmp_path: Path) -> None:
+    source = make(tmp_path / "model", mixture("qwen4_exp_text", EXPERTS, head_dim=16))
+    with pytest.raises(UserError, match="numbers a token and not a hidden state of 64"):
+        quantize_model(source, [parse("gptq-w4g32")], calibration[:2, :32], tmp_path / "out")
