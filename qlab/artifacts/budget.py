@@ -1,7 +1,7 @@
 """What a walk will take, before it starts: memory and disk, and time (qlab.artifacts.duration), from the checkpoint's shapes alone.
 
 The peak is that of one block, whatever their number: its weights in FP32, H of each group of layers, and what the
-hungriest recipe needs beside them; of a mixture also the experts that are encoded already (qlab.artifacts.waiting). Factors were fitted
+hungriest recipe needs beside them; of a mixture also the experts that are encoded already (qlab.artifacts.block_shape). Factors were fitted
 to measured peaks; `make bench-quantize` and tests.bench.expert_memory print both.
 """
 
@@ -16,9 +16,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from qlab.artifacts.block_shape import Group, largest_block
+from qlab.artifacts.block_shape import Group, largest_block, waiting
 from qlab.artifacts.duration import duration, time_text
-from qlab.artifacts.waiting import waiting
 from qlab.formats.gguf.encoding import weights_at_once
 from qlab.methods.grid_search import REFIT_ROWS
 from qlab.methods.nf4 import CHUNK as NF4_BLOCKS

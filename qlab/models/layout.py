@@ -162,9 +162,8 @@ def layout_of(model: PreTrainedModel, name: str) -> Layout:
     output: Any = model.get_output_embeddings()
     embedded = f"{names[id(embedding)]}.weight"
     own_head = f"{names[id(output)]}.weight" if output is not None else embedded
-    head = (
-        embedded if output is None or output.weight is embedding.weight or getattr(model.config, "tie_word_embeddings", False) else own_head
-    )
+    # Where its configuration ties them and its class does not, or one within another says otherwise, what transformers made tells.
+    head = embedded if output is None or output.weight is embedding.weight else own_head
     backbone = blocks.rpartition(".")[0]
     children = [(child, type(module).__name__) for child, module in model.get_submodule(backbone).named_children()]
     place = [child for child, _ in children].index(blocks.rpartition(".")[2])

@@ -9,10 +9,9 @@ import pytest
 from torch import Tensor
 
 from qlab.artifacts.artifact import quantize_model
-from qlab.artifacts.block_shape import largest_block
+from qlab.artifacts.block_shape import largest_block, waiting
 from qlab.artifacts.budget import predict
 from qlab.artifacts.room import of_bits
-from qlab.artifacts.waiting import waiting
 from qlab.evaluate.damage import widest
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe, parse

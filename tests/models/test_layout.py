@@ -67,6 +67,22 @@ def test_a_model_that_reads_images_is_opened_whole(kind: str, architectures: lis
     assert class_of(AutoConfig.for_model(kind, architectures=architectures), kind) is expected
 
 
+def test_a_head_is_the_embedding_where_the_class_makes_it_so() -> None:
+    text = SIZES | {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0, "intermediate_size_mlp": 64, "num_local_experts": 2}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    for within, head in ((False, "language_model.lm_head.weight"), (True, "language_model.model.embed_tokens.weight")):
+        parts = {"text_config": text | {"tie_word_embeddings": within}, "vision_config": vision}
+        configuration = AutoConfig.for_model("llama4", tie_word_embeddings=True, **parts)
+        assert layout_of(empty_model(configuration, "llama4"), "llama4").head == head
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [

@@ -30,7 +30,6 @@ OTHERWISE = {
     ),
     "recurrent_gemma": Family("recurrent_gemma", {"head_dim": 16, "attention_window_size": 16, "lru_width": 64}),  # passes by place
     "opt": Family("opt", {"ffn_dim": 128, "word_embed_proj_dim": 64}),  # learned positions
-    "gpt_bigcode": Family("gpt_bigcode", {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_inner": 128, "n_positions": 128}),
 }
 GEMMA4 = {
     "head_dim": 16,

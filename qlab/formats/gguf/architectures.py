@@ -32,8 +32,8 @@ class Architecture:
     otherwise, empty where nothing. `partly`: whether it turns a part of each head where it is told to; `kinds`: whether attention of each
     kind has a rotary embedding of its own; `log_multiplier`: in what it counts YaRN's mscale_all_dim; `rope`: what the family's YaRN says
     and a file cannot. `forms`: of tensors that do not lie in the file as they are. `flags`: values that are true where the file has a
-    tensor. `read_as`: the type that a file is read as, where that is another one; `told_by`: a tensor or key by which a file of this type
-    is told from others of its architecture.
+    tensor. `dense`: forms that go before the others where the model has no experts. `read_as`: the type that a file is read as, where
+    that is another one; `told_by`: a tensor or key by which a file of this type is told from others of its architecture.
     """
 
     arch: gguf.MODEL_ARCH
@@ -49,6 +49,7 @@ class Architecture:
     log_multiplier: float = 0.0
     rope: Mapping[str, Any] = field(default_factory=dict)
     forms: tuple[Form, ...] = ()
+    dense: tuple[Form, ...] = ()
     flags: Mapping[str, str] = field(default_factory=dict)
     read_as: str = ""
     told_by: str = ""
@@ -149,7 +150,8 @@ ARCHITECTURES = {
     ),
     "granitemoehybrid": Architecture(
         ARCH.GRANITE_HYBRID, own={"num_experts": "num_local_experts"}, rows=(*GRANITE, SHARED_MLP, *to.MAMBA_ROWS),
-        computed=(to.mixers("linear_attention"), to.MAMBA), fixed={"mamba_proj_bias": False}, differs=variants.hybrid,
+        derived=variants.shared_alone, computed=(to.mixers("linear_attention"), to.MAMBA, Computed(lambda config: {}, variants.no_experts)),
+        fixed={"mamba_proj_bias": False}, differs=variants.hybrid, dense=forms.SHARED_ALONE,
         forms=(*forms.TURNED, forms.SHARED_GATE_UP, forms.CONVOLUTION, forms.STEP, *forms.COLUMNS),
         flags=BIAS | {"mamba_conv_bias": "blk.0.ssm_conv1d.bias"},
     ),

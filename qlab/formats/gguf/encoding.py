@@ -16,7 +16,7 @@ from qlab.formats.gguf.architectures import ARCHITECTURES, standard
 from qlab.formats.gguf.block_bytes import byte_tensor
 from qlab.formats.gguf.forms import SAME, Form
 from qlab.formats.gguf.metadata import architecture
-from qlab.formats.gguf.mix import Mix, tensor_type
+from qlab.formats.gguf.mix import Mix, expert_count, tensor_type
 from qlab.methods.kquants.blocks import encode
 from qlab.methods.kquants.kinds import KINDS
 from qlab.methods.settle import settle_blocks
@@ -159,7 +159,9 @@ def reading_inputs(name: str, shape: Sequence[int], config: dict[str, Any]) -> l
 
 def form_of(name: str, config: dict[str, Any]) -> Form:
     """How the tensor `name` lies in the file."""
-    return next((form for form in ARCHITECTURES[config["model_type"]].forms if form.matches(name)), SAME)
+    found = ARCHITECTURES[config["model_type"]]
+    forms = found.forms if expert_count(config) else (*found.dense, *found.forms)
+    return next((form for form in forms if form.matches(name)), SAME)
 
 
 def gguf_names(name: str, config: dict[str, Any]) -> list[str]:

@@ -118,6 +118,11 @@ SHARED_GATE_UP = Form(
     ("mlp.shared_expert.gate_proj.weight", "mlp.shared_expert.up_proj.weight"),
 )
 
+SHARED_ALONE = (  # without experts it is the MLP
+    Form(SHARED_GATE_UP.end, SHARED_GATE_UP.split, SHARED_GATE_UP.join, ("mlp.gate_proj.weight", "mlp.up_proj.weight")),
+    renamed(r"shared_mlp\.output_linear\.weight", "mlp.down_proj.weight"),
+)
+
 
 def unfolding(tensor: Tensor, config: Config) -> list[Tensor]:
     """DeepSeek's kv_b_proj [heads · (keys + values), latent] for each head: keys [latent, keys], values [values, latent]."""

@@ -241,8 +241,14 @@ GATED_DELTA_ROWS = (
     Row("linear_num_key_heads", SSM.GROUP_COUNT), Row("linear_num_value_heads", SSM.TIME_STEP_RANK),
 )  # fmt: skip
 MAMBA = Computed(
-    lambda config: {SSM.INNER_SIZE: config["mamba_n_heads"] * config["mamba_d_head"], ROPE.SCALING_FINETUNED: False},
-    lambda known: {"mamba_d_head": known.whole(SSM.INNER_SIZE) // known.whole(SSM.TIME_STEP_RANK)},
+    lambda config: {
+        SSM.INNER_SIZE: config["mamba_n_heads"] * config["mamba_d_head"],
+        ROPE.SCALING_FINETUNED: config.get("position_embedding_type") == "rope",  # llama.cpp's word for whether positions turn anything
+    },
+    lambda known: {
+        "mamba_d_head": known.whole(SSM.INNER_SIZE) // known.whole(SSM.TIME_STEP_RANK),
+        "position_embedding_type": "rope" if known.settings.get(known.full(ROPE.SCALING_FINETUNED), True) else None,
+    },
 )
 MAMBA_ROWS = (
     Row("mamba_d_conv", SSM.CONV_KERNEL), Row("mamba_d_state", SSM.STATE_SIZE), Row("mamba_n_groups", SSM.GROUP_COUNT),

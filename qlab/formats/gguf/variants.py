@@ -72,6 +72,17 @@ def hybrid(config: Config) -> str:
     return "some blocks are Mamba's there" if attending else ""
 
 
+def shared_alone(config: Config) -> Config:
+    """The width of Granite's MLP, which is that of its shared expert where it has no others."""
+    return {} if config["num_experts"] else {"intermediate_size": config["shared_intermediate_size"]}
+
+
+def no_experts(known: Known) -> Config:
+    """What Granite's configuration says where the file has no experts."""
+    mixture = any("_exps." in name for name in known.shapes)
+    return {} if mixture else {"num_experts": 0, "shared_intermediate_size": known.whole(LLM.FEED_FORWARD_LENGTH)}
+
+
 def falcon(config: Config) -> Config:
     new, one = config.get("new_decoder_architecture"), config.get("multi_query")
     return {"num_key_value_heads": config["num_kv_heads"] if new else 1 if one else config["num_attention_heads"]}

@@ -37,6 +37,10 @@ MORE = {  # what a family may have besides
     "exaone4, all": Family("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
     "deepseek_v3, YaRN": mixture("deepseek_v3", DEEP, LATENT, rope_parameters=STRETCHED),
     "falcon, one key": Family("falcon", {"bias": False}),
+    "granitemoehybrid, no experts": Family(
+        "granitemoehybrid", FAMILIES["granitemoehybrid"].options | {"num_local_experts": 0, "intermediate_size": 96}
+    ),
+    "granitemoehybrid, rotary": mixture("granitemoehybrid", FAMILIES["granitemoehybrid"].options, position_embedding_type="rope"),
     "gemma3_text, six": Family("gemma3_text", {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "num_hidden_layers": 6}),
 }
 
