@@ -1,5 +1,5 @@
-"""The matrices of a decoder block as the budget counts them: which layers read one input is told by their names, before anything is run; and
-what its encoded experts take while they wait, since those of a block are written together, when the last of them is done."""
+"""The matrices of a decoder block as the budget counts them: which layers read one input is told by their names, before anything is run;
+and what its encoded experts take while they wait, since those of a block are written together, when the last of them is done."""
 
 from __future__ import annotations
 
