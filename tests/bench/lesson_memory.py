@@ -20,6 +20,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from importlib import import_module
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -36,21 +38,17 @@ SHAPES = {
 PAUSE = 0.02  # seconds between two looks at the device
 END = re.compile(r"^## (Exercises|What was measured|Recap)", re.MULTILINE)  # what follows asks a reader
 UNASKED = re.compile(r"lesson\.artifact\(LlamaCpp\(\)\)")  # a library beside ours, which no list of recipes names
-SERVED = re.compile(r"\b(serving|serve_in_turn)\(")  # cells that start a runtime
+LEFT_OUT = re.compile(r"\b(serving|serve_in_turn)\(|row\.figures")  # cells that start a runtime, or show how fast one was
 
 
 def unshown() -> None:
     """Have nothing shown, and stand in for what shows a lesson to people where it is not installed."""
-    try:
-        import IPython.display
-
-        IPython.display.display = lambda *_, **__: MagicMock()  # type: ignore[assignment]
-    except ImportError:
-        sys.modules["IPython"], sys.modules["IPython.display"] = MagicMock(), MagicMock()
-    try:
-        import ipywidgets  # noqa: F401
-    except ImportError:
-        sys.modules["ipywidgets"] = MagicMock()
+    for name in ("IPython", "ipywidgets", "nbformat"):
+        if find_spec(name) is None:
+            sys.modules[name] = MagicMock()
+            sys.modules[f"{name}.display"] = sys.modules[f"{name}.v4"] = MagicMock()
+    display = import_module("IPython.display")
+    display.display = lambda *_, **__: MagicMock()  # type: ignore[attr-defined]
 
 
 def cells_of(lesson: str) -> Iterator[str]:
@@ -174,8 +172,8 @@ def run(lesson: str, values: dict[str, Any], watch: Watch, budget: float) -> tup
             if time.monotonic() - started > budget:
                 print(f"cell {number:2}: not run, {budget:.0f} s are over: {title}", flush=True)
                 continue
-            if SERVED.search(source):
-                print(f"cell {number:2}: left out: it starts a runtime", flush=True)
+            if LEFT_OUT.search(source):
+                print(f"cell {number:2}: left out, of runtimes: {title}", flush=True)
                 continue
             if UNASKED.search(source):
                 source = "\n".join(line for line in source.splitlines() if not UNASKED.search(line))
