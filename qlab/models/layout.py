@@ -103,7 +103,8 @@ def class_of(configuration: PreTrainedConfig, name: str) -> Any:
     ):
         if type(configuration) in known:
             kinds = known[type(configuration)]
-            found[automatic] = {kind.__name__ for kind in (kinds if isinstance(kinds, (list, tuple)) else (kinds,))}
+            each: Any = kinds if isinstance(kinds, (list, tuple)) else (kinds,)
+            found[automatic] = {kind.__name__ for kind in each}
     said = configuration.architectures
     named = {name for name in said if isinstance(name, str)} if isinstance(said, list) else set()
     if order := [*(automatic for automatic, kinds in found.items() if kinds & named), *found]:

@@ -51,12 +51,12 @@ class _Product(torch.autograd.Function):
     """A linear layer without gradients of its own, whose weight is made once more on the way back: kept, it would be FP32 until then."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, layer: nn.Linear) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, inputs: Tensor, layer: nn.Linear) -> Tensor:
         ctx.layer = layer
         return functional.linear(inputs, layer.weight, layer.bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ ctx.layer.weight, None
 
 
@@ -101,10 +101,11 @@ def rest(model: nn.Module, stored: Mapping[str, torch.dtype], device: str) -> No
     for module in model.modules():
         found: Any = module
         if can_rest(module) and (weight := resting.get(id(module._parameters["weight"]))) is not None:
-            found.__class__ = class_at_rest(type(module))
+            kind: Any = type(module)
+            found.__class__ = class_at_rest(kind)
             found._parameters["weight"], found.computes_on, found.instead = weight, torch.device(device), None
     model.tie_weights = already_tied  # type: ignore[assignment]
-    own = model._parameters
+    own: dict[str, Any] = model._parameters
     model._parameters = {MARK: nn.Parameter(torch.empty(0, device="meta"), requires_grad=False)} | own
 
 
@@ -174,11 +175,8 @@ def standing_in(layer: nn.Module, weight: Tensor) -> Iterator[None]:
 @contextmanager
 def set_aside(model: nn.Module) -> Iterator[None]:
     """Within the context, in which it cannot compute, a model at rest on a GPU lies in the machine's memory: others have its room."""
-    on_gpu = {
-        id(module._parameters["weight"]): module._parameters["weight"]
-        for module in model.modules()
-        if isinstance(module, Resting) and module._parameters["weight"].device.type == "cuda"
-    }
+    resting: list[Any] = [module._parameters["weight"] for module in model.modules() if isinstance(module, Resting)]
+    on_gpu = {id(found): found for found in resting if found.device.type == "cuda"}
     places = {number: found.device for number, found in on_gpu.items()}
     try:
         for found in on_gpu.values():
