@@ -29,7 +29,7 @@ SMALLER = {
     "evaluation_windows": 6, "evaluation_length": 256, "calibration_windows": 8, "calibration_length": 128,
     "generated_tokens": 4, "prompt_tokens": 32, "repetitions": 1, "rounds": 2, "answer_tokens": 8,
     "agreement_prompts": 10, "load_requests": 8, "load_users": 16, "task_documents": 10,
-    "training_steps": 4,
+    "training_steps": 4, "tuning_steps": 4,
 }  # fmt: skip
 
 
