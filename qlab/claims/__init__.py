@@ -49,9 +49,12 @@ def judge(results: Results, lesson: str | None = None) -> list[Verdict]:
             verdict, measured = test.decide(results)
             verdicts.append(Verdict(claim, verdict, measured, test.rule))
         except KeyError as missing:
-            why = Sentence("these records have no result {missing}; run the lesson that records it", missing=str(missing))
+            why = Sentence(
+                "these records have no result {missing}; run the lesson that records it, unless it left it out for this model",
+                missing=str(missing),
+            )
             if lesson:
-                text = "this lesson has no result {missing}; the report's first page judges it from all lessons together"
+                text = "this lesson has no result {missing}; the report's first page looks for it in all lessons"
                 why = Sentence(text, missing=str(missing))
             verdicts.append(Verdict(claim, OPEN, why, test.rule))
     return verdicts

@@ -43,7 +43,7 @@ def speed_of(name: str, word: str, device: str) -> Test:
             name=name, own=own["generation"], own_sd=own["generation_sd"], runtime=own["runtime"],
             other=original["generation"], other_sd=original["generation_sd"], beside=original["runtime"],
         )  # fmt: skip
-        if own["conditions"]["device"] != device:
+        if {speed["conditions"]["device"] for speed in (own, original)} != {device}:
             return UNTESTABLE, without(text, device)
         error = math.hypot(own["generation_sd"], original["generation_sd"])
         return beyond(own["generation"] - original["generation"], error), text
@@ -56,10 +56,10 @@ def speed_of(name: str, word: str, device: str) -> Test:
 
 
 def without(speeds: str, device: str) -> Sentence:
-    """What was measured, where the claim is of another device."""
+    """What was measured, where not both computed on the device that the claim is of."""
     if device == CPU:
-        return Sentence("{speeds}, which computed on a GPU; the claim is of a CPU", speeds=speeds)
-    return Sentence("{speeds}, which computed on its CPU; the claim is of a GPU", speeds=speeds)
+        return Sentence("{speeds}; not both computed on a CPU, which the claim is of", speeds=speeds)
+    return Sentence("{speeds}; not both computed on a GPU, which the claim is of", speeds=speeds)
 
 
 def fastest(results: Results, name: str) -> dict[str, Any]:

@@ -185,6 +185,8 @@ def qlora(results: Results) -> Decided:
     and against the same on other 4-bit formats, without which nothing can be called the best."""
     training = results["nf4/training"]
     four, full = training[QLORA], training[UNQUANTIZED]
+    if len(four["after"]) < 2:
+        return UNTESTABLE, "needs two evaluation windows or more: one has no standard error"
     others = {name: part["after"] for name, part in training.items() if name not in (QLORA, UNQUANTIZED)}
     (fall, error), (whole, _) = (paired_difference(part["before"], part["after"]) for part in (four, full))
     share = four["frozen_bytes"] / (2 * results["model"]["parameters"])

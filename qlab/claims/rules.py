@@ -40,14 +40,14 @@ def plain(holds: bool) -> str:
 
 def beyond(difference: float, error: float) -> str:
     """HOLDS where `difference` is positive beyond twice its error, FAILS where it is negative beyond that, else NOISE."""
-    if abs(difference) <= 2 * error:
+    if not abs(difference) > 2 * error:  # nor where there is no error to tell
         return NOISE
     return plain(difference > 0)
 
 
 def between(low: float, value: float, high: float, error: float) -> str:
     """Whether `value` lies within a range, NOISE where the range's nearer end is within twice the error of it."""
-    if min(abs(value - low), abs(value - high)) <= 2 * error:
+    if not min(abs(value - low), abs(value - high)) > 2 * error:
         return NOISE
     return plain(low < value < high)
 

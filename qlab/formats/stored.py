@@ -82,7 +82,8 @@ def format_of(quantization: dict[str, Any]) -> Format:
 def check_plain(name: str, shape: tuple[int, ...], dtype: str, quantization: dict[str, Any] | None) -> None:
     """Raise a UserError unless a tensor holds plain numbers, or is small enough or named so that it is no weight."""
     no_weight = not name.endswith((".weight", ".bias")) and (dtype == "BOOL" or (len(shape) < 2 and not dtype.startswith("F")))
-    if dtype in (*FLOATS, "I64") or BUFFER.fullmatch(name) or no_weight:
+    table = dtype == "I64" and not name.endswith(".weight")  # DeepSeek V4 looks experts up by tokens
+    if dtype in FLOATS or table or BUFFER.fullmatch(name) or no_weight:
         return
     method = quantization.get("quant_method") if quantization else None
     reason = f"the configuration's quantization_config ({method})" if quantization else "config.json, which has no quantization_config,"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qlab.plan.plan import CACHES, GB, USABLE, Shape, bits_of, cache_bytes, fit, read_bytes, splits, weight_bytes
+from qlab.plan.plan import CACHES, GB, STORED, USABLE, Shape, bits_of, cache_bytes, fit, read_bytes, splits, weight_bytes
 from qlab.support.errors import UserError
 from qlab.support.wording import counted, sized
 
@@ -99,7 +99,8 @@ def offload(
     on_devices = layers * layer + (head if layers else 0.0)
     on_cpu = (shape.layers - layers) * layer + (0.0 if layers else head)
     seconds = on_devices / device["bandwidth_gb_s"] + on_cpu / cpu["bandwidth_gb_s"]
-    twice = q4_k_bytes(shape) / GB * (shape.layers - layers) / shape.layers if format_name == "GGUF Q4_K_M" else 0.0
+    packed = {"GGUF Q4_K_M": q4_k_bytes(shape), STORED: shape.stored_q4_k}.get(format_name, 0.0)
+    twice = packed / GB * (shape.layers - layers) / shape.layers
     held = on_cpu + twice + (head if layers or not shape.tied else 0.0)  # with the input embedding, of which a step reads a row
     return Offload(layers, shape.layers, on_devices, held, twice, held <= USABLE * cpu["memory_gb"], sequences / seconds)
 

@@ -39,9 +39,11 @@ def counted_shape(config: dict[str, Any], name: str) -> Shape:
     text = configuration.get_text_config()
     blocks = [of_block(text, index) for index in range(layout.count)]
     sizes = [heads_of(block, layout.hidden, name) for block in blocks]
-    heads, kv_heads, head_size = sizes[0]
+    heads, _, head_size = sizes[0]
+    kv_heads = min(own[1] for own in sizes)  # what several devices can share of the block that has fewest
     linear = {weight.removesuffix(".weight"): shape for weight, shape in layout.linear.items()}
-    ends = sum(prod(layout.shapes[end]) for end in {layout.embedding, layout.head})
+    around = (key for key, shape in layout.shapes.items() if not layout.inside(key) and not layout.beside(key) and len(shape) == 2)
+    ends = sum(prod(layout.shapes[key]) for key in around)  # embedding and head; learned positions, embeddings of each block
     towers = sum(prod(shape) for key, shape in layout.shapes.items() if layout.beside(key))
     counted = Counted(
         tuple((layer, (shape[0], shape[1])) for layer, shape in linear.items()),

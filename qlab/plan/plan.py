@@ -83,7 +83,8 @@ class Counted:
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a decoder that decide its memory; where it is not a plain one, `counted` tells the rest. `cache_bits`: of a number in
-    its KV cache (CACHES). `stored`: where the model's files are here and quantized, what BITS has of other formats."""
+    its KV cache (CACHES). `stored`: where the model's files are here and quantized, what BITS has of other formats; `stored_q4_k`: bytes of
+    Q4_K among them."""
 
     layers: int
     hidden: int
@@ -96,6 +97,7 @@ class Shape:
     counted: Counted | None = None
     cache_bits: float = 16.0
     stored: tuple[float, float] | None = None
+    stored_q4_k: float = 0.0
 
     @property
     def block(self) -> dict[str, tuple[int, int]]:

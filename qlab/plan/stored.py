@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from qlab.formats.gguf.header import Tensor, read_header
 from qlab.formats.stored import describe
@@ -41,7 +42,18 @@ def as_stored(name: str, shape: Shape) -> tuple[Shape, str] | None:
     linear = 8 * sum(file.stat().st_size for file in files) - HALF * shape.embedding_parameters
     if linear <= 0:
         raise UserError(f"the weight files of {place.name} are smaller than its embedding: they are not whole, fetch them again")
-    return replace(shape, stored=(linear / shape.linear_parameters, HALF)), describe(quantization)
+    return replace(shape, stored=(linear / shape.linear_parameters, HALF)), called(quantization)
+
+
+def called(quantization: dict[str, Any]) -> str:
+    """What a format is called, also one that qlab does not read: its files are counted all the same."""
+    method = str(quantization.get("quant_method") or "an unnamed format")
+    if quantization.get("load_in_8bit"):
+        return f"{method} INT8"
+    try:
+        return describe(quantization)
+    except UserError:
+        return method
 
 
 def gguf_bits(tensors: dict[str, Tensor], shape: Shape) -> tuple[Shape, str] | None:
@@ -51,4 +63,6 @@ def gguf_bits(tensors: dict[str, Tensor], shape: Shape) -> tuple[Shape, str] | N
         return None
     ends = sum(tensor.bytes for name, tensor in tensors.items() if name in ENDS)
     rest = sum(tensor.bytes for tensor in tensors.values()) - ends
-    return replace(shape, stored=(8 * rest / shape.linear_parameters, 8 * ends / shape.embedding_parameters)), f"GGUF, {', '.join(kinds)}"
+    packed = sum(tensor.bytes for name, tensor in tensors.items() if tensor.kind == "Q4_K" and name not in ENDS)
+    stored = (8 * rest / shape.linear_parameters, 8 * ends / shape.embedding_parameters)
+    return replace(shape, stored=stored, stored_q4_k=packed), f"GGUF, {', '.join(kinds)}"

@@ -53,6 +53,9 @@ def test_a_speed_on_one_device_says_nothing_of_another() -> None:
     slow = {device: speeds((60.0, 2.0), device, "GGUF Q4_K_M") for device in ("cpu", "cuda")}
     assert verdict("speed-gguf", slow["cpu"]) == verdict("speed-gguf-on-gpu", slow["cuda"]) == FAILS
     assert verdict("speed-nf4", speeds((300.0, 20.0), "cpu")) == UNTESTABLE  # there its library unpacks at every call
+    mixed = speeds((300.0, 20.0), "cpu", "GGUF Q4_K_M")  # llama.cpp on the CPU beside the original on a GPU
+    mixed["benchmarks"][1] = speeds((300.0, 20.0), "cuda")["benchmarks"][1]
+    assert verdict("speed-gguf", mixed) == verdict("speed-gguf-on-gpu", mixed) == UNTESTABLE
     said = next(v.measured for v in judge(found["cpu"]) if v.claim["id"] == "speed-gguf-on-gpu")
     assert said.startswith("GGUF Q4_K_M generates 300.0 ± 20.0 tokens/s in a runtime, the original 156.0 ± 5.0 in a runtime")
 

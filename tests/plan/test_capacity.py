@@ -124,6 +124,34 @@ def test_what_is_quantized_already_is_planned_as_it_lies_there(
     assert as_stored(str(tiny.path), shape) is None
 
 
+def test_bits_of_what_is_stored_are_those_of_its_format(tiny: OpenedModel, calibration: Tensor, tmp_path: Path) -> None:
+    made = {
+        each.path.name: each.path for each in quantize_model(tiny, [parse("rtn-w4g64-ct"), parse("q4_k_m-plain")], calibration, tmp_path)
+    }
+    shape = find_shape(str(made["rtn-w4g64-ct"]))[1]
+    integers, file = (as_stored(str(path), shape) for path in made.values())
+    assert integers
+    assert integers[0].stored == (pytest.approx(4 + 16 / 64, rel=0.05), 16.0)
+    assert file
+    cpu = find_device("desktop-ddr5-5600", ("cpu",))
+    asked = (1024, 1, find_device("RTX 4090"), 0, cpu)
+    stored, named = offload(file[0], STORED, *asked), offload(shape, "GGUF Q4_K_M", *asked)
+    assert stored.twice > 0.5 * named.twice > 0  # llama.cpp holds Q4_K a second time, whatever the file is called
+
+
+def test_a_format_that_qlab_does_not_read_is_planned_by_its_files(tiny: OpenedModel, calibration: Tensor, tmp_path: Path) -> None:
+    (made,) = quantize_model(tiny, [parse("rtn-w4g64-ct")], calibration, tmp_path)
+    config = json.loads((made.path / "config.json").read_text())
+    for quantization, said in (
+        ({"quant_method": "hqq"}, "hqq"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes INT8"),
+    ):
+        (made.path / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+        found = as_stored(str(made.path), find_shape(str(made.path))[1])
+        assert found
+        assert found[1] == said
+
+
 def test_a_checkpoint_that_lacks_files_is_not_planned_as_stored(tiny: OpenedModel, calibration: Tensor, tmp_path: Path) -> None:
     (made,) = quantize_model(tiny, [parse("rtn-w4g64-ct")], calibration, tmp_path)
     shape, (file,) = find_shape(str(made.path))[1], made.path.glob("*.safetensors")

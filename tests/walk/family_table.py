@@ -120,7 +120,8 @@ def table(found: Found) -> list[str]:
         cells = [cell(found, test, what, name) for test, what in COLUMNS.values()]
         lines.append(f"| {title(name, family)} | {' | '.join(cells)} |")
     reasons = [f"- GGUF of {name} is refused: {reason}." for name, reason in REFUSED.items()]
-    return [*lines, "", *reasons, f"- GGUF is also held for {'; '.join(MORE)}."]
+    more = [f"{name} ({what})" for name, what in (each.split(", ", 1) for each in MORE)]
+    return [*lines, "", *reasons, f"- GGUF is also held for {', '.join(more)}."]
 
 
 def document() -> str:

@@ -56,6 +56,8 @@ def afterwards(found: Mapping[str, Mapping[str, Any]], parameters: int) -> list[
     held, half = found[QLORA]["frozen_bytes"], 2 * parameters
     text = "NF4 holds {held:.1f} MB of frozen weights, {share:.0%} of the {half:.1f} MB that they are in FP16"
     lines = [say(text, held=held / 1e6, half=half / 1e6, share=held / half)]
+    if len(found[QLORA]["after"]) < 2:
+        return lines  # one window has no error
     for name in (name for name in found if name not in (QLORA, UNQUANTIZED)):
         difference, error = paired_difference(found[QLORA]["after"], found[name]["after"])
         values = {"name": name, "difference": signed(difference, 4), "error": error}
