@@ -80,10 +80,10 @@ def waiting(recipe: WalkedRecipe, block: BlockShape, source: OpenedModel) -> flo
         return block.experts * gguf_expert_bytes(recipe, source)
     if isinstance(recipe, Mixed):
         # One that stays in half precision is not encoded: it lies in the block, which is counted.
-        widths = {recipe.width(name.rpartition(".")[0]) for name, _ in matrices(source)} - {HALF}
-        bits = max((with_scales(recipe, width) for width in widths), default=0.0)
+        ways = recipe.by_way(name.rpartition(".")[0] for name, _ in matrices(source))
+        bits = max((with_scales(way.bits, way.size) for way in ways if way.bits != HALF), default=0.0)
     elif isinstance(recipe, Integers):
-        bits = with_scales(recipe, recipe.bits)
+        bits = with_scales(recipe.bits, recipe.group_size)
     elif isinstance(recipe, FP8):
         bits = 8.0
     else:
@@ -92,9 +92,9 @@ def waiting(recipe: WalkedRecipe, block: BlockShape, source: OpenedModel) -> flo
     return bits / 8 * block.experts * sum(width * out for width, out in block.expert)
 
 
-def with_scales(recipe: Integers, width: int) -> float:
+def with_scales(width: int, group_size: int) -> float:
     """Bits of a weight with its share of a scale and a zero point."""
-    return width + ((16 + width) / recipe.group_size if recipe.group_size > 0 else 0.0)
+    return width + ((16 + width) / group_size if group_size > 0 else 0.0)
 
 
 def matrices(source: OpenedModel) -> Iterator[tuple[str, str]]:

@@ -74,7 +74,7 @@ def evaluate(
     from qlab.evaluate.arithmetic import FLOOR, caching, floor_of
     from qlab.evaluate.quality import measure_each
     from qlab.evaluate.store.results import Figure, quality_figures, score_figures
-    from qlab.evaluate.tasks import changed, check_tasks, run_tasks
+    from qlab.evaluate.tasks import Score, changed, check_tasks, run_tasks
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import check_length, found_device, left_out, locate
     from qlab.models.texts.builtin import fingerprint
@@ -136,12 +136,13 @@ def evaluate(
             if not as_json:
                 print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
         problem = None
+        scores, theirs = list[Score](), list[Score]()
         try:
             scores = run_tasks(cast(PreTrainedModel, model), tokenizer, wanted, limit, task_data, task_text) if wanted else []
             held = bool(wanted) and isinstance(judge, PreTrainedModel)  # a larger reference is never whole in memory for this alone
             theirs = run_tasks(cast(PreTrainedModel, judge), tokenizer, wanted, limit, task_data, task_text) if held else []
         except UserError as error:  # the hub's data, of which nothing is known before: what is measured is kept
-            scores, theirs, problem = [], [], error
+            problem = error
         figures += score_figures(scores, under, reading.conditions)
         originals = {(score.task, score.metric): score for score in theirs}
         found |= {"tasks": []} if wanted else {}

@@ -86,6 +86,7 @@ def kept(tensors: Iterator[Tensor], size: int, what: str, place: Path | None = N
     if size <= IN_MEMORY:
         return list(tensors)
     folder = place or Path(tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
     if lacking := too_little(SPARE * size, shutil.disk_usage(folder).free, "of disk", f"in {folder}"):
         raise UserError(
             f"no room for {what}: {lacking} ({SPARE} times their size must be free). Make room, or take fewer or shorter windows"

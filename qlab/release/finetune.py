@@ -106,6 +106,8 @@ def train(source: OpenedModel, windows: Tensor, training: Training, device: str 
             if not math.isfinite(losses[-1]):
                 raise UserError(f"the loss is not a number after {len(losses)} steps: a smaller --rate is wanted")
             count(f"loss {losses[-1]:.3f}", {})
+    if holding != WHOLE:
+        compute_once(base.get_submodule(source.layout.blocks))
     return model.eval(), losses
 
 
@@ -114,6 +116,12 @@ def compute_twice(blocks: nn.Module) -> None:
     activations in memory."""
     for block in blocks.children():
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compute_once(blocks: nn.Module) -> None:
+    """Undo compute_twice. A block that holds its own method would be in memory until Python looks for such rings."""
+    for block in blocks.children():
+        del block.forward
 
 
 def check_trainable(source: OpenedModel) -> None:

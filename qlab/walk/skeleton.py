@@ -26,6 +26,7 @@ from qlab.walk.block import Block
 from qlab.walk.state.activations import Activations
 
 BESIDE = 2  # things that blocks of transformers' classes return beside hidden states, at most
+PASSED_ON = object()  # stands for each of these: a block that is given one reads what another computed
 
 
 class Skeleton:
@@ -187,11 +188,15 @@ class Skeleton:
         found: list[Tensor] = []
 
         def note(hidden: Tensor, last: bool = False, **arguments: Any) -> Any:
+            if any(value is PASSED_ON for value in arguments.values()):
+                raise UserError(
+                    f"blocks of {self.name} read more of the block before than hidden states, and qlab passes these alone to a block"
+                )
             found.append(hidden)
             calls.append({name: value for name, value in arguments.items() if name not in ("past_key_values", "use_cache")})
             if last:
                 raise _Captured
-            return (hidden, *[None] * self._beside) if self._beside else hidden
+            return (hidden, *[PASSED_ON] * self._beside) if self._beside else hidden
 
         for index, block in enumerate(self.blocks):
             block.forward = _named(note, block, index + 1 == len(self.blocks))

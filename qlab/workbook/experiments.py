@@ -100,7 +100,7 @@ def calibration_curves(lesson: Lesson, ways: Mapping[str, Rounding], counts: Ite
                 if known != weights:
                     kl = measure_quality(model, lesson.evaluation, lesson.expected).kl or 0.0
             before[way], found[way][count] = (weights, kl), kl
-        del seen  # before the next statistics are made
+        del seen, change  # before the next statistics are made
     return found
 
 

@@ -63,6 +63,6 @@ def resting_bytes(source: OpenedModel) -> float:
 
 
 def in_half(source: OpenedModel, name: str) -> bool:
-    """Whether a tensor is stored in half precision, or will be once a model that was rounded before has become a plain copy."""
-    checkpoint = source.checkpoint
-    return source.on_paper or checkpoint.quantized or checkpoint.dtype_of(name) in HALF
+    """Whether a tensor is stored in half precision. What is decoded from fewer bits is FP32, and so is what is counted of a checkpoint that
+    was rounded before, though a lesson may find half of that in the plain copy that it makes."""
+    return source.on_paper or source.checkpoint.dtype_of(name) in HALF

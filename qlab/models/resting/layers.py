@@ -38,8 +38,11 @@ class Resting:
         stored = self._parameters["weight"]
         found = self.widened(stored.data)
         if self.instead is not None:
-            with torch.no_grad():
-                found = self.instead(found).to(self.computes_on, torch.float32)
+            try:
+                with torch.no_grad():
+                    found = self.instead(found).to(self.computes_on, torch.float32)
+            except AttributeError as error:  # PyTorch would take it for this property's own, and give what is stored
+                raise RuntimeError(str(error)) from error
         return nn.Parameter(found, requires_grad=stored.requires_grad)
 
     def widened(self, stored: Tensor) -> Tensor:
@@ -72,7 +75,8 @@ class RestingEmbedding(nn.Embedding):
     """The rows of an embedding at rest."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Tokens int64 [...] → [..., width]; only the rows that occur become FP32."""
+        """Tokens int64 [...] → [..., width]. Only the rows that occur become FP32, unless the class asks for its `weight`, as Gemma's do, which
+        want its dtype."""
         layer: Any = self
         stored = layer._parameters["weight"].data
         used, numbered = torch.unique(input, return_inverse=True)

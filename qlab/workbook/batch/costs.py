@@ -63,7 +63,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Layout, int, int], float], ...]] = {
     "03_gptq": (work.by_block, work.observing, work.rounding),
     "04_gguf": (work.by_block, work.observing, work.settling),
     "05_nf4": (work.by_block, work.observing, work.training),
-    "06_deployment": (work.predicting,),
+    "06_deployment": (work.changing,),
     "07_benchmarks": (work.by_block, work.changing),
 }
 
@@ -107,7 +107,9 @@ def cost_of(lesson: str, source: OpenedModel, parameters: Mapping[str, Any], hol
         rests = resting_bytes(source)  # in the machine's memory, on a GPU too: while another process has the GPU, it lies there
         memory = PROCESSES + rests + (0.0 if on_gpu else held)
         held += SINGLE * rows * width if holding == IN_MEMORY_AT_REST else rests
-        passing += 2 * statistics  # two of them are there at a time
+        passing += 2 * statistics + SINGLE * min(1.0, BLOCKS / layout.count) * linear  # two of them at a time, and changed weights
+        if lesson == "05_nf4" and (not on_gpu or holding == IN_MEMORY_AT_REST):
+            memory += SINGLE * every  # what is trained lies beside it, GPTQ's weights decoded
     disk = cost.stored * linear + HALF * cost.artifacts * (every - linear)
     return Taken(memory, disk, passing, slower * seconds, CONTEXT + held if on_gpu else 0.0)
 

@@ -16,8 +16,9 @@ from qlab.walk.statistics import Statistics
 class OneOfMany(Statistics):
     """A layer's statistics whose H is read anew, onto the device, each time it is asked for."""
 
-    def __init__(self, read: Callable[[], Tensor], absolute_sum: Tensor, tokens: int) -> None:
-        self.read, self.absolute_sum, self.tokens, self.mixes, self.first = read, absolute_sum, tokens, False, []
+    def __init__(self, read: Callable[[], Tensor], absolute_sum: Tensor, largest: Tensor, tokens: int) -> None:
+        self.read, self.absolute_sum, self.largest, self.tokens = read, absolute_sum, largest, tokens
+        self.mixes, self.first = False, []
 
     @property
     def hessian(self) -> Tensor:  # type: ignore[override]
@@ -36,14 +37,14 @@ class KeptStatistics(Mapping[str, Statistics]):
             UserError: the disk below `place` has no room for them.
         """
         self._layers = {name: layer for layers in blocks.values() for name, layer in layers.items()}
-        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._sums: dict[str, tuple[Tensor, Tensor, int]] = {}
 
         def made() -> Iterator[Tensor]:
             for block, layers in blocks.items():
                 found, _ = collect_beside(model, dict(layers), {}, windows, model.get_submodule(block))
                 for name in layers:
                     seen = found.pop(name)
-                    self._sums[name] = seen.absolute_sum, seen.tokens
+                    self._sums[name] = seen.absolute_sum, seen.largest, seen.tokens
                     yield seen.hessian
                     del seen
 
