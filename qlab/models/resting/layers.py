@@ -75,8 +75,8 @@ class RestingEmbedding(nn.Embedding):
     """The rows of an embedding at rest."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Tokens int64 [...] → [..., width]. Only the rows that occur become FP32, unless the class asks for its `weight`, as Gemma's do, which
-        want its dtype."""
+        """Tokens int64 [...] → [..., width]. Only the rows that occur become FP32, unless the class asks for its `weight`, as Gemma's do to
+        learn its dtype."""
         layer: Any = self
         stored = layer._parameters["weight"].data
         used, numbered = torch.unique(input, return_inverse=True)
