@@ -51,6 +51,13 @@ def test_many_lie_in_a_file(original: PreTrainedModel, tmp_path: Path, monkeypat
     assert not list(tmp_path.iterdir()), "the file goes with the object"
 
 
+def test_the_folder_that_they_go_to_is_made(original: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "IN_MEMORY", 0)
+    place = tmp_path / "not" / "there"
+    assert isinstance(kept_logits(original, [torch.ones(1, 8, dtype=torch.int64)], place), Filed)
+    assert place.is_dir()
+
+
 def test_a_small_disk_is_told(original: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "IN_MEMORY", 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10_000))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qlab.artifacts.artifact import fit, quantize_model
 from qlab.models.loading import load
+from qlab.models.opening import OpenedModel
 from qlab.recipes import parse
 from qlab.support.errors import UserError
 from qlab.walk.by_block import BlockByBlock, held_whole
@@ -83,3 +84,18 @@ def test_several_streams_in_place_of_a_hidden_state_are_refused(calibration: Ten
     source = make(tmp_path / "model", mixture("qwen4_exp_text", EXPERTS, head_dim=16))
     with pytest.raises(UserError, match="numbers a token and not a hidden state of 64"):
         quantize_model(source, [parse("gptq-w4g32")], calibration[:2, :32], tmp_path / "out")
+
+
+def test_blocks_that_read_what_the_block_before_computed_are_refused(tiny: OpenedModel) -> None:
+    """As Zaya's, whose routers read those of the block before. Its class takes apart what a block returns, and hands it on."""
+    skeleton = Skeleton(tiny, "cpu")
+    backbone = skeleton.model.get_submodule(skeleton.layout.backbone)
+
+    def handing_on(input_ids: Tensor, **_: Any) -> None:
+        hidden, router = backbone.get_input_embeddings()(input_ids), None
+        for block in backbone.layers:
+            hidden, router = block(hidden, router=router)
+
+    backbone.forward = handing_on
+    with pytest.raises(UserError, match="blocks of tiny read more of the block before than hidden states"):
+        skeleton.learn_arguments([8])
