@@ -186,7 +186,7 @@ def qlora(results: Results) -> Decided:
     training = results["nf4/training"]
     four, full = training[QLORA], training[UNQUANTIZED]
     if len(four["after"]) < 2:
-        return UNTESTABLE, Sentence("needs two evaluation windows or more: one has no standard error")
+        return UNTESTABLE, Sentence("needs two calibration windows or more: one has no standard error")
     others = {name: part["after"] for name, part in training.items() if name not in (QLORA, UNQUANTIZED)}
     (fall, error), (whole, _) = (paired_difference(part["before"], part["after"]) for part in (four, full))
     share = four["frozen_bytes"] / (2 * results["model"]["parameters"])
