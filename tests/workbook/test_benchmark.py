@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,7 +60,7 @@ def test_speeds_are_of_the_lesson_s_device(monkeypatch: pytest.MonkeyPatch) -> N
         return []
 
     monkeypatch.setattr("qlab.workbook.benchmark.measure_in_turns", measure)
-    assert benchmark(SimpleNamespace(device="cpu"), {}, [], Protocol(prompt_tokens=7)) == []  # type: ignore[arg-type]
+    assert benchmark(SimpleNamespace(device="cpu", aside=nullcontext), {}, [], Protocol(prompt_tokens=7)) == []  # type: ignore[arg-type]
     assert seen == [("cpu", 7)]
 
 
