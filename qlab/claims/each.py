@@ -12,7 +12,6 @@ from qlab.support.wording import Sentence, joined, plural, signed
 
 SHAPE = SHAPES[SEVENTY]
 LARGE = 10  # times the median channel: what AWQ's "large activations" are read as
-LEAST = 0.01  # of an error: what removes less than that is no gain
 QLORA, UNQUANTIZED = "NF4 (QLoRA)", "unquantized (control)"  # names in the record of trainings
 
 
@@ -58,7 +57,7 @@ def top_percent(results: Results) -> Decided:
     text = Sentence(
         "error removed at 3 bits: {top:.1%} by the top 1 %, {random:.1%} by random channels", top=1 - top / base, random=1 - random / base
     )
-    return plain(base - top > max(LEAST * base, 2 * (base - random))), text
+    return plain(base - top > max(MARGIN * base, 2 * (base - random))), text
 
 
 def scale_search(results: Results) -> Decided:
@@ -68,7 +67,7 @@ def scale_search(results: Results) -> Decided:
         "scales alone, each layer's own, at 4 bits: the search removes {mean:.1%} of RTN's output error in the mean, {largest:.1%} in "
         "{layer}"
     )
-    return plain(gain["mean"] > LEAST), Sentence(text, mean=gain["mean"], largest=gain["largest"], layer=gain["layer"])
+    return plain(gain["mean"] > MARGIN), Sentence(text, mean=gain["mean"], largest=gain["largest"], layer=gain["layer"])
 
 
 def bits_of_q4_k_m(_: Results) -> Decided:
@@ -177,7 +176,7 @@ def channel_aware(results: Results) -> Decided:
     """Scales by the channels' own activations against those of shuffled channels."""
     own, shuffled = results["awq/gain"]["mean"], results["awq/gain"]["shuffled"]
     text = "scales alone, at 4 bits: the search removes {own:.1%} of RTN's error, {shuffled:.1%} with the channels shuffled (control)"
-    return plain(own > max(LEAST, 2 * shuffled)), Sentence(text, own=own, shuffled=shuffled)
+    return plain(own > max(MARGIN, 2 * shuffled)), Sentence(text, own=own, shuffled=shuffled)
 
 
 def qlora(results: Results) -> Decided:

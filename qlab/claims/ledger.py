@@ -155,7 +155,7 @@ TESTS: dict[str, Test] = {
     "nf4-for-finetuning": Test(
         "read as: on the same windows, before training and after, its loss falls by more than twice the error and at least 0.9 times as "
         "far as unquantized; the frozen weights take fewer bytes than in FP16; and the loss afterwards is below that on every other 4-bit "
-        "format trained, by more than twice the error",
+        "format trained, by more than twice the error (GPTQ was calibrated on the same text)",
         qlora,
     ),
     "faq-requantize-new-version": Test("by KL to the new version, paired; within noise below twice the standard error", quantize_again),

@@ -22,6 +22,7 @@ Decided = tuple[str, str]
 """A verdict and the measured figure."""
 SEVENTY = "Llama-3.1-70B"
 ABOUT = 0.1  # the guide's sizes are rounded: what "about" means, everywhere
+MARGIN = 0.01  # of an error: what is nearer than that is not called less, and what removes less is no gain
 ABOUT_RULE = f"the guide's rounded sizes are read as ± {ABOUT:.0%}"
 
 
@@ -142,9 +143,6 @@ def faster(quicker: str, slower: str, factor: float = 1.25) -> Test:
         return verdict, Sentence(text, first=first, second=second, quicker=names[0], slower=names[1])
 
     return Test(f"each was timed once: a difference of less than {factor - 1:.0%} is noise", decide)
-
-
-MARGIN = 0.01  # of an error: what is nearer than that is not called less
 
 
 def below(record: str, better: str, other: str, variant: str) -> Test:

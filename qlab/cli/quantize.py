@@ -71,7 +71,7 @@ def quantize(
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
     from qlab.artifacts.room import budget_from
-    from qlab.evaluate.damage import TYPES, choose_types, choose_widths, choosing_bytes, types_in, widest
+    from qlab.evaluate.damage import TYPES, choose_types, choose_widths, choosing_bytes, offered_types, types_in, widest
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import already_rounded, check_length, found_device, found_devices, left_out, locate
     from qlab.models.texts.mixture import check_texts
@@ -123,7 +123,9 @@ def quantize(
     limit = budget.parse_bytes(max_memory) if max_memory is not None else None
     choosing = choosing_bytes(source, min(windows, JUDGED_WINDOWS), length) if asked else 0.0
     counted = [each.recipe for each in fitted]
-    if asked and not typed:
+    if isinstance(counted[0], GGUF) and bits is not None:
+        offered_types(source, counted[0], bits, kinds)  # whether they fit is known before the work
+    elif asked:
         counted = [widest(source, check_mixable(counted[0]), asked, offered, exceptions, sizes)]
     plan = budget.predict(source, counted, (windows, length), limit, device, 1 + len(beside), choosing)
     print(plan.text())

@@ -230,7 +230,38 @@ def choose_types(
     searched without importance for this.
 
     Raises:
-        UserError: as damage_of and least_damage, or no tensor has a type to choose.
+        UserError: as damage_of and offered_types.
+    """
+    groups, sizes, room = offered_types(source, recipe, bits, offered)
+    weights = sum(math.prod(layers_of(source.layout)[name]) for target in sizes for name in groups[target])
+
+    def rounding(weight: Tensor, each: Type) -> Tensor:
+        return encode(weight.float(), each.kind).dequantize()
+
+    model = load(source, torch.float32, device, apart=True)
+    damage = damage_of(
+        model, {target: groups[target] for target in sizes}, {target: list(each) for target, each in sizes.items()}, windows, rounding
+    )
+    choices = {target: Choice(size, damage[target]) for target, size in sizes.items()}
+    chosen = least_damage(choices, room)
+    said = [f"{size_of(choices, chosen) / weights:.3f} bits a weight of the {len(chosen)} tensors whose types are chosen:"]
+    for each in sorted(set(chosen.values())):
+        names = [target for target, found in chosen.items() if found == each]
+        said.append(f"  {each.kind}: {len(names)} tensors ({first_and_number(names)})")
+    beside = controls(choices, room, weights, ("one type", "types at random"))
+    said.append(f"predicted KL, the sum over tensors encoded alone: {damage_in_all(choices, chosen):.5f} nats a token; {beside}")
+    types = tuple((f"^{re.escape(target)}$", each.kind) for target, each in chosen.items())
+    return replace(recipe, tensor_types=recipe.tensor_types + types, budget=f"{bits:g}"), said
+
+
+def offered_types(
+    source: OpenedModel, recipe: GGUF, bits: float, offered: Sequence[Type]
+) -> tuple[dict[str, list[str]], dict[str, dict[Type, float]], float]:
+    """The layers that each of the file's tensors is made of, the bits that a tensor takes in each type that it may have, and the bits that
+    there are for all.
+
+    Raises:
+        UserError: no tensor has a type to choose, or even the smallest types take more.
     """
     groups, layers = dict[str, list[str]](), layers_of(source.layout)
     for name in layers:
@@ -242,24 +273,9 @@ def choose_types(
     if not counts:
         raise UserError(f"{recipe.name}: no tensor of this model has a type to choose among {', '.join(each.kind for each in offered)}")
     sizes = {target: {each: each.bits * count for each in tried[target]} for target, count in counts.items()}
-    weights, room = sum(counts.values()), bits * sum(counts.values())
-    check_room({target: Choice(size, {}) for target, size in sizes.items()}, room)  # before the work
-
-    def rounding(weight: Tensor, each: Type) -> Tensor:
-        return encode(weight.float(), each.kind).dequantize()
-
-    model = load(source, torch.float32, device, apart=True)
-    damage = damage_of(model, {target: groups[target] for target in sizes}, tried, windows, rounding)
-    choices = {target: Choice(size, damage[target]) for target, size in sizes.items()}
-    chosen = least_damage(choices, room)
-    said = [f"{size_of(choices, chosen) / weights:.3f} bits a weight of the {len(chosen)} tensors whose types are chosen:"]
-    for each in sorted(set(chosen.values())):
-        names = [target for target, found in chosen.items() if found == each]
-        said.append(f"  {each.kind}: {len(names)} tensors ({first_and_number(names)})")
-    beside = controls(choices, room, weights, ("one type", "types at random"))
-    said.append(f"predicted KL, the sum over tensors encoded alone: {damage_in_all(choices, chosen):.5f} nats a token; {beside}")
-    types = tuple((f"^{re.escape(target)}$", each.kind) for target, each in chosen.items())
-    return replace(recipe, tensor_types=recipe.tensor_types + types, budget=f"{bits:g}"), said
+    room = bits * sum(counts.values())
+    check_room({target: Choice(size, {}) for target, size in sizes.items()}, room)
+    return groups, sizes, room
 
 
 def widths_asked(groups: Mapping[str, Sequence[str]], asked: Mapping[str, int]) -> dict[str, int]:

@@ -23,7 +23,7 @@ from qlab.models.opening import OpenedModel
 from qlab.support.disk.scratch import Scratch
 from qlab.support.processes.process import trim_heap
 from qlab.support.progress import progress
-from qlab.walk.skeleton import Skeleton, fill
+from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations
 
 Windows = Tensor | Sequence[Tensor]
@@ -89,9 +89,7 @@ class BlockByBlock(Sequence[Tensor]):
             layers = (name.removesuffix(".weight") for name in source.checkpoint.quantized_names())
             round_inputs(model, quantization, layers, source.name, source.checkpoint.input_scale)
         apart = (layout.embedding, layout.head, *(f"{tower}." for tower in layout.towers))
-        for name in self._skeleton.rest():
-            if not name.startswith(apart):
-                fill(model, name, source.checkpoint.read(name).to(device, torch.float32))
+        self._skeleton.fill_outside(name for name in self._skeleton.rest() if not name.startswith(apart))
         with rounding(model):
             self._hidden = self._through_blocks(source.name, single, counts)
         embedding: Any = model.get_input_embeddings()  # what it makes of a token is not wanted any more

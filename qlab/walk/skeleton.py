@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -44,7 +44,7 @@ class Skeleton:
         self.name, self.checkpoint, self.layout, self.device = source.name, source.checkpoint, source.layout, device
         self._reader, self._ahead = ThreadPoolExecutor(1, "qlab-reader"), dict[int, Future[dict[str, Tensor]]]()
         self._arguments: dict[int, list[dict[str, Any]]] = {}
-        self._around_filled = False
+        self._filled = set[str]()  # tensors outside the blocks
         self._beside = 0  # what the model's class takes from its blocks beside hidden states
         self.model = empty_model(source.configuration, source.name)
         separate_experts(self.model)
@@ -162,13 +162,17 @@ class Skeleton:
 
     def _fill_around(self) -> None:
         """Give what is small around the blocks its weights: learned positions (OPT), a norm of the embedding (BLOOM)."""
-        if self._around_filled:
-            return
-        self._around_filled, layout = True, self.layout
+        layout = self.layout
         towers = [name for name in layout.towers if not isinstance(self.model.get_submodule(name), nn.Linear)]
         apart = (layout.embedding, layout.head, *(f"{tower}." for tower in towers))
-        for name in layout.rest:
-            if name.startswith(f"{layout.backbone}.".lstrip(".")) and not name.startswith(apart):
+        within = (name for name in layout.rest if name.startswith(f"{layout.backbone}.".lstrip(".")))
+        self.fill_outside(name for name in within if not name.startswith(apart))
+
+    def fill_outside(self, names: Iterable[str]) -> None:
+        """Give tensors outside the blocks their weights, in FP32; each is read once."""
+        for name in names:
+            if name not in self._filled:
+                self._filled.add(name)
                 fill(self.model, name, self.checkpoint.read(name).to(self.device, torch.float32))
 
     def _capture(self, window: Tensor, calls: list[dict[str, Any]]) -> Tensor:

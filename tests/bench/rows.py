@@ -138,6 +138,7 @@ def subject_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--windows", type=int, default=40, help="of the held-out text")
     parser.add_argument("--length", type=int, default=512, help="tokens a window, of both texts")
+    parser.add_argument("--calibration-length", type=int, help="tokens a calibration window, where it is another")
     parser.add_argument("--text", default="python-reference", help="held-out text to judge by")
     parser.add_argument("--calibration", default="docstrings")
     parser.add_argument("--calibration-windows", type=int, default=64)
@@ -161,7 +162,8 @@ def opened(options: argparse.Namespace, work: Path) -> tuple[Table, PreTrainedMo
         print(already_rounded(source))
         source = plain_copy(source, work / "plain" / source.name.rpartition("/")[2])
     tokenizer = load_tokenizer(source)
-    calibration = read_windows(options.calibration, tokenizer, options.length, options.calibration_windows).windows
+    length = options.calibration_length or options.length
+    calibration = read_windows(options.calibration, tokenizer, length, options.calibration_windows).windows
     held_out = read_windows(options.text, tokenizer, options.length, options.windows).windows
     original = load(source, torch.float32, device)
     tasks = [name for name in options.tasks.split(",") if name]
@@ -171,7 +173,7 @@ def opened(options: argparse.Namespace, work: Path) -> tuple[Table, PreTrainedMo
     )  # fmt: skip
     print(
         f"{source.name} on {torch.cuda.get_device_name() if device.startswith('cuda') else device}: {len(calibration)} calibration windows "
-        f"and {len(held_out)} held-out ones of {options.length} tokens, read in {time.perf_counter() - started:.0f} s\n{HEADER}",
+        f"of {length} tokens and {len(held_out)} held-out ones of {options.length}; {time.perf_counter() - started:.0f} s\n{HEADER}",
         flush=True,
     )
     table = Table(subject)

@@ -126,6 +126,7 @@ def test_the_command(tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFi
         (["--recipe", "q4_k_m", "--size", "4MB"], "a budget of a GGUF file is --bits"),
         (["--recipe", "q4_k_m", "--bits", "4.5", "--widths", "3,4"], "a budget of a GGUF file is --bits"),
         (["--recipe", "q4_k_m", "--bits", "4.5", "--types", "Q7"], "is no quantized type"),
+        (["--recipe", "q4_k_m", "--bits", "3", "--types", "Q4_K", "--dry-run"], "the smallest widths take"),
         (["--recipe", "rtn-w4g64-ct", "--bits", "4.5", "--size", "4MB"], "give one of them"),
         (["--recipe", "rtn-w4g64-ct", "--size", "4.5 parsec"], "is no size"),
         (["--recipe", "rtn-w4g64-ct", "--fit", "RTX 40900"], "no device"),
