@@ -45,7 +45,7 @@ def unshown() -> None:
     """Have nothing shown, and stand in for what shows a lesson to people where it is not installed."""
     for name in ("IPython", "ipywidgets", "nbformat"):
         if find_spec(name) is None:
-            sys.modules[name] = MagicMock()
+            sys.modules[name] = MagicMock(version_info=(9, 0))  # what Matplotlib asks of IPython
             sys.modules[f"{name}.display"] = sys.modules[f"{name}.v4"] = MagicMock()
     display = import_module("IPython.display")
     display.display = lambda *_, **__: MagicMock()  # type: ignore[attr-defined]
@@ -134,7 +134,7 @@ def in_a_room(device: str, room: float) -> Iterator[None]:
 
     if torch.device(device).type == "cuda":
         whole = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.set_per_process_memory_fraction(min(1.0, room / whole), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, room / whole), torch.device(device).index or 0)
     with ExitStack() as stack:
         stack.enter_context(patch.object(choosing, "free_on", free))
         stack.enter_context(patch.object(Lesson, "able", lambda self, recipes: allowed(self, ours(recipes))))
