@@ -278,7 +278,7 @@ def _child(
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     try:
         with closing(generator(*arguments)) as values, suppress(StopIteration):
             wanted, value = True, next(values)
@@ -299,7 +299,7 @@ def _child(
     os._exit(0)  # a Python that has loaded PyTorch takes a second to tear itself down
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Wait for the end of the process that asked for this one, which on Linux is not the one that it is a copy of."""
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
+from typing import Any
 
 from qlab.support.disk.scratch import Scratch
 
 PRELOADED = ("torch", "transformers", "transformers.modeling_utils")  # no GPU is touched by their import, which a copy could not use then
 LONGEST = 88  # bytes of the name of a folder for sockets, whose own names end it; the system allows 107 in all
+
+_sharing = False
 
 
 def starting() -> ForkServerContext | SpawnContext:
@@ -23,11 +26,14 @@ def starting() -> ForkServerContext | SpawnContext:
     the seconds that these imports take. That process is started here, with the first of them, and ends with this one.
 
     A copy has this process's environment as it is now, but what the libraries read when they are imported, such as OMP_NUM_THREADS, they
-    read before. A copy's own processes are started anew, and so are all elsewhere: a Mac's libraries do not bear to be copied.
+    read before. A copy's own processes are started anew, unless it has called `share`, and so are all elsewhere: a Mac's libraries do not
+    bear to be copied.
 
     Raises:
         OSError: no process or no temporary folder can be made.
     """
+    if _sharing:
+        return multiprocessing.get_context("forkserver")
     if sys.platform != "linux" or multiprocessing.parent_process() is not None or len(os.fsencode(folder := sockets())) > LONGEST:
         return multiprocessing.get_context("spawn")
     multiprocessing.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
@@ -36,6 +42,23 @@ def starting() -> ForkServerContext | SpawnContext:
     with interruptions_held():  # while it imports; afterwards it ignores them
         forkserver.ensure_running()
     return context
+
+
+def copied_from_one(context: ForkServerContext | SpawnContext) -> bool:
+    """Whether a process that is started so is a copy."""
+    return isinstance(context, ForkServerContext)
+
+
+def share() -> None:
+    """From here on, have this copy's own processes be copies of the same process. They end with this one, as its children would; but they
+    are none of its children, and whoever ends this one cannot wait for them.
+
+    multiprocessing says that a child uses its parent's process again, and has its address; but it starts another, since it has no number.
+    """
+    global _sharing
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server.ensure_running = lambda: None
+    _sharing = True
 
 
 def sockets() -> str:

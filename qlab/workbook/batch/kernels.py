@@ -18,6 +18,7 @@ from traitlets.config import Config
 
 from qlab.support.disk.scratch import Scratch, sweep
 from qlab.support.processes.process import peak_bytes
+from qlab.workbook.batch.copied import CopiedKernel
 
 LONGEST = 70  # characters of a folder for kernels' sockets; they are named by 33 more, and 107 are allowed
 LAST = 5  # lines of what a kernel printed that are shown where it died
@@ -38,6 +39,8 @@ class LoggedKernel(AsyncKernelManager):
         Raises:
             OSError: the file, or a process, cannot be made.
         """
+        if self.provisioner is None:
+            self.provisioner = CopiedKernel(kernel_id=self.kernel_id or "", kernel_spec=self.kernel_spec, parent=self)
         with kernel_log().open("wb") as log:
             await self._async_start_kernel(**arguments, stdout=log, stderr=log)
         LoggedKernel.number = getattr(self.provisioner, "pid", None)

@@ -5,30 +5,83 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from qlab import ROOT
+from qlab.workbook.batch import copied as copying
 from qlab.workbook.batch.kernels import no_interruption
 from qlab.workbook.batch.runner import FAILED, run_lessons
 from tests.workbook.batch.test_runner import lessons  # noqa: F401  (a fixture)
 
 
+@pytest.mark.parametrize("copied", [True, False])
 def test_a_kernel_that_does_not_start_is_told_with_what_it_printed(
+    copied: bool,
     lessons: dict[str, dict[str, Any]],  # noqa: F811
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PYTHONHOME", str(tmp_path))
+    profile = tmp_path / "ipython" / "profile_default"
+    profile.mkdir(parents=True)
+    (profile / "ipython_kernel_config.py").write_text("import os\nprint('out of luck', flush=True)\nos._exit(3)\n")
+    monkeypatch.setenv("IPYTHONDIR", str(profile.parent))
+    if not copied:
+        monkeypatch.setattr(copying, "LAUNCHER", ["another's"])
     (found,) = run_lessons({"01_fine": lessons["01_fine"]}, tmp_path / "out", False, lambda *_: None)
     assert found.state == FAILED
     assert "Its kernel printed last: " in found.error
-    assert "ModuleNotFoundError" in found.error
-    assert "ModuleNotFoundError" not in "".join(capfd.readouterr())
+    assert "out of luck" in found.error
+    assert "out of luck" not in "".join(capfd.readouterr())
+
+
+def test_a_lesson_s_kernel_and_the_processes_it_starts_are_copies_of_one_and_go_with_whoever_started_it(tmp_path: Path) -> None:
+    """Whoever started it is killed outright in the middle of the lesson."""
+    program = """
+import sys
+import nbformat
+from nbformat.v4 import new_code_cell, new_notebook
+import papermill
+import qlab.workbook.batch.kernels
+source = (
+    "from qlab.support.processes.process import run_isolated\\n"
+    "from tests.workbook.batch.telling import waits\\n"
+    "run_isolated(waits, sys.argv[1])"
+)
+notebook = new_notebook(cells=[new_code_cell("import sys; sys.argv = ['', %r]" % sys.argv[1]), new_code_cell(source)])
+notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+nbformat.write(notebook, sys.argv[1] + "/lesson.ipynb")
+papermill.execute_notebook(sys.argv[1] + "/lesson.ipynb", None, {}, engine_name="qlab", progress_bar=False)
+"""
+    started = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        told = tmp_path / "told"
+        assert waited(told.exists, 120)
+        copied, kernel, child = (psutil.Process(int(number)) for number in told.read_text().split())
+        assert child.ppid() == kernel.ppid() == copied.pid
+        assert copied.ppid() == started.pid
+    finally:
+        started.kill()
+        started.wait()
+    assert waited(lambda: not any(process.is_running() for process in (copied, kernel, child)), 60)
+
+
+def waited(true: Callable[[], bool], seconds: float) -> bool:
+    """Whether it comes true within so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not true():
+        time.sleep(0.1)
+    return true()
 
 
 INTERRUPTIONS = [KeyboardInterrupt(), CellExecutionError("a cell", "KeyboardInterrupt", ""), DeadKernelError("Kernel died")]

@@ -1,0 +1,97 @@
+"""Kernels as copies of the process that has imported the libraries: a lesson does not import them again, nor do the processes it starts."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.provisioning import LocalProvisioner
+
+from qlab.support.processes.process import die_with_parent, without_main
+from qlab.support.processes.starting import copied_from_one, share, starting
+
+LAUNCHER = ["-m", "ipykernel_launcher"]  # of the command that starts Python's kernel
+
+
+class CopiedKernel(LocalProvisioner):
+    """Starts Python's own kernel as a copy where processes can be copied, and any other kernel, or elsewhere, as Jupyter does."""
+
+    async def launch_kernel(self, cmd: list[str], **arguments: Any) -> Mapping[str, Any]:
+        """Start the kernel of the command `cmd`. Of `arguments` these count: `env`, `cwd`, and the file `stdout` that it prints to.
+
+        Raises:
+            OSError: no process or no temporary folder can be made.
+            RuntimeError: the process that it should be a copy of has ended.
+        """
+        ours = cmd[0] == sys.executable and cmd[1:3] == LAUNCHER
+        if not ours or not copied_from_one(context := starting()):
+            return await super().launch_kernel(cmd, **arguments)
+        folder = os.fspath(arguments.get("cwd") or Path.cwd())
+        told = (cmd[3:], dict(arguments.get("env") or os.environ), folder, arguments["stdout"].name)
+        process = context.Process(target=run_kernel, args=told, daemon=True)
+        try:
+            with without_main():
+                process.start()
+        except EOFError as error:  # the process that it should be a copy of was killed
+            raise RuntimeError("the process that the kernel should be a copy of has ended") from error
+        self.process = Started(process)
+        self.pid = self.pgid = process.pid  # it leads a group of its own
+        return self.connection_info
+
+
+class Started:
+    """A process of multiprocessing, as Jupyter asks for one of subprocess."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process, self.pid = process, process.pid
+
+    def poll(self) -> int | None:
+        """Its exit code, -N where signal N ended it; None where it runs."""
+        return self._process.exitcode
+
+    def wait(self) -> int | None:
+        """Its exit code once it has ended."""
+        self._process.join()
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.pid is not None and self._process.is_alive():
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def run_kernel(arguments: list[str], variables: Mapping[str, str], folder: str, log: str) -> None:
+    """Be a kernel, in a session of its own, until it is told to end or whoever started it is gone."""
+    os.setsid()
+    os.environ.clear()  # the copied process has those of its own start
+    os.environ.update(variables)
+    os.chdir(folder)
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    # A daemon, so that the parent's end ends it; but it has processes of its own, which a daemon of multiprocessing's may not.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    share()
+    sys.argv = ["ipykernel_launcher", *arguments]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # which the copied process has blocked
+    from ipykernel.kernelapp import launch_new_instance
+
+    launch_new_instance(argv=arguments)
+    atexit._run_exitfuncs()  # multiprocessing lets a copy end without them; temporary folders go by them
+    os._exit(0)
