@@ -17,7 +17,7 @@ from qlab.models.resting.work import EXPERIMENTS
 WHOLE, ON_DEVICE, IN_MEMORY = "whole", "at rest on the device", "at rest in memory"
 COPIES = 4.0  # of a model in FP32 that an experiment may hold beside others: changed, judged, trained with its gradients
 HALF = (torch.float16, torch.bfloat16)
-SPARE = 1.3  # of a GPU PyTorch holds more than its tensors take: 1.1 to 1.3 GB more beside experiments of 4.3 to 4.5 GB, on an H200
+SPARE = 1.3  # a margin: all processes held 1.1 to 2.6 GB more of an H200 than tensors took, what PyTorch keeps and what others have
 LENGTH, TOKENS = 512, 1024  # of a window that is predicted, and that are trained on at a time, where nobody says
 
 

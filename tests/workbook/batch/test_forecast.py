@@ -197,7 +197,8 @@ def test_an_8b_model_s_lessons_fit_a_card_of_24_gb(copy: Path) -> None:
         assert cost_of(lesson, source, chosen, IN_MEMORY, on_gpu=True).gpu < 12e9
 
 
-# Bytes of an H200 that a lesson's process held at its peak, of eight blocks in a room of 24 GB (tests.bench.lesson_memory).
+# Bytes of an H200 that a lesson's process held at its peak, of eight blocks in a room of 24 GB (tests.bench.lesson_memory), by which the
+# factors were corrected. Of lesson 3 the cells from 12 on were not run, of lesson 5 the trainings behind GPTQ's; GPTQ takes less since.
 ON_A_GPU = {"01_principles": 10.51e9, "03_gptq": 9.93e9, "05_nf4": 12.72e9}
 
 
