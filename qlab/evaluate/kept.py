@@ -23,7 +23,7 @@ IN_MEMORY = 512 << 20  # bytes
 Predictor = nn.Module | Sequence[Tensor]
 """A model, or its next_token_logits for each of the windows at hand (kept_logits, qlab.walk.by_block)."""
 
-SPARE = 2  # times the file's size must be free on the disk
+SPARE = 1.1  # times the file's size must be free on the disk: it is written once, and a little is left to others
 
 
 class Filed(Sequence[Tensor]):

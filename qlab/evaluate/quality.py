@@ -97,6 +97,8 @@ def measure_each(
                 )
             seen = by_position(logits, window[0, 1:].to(logits.device), None if expected is None else expected.to(logits.device))
             own.append({name: values.cpu() for name, values in seen.items()})
+            del logits  # before the next ones are made
+        del expected
     return [summarized(own) for own in found]
 
 

@@ -105,6 +105,7 @@ def ask_instead(judge: Any, predicting: Predicting) -> None:
             windows = [window for window, _ in some]
             predictor = predicting(windows)
             found += [likelihood(logits_of(predictor, index, window), end) for index, (window, end) in enumerate(some)]
+            del predictor  # before the next one is made
         return found
 
     def refused(*_: Any, **__: Any) -> None:

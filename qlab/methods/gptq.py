@@ -204,7 +204,9 @@ def inverse_factor(hessian: Tensor, places: Tensor, damping: float, trust: float
         matrix, failed = torch.linalg.cholesky_ex(damp(shrink(matrix, trust), raised))
         if failed or not torch.isfinite(matrix.diagonal()).all():
             continue
-        matrix = inverted(matrix).flip(0, 1).contiguous()
+        matrix = inverted(matrix)
+        matrix = matrix.flip(0, 1)  # a step at a time: each is a matrix of its own, and the one before is free again
+        matrix = matrix.contiguous()
         if torch.isfinite(matrix).all():
             return matrix, "" if attempt == 0 else f"damping raised to {raised:g}"
     return None, f"RTN instead of GPTQ: the Hessian cannot be factored even with damping {raised:g}"

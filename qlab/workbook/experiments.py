@@ -182,7 +182,7 @@ def obq_codes(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, bits
     step of elimination (GPTQ's paper, equations 2 and 3). `hessian` with its damping; float64.
     """
     work, inverse = weight.double().clone(), torch.linalg.inv(hessian.double())
-    codes = torch.empty(weight.shape, dtype=torch.uint8)
+    codes = torch.empty_like(weight, dtype=torch.uint8)
     for j in range(weight.shape[1]):
         code = round_to_grid(work[:, j, None].float(), scale, zero, bits)[:, 0]
         codes[:, j] = code.to(torch.uint8)

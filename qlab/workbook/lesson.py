@@ -134,7 +134,7 @@ class Lesson:
         """Quality of a model or artifact against the original; recorded as `quality/name`. An artifact's is kept for other lessons, and a
         large one is never whole in memory."""
         if isinstance(model, Artifact):
-            quality = self._kept(model.path, model.manifest, lambda: self._measured(name, self.predictor(model)))
+            quality = self._kept(model.path, model.manifest, lambda: self._artifact_measured(name, model))
         else:
             quality = self._measured(name, model)
         record(f"quality/{name}", quality.as_dict())
@@ -154,6 +154,10 @@ class Lesson:
         if artifact is None:
             return self.reference
         return predictor(artifact.source, self.evaluation if windows is None else windows, self.device, Path(self.work))[0]
+
+    def _artifact_measured(self, name: str, artifact: Artifact) -> Quality:
+        self.expected  # noqa: B018 - the original's logits first: its output head in FP32 would be on the device beside the artifact's
+        return self._measured(name, self.predictor(artifact))
 
     def _measured(self, name: str, model: Predictor) -> Quality:
         return measure_quality(model, self.evaluation, self.expected, label=name)

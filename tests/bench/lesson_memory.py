@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from qlab import ROOT
     from qlab.models.opening import locate
     from qlab.models.resting import choosing
-    from qlab.workbook.batch.costs import cost_of
+    from qlab.workbook.batch.costs import CONTEXT, cost_of
     from tests.bench.made_up import make_checkpoint
 
     shape = SHAPES[options.shape] | ({"layers": options.blocks} if options.blocks else {})
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stack.enter_context(untimed())
         source = locate(str(model))
         holding = choosing.held_on(source, options.device)
-        predicted = cost_of(lesson, source, values, holding, on_gpu)
+        predicted = cost_of(lesson, source, values, holding, on_gpu, choosing.free_on(options.device) + CONTEXT * on_gpu)
         card = torch.cuda.get_device_name(options.device) if on_gpu else "CPU"
         print(f"{lesson}, {options.shape} shape, {shape['layers']} blocks, {source.layout.weights / 1e9:.2f} G weights, {card}")
         print(f"{holding}: {choosing.resting_bytes(source) / 1e9:.2f} GB; {watch.before / 1e9:.2f} GB before any tensor", flush=True)

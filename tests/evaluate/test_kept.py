@@ -61,8 +61,21 @@ def test_the_folder_that_they_go_to_is_made(original: PreTrainedModel, tmp_path:
 def test_a_small_disk_is_told(original: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "IN_MEMORY", 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10_000))
-    said = r"no room for the reference's predictions for 3 windows: 1\.80 MB of disk are needed and 10\.0 KB free in .*2 times their size"
+    said = (
+        r"no room for the reference's predictions for 3 windows: 0\.99 MB of disk are needed and 10\.0 KB free in .*1\.1 times their size"
+    )
     with pytest.raises(UserError, match=said) as caught:
         kept_logits(original, WINDOWS, tmp_path)
     assert LACKING in str(caught.value), "a sweep tries it again on another machine"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_takes_its_size_of_the_disk_and_little_more(
+    original: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "IN_MEMORY", 1000)
+    size = 4 * 4096 * sum(window.numel() for window in WINDOWS)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1.2 * size))
+    found = kept_logits(original, WINDOWS, tmp_path)
+    assert isinstance(found, Filed)
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < size

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,3 +127,25 @@ def test_who_is_sure_is_the_reference() -> None:
     assert found["sure"].tolist() == [1.0, 0.0]
     torch.testing.assert_close(found["surest"], reference.softmax(-1).max(-1).values)
     assert found["top1"].tolist() == [1.0, 0.0]
+
+
+class Logits(Sequence[torch.Tensor]):
+    """Logits that are made when they are asked for, and must be forgotten then."""
+
+    def __init__(self) -> None:
+        self.made = list[Any]()
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> torch.Tensor:  # type: ignore[override]
+        assert not [found for found in self.made if found() is not None]
+        logits = torch.randn(47, 4096)
+        self.made.append(weakref.ref(logits))
+        return logits
+
+
+def test_a_window_s_logits_are_forgotten_before_the_next_one_s_are_made(windows: torch.Tensor) -> None:
+    model, reference = Logits(), Logits()
+    assert measure_quality(model, windows, reference).kl
+    assert len(model.made) == len(reference.made) == 5

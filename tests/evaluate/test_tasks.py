@@ -6,10 +6,12 @@ import bz2
 import csv
 import json
 import re
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -228,3 +230,22 @@ def test_reading_a_local_task_is_reported_to_nobody(tiny: OpenedModel, monkeypat
 
     assert run_tasks(load(tiny), load_tokenizer(tiny), ["heldout-cloze"], 4, None, python_reference()[:60000])
     assert asked == []
+
+
+class Predicted(list[Tensor]):
+    """What is predicted of some windows."""
+
+
+def test_what_predicts_some_texts_is_gone_before_the_next_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[Any]()
+
+    def predicting(windows: Any) -> Any:
+        assert not [found for found in made if found() is not None], "its output head is gigabytes"
+        found = Predicted(torch.zeros(window.shape[1] - 1, 8) for window in windows)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(tasks, "TOKENS", 1)
+    judge = SimpleNamespace(max_length=8)
+    tasks.ask_instead(judge, predicting)
+    assert len(judge._loglikelihood_tokens([(None, [1, 2], [0]), (None, [1], [2])])) == len(made) == 2

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 
+from qlab.methods import gptq as module
 from qlab.methods.awq import output_error
 from qlab.methods.gptq import gptq, inverse_factor
 from qlab.methods.rtn import rtn
@@ -84,3 +88,23 @@ def test_the_factor_is_that_of_the_inverse(tokens: int) -> None:
     assert note == ""
     assert factor is not None
     assert torch.allclose(factor.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_no_matrix_that_is_done_with_is_held_while_h_is_factored(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, contiguous = list[Any](), torch.Tensor.contiguous
+
+    def in_place(lower: torch.Tensor) -> torch.Tensor:  # as where kernels run
+        given.append(weakref.ref(lower))
+        return lower.copy_(torch.linalg.inv(lower))
+
+    def copied(found: torch.Tensor) -> torch.Tensor:
+        assert given[0]() is None, "the matrix before"
+        return contiguous(found)
+
+    expected, _ = inverse_factor(torch.eye(8) + 1, torch.arange(8), 0.01)
+    monkeypatch.setattr(module, "inverted", in_place)
+    monkeypatch.setattr(torch.Tensor, "contiguous", copied)
+    found, _ = inverse_factor(torch.eye(8) + 1, torch.arange(8), 0.01)
+    assert len(given) == 1
+    assert found is not None
+    torch.testing.assert_close(found, expected)

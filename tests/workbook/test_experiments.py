@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from qlab.evaluate.quality import measure_quality
 from qlab.methods.gptq import gptq
@@ -56,3 +57,8 @@ def test_codes_of_a_layer_alone_are_those_of_a_walk_unless_the_blocks_before_wer
     other = lesson.statistics()[name.replace(".1.", ".0.")]  # the same kind of layer, of the block before
     assert name != name.replace(".1.", ".0.")
     assert experiments.same_codes(layer, other, walks[0], stored[0]) < 0.99 * of
+
+
+def test_obq_s_codes_lie_where_the_weights_do() -> None:
+    weight, hessian, grid = (torch.empty(size, device="meta") for size in ((4, 8), (8, 8), (4,)))  # not the CPU
+    assert experiments.obq_codes(weight, hessian, grid, grid, 4).device == weight.device

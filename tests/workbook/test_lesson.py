@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,3 +88,15 @@ def test_an_artifact_that_is_large_is_judged_block_by_block(lesson: Lesson, monk
     monkeypatch.setattr(by_block, "LARGE", 0)
     monkeypatch.setattr(by_block, "load_and_rest", None)
     assert lesson.evaluate("rtn", artifact) == whole
+
+
+def test_the_original_has_predicted_before_an_artifact_s_head_is_read(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, read = list[bool](), lessons.predictor
+
+    def noted(*given: Any) -> Any:
+        known.append("expected" in vars(lesson))
+        return read(*given)
+
+    monkeypatch.setattr(lessons, "predictor", noted)
+    lesson.evaluate("rtn", lesson.artifact(parse("rtn-w4g32")))
+    assert known == [True]

@@ -25,7 +25,7 @@ def by_block(layout: Layout, length: int, _: int = 0) -> float:
 
 
 def changing(layout: Layout, length: int, _: int = 0) -> float:
-    """A layer rounded to nearest each time that it computes, and predicting; the weights of a block are held beside."""
+    """A layer rounded to nearest each time that it computes, and predicting; the weights of a block, for a figure, are held beside."""
     return block(layout) + max(6 * largest(layout), predicting(layout, length), by_block(layout, length))
 
 
@@ -35,9 +35,10 @@ def observing(layout: Layout, *_: int) -> float:
 
 
 def rounding(layout: Layout, *_: int) -> float:
-    """The largest layer rounded by GPTQ, its weight in FP32 and H included (as qlab.artifacts.budget counts it)."""
+    """The largest layer rounded by GPTQ, its weight in FP32 and H included: three more matrices of H's size while it is factored, or a
+    second H and six copies of the weight as codes are settled."""
     return max(
-        4.0 * width * out + 4.0 * width**2 + max(19.0 * width**2, 4.0 * width**2 + 24.0 * width * out)
+        4.0 * width * out + 4.0 * width**2 + max(12.0 * width**2, 4.0 * width**2 + 24.0 * width * out)
         for out, width in layout.linear.values()
     )
 
@@ -48,17 +49,17 @@ def settling(layout: Layout, *_: int) -> float:
 
 
 def training(layout: Layout, _: int, tokens: int) -> float:
-    """Adapters with what Adam keeps, what each block was given, and the larger of a block's activations and the head with its logits and
-    their gradients."""
+    """Adapters with what Adam keeps, what each block was given, and the larger of a block's activations, the head with its logits or on the
+    way back their gradients, and the loss, for which no head is held."""
     sides = float(sum(out + width for out, width in layout.linear.values()))
     logits = logits_of(layout, tokens)
-    once = max(head(layout) + 2 * logits, 4 * logits, 8.0 * tokens * sides / layout.count + largest(layout))
+    once = max(head(layout) + logits, 4 * logits, 8.0 * tokens * sides / layout.count + largest(layout))
     return OF_A_FACTOR * RANK * sides + 4.0 * tokens * layout.count * layout.hidden + once
 
 
 def comparing(logits: float) -> float:
-    """Logits, those that they are held against, and six products of a part of them."""
-    return 2 * logits + 6 * min(4.0 * PART, logits)
+    """Logits, those that they are held against, and five products of a part of them (qlab.evaluate.quality.by_position)."""
+    return 2 * logits + 5 * min(4.0 * PART, logits)
 
 
 def logits_of(layout: Layout, length: int) -> float:

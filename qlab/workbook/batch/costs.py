@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Any
 
 from qlab.artifacts.duration import speeds
 from qlab.evaluate.kept import IN_MEMORY
 from qlab.models.layout import Layout
 from qlab.models.opening import OpenedModel
-from qlab.models.resting import work
-from qlab.models.resting.choosing import IN_MEMORY as IN_MEMORY_AT_REST
-from qlab.models.resting.choosing import WHOLE, resting_bytes
+from qlab.models.resting import choosing, work
+from qlab.models.resting.choosing import WHOLE, Sizes, resting_bytes, sizes_of
 from qlab.plan.counted import read_by_a_token
 from qlab.support.errors import UserError
 from qlab.workbook.lesson import BLOCKS, default_windows
@@ -28,7 +27,7 @@ EVALUATION = 1.36e-11  # seconds of a weight and a token, where a matrix product
 PRODUCT = 1.5e-11
 PROCESSES = 1.3e9  # bytes of the command and of a kernel that have loaded all libraries, before any model
 HALF, SINGLE = 2.0, 4.0  # bytes of a weight in half precision and in FP32
-CONTEXT = 0.6e9  # bytes of a GPU's memory that a process takes before any tensor
+CONTEXT = 0.65e9  # bytes of a GPU's memory that a process takes before any tensor; so measured on an H200
 BATCH = 4  # windows that lesson 5 trains on at a time (qlab.release.finetune.Training)
 
 
@@ -80,8 +79,11 @@ class Taken:
     gpu: float = 0.0
 
 
-def cost_of(lesson: str, source: OpenedModel, parameters: Mapping[str, Any], holding: str = WHOLE, on_gpu: bool = False) -> Taken:
+def cost_of(
+    lesson: str, source: OpenedModel, parameters: Mapping[str, Any], holding: str = WHOLE, on_gpu: bool = False, room: float = inf
+) -> Taken:  # fmt: skip
     """What a lesson takes with these parameters, as the cell of a lesson has them, with the model held so (qlab.models.resting.choosing).
+    `room`: bytes of a GPU that are free before the lesson.
 
     Raises:
         UserError: a lesson that is none of qlab's.
@@ -103,13 +105,19 @@ def cost_of(lesson: str, source: OpenedModel, parameters: Mapping[str, Any], hol
         held = SINGLE * cost.copies * every + statistics + kept
         memory = PROCESSES + held
     else:
-        held = beside_rest(lesson, source, parameters) + kept
+        held = beside_rest(lesson, source, parameters)
+        held += 0.0 if on_gpu and passing else kept  # what a file has comes into the machine's memory
         rests = resting_bytes(source)  # in the machine's memory, on a GPU too: while another process has the GPU, it lies there
         memory = PROCESSES + rests + (0.0 if on_gpu else held)
-        held += SINGLE * rows * width if holding == IN_MEMORY_AT_REST else rests
+        held += SINGLE * rows * width if holding == choosing.IN_MEMORY else rests
         passing += 2 * statistics + SINGLE * min(1.0, BLOCKS / layout.count) * linear  # two of them at a time, and changed weights
-        if lesson == "05_nf4" and (not on_gpu or holding == IN_MEMORY_AT_REST):
-            memory += SINGLE * every  # what is trained lies beside it, GPTQ's weights decoded
+        if lesson == "05_nf4":  # what is trained lies beside it, GPTQ's weights decoded
+            decoded = SINGLE * linear + HALF * (every - linear)
+            of_gptq = choosing.held(Sizes(SINGLE * every, decoded, sizes_of(source).work), room - CONTEXT, on_gpu)
+            if not on_gpu or choosing.IN_MEMORY in (holding, of_gptq):
+                memory += SINGLE * every
+            else:
+                held = max(held, decoded + work.training(layout, 0, BATCH * parameters["calibration_length"]))
     disk = cost.stored * linear + HALF * cost.artifacts * (every - linear)
     return Taken(memory, disk, passing, slower * seconds, CONTEXT + held if on_gpu else 0.0)
 

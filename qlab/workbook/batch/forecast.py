@@ -83,10 +83,13 @@ def forecast(lessons: Sequence[str], model: str, given: Mapping[str, str]) -> Fo
     holding = held(sizes, room, on_gpu)
     expected = [
         Expected(
-            lesson, about(NOTEBOOKS / f"{lesson}.ipynb").title, cost_of(lesson, source, chosen, holding, on_gpu), unfit(lesson, source)
+            lesson,
+            about(NOTEBOOKS / f"{lesson}.ipynb").title,
+            cost_of(lesson, source, chosen, holding, on_gpu, room),
+            unfit(lesson, source),
         )
         for lesson, chosen in values.items()
-    ]  # fmt: skip
+    ]
     run = [each.taken for each in expected if not each.left_out]
     every = source.layout.weights
     fetched = still_to_fetch(model) if source.on_paper and is_hub_id(model) else 0

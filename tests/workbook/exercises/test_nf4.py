@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from qlab.methods.nf4 import normal_levels
 from qlab.workbook.exercises.nf4 import WRITTEN, relative_error
 from qlab.workbook.exercises.trial import Unwritten, fault_of
+from qlab.workbook.reader.about import NOTEBOOKS
 
 
 def by_lists(weights: Any, levels: Any) -> list[float]:
@@ -69,3 +72,10 @@ def test_the_answer_on_a_model_is_what_a_right_function_finds() -> None:
     back = torch.stack([torch.as_tensor(rounded(block, normal_levels())) for block in weight[:64].reshape(-1, 64)]).view(64, 96)
     error = 100 * float((back - weight[:64]).square().sum() / weight[:64].square().sum())
     assert relative_error(weight) == pytest.approx(error, rel=1e-3)
+
+
+def test_levels_lie_where_the_lesson_s_weights_do() -> None:
+    (cell,) = (cell.source for cell in nbformat.read(NOTEBOOKS / "05_nf4.ipynb", as_version=4).cells if "normal_levels()" in cell.source)
+    names: dict[str, Any] = {"layers": {"any": nn.Linear(64, 128, device="meta")}, "normal_levels": normal_levels}
+    exec(compile(cell, "05_nf4", "exec"), names)
+    assert names["levels"].device == names["weight"].device == torch.device("meta")
