@@ -121,8 +121,8 @@ def flips(quality: Mapping[str, Quality]) -> str:
     for name, found in quality.items():
         shares = [share for share in found.flips_by_confidence or [] if share is not None]
         if shares:
-            parts.append(say("{first:.1%} and {last:.1%} at {name}", first=shares[0], last=shares[-1], name=name))
-    return say("Another likeliest token where the original is least sure, and where it is surest: {parts}", parts="; ".join(parts))
+            parts.append(say("{name} ({first:.1%}, {last:.1%})", first=shares[0], last=shares[-1], name=name))
+    return say("Another likeliest token where the original is least sure, and where it is surest: {parts}", parts=enumerated(parts))
 
 
 def said(chat: Sequence[Mapping[str, Any]]) -> str:

@@ -160,7 +160,7 @@ def test_what_the_original_is_sure_of() -> None:
     assert said == "Where the original is surest, KL is smaller than where it is least sure at int4 (25%), and larger at int2 (300%)"
     assert titles.parted({"int4": falls}, SURE).endswith("KL is smaller than where it is least sure: int4 (25%)")
     assert titles.parted({"int2": rises}, SURE).endswith("KL is no smaller than where it is least sure: int2 (300%)")
-    assert titles.flips({"int4": falls, "int2": rises}).endswith(": 30.0% and 0.0% at int4; 90.0% and 70.0% at int2")
+    assert titles.flips({"int4": falls, "int2": rises}).endswith(": int4 (30.0%, 0.0%) and int2 (90.0%, 70.0%)")
     assert titles.parted({"int4": parts([1.0] * 4, [1.0, None, None, None], [0.1, None, None, None])}, SURE) == "All tokens lie in one part"
 
 
