@@ -15,7 +15,7 @@ from qlab.evaluate.quality import Quality, paired_difference
 from qlab.evaluate.rounds import ABSENT, Protocol, measure_in_turns
 from qlab.evaluate.runtime import RuntimeFigures
 from qlab.evaluate.store.results import Figure, Subject, quality_figures, runtime_figures, score_figures
-from qlab.evaluate.tasks import Score, run_tasks
+from qlab.evaluate.tasks import Score, changed, run_tasks
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
 from qlab.peers.recipes import AutoAWQ, AutoGPTQ, BitsAndBytes
@@ -194,7 +194,8 @@ def results_table(measured: Sequence[Row], floor: Mapping[str, Quality]) -> dict
 
     Lists keep their order where a notebook file sorts a dictionary's names.
     """
-    tasks = [f"{score.task} {score.metric}" for score in measured[0].scores] if measured else []
+    tasks = [column for score in measured[0].scores for column in score_columns(score)] if measured else []
+    originals = {(score.task, score.metric): score for row in measured if row.name == ORIGINAL for score in row.scores}
     columns = [
         "format", "run by", "MB on disk", "MB predicted", "MB in memory", "MB predicted at the peak", "MB at the peak", "perplexity",
         *DISTANCE, *tasks, "prompt tok/s", "generation tok/s", "% of ceiling",
@@ -210,7 +211,7 @@ def results_table(measured: Sequence[Row], floor: Mapping[str, Quality]) -> dict
             elsewhere[row.problem] = None
             continue
         quality = [f"{row.quality.perplexity:.2f}", *(["0", "0"] if row.name == ORIGINAL else distance_cells(row.quality))]
-        quality += [f"{100 * score.value:.1f} ± {100 * score.stderr:.1f} %" for score in row.scores]
+        quality += [cell for score in row.scores for cell in score_cells(score, originals.get((score.task, score.metric)))]
         if row.figures:
             memory, speed = row.figures.memory, row.figures.speed
             held = [memory.predicted, memory.loaded, memory.predicted_peak, max(memory.prompting, memory.generating)]
@@ -228,6 +229,26 @@ def results_table(measured: Sequence[Row], floor: Mapping[str, Quality]) -> dict
         "rows": rows,
         "notes": [*NOTES, *(Sentence("no ({number}): {reason}", number=number, reason=why) for why, number in reasons.items()), *elsewhere],
     }
+
+
+def score_columns(score: Score) -> list[str]:
+    """The names of what `score_cells` gives."""
+    name = f"{score.task} {score.metric}"
+    return [name, Sentence("{task}: other answers", task=score.task)] if score.answers else [name]
+
+
+def score_cells(score: Score, original: Score | None) -> list[str]:
+    """A score, and where the task is one of choices the share of its documents on which the original chooses another answer."""
+    cells = [share_cell(score.value, score.stderr)]
+    if score.answers:
+        other = changed(score, original) if original else None
+        cells.append(share_cell(*other) if other else "—")
+    return cells
+
+
+def share_cell(share: float, error: float) -> str:
+    """A share and its error in %."""
+    return f"{100 * share:.1f} ± {100 * error:.1f} %"
 
 
 def distance_cells(quality: Quality) -> list[str]:

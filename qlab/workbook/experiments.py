@@ -119,10 +119,13 @@ def weight_hashes(made: Artifact) -> dict[str, str]:
 
 
 def eight_bits(lesson: Lesson) -> dict[str, Quality]:
-    """INT8, measured: of weights alone, of weights and activations, and of both once SmoothQuant has divided the largest activation
-    channels, which the weights then carry. Weights have a scale a row, activations a scale a token; each row differs from the one before
-    in one thing."""
-    names = {"weights": "rtn-w8grow-sym", "weights and activations": "rtn-w8a8", "the same, migrated": "smooth-rtn-w8a8"}
+    """INT8, measured: of weights alone; of weights and activations; of both once SmoothQuant has divided the largest activation channels,
+    which the weights then carry; and of the same with one stored scale for a layer's activations. Weights have a scale a row, activations
+    one a token but in the last row; each row differs from the one before in one thing."""
+    names = {
+        "weights": "rtn-w8grow-sym", "weights and activations": "rtn-w8a8", "the same, migrated": "smooth-rtn-w8a8",
+        "the same, one stored scale": "smooth-rtn-w8a8-static",
+    }  # fmt: skip
     recipes = {row: parse(name) for row, name in names.items()}
     lesson.walk_together(list(recipes.values()))
     found = {}

@@ -149,3 +149,18 @@ def test_of_several_runtimes_the_fastest_stands_for_the_format() -> None:
     slow = dataclasses.replace(row("GGUF Q4_K_M", [0.01, 0.02, 0.03], 800, 20), runtime="slow")
     failed = dataclasses.replace(slow, figures=None, problem="crashed", runtime="failed")
     assert [kept.runtime for kept in of_formats([failed, slow, ROWS[2]])] == ["some runtime"]
+
+
+def test_answers_that_changed_stand_beside_a_score_and_the_control_is_the_original() -> None:
+    def answered(of: Row, *answers: int) -> Row:
+        choices = [dataclasses.replace(of.scores[0], answers=answers), Score("cloze", "acc_norm", 0.5, 0.05, 4)]
+        return dataclasses.replace(of, scores=choices)
+
+    rows = [answered(ROWS[0], 0, 1, 2, 3), answered(ROWS[2], 0, 1, 3, 2)]
+    table = results_table(rows, {"original in BF16": ROWS[1].quality})
+    at = table["columns"].index("cloze: other answers")
+    assert table["columns"][at - 1 : at + 2] == ["cloze acc", "cloze: other answers", "cloze acc_norm"]
+    assert [cells[at - 1] for cells in table["rows"][:2]] == ["50.0 ± 5.0 %"] * 2  # the score stays, and half of the answers do not
+    assert [cells[at] for cells in table["rows"]] == ["0.0 ± 0.0 %", "50.0 ± 25.0 %", "—"]
+    assert [cells[at] for cells in results_table(rows[1:], {})["rows"]] == ["—"]  # of an original that is not here nothing is known
+    assert {len(cells) for cells in table["rows"]} == {len(table["columns"])}

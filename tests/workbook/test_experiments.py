@@ -9,6 +9,7 @@ from qlab.evaluate.quality import measure_quality
 from qlab.methods.gptq import gptq
 from qlab.models.opening import OpenedModel
 from qlab.recipes import parse
+from qlab.show.titles.principles import INT8, STORED
 from qlab.workbook import experiments
 from qlab.workbook.lesson import open_lesson
 
@@ -62,3 +63,16 @@ def test_codes_of_a_layer_alone_are_those_of_a_walk_unless_the_blocks_before_wer
 def test_obq_s_codes_lie_where_the_weights_do() -> None:
     weight, hessian, grid = (torch.empty(size, device="meta") for size in ((4, 8), (8, 8), (4,)))  # not the CPU
     assert experiments.obq_codes(weight, hessian, grid, grid, 4).device == weight.device
+
+
+def test_one_stored_scale_differs_from_a_scale_a_token_in_that_alone(tiny: OpenedModel, tmp_path: Path) -> None:
+    lesson = open_lesson(str(tiny.path), "docstrings", 2, 32, "python-reference", 2, 32, str(tmp_path), "cpu")
+    found = experiments.eight_bits(lesson)
+    assert list(found) == [*INT8, STORED]
+    assert len({row.kl for row in found.values()}) == 4
+    made = [lesson.artifact(parse(f"smooth-rtn-w8a8{ending}")) for ending in ("", "-static")]
+    assert [lesson.evaluate("again", artifact).kl for artifact in made] == [row.kl for row in list(found.values())[2:]]
+    each, stored = (artifact.source.checkpoint for artifact in made)
+    names = [f"{name}.weight" for name in lesson.layers]
+    assert all(each.read(name).equal(stored.read(name)) for name in names)
+    assert [checkpoint.input_scale(names[0].removesuffix(".weight")) is None for checkpoint in (each, stored)] == [True, False]

@@ -35,6 +35,7 @@ OWN = {
     "index.html": ('<meta name="generator" content="qlab report">', "<title>qlab report"), "results.json": ('"provenance"',),
     ".html": (f"{MARK}</title>",), ".ipynb": ('"injected-parameters"',),
 }  # fmt: skip
+ANSWERS = re.compile(r"(.+): other answers")  # a column
 NOTED = re.compile(r"no \((\d+)\)(?:: (.+))?", re.S)  # in the place of a figure, and at the beginning of the note that says why
 # The columns of the results that stand at the front; all are one click away.
 MAIN = ("format", "run by", "MB on disk", "KL to FP16 (nats/token)", "perplexity", "prompt tok/s", "generation tok/s")
@@ -118,7 +119,11 @@ def first_page(outcomes: Sequence[Outcome], lessons: dict[str, About], results: 
 
 def told(table: dict[str, Any] | None) -> dict[str, Any] | None:
     """Lesson 7's table in the language that is spoken, as far as a record tells: it is of plain texts, in English."""
-    return table and table | {"rows": [list(map(retold, row)) for row in table["rows"]], "notes": list(map(retold, table["notes"]))}
+    if not table:
+        return table
+    columns = [say("{task}: other answers", task=found[1]) if (found := ANSWERS.fullmatch(name)) else name for name in table["columns"]]
+    rows, notes = [list(map(retold, row)) for row in table["rows"]], list(map(retold, table["notes"]))
+    return table | {"columns": columns, "rows": rows, "notes": notes}
 
 
 def retold(text: str) -> str:

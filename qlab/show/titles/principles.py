@@ -9,15 +9,19 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from qlab.evaluate.quality import Quality
+from qlab.evaluate.quality import PARTS, Quality, paired_difference
 from qlab.show.drawing import shown
 from qlab.show.titles.distances import order
+from qlab.support.wording import signed
+from qlab.workbook.benchmark import apart
+from qlab.workbook.drawn.parts import PLACE, by_part
 from qlab.workbook.experiments import short_name
-from qlab.workbook.language.spoken import enumerated, say
+from qlab.workbook.language.spoken import enumerated, gettext, say
 
 LARGE = 10  # times the median channel: what the claim of AWQ's paper is read as (qlab/claims)
 LOOP = 20  # characters that are said again: fewer are a line of dashes, or a name
 INT8 = ("weights", "weights and activations", "the same, migrated")  # rows of `eight_bits`
+STORED = "the same, one stored scale"  # its last row
 
 
 def memory(sizes: Mapping[str, float]) -> str:
@@ -80,6 +84,45 @@ def steps(kl: Mapping[str, float]) -> str:
         "from 3 to 2 bits {second:.1f} times",
         first=first, each=first**0.25, third=of[3] / of[4], second=of[2] / of[3],
     )  # fmt: skip
+
+
+def parted(quality: Mapping[str, Quality], by: str) -> str:
+    """The last part of `by_part` beside the first. By place each part has as many tokens, so its error is taken as √PARTS times that of
+    all; by probability, where a part may have few, no error is known."""
+    ends = {name: (curve[0][1], curve[-1][1]) for name, curve in by_part(quality, by).items() if len(curve) > 1}
+    if not ends:
+        return say("All tokens lie in one part")
+    shares = {name: last / max(first, 1e-12) for name, (first, last) in ends.items()}
+    if by != PLACE:
+        turned = {way: {name: share for name, share in shares.items() if (share < 1) == way} for way in (True, False)}
+        smaller, larger = (
+            enumerated([say("{name} ({share:.0%})", name=name, share=share) for name, share in turned[way].items()]) for way in turned
+        )
+        if not larger:
+            return say("Where the original is surest, KL is smaller than where it is least sure: {smaller}", smaller=smaller)
+        if not smaller:
+            return say("Where the original is surest, KL is no smaller than where it is least sure: {larger}", larger=larger)
+        text = "Where the original is surest, KL is smaller than where it is least sure at {smaller}, and larger at {larger}"
+        return say(text, smaller=smaller, larger=larger)
+    values = {"least": min(shares.values()) - 1, "most": max(shares.values()) - 1}
+    errors = {name: (2 * PARTS) ** 0.5 * (quality[name].kl_stderr or 0.0) / max(quality[name].kl or 0.0, 1e-12) for name in ends}
+    beyond = [gettext(name) for name, (first, last) in ends.items() if apart(last - first, errors[name])]
+    if beyond:
+        text = "From the first quarter of a window to the last KL changes by {least:+.0%} to {most:+.0%}; beyond the error at {names}"
+        return say(text, names=enumerated(beyond), **values)
+    return say(
+        "From the first quarter of a window to the last KL changes by {least:+.0%} to {most:+.0%}, nowhere beyond the error", **values
+    )
+
+
+def flips(quality: Mapping[str, Quality]) -> str:
+    """How often the likeliest token is another, where the original is least sure and where it is surest."""
+    parts = []
+    for name, found in quality.items():
+        shares = [share for share in found.flips_by_confidence or [] if share is not None]
+        if shares:
+            parts.append(say("{name} ({first:.1%}, {last:.1%})", first=shares[0], last=shares[-1], name=name))
+    return say("Another likeliest token where the original is least sure, and where it is surest: {parts}", parts=enumerated(parts))
 
 
 def said(chat: Sequence[Mapping[str, Any]]) -> str:
@@ -178,6 +221,26 @@ def eight_bits(quality: Mapping[str, Quality]) -> str:
     if turned > 0:
         return say("Rounding activations too makes KL {times:.1f} times as large; the migration adds {share:.0%} to that", **values)
     return say("Rounding activations too makes KL {times:.1f} times as large; the migration changes nothing beyond the error", **values)
+
+
+def stored_scale(quality: Mapping[str, Quality]) -> list[str]:
+    """What one stored scale for all tokens changes beside a scale a token, window by window; nothing where either was not measured."""
+    if not {INT8[-1], STORED} <= set(quality):
+        return []
+    each, one = quality[INT8[-1]], quality[STORED]
+    difference, error = paired_difference(one.kl_windows or [], each.kl_windows or [])
+    values = {
+        "kl": shown(one.kl or 0.0), "times": (one.kl or 0.0) / max(each.kl or 0.0, 1e-12), "change": signed(difference, 5), "error": error,
+    }  # fmt: skip
+    if not apart(difference, error):
+        text = "One stored scale for all tokens: KL {kl}, not told apart from a scale a token ({change} ± {error:.5f}, window by window)"
+    elif difference > 0:
+        text = (
+            "One stored scale for all tokens: KL {kl}, {times:.1f} times that of a scale a token ({change} ± {error:.5f}, window by window)"
+        )
+    else:
+        text = "One stored scale for all tokens: KL {kl}, nearer than a scale a token ({change} ± {error:.5f}, window by window)"
+    return [say(text, **values)]
 
 
 def beside_int4(quality: Mapping[str, Quality], int4: Quality) -> str:

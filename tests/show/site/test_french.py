@@ -66,10 +66,12 @@ def test_the_report(tmp_path: Path) -> None:
 
 def test_the_table_of_results(tmp_path: Path) -> None:
     notes = [NOTES[2], "no (1): vLLM is not on this machine: make vllm"]
-    table = {"columns": ["format", "run by", "perplexity"], "rows": [["FP16 original", "vLLM", "no (1)"]], "notes": notes}
+    columns = ["format", "run by", "perplexity", "mmlu acc", "mmlu: other answers"]
+    table = {"columns": columns, "rows": [["FP16 original", "vLLM", "no (1)", "25.0 ± 1.0 %", "0.0 ± 0.0 %"]], "notes": notes}
     done = Outcome("07_benchmarks", SKIPPED, {}, records={"table": table})
     page = BeautifulSoup(write_report([done], provenance("embedded"), tmp_path).read_text(), "html.parser")
     assert page.select_one("table tbody").get_text().split("\n")[0] == "FP16 originalvLLMnon (1)"
+    assert page.select("thead tr")[1].select("th")[-1].get_text() == "mmlu\u00a0: autres réponses"
     said = [note.get_text() for note in page.select("main ul.muted li")]
     assert said[0] == gettext(NOTES[2]) != NOTES[2]
     assert said[1].startswith("non (1)\u00a0: ")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
 
+from qlab.evaluate.quality import Quality
 from qlab.show.titles import principles as titles
+from qlab.workbook.drawn.parts import PLACE, SURE
 from qlab.workbook.experiments import group_size_table
 from tests.show.titles.results import quality
 
@@ -143,3 +147,39 @@ def test_eight_bits_beside_four() -> None:
 
 def test_a_model_whose_activations_cannot_be_rounded() -> None:
     assert titles.eight_bits({"weights": quality()}) == "INT8 weights alone are at KL 0.425"
+
+
+def parts(place: list[float], sure: list[float | None], flips: list[float | None], error: float = 0.01) -> Quality:
+    return replace(quality(), kl=1.0, kl_stderr=error, kl_by_place=place, kl_by_confidence=sure, flips_by_confidence=flips)
+
+
+def test_what_the_original_is_sure_of() -> None:
+    falls = parts([1.0] * 4, [2.0, 1.0, 1.0, 0.5], [0.3, 0.1, 0.1, 0.0])
+    rises = parts([1.0] * 4, [0.5, 1.0, 1.5, None], [0.9, 0.8, 0.7, None])
+    said = titles.parted({"int4": falls, "int2": rises}, SURE)
+    assert said == "Where the original is surest, KL is smaller than where it is least sure at int4 (25%), and larger at int2 (300%)"
+    assert titles.parted({"int4": falls}, SURE).endswith("KL is smaller than where it is least sure: int4 (25%)")
+    assert titles.parted({"int2": rises}, SURE).endswith("KL is no smaller than where it is least sure: int2 (300%)")
+    assert titles.flips({"int4": falls, "int2": rises}).endswith(": int4 (30.0%, 0.0%) and int2 (90.0%, 70.0%)")
+    assert titles.parted({"int4": parts([1.0] * 4, [1.0, None, None, None], [0.1, None, None, None])}, SURE) == "All tokens lie in one part"
+
+
+def test_a_quarter_of_the_window_has_twice_the_error() -> None:
+    rows = {"int4": parts([1.0, 1.0, 1.0, 1.05], [], []), "int3": parts([1.0, 1.0, 1.0, 0.98], [], [])}
+    said = titles.parted(rows, PLACE)  # 0.05 against 2 · √2 · 2 · 0.01
+    assert said == "From the first quarter of a window to the last KL changes by -2% to +5%, nowhere beyond the error"
+    assert titles.parted(rows | {"int2": parts([1.0, 1.1, 1.2, 1.3], [], [])}, PLACE).endswith("-2% to +30%; beyond the error at int2")
+
+
+@pytest.mark.parametrize(
+    ("farther", "said"),
+    [
+        (0.425, "KL 0.85, 2.0 times that of a scale a token (+0.42500 ± 0.00018, window by window)"),
+        (-0.2, "KL 0.225, nearer than a scale a token (-0.20000 ± 0.00018, window by window)"),
+        (0.0, "KL 0.425, not told apart from a scale a token (0.00000 ± 0.00018, window by window)"),
+    ],
+)
+def test_one_stored_scale_beside_one_a_token(farther: float, said: str) -> None:
+    rows = {"the same, migrated": quality(wobble=0), "the same, one stored scale": quality(farther, 2)}
+    assert titles.stored_scale(rows) == [f"One stored scale for all tokens: {said}"]
+    assert titles.stored_scale({"weights": quality()}) == []

@@ -24,7 +24,7 @@ from qlab.show import figures
 from qlab.show.methods.bits import PARTS
 from qlab.show.methods.superblock import COLOURS
 from qlab.show.tables import error_table
-from qlab.show.titles.principles import INT8
+from qlab.show.titles.principles import INT8, STORED
 from qlab.show.widgets import label
 from qlab.workbook.batch.runner import DONE, FAILED, LEFT_OUT, SKIPPED
 from qlab.workbook.benchmark import NO_PEAK, NOTES, best_of, results_table
@@ -90,7 +90,8 @@ def of_data() -> Iterator[tuple[str, str]]:
     yield from (("qlab/plan/choose.py", said) for path, leaf in choose.leaves().items() for said in (*path, leaf) if " " in said)
     columns = [field.name for table in (Check, Advice, Choice) for field in fields(table)]
     yield from (
-        ("qlab/serve, qlab/workbook", column) for column in (*columns, *METHODS, CONTROL, *INT8, "device", "count", "tokens/s ceiling")
+        ("qlab/serve, qlab/workbook", column)
+        for column in (*columns, *METHODS, CONTROL, *INT8, STORED, "device", "count", "tokens/s ceiling")
     )
     yield from (("qlab/workbook/comparison.py", said) for part in PARTS_OF_METHODS for said in (part, part[0].upper() + part[1:]))
     yield from (("qlab/workbook/benchmark.py", said) for said in (*NOTES, NO_PEAK, FLOOR, *best_of([]), *USES))
