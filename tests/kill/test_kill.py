@@ -83,7 +83,7 @@ def test_stopped_at_any_moment_it_goes_on(name: str, base: Path, short: Path, tm
 
 def truly(command: Command) -> bool:
     """Whether what is stopped is started as users start it, else as a copy (tests/starting.py). What goes on in the end always is; so are
-    a release and a run, which spend most of their time in other processes."""
+    a run, whose kernels are started anew in any case, and a release."""
     return ROUNDS > 0 or command.name in ("release", "run")
 
 
