@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qlab.artifacts import placing
 from qlab.artifacts.artifact import Artifact
 from qlab.artifacts.manifest import COST, MANIFEST
 from qlab.artifacts.placing import check_place, put
@@ -155,7 +158,11 @@ def test_killed_anywhere_while_it_replaces_the_old_or_the_new_is_there(able: boo
         place = tmp_path / str(number)
         folder = artifact(place / "nf4", "old")
         made = artifact(place / "made", "new")
-        ended = subprocess.run([sys.executable, "-c", KILLED, str(made), str(folder), str(number), str(able)]).returncode
+        process = multiprocessing.get_context("fork").Process(target=killed, args=(made, folder, number, able))
+        process.start()
+        process.join()
+        ended = process.exitcode
+        assert ended in (0, -signal.SIGKILL)
         found = [path for path in (folder, place / ".replaced-nf4") if path.exists()]
         assert (found[0] / "model.safetensors").read_text() in ("old", "new")
         assert Artifact.open(found[0]) is not None
@@ -170,21 +177,20 @@ def test_killed_anywhere_while_it_replaces_the_old_or_the_new_is_there(able: boo
     assert number > 2
 
 
-# What a process does that is killed at its n-th change of the disk.
-KILLED = """
-import os, pathlib, shutil, signal, sys
-from qlab.artifacts import placing
-made, folder, left, able = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
-def counted(do):
-    def call(*arguments, **options):
-        global left
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-        return do(*arguments, **options)
-    return call
-exchange = placing.exchange
-placing.exchange = counted(lambda one, other: able and exchange(one, other))
-os.rename, os.unlink, os.rmdir, os.mkdir = map(counted, (os.rename, os.unlink, os.rmdir, os.mkdir))
-placing.put(made, folder)
-"""
+def killed(made: Path, folder: Path, left: int, able: bool) -> None:
+    """Replace `folder`, and be killed at the change of the disk after so many."""
+    exchange = placing.exchange
+
+    def counted(do: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return do(*arguments, **options)
+
+        return call
+
+    placing.exchange = counted(lambda one, other: able and exchange(one, other))
+    os.rename, os.unlink, os.rmdir, os.mkdir = map(counted, (os.rename, os.unlink, os.rmdir, os.mkdir))
+    put(made, folder)

@@ -20,6 +20,7 @@ from qlab.models.opening import OpenedModel
 from qlab.serve.runtimes.tgi import IMAGE as TGI_IMAGE
 from qlab.support.disk.scratch import PREFIX
 from tests.conftest import tiny_folder
+from tests.starting import start
 
 README = str(ROOT / "README.md")  # a file that is no importance, and stays as it is
 
@@ -217,20 +218,17 @@ def test_ctrl_c_in_the_middle(tiny: OpenedModel, tmp_path: Path) -> None:
     assert [path for path in out.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_that_is_told_to_end_does_so_in_order(number: int) -> None:
+@pytest.mark.parametrize(("number", "true"), [(signal.SIGTERM, True), (signal.SIGHUP, False)])
+def test_a_command_that_is_told_to_end_does_so_in_order(number: int, true: bool, tmp_path: Path) -> None:
     """As by Ctrl-C: what a context manager holds is given back. The command waits for a server that never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with socket.create_server(("127.0.0.1", 0)) as silent, (tmp_path / "err").open("wb") as err, (tmp_path / "out").open("wb") as out:
         silent.settimeout(120)
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        command = [sys.executable, "-m", "qlab", "load", url, "--model", "m"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        process = start(["load", f"http://127.0.0.1:{silent.getsockname()[1]}", "--model", "m"], out, err, true=true)
         connection, _ = silent.accept()
         with connection:
             process.send_signal(number)
-            _, printed = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted; nothing is left running" in " ".join(printed.split())
+            assert process.wait(60) == 130
+    assert "interrupted; nothing is left running" in " ".join((tmp_path / "err").read_text().split())
 
 
 def test_a_command_that_asks_no_server_starts_without_the_client_of_servers() -> None:

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from qlab import ROOT
+from tests.starting import Started, start
 
 MARK = "QLAB_KILLED"  # in the environment of all that a command starts
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
@@ -26,12 +26,13 @@ LONGEST = 900  # seconds that a command may take
 
 @dataclass
 class Run:
-    """A command at work in `folder`. Each new name there, and whatever it prints, is an event."""
+    """A command at work in `folder`. Each new name there, and whatever it prints, is an event. A `true` one is no copy."""
 
     words: list[str]
     folder: Path
     logs: Path
-    process: subprocess.Popen[bytes] = field(init=False)
+    true: bool = False
+    process: Started = field(init=False)
     started: float = field(init=False)
     seen: set[str] = field(default_factory=set)
     lengths: set[int] = field(default_factory=set)
@@ -42,11 +43,8 @@ class Run:
         environment = os.environ | {MARK: str(self.folder), "TMPDIR": str(self.folder / "tmp"), "PYTHONUNBUFFERED": "1"}
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(self.logs / "compiled")  # PyTorch keeps what it has compiled among temporary files
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", "qlab", *self.words]
         with (self.logs / "out").open("wb") as out, (self.logs / "err").open("wb") as err:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-            )
+            self.process = start(self.words, out, err, self.folder, environment, session=True, true=self.true)
         self.look()
         self.started = time.monotonic()
 
@@ -104,19 +102,22 @@ class Moment:
         return Moment(max(1, self.events - max(1, self.events // 5)), self.seconds / 2 if self.seconds > 0.01 else 0.0)
 
 
-def left(folder: Path, seconds: float = 60) -> list[str]:
-    """Processes of a command in `folder` that are still there after so many seconds."""
+def left(folder: Path, session: int | None = None, seconds: float = 60) -> list[str]:
+    """Processes of commands in `folder`, or of this `session`, that are still there after so many seconds."""
     end = time.monotonic() + seconds
-    while (found := alive(folder)) and time.monotonic() < end:
+    while (found := alive(folder, session)) and time.monotonic() < end:
         time.sleep(0.2)
     return found
 
 
-def alive(folder: Path) -> list[str]:
+def alive(folder: Path, session: int | None) -> list[str]:
+    """A copy's own processes, too, of which the system tells another environment unless they have been started anew."""
     found = []
     for process in psutil.process_iter():
-        with suppress(psutil.Error):  # gone, or another user's
-            if process.environ().get(MARK) == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+        with suppress(psutil.Error, ProcessLookupError):  # gone, or another user's
+            if (
+                os.getsid(process.pid) == session or process.environ().get(MARK) == str(folder)
+            ) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(" ".join(process.cmdline())[:200])
     return found
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from qlab.cli import call
 from qlab.support.errors import UserError
 from qlab.sweep.expand import expand
 from qlab.sweep.jobs import Format, Job, opened
 from qlab.sweep.plan import ORIGINAL, Bench, Sweep
 from qlab.sweep.results import DONE, FAILED, Result, Store
-from qlab.sweep.speed import BENCH, SERVE, bench_of, loads_table, speeds_table
+from qlab.sweep.speed import BENCH, SERVE, bench_of, speeds_table
 
 PLAN = {"models": ["embedded"], "recipes": ["nf4", "q8_0"], "constraints": {"context": 512}}
 
@@ -96,39 +95,3 @@ def test_speeds_are_rows_a_runtime_and_a_failure_says_why(tmp_path: Path) -> Non
     assert (first["threads"], first["machine"]) == ("2", "host 12")
     assert second["why"] == "two is not on this machine"
     assert (third["format"], third["state"], third["why"]) == ("q8_0", FAILED, "no memory")
-
-
-def test_speeds_and_loads_of_a_real_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prompts, file, out = tmp_path / "prompts.jsonl", tmp_path / "plan.yaml", tmp_path / "out"
-    prompts.write_text("\n".join(json.dumps({"prompt": text}) for text in ("Return the", "def f(x):", "import")))
-    file.write_text(
-        "models: [embedded]\nrecipes: [q8_0]\ncalibration: {windows: 2, length: 64}\nevaluation: {window: 64, tokens: 256}\n"
-        "constraints: {context: 512}\n"
-        "bench: {recipes: [q8_0], prompt_tokens: 16, generated_tokens: 8, repetitions: 2}\n"
-        f"load: {{concurrency: [1, 2], tokens: 8, prompts: {prompts}, runtime: llamacpp}}\n"
-    )
-    assert call(["sweep", str(file), "--out", str(out), "--accept"]) == 0
-    page = (out / "index.html").read_text()
-    assert 'id="speeds"' in page
-    assert 'id="loads"' in page
-    sweep = Sweep.model_validate({
-        **PLAN, "recipes": ["q8_0"], "calibration": {"windows": 2, "length": 64}, "evaluation": {"window": 64, "tokens": 256},
-        "bench": {"recipes": ["q8_0"], "prompt_tokens": 16, "generated_tokens": 8, "repetitions": 2},
-        "load": {"concurrency": [1, 2], "tokens": 8, "prompts": str(prompts), "runtime": "llamacpp"},
-    })  # fmt: skip
-    jobs, store = expand(sweep, opened(sweep), out), Store(out / "jobs")
-    (speed,) = speeds_table(jobs, store).to_dict("records")
-    assert (speed["runtime"], speed["state"]) == ("llama.cpp", DONE)
-    assert min(speed["prompt"], speed["generation"], speed["memory"]) > 0
-    loads = loads_table(jobs, store).to_dict("records")
-    assert [row["at_a_time"] for row in loads] == [1, 2]
-    assert min(row["output_throughput"] for row in loads) > 0
-    capsys.readouterr()
-    assert call(["sweep", str(file), "--out", str(out), "--check"]) == 0
-    assert "0 to do" in capsys.readouterr().out
-    accepted = tmp_path / "plan.accepted.json"
-    accepted.write_text(accepted.read_text().replace('"kl":', '"kl_before":'))
-    assert call(["sweep", str(file), "--out", str(out), "--check"]) == 1
-    assert "not as accepted: embedded" in capsys.readouterr().out
-    accepted.unlink()
-    assert call(["sweep", str(file), "--out", str(out), "--check"]) == 2

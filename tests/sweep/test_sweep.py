@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from math import prod
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from qlab import EMBEDDED
 from qlab.artifacts.block_shape import largest_block
@@ -18,6 +20,8 @@ from qlab.sweep.expand import expand
 from qlab.sweep.jobs import Job, opened
 from qlab.sweep.plan import Sweep
 from qlab.sweep.recommend import fitting, recommendation
+from qlab.sweep.results import DONE, Store
+from qlab.sweep.speed import loads_table, speeds_table
 from qlab.walk import by_block
 
 PLAN = """models: [embedded]
@@ -53,6 +57,41 @@ def test_a_sweep_from_its_file_to_its_page(tmp_path: Path, capsys: pytest.Captur
     assert call(["sweep", str(file), "--out", str(out)]) == 0
     assert "4 jobs, 0 to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (out / "jobs").iterdir()} == times
+    speeds_and_loads_are_added(file, out, tmp_path, capsys)
+    evaluated = [path for path in times if '"kl"' in path.read_text()]
+    assert len(evaluated) == 3
+    assert all(path.stat().st_mtime_ns == times[path] for path in evaluated)  # what was measured is not measured again
+
+
+def speeds_and_loads_are_added(file: Path, out: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same sweep with a bench and a load, for which it looks after the artifacts again; its figures are accepted, then checked."""
+    prompts = work / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": text}) for text in ("Return the", "def f(x):", "import")))
+    file.write_text(
+        f"{PLAN}bench: {{recipes: [q8_0], prompt_tokens: 16, generated_tokens: 8, repetitions: 2}}\n"
+        f"load: {{concurrency: [1, 2], tokens: 8, prompts: {prompts}, runtime: llamacpp}}\n"
+    )
+    assert call(["sweep", str(file), "--out", str(out), "--accept"]) == 0
+    assert "6 jobs, 3 to do" in capsys.readouterr().out
+    page = (out / "index.html").read_text()
+    assert 'id="speeds"' in page
+    assert 'id="loads"' in page
+    sweep = Sweep.model_validate(yaml.safe_load(file.read_text()))
+    jobs, store = expand(sweep, opened(sweep), out), Store(out / "jobs")
+    (speed,) = speeds_table(jobs, store).to_dict("records")
+    assert (speed["runtime"], speed["state"]) == ("llama.cpp", DONE)
+    assert min(speed["prompt"], speed["generation"], speed["memory"]) > 0
+    loads = loads_table(jobs, store).to_dict("records")
+    assert [row["at_a_time"] for row in loads] == [1, 2]
+    assert min(row["output_throughput"] for row in loads) > 0
+    assert call(["sweep", str(file), "--out", str(out), "--check"]) == 0
+    assert "0 to do" in capsys.readouterr().out
+    accepted = work / "plan.accepted.json"
+    accepted.write_text(accepted.read_text().replace('"kl":', '"kl_before":'))
+    assert call(["sweep", str(file), "--out", str(out), "--check"]) == 1
+    assert "not as accepted: embedded" in capsys.readouterr().out
+    accepted.unlink()
+    assert call(["sweep", str(file), "--out", str(out), "--check"]) == 2
 
 
 def jobs_of(plan: dict[str, object], out: Path) -> list[Job]:

@@ -7,8 +7,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from gguf import GGUFReader
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from qlab import ROOT
 from qlab.artifacts import budget
 from qlab.artifacts.artifact import Artifact, quantize_model
 from qlab.evaluate.quality import measure_quality
@@ -36,6 +35,7 @@ from qlab.walk.routing import collect
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations
 from qlab.walk.statistics import Statistics
+from tests.starting import Started, start
 
 RECIPES = [
     "rtn-w4g64",
@@ -173,7 +173,7 @@ def test_folding_changes_weights_and_not_the_function(tiny: OpenedModel, calibra
 def command(model: Path, out: Path) -> list[str]:
     recipes = [word for name in ("awq-w4g64", "gptq-w4g64", "gptq-w4g64-sequential", "q4_k_m") for word in ("--recipe", name)]
     size = ["--calibration", "python-reference", "--windows", "64", "--length", "64"]
-    return [sys.executable, "-m", "qlab", "quantize", "--model", str(model), *recipes, "--out", str(out), *size]
+    return ["quantize", "--model", str(model), *recipes, "--out", str(out), *size]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -182,23 +182,29 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+def at_work(model: Path, out: Path, log: Path, true: bool = False) -> Started:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with log.open("wb") as printed:
+        return start(command(model, out), printed, printed, environment=environment, true=true)
+
+
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tiny: OpenedModel, tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    calm, killed, log = tmp_path / "calm", tmp_path / "killed", tmp_path / "log"
+    with log.open("wb") as printed:
+        start(["--version"], printed, printed, environment=os.environ | {"OMP_NUM_THREADS": "1"}).wait()  # whose copies these are is there
     started = time.monotonic()
-    subprocess.run(command(tiny.path, tmp_path / "calm"), check=True, capture_output=True, env=environment)
+    assert at_work(tiny.path, calm, log).wait() == 0, log.read_text()
     whole = time.monotonic() - started
     chance = random.Random(0)
     for _ in range(4):  # `make bench-quantize` kills ten times
-        process = subprocess.Popen(
-            command(tiny.path, tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
-        time.sleep(whole * chance.uniform(0.5, 0.95))
+        process = at_work(tiny.path, killed, log)
+        time.sleep(whole * chance.uniform(0.1, 0.95))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for manifest in (tmp_path / "killed").glob("*/qlab.json"):
+        for manifest in killed.glob("*/qlab.json"):
             assert json.loads(manifest.read_text())  # whatever is there is whole
-    subprocess.run(command(tiny.path, tmp_path / "killed"), check=True, capture_output=True, env=environment)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
+    assert at_work(tiny.path, killed, log, true=True).wait() == 0, log.read_text()
+    assert contents(killed) == contents(calm)
 
 
 def test_what_cannot_be_done_is_said_and_leaves_nothing(tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:

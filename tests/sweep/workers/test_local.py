@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
-from qlab import ROOT
 from qlab.sweep.drive import KILLED
 from qlab.sweep.jobs import Job
 from qlab.sweep.workers.local import Local
@@ -57,7 +54,7 @@ def of_job(mark: str) -> list[psutil.Process]:
 def test_what_a_job_prints_and_how_it_ends_is_told(tmp_path: Path) -> None:
     workers = local(tmp_path)
     workers.submit(job("--version"), 1)
-    workers.submit(job("evaluate", "/nowhere"), 1)
+    workers.submit(job("evaluate", "--nothing"), 1)
     good, bad = ends_of(workers, "--version", "evaluate")
     assert (good.code, good.printed[:5]) == (0, "qlab ")
     assert bad.code == 2
@@ -86,19 +83,18 @@ def test_a_killed_job_is_told_as_killed(tmp_path: Path) -> None:
     assert end_of(workers, "quantize").code in KILLED
 
 
+def drive(logs: Path, mark: str) -> None:
+    """What a driver does that has a job done and waits."""
+    local(logs).submit(job(*SLOW, mark), 1)
+    time.sleep(600)
+
+
 def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path) -> None:
     mark = str(tmp_path / "made")
-    script = f"""
-import time
-from pathlib import Path
-from qlab.sweep.jobs import Job
-from qlab.sweep.workers.local import Local
-Local(Path({str(tmp_path)!r}), 1e9, 4, 1).submit(Job("quantize", "m", "", {(*SLOW, mark)!r}, "k", (), 1, 1), 1)
-time.sleep(600)
-"""
-    driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    driver = multiprocessing.get_context("fork").Process(target=drive, args=(tmp_path, mark))
+    driver.start()
     until(lambda: (tmp_path / "made").exists())
     assert of_job(mark)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    driver.kill()
+    driver.join()
     until(lambda: of_job(mark) == [], 30)
