@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -232,13 +232,15 @@ def test_a_server_ends_with_its_keeper_however_that_ends(file: Path) -> None:
 
 # Of each line that it reads, a copy of itself has a server; what both import takes ten seconds.
 PARENTS = """
-import os, sys, time, pathlib
+import os, pathlib, signal, sys, time
 from qlab.serve.runtimes.llamacpp import LlamaCpp
 from qlab.serve.server import on_free_port, serving
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 while sys.stdin.readline():
-    if parent := os.fork():
-        os.waitpid(parent, 0)
+    if os.fork():
         continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where these tests run in the background of a shell
     with serving(LlamaCpp(), on_free_port(pathlib.Path(sys.argv[1]))):
         print(os.getpid(), flush=True)
         time.sleep(600)
@@ -248,7 +250,7 @@ while sys.stdin.readline():
 @pytest.fixture(scope="module")
 def parents(file: Path) -> Iterator[Callable[[], psutil.Process]]:
     """Starts a process with a server of its own, which is up."""
-    command = [sys.executable, "-c", PARENTS, str(file)]
+    command, started = [sys.executable, "-c", PARENTS, str(file)], list[psutil.Process]()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdin
         assert process.stdout
@@ -256,10 +258,14 @@ def parents(file: Path) -> Iterator[Callable[[], psutil.Process]]:
         def start() -> psutil.Process:
             process.stdin.write(b"\n")
             process.stdin.flush()
-            return psutil.Process(int(process.stdout.readline()))
+            started.append(psutil.Process(int(process.stdout.readline())))
+            return started[-1]
 
         yield start
         process.stdin.close()
+        for one in started:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
