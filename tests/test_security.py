@@ -37,10 +37,11 @@ def test_chat_templates_are_rendered_in_one_place_alone() -> None:
     assert found == ["templates.py"]
 
 
-@pytest.mark.parametrize(
-    "start",
-    ["from qlab.support.processes.process import run_isolated; run_isolated(len, ())", "-m qlab.serve.supervisor true"],
-)
+# A process that is a copy of one which imported something; that this be torch and transformers takes ten seconds, and no other path.
+COPY = "from qlab.support.processes import process, starting; starting.PRELOADED = ('json',); process.run_isolated(len, ())"
+
+
+@pytest.mark.parametrize("start", [COPY, "-m qlab.serve.supervisor true"], ids=["a copy", "a supervisor"])
 def test_code_in_the_current_folder_is_not_imported_by_processes_that_are_started(start: str, tmp_path: Path) -> None:
     """As the console script does, whose own path is not the current folder but that of the program."""
     for module in ("multiprocessing", "qlab"):

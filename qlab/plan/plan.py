@@ -6,6 +6,7 @@ GB are decimal (10⁹ bytes), as vendors and the guide count them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import yaml
@@ -281,6 +282,7 @@ def plan(shape: Shape, format_name: str, context: int, sequences: int = 1, usabl
     return Plan(weights, cache, weights + cache, fits)
 
 
+@cache
 def hardware() -> list[dict[str, Any]]:
-    """data/hardware.yaml."""
+    """data/hardware.yaml, read once: nobody changes what it gives."""
     return yaml.safe_load((DATA / "hardware.yaml").read_text())

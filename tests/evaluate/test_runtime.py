@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from qlab.evaluate.bandwidth import read_bandwidth, read_bandwidths
 from qlab.evaluate.engines import RUNNERS, runners_of
 from qlab.evaluate.rounds import SEEN, Protocol, check_device, measure_in_turns, starting_on
 from qlab.evaluate.runtime import Memory, Reading, measuring, pooled
-from qlab.evaluate.speed import measure_speed, prompt_ids, rate
+from qlab.evaluate.speed import Speed, measure_speed, prompt_ids, rate
 from qlab.models.loading import load_tokenizer
 from qlab.models.opening import OpenedModel
 from qlab.peers.recipes import BitsAndBytes
@@ -133,6 +134,12 @@ def test_bitsandbytes_holds_the_codes_twice_where_the_processor_multiplies_in_bf
         assert one.peak > one.total + 4 * 10_000_000
 
 
+@cache
+def sleepers_speed() -> Speed:
+    """Measured once: those that pretend tell no other."""
+    return measure_speed(Sleeper(), 1000, 1, 1, 1)
+
+
 class Pretender:
     """In a process's stead: what was started, for how many repetitions, beside what, asked within what limits, and closed."""
 
@@ -154,8 +161,7 @@ class Pretender:
         self.limits.append(limit)
         if self.failures and self.name.startswith("b"):
             raise self.failures.pop()
-        speed = measure_speed(Sleeper(), 1000, 1, 1, 1)
-        return Reading(speed, Memory(int(1e9), 0, 0, Footprint(1, 1, 1, 1)), self.free - 1e9 * len(self.living))
+        return Reading(sleepers_speed(), Memory(int(1e9), 0, 0, Footprint(1, 1, 1, 1)), self.free - 1e9 * len(self.living))
 
     def close(self) -> None:
         self.living.remove(self.name)

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from qlab.models.texts import templates, tokenizer_trial
 from tests.fuzz.models import Models
 from tests.fuzz.trial import COMMANDS, attempt
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sooner() -> Iterator[None]:
+    """What computes without end is stopped after a second or two, where users give it five or fifteen: a tiny model's take a tenth."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(templates, "SECONDS", 1)
+        patch.setattr(tokenizer_trial, "SECONDS", 2)
+        yield
 
 
 @pytest.fixture(scope="session")

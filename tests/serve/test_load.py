@@ -53,10 +53,10 @@ def test_the_right_artifact_is_proved_and_a_wrong_one_is_caught(artifacts: dict[
     assert wrong.agreement.error > 2 * proof.agreement.error
 
 
-def test_prompts_of_the_proof_begin_as_the_tokenizer_begins_a_text(tmp_path: Path) -> None:
+def test_prompts_of_the_proof_begin_as_the_tokenizer_begins_a_text(tiny: OpenedModel, tmp_path: Path) -> None:
     """With BOS where it adds one: llama.cpp takes the ids as they are, adds no second, and agrees."""
     folder = tmp_path / "model"
-    shutil.copytree(locate("embedded").path, folder)
+    shutil.copytree(tiny.path, folder)
     rules = json.loads((folder / "tokenizer.json").read_text())
     rules["post_processor"]["single"].insert(0, {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}})
     rules["post_processor"]["special_tokens"] = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import urllib.error
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -35,6 +36,13 @@ def file(tiny: OpenedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     write_gguf(tiny.path, tiny.config, "q8_0", out)
     return out
+
+
+@pytest.fixture(scope="module")
+def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the embedded model in Q8_0."""
+    windows = torch.arange(1, 65).view(4, 16)
+    return make_artifact(parse("q8_0"), locate("embedded"), windows, str(tmp_path_factory.mktemp("embedded"))).path
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
@@ -63,24 +71,24 @@ def test_it_answers_on_loopback_and_stops(file: Path) -> None:
         post(server.url, "/v1/completions", {"prompt": "anyone?"})
 
 
-def test_llamacpp_holds_what_was_expected(calibration: torch.Tensor, tmp_path: Path) -> None:
+def test_llamacpp_holds_what_was_expected(eight_bits: Path) -> None:
     """What a model and its context take is held to 10 %. The total is held to a quarter: most of it is Python and the libraries here,
     whose pages differ between machines and are shared with the other worker of these tests."""
-    made = make_artifact(parse("q8_0"), locate("embedded"), calibration, str(tmp_path)).path
-    (little, little_own, expected_little), (much, much_own, expected_much) = (held(on_free_port(made, context=c)) for c in (1024, 33 << 10))
+    (little, little_own, expected_little), (much, much_own, expected_much) = (
+        held(on_free_port(eight_bits, context=c)) for c in (1024, 33 << 10)
+    )
     assert much_own - little_own == pytest.approx(expected_much - expected_little, rel=0.1)
     assert (little, much) == (pytest.approx(expected_little, rel=0.25), pytest.approx(expected_much, rel=0.25))
 
 
-def test_a_smaller_cache_saves_what_was_expected(calibration: torch.Tensor, tmp_path: Path) -> None:
-    made = make_artifact(parse("q8_0"), locate("embedded"), calibration, str(tmp_path)).path
-    found = {cache: held(on_free_port(made, context=33 << 10, cache=cache)) for cache in LlamaCpp.caches}
+def test_a_smaller_cache_saves_what_was_expected(eight_bits: Path) -> None:
+    found = {cache: held(on_free_port(eight_bits, context=33 << 10, cache=cache)) for cache in LlamaCpp.caches}
     assert set(found) == {"f16", "q8_0", "q4_0"}
     (_, whole, planned), *smaller = found.values()
     assert planned > 30e6
     for (_, own, expected), share in zip(smaller, (8.5 / 16, 4.5 / 16), strict=True):
         assert whole - own == pytest.approx(planned - expected, rel=0.1)
-        assert planned - expected == pytest.approx((1 - share) * found_cache(made), rel=1e-6)
+        assert planned - expected == pytest.approx((1 - share) * found_cache(eight_bits), rel=1e-6)
 
 
 def found_cache(folder: Path) -> float:
@@ -222,18 +230,48 @@ def test_a_server_ends_with_its_keeper_however_that_ends(file: Path) -> None:
         assert gone(members)
 
 
+# Of each line that it reads, a copy of itself has a server; what both import takes ten seconds.
+PARENTS = """
+import os, pathlib, signal, sys, time
+from qlab.serve.runtimes.llamacpp import LlamaCpp
+from qlab.serve.server import on_free_port, serving
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+while sys.stdin.readline():
+    if os.fork():
+        continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where these tests run in the background of a shell
+    with serving(LlamaCpp(), on_free_port(pathlib.Path(sys.argv[1]))):
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def parents(file: Path) -> Iterator[Callable[[], psutil.Process]]:
+    """Starts a process with a server of its own, which is up."""
+    command, started = [sys.executable, "-c", PARENTS, str(file)], list[psutil.Process]()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdin
+        assert process.stdout
+
+        def start() -> psutil.Process:
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            started.append(psutil.Process(int(process.stdout.readline())))
+            return started[-1]
+
+        yield start
+        process.stdin.close()
+        for one in started:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_outlives_the_parent(file: Path, how: signal.Signals) -> None:
-    code = (
-        "import sys, time, pathlib\nfrom qlab.serve.runtimes.llamacpp import LlamaCpp\n"
-        "from qlab.serve.server import on_free_port, serving\n"
-        "with serving(LlamaCpp(), on_free_port(pathlib.Path(sys.argv[1]))):\n    print('up', flush=True)\n    time.sleep(600)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ)
-    assert parent.stdout
-    assert parent.stdout.readline() == b"up\n"
-    members = psutil.Process(parent.pid).children(recursive=True)
+def test_nothing_outlives_the_parent(parents: Callable[[], psutil.Process], how: signal.Signals) -> None:
+    parent = parents()
+    members = parent.children(recursive=True)
     assert len(members) >= 2
     parent.send_signal(how)
-    parent.wait(30)
-    assert gone(members)
+    assert gone([parent, *members], 30)

@@ -29,7 +29,7 @@ from tests.walk.families import FAMILIES, make
 
 # Numbers that runtimes keep of a token in a block, where transformers keeps more: latent values and a key, or keys that queries share.
 UNFOLDED = {"deepseek_v2": 48, "deepseek_v3": 48, "falcon": 2 * 2 * 16}
-RECIPES = ["rtn-w4g32", "awq-w4g32", "gptq-w4g32", "tuned-w4g32-steps2", "nf4"]
+RECIPES = ["awq-w4g32-cover", "gptq-w4g32-cover", "tuned-w4g32-cover-steps2", "nf4"]  # that search grids is the same on every family
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -170,7 +170,7 @@ def test_artifacts_are_what_the_methods_made(
         assert set(artifact.errors) == layers - kept
         assert len(kept) < len(layers) / 2
     assert any("expert" in layer for layer in layers) == bool(source.layout.gates) == FAMILIES[family].mixture
-    assert any("experts" in note for note in made["rtn-w4g32"].manifest["notes"].values()) == FAMILIES[family].mixture
+    assert any("experts" in note for note in made["awq-w4g32-cover"].manifest["notes"].values()) == FAMILIES[family].mixture
     assert predict(source, [parse(name) for name in RECIPES], (8, 64)).blocks == source.layout.count
 
 

@@ -73,7 +73,7 @@ def test_llama_cpp_computes_the_model_and_it_is_read_back(
     family: str, calibration: Tensor, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     source = make(tmp_path / "source", MORE.get(family) or FAMILIES[family])
-    made = quantize_model(source, [parse("f16"), parse("q4_k_m")], calibration, tmp_path / "out")
+    made = quantize_model(source, [parse("f16"), parse("q4_k_m")], calibration[:2], tmp_path / "out")
     plain, quantized = (next(artifact.path.glob("*.gguf")) for artifact in made)
     ids = calibration[0, :48].tolist()  # longer than the sliding windows
     original = logits(load(source), ids)
