@@ -56,7 +56,7 @@ def share() -> None:
     multiprocessing says that a child uses its parent's process again, and has its address; but it starts another, since it has no number.
     """
     global _sharing
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     server.ensure_running = lambda: None
     _sharing = True
 

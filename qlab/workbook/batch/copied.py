@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 
 from qlab.support.processes.process import die_with_parent, without_main
@@ -24,7 +25,7 @@ LAUNCHER = ["-m", "ipykernel_launcher"]  # of the command that starts Python's k
 class CopiedKernel(LocalProvisioner):
     """Starts Python's own kernel as a copy where processes can be copied, and any other kernel, or elsewhere, as Jupyter does."""
 
-    async def launch_kernel(self, cmd: list[str], **arguments: Any) -> Mapping[str, Any]:
+    async def launch_kernel(self, cmd: list[str], **arguments: Any) -> KernelConnectionInfo:
         """Start the kernel of the command `cmd`. Of `arguments` these count: `env`, `cwd`, and the file `stdout` that it prints to.
 
         Raises:
@@ -42,7 +43,7 @@ class CopiedKernel(LocalProvisioner):
                 process.start()
         except EOFError as error:  # the process that it should be a copy of was killed
             raise RuntimeError("the process that the kernel should be a copy of has ended") from error
-        self.process = Started(process)
+        self.process = Started(process)  # type: ignore[assignment]
         self.pid = self.pgid = process.pid  # it leads a group of its own
         return self.connection_info
 
