@@ -120,7 +120,7 @@ def test_a_figure_speaks_french(monkeypatch: pytest.MonkeyPatch) -> None:
     page = drawn.html().replace("\u00a0", " ")
     for said in ("GPTQ laisse 50 % de", "erreur quadratique relative", "sans compensation"):
         assert page.count(said) >= 2  # drawn, and in the alt text
-    assert "en abscisse: erreur quadratique relative" in drawn.words()
+    assert "en abscisse\u00a0: erreur quadratique relative" in drawn.words()
     assert "no compensation" not in page
 
 
