@@ -28,6 +28,7 @@ from qlab.serve.rounding import Rounding
 from qlab.serve.runtimes.runtime import Runtime
 from qlab.serve.server import Server
 from qlab.support.errors import UserError
+from qlab.support.wording import Sentence
 
 PROMPTS = (
     "The value of", "Return a list of the", "In the first", "If the file is",
@@ -217,12 +218,12 @@ def agreement_with(
     return compare(model, prompts, [answer.ids for answer in found], [answer.logprobs for answer in found], rounding)
 
 
-def in_words(agreement: Agreement) -> str:
-    return (
-        f"{agreement.identical:.0%} identical, {agreement.in_context:.0%} after the same tokens; "
-        f"largest margin {agreement.margin:.4f} (at most {agreement.allowed_margin:.4f}), "
-        f"log-probabilities off by {agreement.error:.4f} nats (at most {agreement.allowed_error:.4f})"
+def in_words(agreement: Agreement) -> Sentence:
+    text = (
+        "{identical:.0%} identical, {in_context:.0%} after the same tokens; largest margin {margin:.4f} (at most {most:.4f}), "
+        "log-probabilities off by {error:.4f} nats (at most {allowed:.4f})"
     )
+    return Sentence(text, **asdict(agreement), most=agreement.allowed_margin, allowed=agreement.allowed_error)
 
 
 def conversations(client: OpenAI, deployment: Deployment, template: bool) -> list[Check]:
@@ -238,7 +239,8 @@ def conversations(client: OpenAI, deployment: Deployment, template: bool) -> lis
         chat = client.chat.completions.create(**asked)
     except APIStatusError as error:
         refused = not template and error.status_code == 400
-        checks.append(Check("chat", refused, f"refused ({error.status_code}): this model has no chat template" if refused else str(error)))
+        why = Sentence("refused ({status}): this model has no chat template", status=error.status_code) if refused else str(error)
+        checks.append(Check("chat", refused, why))
         return checks
     streamed = "".join(part.choices[0].delta.content or "" for part in client.chat.completions.create(**asked, stream=True) if part.choices)
     text = chat.choices[0].message.content or ""
@@ -268,5 +270,7 @@ def _status(what: str, expected: int, client: OpenAI, **body: Any) -> Check:
     except APIStatusError as error:
         status = error.status_code
     except APIError as error:
-        return Check(what, False, f"no answer: {error}")
-    return Check(what, status == expected, f"HTTP {status}" + ("" if status == expected else f", expected {expected}"))
+        return Check(what, False, Sentence("no answer: {error}", error=str(error)))
+    if status == expected:
+        return Check(what, True, f"HTTP {status}")
+    return Check(what, False, Sentence("HTTP {status}, expected {expected}", status=status, expected=expected))

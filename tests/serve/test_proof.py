@@ -20,16 +20,26 @@ from qlab.artifacts.artifact import quantize_model
 from qlab.models.opening import OpenedModel
 from qlab.recipes import parse
 from qlab.serve.deployment import Deployment
-from qlab.serve.proof import prove
+from qlab.serve.proof import Agreement, in_words, prove
 from qlab.serve.runtimes.greedy import Greedy, aligned
 from qlab.serve.runtimes.llamacpp import LlamaCpp
 from qlab.serve.runtimes.vllm import VLLM
 from qlab.support.errors import UserError
+from qlab.workbook.language.spoken import VARIABLE, gettext
 
 
 def entry(token: int, held_back: int = 0, logprob: Any = -0.5) -> dict[str, Any]:
     """An entry of llama.cpp's list, with the bytes of so many tokens that it has held back before its own."""
     return {"id": token, "logprob": logprob, "bytes": [1] * (1 + held_back), "top_logprobs": [{"bytes": [1]}]}
+
+
+def test_how_far_the_two_agree_is_said_in_the_language_that_is_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = in_words(Agreement(identical=0.5, in_context=1.0, margin=0.01, error=0.02, rounding=0.1, largest_rounding=0.2))
+    assert found.startswith("50% identical, 100% after the same tokens; largest margin 0.0100 (at most 0.6010), ")
+    monkeypatch.setenv(VARIABLE, "fr")
+    assert gettext(found).startswith(
+        "50\u00a0% identiques, 100\u00a0% après les mêmes jetons\u00a0; plus grande marge 0.0100 (au plus 0.6010), "
+    )
 
 
 def test_log_probabilities_are_laid_beside_their_tokens() -> None:

@@ -134,4 +134,4 @@ def test_a_prediction_in_french_is_kept_in_english(
     assert kept == {"Which of these has the smallest output error?": "more than 8"}
     asked.held_against("more than 8", also=["GPTQ"])
     said = answer_of(outputs).replace("\u00a0", " ")
-    assert "Vous aviez prédit : plus de 8. Mesuré : plus de 8. Non distingués de lui : GPTQ. Comme vous l&#x27;aviez prédit." in said
+    assert "Vous aviez prédit : plus de 8. Mesuré : plus de 8. On n&#x27;en distingue pas GPTQ. Comme vous l&#x27;aviez prédit." in said

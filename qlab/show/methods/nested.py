@@ -16,9 +16,10 @@ def nested_picture(layer: str, found: Nested) -> Drawing:
     title = say(title, layer=layer, before=before, after=after, moved=100 * found.moved)
     figure, (bars, dots) = stacked(title, (2.0, 2.8), shared=False)
     names = list(dict.fromkeys([*found.single, *found.double]))
-    left = {"single": 0.0, "double": 0.0}
+    rows = {gettext("single"): found.single, gettext("double"): found.double}
+    left = dict.fromkeys(rows, 0.0)
     for name, colour in zip(names, PALETTE):
-        widths = [8 * held.get(name, 0) / found.weights for held in (found.single, found.double)]
+        widths = [8 * held.get(name, 0) / found.weights for held in rows.values()]
         bars.barh(list(left), widths, left=list(left.values()), color=colour, label=name)
         left = {row: start + width for (row, start), width in zip(left.items(), widths)}
     bars.invert_yaxis()
@@ -30,9 +31,8 @@ def nested_picture(layer: str, found: Nested) -> Drawing:
     dots.plot(exact.tolist(), off.tolist(), "o", color=PALETTE[1], markersize=3)
     dots.set(xlabel=gettext("absmax of a block"), ylabel=gettext("moved by, %"))
     caption(dots, say("the first {count} blocks, each a dot", count=len(exact)))
-    kept = (("single", found.single), ("double", found.double))
     figure.values = {
         gettext("bits a weight, single"): before, gettext("bits a weight, double"): after, gettext("absmax moves by"): found.moved,
-        **{say("bytes of {name}, {row}", name=name, row=row): count for row, held in kept for name, count in held.items()},
+        **{say("bytes of {name}, {row}", name=name, row=row): count for row, held in rows.items() for name, count in held.items()},
     }  # fmt: skip
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import pytest
 import torch
 
 from qlab.show.drawing import INK, Drawing
@@ -21,6 +22,7 @@ from qlab.workbook.drawn.order import GIVEN, LARGEST, in_orders
 from qlab.workbook.drawn.outlier import outlier_of
 from qlab.workbook.drawn.spectrum import spectrum
 from qlab.workbook.exercises.superblock import superblock_of
+from qlab.workbook.language.spoken import VARIABLE
 
 GENERATOR = torch.Generator().manual_seed(0)
 WEIGHT = torch.randn(32, 256, generator=GENERATOR)
@@ -71,6 +73,13 @@ def test_a_title_follows_the_numbers() -> None:
 def test_the_title_of_levels_says_how_evenly_they_are_used() -> None:
     drawing = levels_picture("q", torch.randn(64, 64, generator=torch.Generator().manual_seed(1)))
     assert re.match(r"q: NF4's fullest level holds \d+% of the weights, the fullest of 16 uniform ones \d+%\.", drawing.words())
+
+
+def test_what_scales_take_has_its_names_in_french(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "fr")
+    drawing = nested_picture("q", nested_bytes(WEIGHT))
+    assert [label.get_text() for label in drawing.axes[0].get_yticklabels()] == ["simple", "double"]
+    assert {"bits par poids, simple", "octets (codes), double"} <= drawing.values.keys()
 
 
 def test_tiles_take_the_sign_for_the_colour_and_the_size_for_how_much_shows_through() -> None:

@@ -61,6 +61,9 @@ def test_the_report(tmp_path: Path) -> None:
     offered = {option.get("value"): option.get_text() for option in page.select("#verdict option")}
     assert {row["data-verdict"] for row in rows} == set(offered) - {""}  # by which rows are chosen
     assert offered["does not hold"] == "ne se vérifie pas"
+    counted = [tag.get_text().split("\u00a0: ") for tag in page.select("#claims-of-the-guide ~ p > .tag")]
+    assert {verdict for verdict, _ in counted} == {said for verdict, said in offered.items() if verdict}
+    assert sum(int(count) for _, count in counted) == len(rows)
     check_report(tmp_path, [], EMBEDDED)  # a French report is known as qlab's own
 
 
