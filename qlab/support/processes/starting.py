@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any
 
@@ -54,8 +54,12 @@ def share() -> None:
     are none of its children, and whoever ends this one cannot wait for them.
 
     multiprocessing says that a child uses its parent's process again, and has its address; but it starts another, since it has no number.
+    The keeper of semaphores is a new one: of what a copy leaves that is ended at once, it warns where that one prints.
     """
     global _sharing
+    keeper: Any = resource_tracker._resource_tracker
+    os.close(keeper._fd)
+    keeper._fd = keeper._pid = None
     server: Any = forkserver._forkserver
     server.ensure_running = lambda: None
     _sharing = True

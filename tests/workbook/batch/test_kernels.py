@@ -45,25 +45,31 @@ def test_a_kernel_that_does_not_start_is_told_with_what_it_printed(
     assert "out of luck" not in "".join(capfd.readouterr())
 
 
-def test_a_lesson_s_kernel_and_the_processes_it_starts_are_copies_of_one_and_go_with_whoever_started_it(tmp_path: Path) -> None:
-    """Whoever started it is killed outright in the middle of the lesson."""
-    program = """
+PROGRAM = """
 import sys
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 import papermill
 import qlab.workbook.batch.kernels
-source = (
-    "from qlab.support.processes.process import run_isolated\\n"
-    "from tests.workbook.batch.telling import waits\\n"
-    "run_isolated(waits, sys.argv[1])"
-)
-notebook = new_notebook(cells=[new_code_cell("import sys; sys.argv = ['', %r]" % sys.argv[1]), new_code_cell(source)])
+folder, source = sys.argv[1:]
+notebook = new_notebook(cells=[new_code_cell(source)])
 notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-nbformat.write(notebook, sys.argv[1] + "/lesson.ipynb")
-papermill.execute_notebook(sys.argv[1] + "/lesson.ipynb", None, {}, engine_name="qlab", progress_bar=False)
+nbformat.write(notebook, folder + "/lesson.ipynb")
+papermill.execute_notebook(folder + "/lesson.ipynb", None, {}, engine_name="qlab", progress_bar=False)
 """
-    started = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def lesson_in(folder: Path, source: str) -> subprocess.Popen[str]:
+    """A process that runs a lesson of one cell, as a run does."""
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), source], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_lesson_s_kernel_and_the_processes_it_starts_are_copies_of_one_and_go_with_whoever_started_it(tmp_path: Path) -> None:
+    """Whoever started it is killed outright in the middle of the lesson."""
+    waits = "from tests.workbook.batch.telling import waits"
+    started = lesson_in(
+        tmp_path, f"from qlab.support.processes.process import run_isolated\n{waits}\nrun_isolated(waits, {str(tmp_path)!r})"
+    )
     try:
         told = tmp_path / "told"
         assert waited(told.exists, 120)
@@ -72,8 +78,16 @@ papermill.execute_notebook(sys.argv[1] + "/lesson.ipynb", None, {}, engine_name=
         assert copied.ppid() == started.pid
     finally:
         started.kill()
-        started.wait()
+        started.communicate()
     assert waited(lambda: not any(process.is_running() for process in (copied, kernel, child)), 60)
+
+
+def test_what_a_killed_kernel_leaves_is_no_warning_of_the_run(tmp_path: Path) -> None:
+    kept = "kept = [multiprocessing.get_context('spawn').RLock() for _ in range(3)]"
+    process = lesson_in(tmp_path, f"import multiprocessing, os\n{kept}\nos.kill(os.getpid(), 9)")
+    said = process.communicate(timeout=300)[1]
+    assert "DeadKernelError" in said
+    assert "semaphore" not in said
 
 
 def waited(true: Callable[[], bool], seconds: float) -> bool:
