@@ -24,7 +24,7 @@ MADE = "test_artifacts_are_what_the_methods_made"
 PLAN = "test_the_plan_counts_what_a_token_reads_and_leaves_in_the_cache"
 RUNS = "test_llama_cpp_computes_the_model_and_it_is_read_back"
 REFUSES = "test_what_llama_cpp_computes_otherwise_is_refused"
-HEADS = {"rtn-w4g32": "RTN", "awq-w4g32": "AWQ", "gptq-w4g32": "GPTQ", "tuned-w4g32-steps2": "tuned", "nf4": "NF4"}
+HEADS = {"rtn-w4g32": "RTN", "awq-w4g32-cover": "AWQ", "gptq-w4g32-cover": "GPTQ", "tuned-w4g32-cover-steps2": "tuned", "nf4": "NF4"}
 COLUMNS = {  # heads, tests and what these noted
     "walk": (WALK, "walk"),
     **{HEADS[recipe]: (MADE, recipe) for recipe in RECIPES},
@@ -43,8 +43,8 @@ What the tests hold of each family of models, on a tiny random model that transf
 qlab looks at the model's class and runs a block (`using.md`, Models).
 
 - **walk**: the output of each block, computed by the walk, differs from that of transformers' class by less than 1e-5 of its norm.
-- **RTN, AWQ, GPTQ, tuned, NF4** (4 bits, groups of 32): the artifact's logits differ from those of the weights that the method made by
-  less than 1e-3. This says that the files hold what the method made, not how good the method is.
+- **RTN, AWQ, GPTQ, tuned, NF4** (4 bits, groups of 32, grids not searched): the artifact's logits differ from those of the weights that
+  the method made by less than 1e-3. This says that the files hold what the method made, not how good the method is.
 - **GGUF**: KL between llama.cpp's predictions from the file and those of the same weights in transformers, below 0.02 nats in F16 and,
   with llama.cpp's rounding of activations to 8 bits, below 0.05 in Q4_K_M. "refused": llama.cpp would compute another function, or knows
   none.

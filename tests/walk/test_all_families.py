@@ -29,7 +29,13 @@ from tests.walk.families import FAMILIES, make
 
 # Numbers that runtimes keep of a token in a block, where transformers keeps more: latent values and a key, or keys that queries share.
 UNFOLDED = {"deepseek_v2": 48, "deepseek_v3": 48, "falcon": 2 * 2 * 16}
-RECIPES = ["awq-w4g32-cover", "gptq-w4g32-cover", "tuned-w4g32-cover-steps2", "nf4"]  # that search grids is the same on every family
+RECIPES = [
+    "rtn-w4g32",
+    "awq-w4g32-cover",
+    "gptq-w4g32-cover",
+    "tuned-w4g32-cover-steps2",
+    "nf4",
+]  # searching grids is the same on every family
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
