@@ -52,8 +52,9 @@ class LessonProgress:
     def _tell(self, lesson: str, done: int, total: int, state: str) -> None:
         now = self._clock()
         if state:
+            told = {"lesson": lesson, "state": state, "seconds": now - self._begun, "number": len(self._finished) + 1}
             self._console.print(
-                f"{lesson}: {state}, {now - self._begun:.0f} s ({len(self._finished) + 1}/{len(self._tasks)})", highlight=False
+                say("{lesson}: {state}, {seconds:.0f} s ({number}/{count})", count=len(self._tasks), **told), highlight=False
             )
             self._begun = self._said = now
         elif now - self._said >= SILENCE:

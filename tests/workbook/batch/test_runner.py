@@ -106,12 +106,20 @@ def test_a_long_name_for_temporary_files_is_no_obstacle(
     assert found.state == DONE
 
 
-def test_the_log_says_how_a_lesson_ended() -> None:
+ENDS = {
+    "en": ["01_fine: 2 of 9 cells, 61 s", "01_fine: done, 70 s (1/2)", "02_awq: failed, 30 s (2/2)"],
+    "fr": ["01_fine\u00a0: 2 cellules sur 9, 61 s", "01_fine\u00a0: finie, 70 s (1/2)", "02_awq\u00a0: échouée, 30 s (2/2)"],
+}
+
+
+@pytest.mark.parametrize("language", ENDS)
+def test_the_log_says_how_a_lesson_ended(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, language)
     out, times = io.StringIO(), iter([0.0, 59.0, 61.0, 62.0, 70.0, 100.0])
     with LessonProgress(["01_fine", "02_awq"], Console(file=out), lambda: next(times)) as progress:
         for news in (("01_fine", 1, 9), ("01_fine", 2, 9), ("01_fine", 3, 9), ("01_fine", 1, 1, DONE), ("02_awq", 1, 1, FAILED)):
             progress.update(*news)
-    assert out.getvalue().splitlines() == ["01_fine: 2 of 9 cells, 61 s", "01_fine: done, 70 s (1/2)", "02_awq: failed, 30 s (2/2)"]
+    assert out.getvalue().splitlines() == ENDS[language]
 
 
 def test_the_finished_notebook_names_no_folder_of_its_runner(lessons: dict[str, dict[str, Any]], tmp_path: Path) -> None:
