@@ -119,10 +119,10 @@ def nearest_sentence(methods: Mapping[str, Quality], model: str) -> Sentence:
     found = {"methods": listed(list(methods)), "model": model, "best": best, "kl": quality.kl or 0, "error": quality.kl_stderr or 0}
     said = [Sentence("On {model}, of {methods}, the nearest to the original is {best}: KL {kl:.5f} ± {error:.5f}.", **found)]
     if unclear:
-        names = listed([f"{name} ({difference(*farther[name])})" for name in unclear])
+        names = listed([Sentence("{name} ({change})", name=name, change=difference(*farther[name])) for name in unclear])
         said.append(Sentence("These windows do not tell it apart from {names}.", names=names))
     if clear:
-        names = listed([f"{name} ({difference(*farther[name])})" for name in clear])
+        names = listed([Sentence("{name} ({change})", name=name, change=difference(*farther[name])) for name in clear])
         said.append(Sentence("Farther by more than twice the error: {names}.", names=names))
     return joined(" ", said)
 

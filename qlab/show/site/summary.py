@@ -8,6 +8,7 @@ from typing import Any
 
 from qlab.claims import FAILS, HOLDS, NOISE, Verdict
 from qlab.evaluate.quality import Quality
+from qlab.recipes import parse
 from qlab.show import figures
 from qlab.show.drawing import Drawing
 from qlab.support.steady import steady
@@ -102,7 +103,8 @@ def caveats(results: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], f
 def method_sentence(results: Mapping[str, Any]) -> str:
     """Lessons 2 and 3: which method is nearest, said anew from its figures, since a record keeps no template; else as it was recorded."""
     said: list[str] = results.get("methods", {}).get("sentences", [])[:1]
-    names = {method: f"quality/{recipe.format(results.get('group-size', GROUP_SIZE))}" for method, recipe in METHODS.items()}
+    size = results.get("group-size", GROUP_SIZE)
+    names = {method: f"quality/{parse(recipe.format(size)).name}" for method, recipe in METHODS.items()}  # as recorded: without defaults
     if not said or not all(name in results for name in names.values()):
         return "".join(said)
     return gettext(nearest_sentence({method: Quality(**results[name]) for method, name in names.items()}, results["model"]["name"]))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qlab.claims import judge, load_claims
+from qlab.recipes import parse
 from qlab.show.site.summary import figure, sentences
 from qlab.workbook.comparison import METHODS
 from qlab.workbook.language.spoken import VARIABLE
@@ -97,7 +98,8 @@ def test_what_was_not_measured_is_not_drawn(results: dict[str, Any]) -> None:
 
 
 def test_the_nearest_method_is_said_in_french_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {name: recipe.format(64) for name, recipe in METHODS.items()}
+    sizes = {name: parse(recipe.format(64)).name for name, recipe in METHODS.items()}  # as lessons record them
+    assert "gptq-w4g64" in sizes.values()
     results: dict[str, Any] = {"group-size": 64, "model": {"name": "m", "parameters": 1e6, "disk_bytes": 2e6}}
     results |= {f"quality/{recipe}": quality(place / 10).as_dict() for place, recipe in enumerate(sizes.values())}
     recorded = {"methods": {"sentences": ["as it was recorded"]}}
@@ -109,3 +111,4 @@ def test_the_nearest_method_is_said_in_french_too(monkeypatch: pytest.MonkeyPatc
     assert sentences(results | recorded, [])[1].startswith(
         "Sur m, parmi RTN, AWQ, GPTQ symétrique, GPTQ asymétrique et AWQ + GPTQ, le plus proche de l'original est RTN\u00a0: "
     )
+    assert "GPTQ symétrique (+" in sentences(results | recorded, [])[1]
