@@ -4,6 +4,9 @@ A copy does all the rest as `python -m qlab` does: it is in a session of its own
 files and handlers of signals, and imports qlab's own modules itself. It shares with other copies Python's seed for hashes, and what
 libraries read of the environment as they are imported; and it ends without taking apart what was imported. So each test that uses copies
 starts at least one command truly, too: `start(..., true=True)`.
+
+The copies of qlab.support.processes.starting do not serve here: multiprocessing knows them for children, so that a command would start its
+own processes in another way than it does for users.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class Lesson:
         """Quality of a model or artifact against the original; recorded as `quality/name`. An artifact's is kept for other lessons, and a
         large one is never whole in memory."""
         if isinstance(model, Artifact):
-            quality = self._kept(model.path, model.manifest, lambda: self._artifact_measured(name, model))
+            quality = self._kept(model.path, model.manifest, lambda: self._measured(name, model))
         else:
             quality = self._measured(name, model)
         record(f"quality/{name}", quality.as_dict())
@@ -155,12 +155,9 @@ class Lesson:
             return self.reference
         return predictor(artifact.source, self.evaluation if windows is None else windows, self.device, Path(self.work))[0]
 
-    def _artifact_measured(self, name: str, artifact: Artifact) -> Quality:
-        self.expected  # noqa: B018 - the original's logits first: its output head in FP32 would be on the device beside the artifact's
-        return self._measured(name, self.predictor(artifact))
-
-    def _measured(self, name: str, model: Predictor) -> Quality:
-        return measure_quality(model, self.evaluation, self.expected, label=name)
+    def _measured(self, name: str, model: Predictor | Artifact) -> Quality:
+        expected = self.expected  # before the artifact is read: the original's output head in FP32 would be on the device beside its own
+        return measure_quality(self.predictor(model) if isinstance(model, Artifact) else model, self.evaluation, expected, label=name)
 
     def _kept(self, place: Path, candidate: Any, judge: Callable[[], Quality]) -> Quality:
         return judged(place, candidate, self.source.fingerprint, self.evaluation, self.dtype, self.device, judge)

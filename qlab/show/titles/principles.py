@@ -88,22 +88,14 @@ def steps(kl: Mapping[str, float]) -> str:
 
 def parted(quality: Mapping[str, Quality], by: str) -> str:
     """The last part of `by_part` beside the first. By place each part has as many tokens, so its error is taken as √PARTS times that of
-    all; by probability, where a part may have few, no error is known."""
+    all; by probability, where a part may have few, no error is known, and the shares are told without a verdict."""
     ends = {name: (curve[0][1], curve[-1][1]) for name, curve in by_part(quality, by).items() if len(curve) > 1}
     if not ends:
         return say("All tokens lie in one part")
     shares = {name: last / max(first, 1e-12) for name, (first, last) in ends.items()}
     if by != PLACE:
-        turned = {way: {name: share for name, share in shares.items() if (share < 1) == way} for way in (True, False)}
-        smaller, larger = (
-            enumerated([say("{name} ({share:.0%})", name=name, share=share) for name, share in turned[way].items()]) for way in turned
-        )
-        if not larger:
-            return say("Where the original is surest, KL is smaller than where it is least sure: {smaller}", smaller=smaller)
-        if not smaller:
-            return say("Where the original is surest, KL is no smaller than where it is least sure: {larger}", larger=larger)
-        text = "Where the original is surest, KL is smaller than where it is least sure at {smaller}, and larger at {larger}"
-        return say(text, smaller=smaller, larger=larger)
+        each = [say("{name} ({share:.0%})", name=name, share=share) for name, share in shares.items()]
+        return say("KL where the original is surest, in % of KL where it is least sure: {shares}", shares=enumerated(each))
     values = {"least": min(shares.values()) - 1, "most": max(shares.values()) - 1}
     errors = {name: (2 * PARTS) ** 0.5 * (quality[name].kl_stderr or 0.0) / max(quality[name].kl or 0.0, 1e-12) for name in ends}
     beyond = [gettext(name) for name, (first, last) in ends.items() if apart(last - first, errors[name])]

@@ -5,14 +5,11 @@ What the child prints goes to a log; if it fails, the error carries the log's la
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import multiprocessing
 import os
 import resource
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -28,7 +25,7 @@ import psutil
 from qlab.support.disk.room import full
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
-from qlab.support.processes.starting import starting
+from qlab.support.processes.starting import begin, end, starting
 
 T = TypeVar("T")
 CLOSING = 30.0  # seconds that a generator has to end in order; a server that it runs has 20
@@ -269,16 +266,7 @@ def _child(
     generator: Callable[..., Generator[Any, Any, None]],
     arguments: tuple[Any, ...],
 ) -> None:
-    os.environ.clear()  # the copied process has those of its own start
-    os.environ.update(variables)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # which the copied process has blocked
-    # A daemon, so that the parent's end ends it; but it may have processes of its own, which a daemon of multiprocessing's may not.
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    os.environ[MARK] = os.path.dirname(log)
-    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(stream, 1)
-    os.dup2(stream, 2)
-    threading.Thread(target=die_with_parent, daemon=True).start()
+    begin({**variables, MARK: os.path.dirname(log)}, log)
     try:
         with closing(generator(*arguments)) as values, suppress(StopIteration):
             wanted, value = True, next(values)
@@ -295,13 +283,4 @@ def _child(
             traceback.print_exc()
         message = ("no room", number) if number else ("error", f"{type(error).__name__}: {error}")
     pipe.send(message)
-    atexit._run_exitfuncs()  # multiprocessing lets a copy end without them; temporary folders go by them
-    os._exit(0)  # a Python that has loaded PyTorch takes a second to tear itself down
-
-
-def die_with_parent() -> None:
-    """Wait for the end of the process that asked for this one, which on Linux is not the one that it is a copy of."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, SpawnContext
-from typing import Any
+from typing import Any, NoReturn
 
 from qlab.support.disk.scratch import Scratch
 
@@ -42,6 +44,38 @@ def starting() -> ForkServerContext | SpawnContext:
     with interruptions_held():  # while it imports; afterwards it ignores them
         forkserver.ensure_running()
     return context
+
+
+def begin(variables: Mapping[str, str], log: str) -> None:
+    """What a process that was started so does first. It takes these environment variables, prints to the file `log`, hears Ctrl-C, may have
+    processes of its own, and ends with whoever asked for it.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    os.environ.clear()  # a copied process has those of its own start
+    os.environ.update(variables)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # which a copied process has blocked
+    # A daemon, so that the parent's end ends it; but a daemon of multiprocessing's may have no processes.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def end() -> NoReturn:
+    """End this process at once: a Python that has loaded PyTorch takes a second to tear itself down."""
+    atexit._run_exitfuncs()  # multiprocessing lets a copy end without them; temporary folders go by them
+    os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """Wait for the end of the process that asked for this one, which on Linux is not the one that it is a copy of."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def copied_from_one(context: ForkServerContext | SpawnContext) -> bool:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,8 +13,8 @@ from typing import Any
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 
-from qlab.support.processes.process import die_with_parent, without_main
-from qlab.support.processes.starting import copied_from_one, share, starting
+from qlab.support.processes.process import without_main
+from qlab.support.processes.starting import begin, copied_from_one, end, share, starting
 
 LAUNCHER = ["-m", "ipykernel_launcher"]  # of the command that starts Python's kernel
 
@@ -79,20 +76,11 @@ class Started:
 def run_kernel(arguments: list[str], variables: Mapping[str, str], folder: str, log: str) -> None:
     """Be a kernel, in a session of its own, until it is told to end or whoever started it is gone."""
     os.setsid()
-    os.environ.clear()  # the copied process has those of its own start
-    os.environ.update(variables)
+    begin(variables, log)
     os.chdir(folder)
-    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(stream, 1)
-    os.dup2(stream, 2)
-    # A daemon, so that the parent's end ends it; but it has processes of its own, which a daemon of multiprocessing's may not.
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    threading.Thread(target=die_with_parent, daemon=True).start()
     share()
     sys.argv = ["ipykernel_launcher", *arguments]
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # which the copied process has blocked
     from ipykernel.kernelapp import launch_new_instance
 
     launch_new_instance(argv=arguments)
-    atexit._run_exitfuncs()  # multiprocessing lets a copy end without them; temporary folders go by them
-    os._exit(0)
+    end()

@@ -34,6 +34,7 @@ from qlab.workbook.comparison import PARTS as PARTS_OF_METHODS
 from qlab.workbook.crowd.advice import Choice
 from qlab.workbook.drawn.bits import chosen_weights
 from qlab.workbook.drawn.nested import nested_bytes
+from qlab.workbook.drawn.parts import PLACE, SURE
 from qlab.workbook.drawn.spending import ALIKE, CHOSEN, RANDOM
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.checks import ASKED, WRITTEN
@@ -91,7 +92,7 @@ def of_data() -> Iterator[tuple[str, str]]:
     columns = [field.name for table in (Check, Advice, Choice) for field in fields(table)]
     yield from (
         ("qlab/serve, qlab/workbook", column)
-        for column in (*columns, *METHODS, CONTROL, *INT8, STORED, "device", "count", "tokens/s ceiling")
+        for column in (*columns, *METHODS, CONTROL, *INT8, STORED, PLACE, SURE, "device", "count", "tokens/s ceiling")
     )
     yield from (("qlab/workbook/comparison.py", said) for part in PARTS_OF_METHODS for said in (part, part[0].upper() + part[1:]))
     yield from (("qlab/workbook/benchmark.py", said) for said in (*NOTES, NO_PEAK, FLOOR, *best_of([]), *USES))
