@@ -53,12 +53,15 @@ def run(
     from qlab.show.site.report import check_report, write_report
     from qlab.support.disk.lock import locked
     from qlab.support.disk.room import room_for
+    from qlab.support.processes.starting import preload
+    from qlab.workbook.batch.copied import LESSONS_IMPORT
     from qlab.workbook.batch.runner import DONE, prepare, run_lessons
 
     speak(language)
     if dry_run:
         show_forecast(chosen_lessons(lessons or []), model, pairs(parameter or []), as_json)
         return
+    preload(*LESSONS_IMPORT)
     values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
     check_report(out, values, locate(model).path)
     say_untranslated(list(values))

@@ -70,7 +70,7 @@ def chosen(table: Table, recipe: Integers, layers: dict[str, tuple[int, int]], b
         for label, some, found in (
             ("", own, least_damage(own, room)),
             ("-groups", choices, least_damage(choices, room)),
-            ("-random", choices, at_random(choices, room, seed=0)),
+            ("-random", own, at_random(own, room, seed=0)),  # of several group sizes one way for all may fill the budget: no control
         ):
             by_layer = {name: way for group, way in found.items() for name in groups[group]}
             one = mixed(recipe, by_layer, f"{budget:g}{label}")

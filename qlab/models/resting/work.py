@@ -25,8 +25,13 @@ def by_block(layout: Layout, length: int, _: int = 0) -> float:
 
 
 def changing(layout: Layout, length: int, _: int = 0) -> float:
-    """A layer rounded to nearest each time that it computes, and predicting; the weights of a block, for a figure, are held beside."""
-    return block(layout) + max(6 * largest(layout), predicting(layout, length), by_block(layout, length))
+    """A layer rounded to nearest each time that it computes, and predicting."""
+    return max(6 * largest(layout), predicting(layout, length))
+
+
+def drawing(layout: Layout, length: int, _: int = 0) -> float:
+    """The weights of a block in FP32, held for a figure while weights are changed and artifacts judged."""
+    return block(layout) + max(changing(layout, length), by_block(layout, length))
 
 
 def observing(layout: Layout, *_: int) -> float:
@@ -87,4 +92,4 @@ def widest(layout: Layout) -> float:
     return 4.0 * max(width for _, width in layout.linear.values()) ** 2
 
 
-EXPERIMENTS = (predicting, by_block, changing, observing, rounding, settling, training)
+EXPERIMENTS = (predicting, by_block, changing, drawing, observing, rounding, settling, training)

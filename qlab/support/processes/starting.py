@@ -21,11 +21,19 @@ PRELOADED = ("torch", "transformers", "transformers.modeling_utils")  # no GPU i
 LONGEST = 88  # bytes of the name of a folder for sockets, whose own names end it; the system allows 107 in all
 
 _sharing = False
+_further: tuple[str, ...] = ()
+
+
+def preload(*modules: str) -> None:
+    """Have the process that others are copies of import these modules beside PRELOADED: for a program that starts many processes which all
+    want them. They may touch no GPU, nor start a thread. It counts where no process was started before."""
+    global _further
+    _further = modules
 
 
 def starting() -> ForkServerContext | SpawnContext:
-    """How the next process is started: on Linux as a copy of a process that has imported PRELOADED and done nothing else, which saves each
-    the seconds that these imports take. That process is started here, with the first of them, and ends with this one.
+    """How the next process is started: on Linux as a copy of a process that has imported PRELOADED, and what `preload` was told, and done
+    nothing else, which saves each the seconds that these imports take. That process is started here, with the first of them, and ends with this one.
 
     A copy has this process's environment as it is now, but what the libraries read when they are imported, such as OMP_NUM_THREADS, they
     read before. A copy's own processes are started anew, unless it has called `share`, and so are all elsewhere: a Mac's libraries do not
@@ -40,7 +48,7 @@ def starting() -> ForkServerContext | SpawnContext:
         return multiprocessing.get_context("spawn")
     multiprocessing.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED])
+    context.set_forkserver_preload([*PRELOADED, *_further])
     with interruptions_held():  # while it imports; afterwards it ignores them
         forkserver.ensure_running()
     return context

@@ -57,7 +57,7 @@ COSTS = {
 
 
 EXPERIMENTS: dict[str, tuple[Callable[[Layout, int, int], float], ...]] = {
-    "01_principles": (work.changing,),
+    "01_principles": (work.drawing,),
     "02_awq": (work.by_block, work.observing),
     "03_gptq": (work.by_block, work.observing, work.rounding),
     "04_gguf": (work.by_block, work.observing, work.settling),

@@ -10,11 +10,12 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-
-import nbformat
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING
 
 from qlab.workbook.language.spoken import ENGLISH, spoken
+
+if TYPE_CHECKING:  # its schemas take some four seconds to import, which each lesson that reads no notebook would pay
+    from nbformat import NotebookNode
 
 BEGINNING = re.compile(r"^<!-- ([\w-]+) ([0-9a-f]{12}) -->\n", re.M)
 
@@ -30,7 +31,7 @@ class Section:
 
 def read_lesson(notebook: Path) -> NotebookNode:
     """A lesson in the language that is spoken. A cell whose translation is missing, or is of an earlier text, stays English."""
-    content = nbformat.read(notebook, as_version=4)
+    content = read_notebook(notebook)
     if spoken() == ENGLISH:
         return content
     sections = {section.cell: section for section in sections_of(notebook, spoken())}
@@ -41,9 +42,16 @@ def read_lesson(notebook: Path) -> NotebookNode:
     return content
 
 
+def read_notebook(notebook: Path) -> NotebookNode:
+    """A notebook file as it is."""
+    import nbformat
+
+    return nbformat.read(notebook, as_version=4)
+
+
 def faults(notebook: Path, language: str) -> list[str]:
     """What is wrong with the translation of a lesson, a sentence for each cell: it is missing, of an earlier text, or of no cell."""
-    cells = {cell.id: hash_of(cell.source) for cell in markdown_cells(nbformat.read(notebook, as_version=4))}
+    cells = {cell.id: hash_of(cell.source) for cell in markdown_cells(read_notebook(notebook))}
     sections = {section.cell: section for section in sections_of(notebook, language)}
     file = f"notebooks/{language}/{translation_of(notebook, language).name}"
     found = []

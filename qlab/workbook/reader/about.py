@@ -6,12 +6,14 @@ import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
-
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING
 
 from qlab import ROOT
 from qlab.workbook.language.lessons import read_lesson
 from qlab.workbook.language.spoken import gettext
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 NOTEBOOKS = ROOT / "notebooks"
 CHECKS = ("check", "check_answer", "check_written")  # functions of exercises/ that judge; the first argument names the exercise

@@ -13,9 +13,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import nbformat
-from nbformat.v4 import new_markdown_cell
-
 from qlab import ROOT
 from qlab.support.disk.whole import write_whole
 from qlab.support.reading import read_json
@@ -94,6 +91,9 @@ def digest(text: str) -> str:
 
 def copy_of(lessons: Sequence[About], place: int) -> str:
     """A lesson with links to its neighbours above and below, and from the first use of a term to the glossary."""
+    import nbformat
+    from nbformat.v4 import new_markdown_cell
+
     content = read_lesson(NOTEBOOKS / f"{lessons[place].lesson}.ipynb")
     terms, used = load_glossary(), set[str]()
     for cell in content.cells:
