@@ -33,7 +33,8 @@ def preload(*modules: str) -> None:
 
 def starting() -> ForkServerContext | SpawnContext:
     """How the next process is started: on Linux as a copy of a process that has imported PRELOADED, and what `preload` was told, and done
-    nothing else, which saves each the seconds that these imports take. That process is started here, with the first of them, and ends with this one.
+    nothing else, which saves each the seconds that these imports take. That process is started here, with the first of them, and ends with
+    this one.
 
     A copy has this process's environment as it is now, but what the libraries read when they are imported, such as OMP_NUM_THREADS, they
     read before. A copy's own processes are started anew, unless it has called `share`, and so are all elsewhere: a Mac's libraries do not

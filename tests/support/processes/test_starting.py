@@ -13,9 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from qlab import ROOT
 from qlab.support.disk.scratch import Scratch
 from qlab.support.processes import starting
 from qlab.support.processes.process import run_isolated
+from qlab.workbook.batch.copied import LESSONS_IMPORT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are started anew")
 
@@ -26,7 +28,7 @@ import torch
 asked = []
 for name in ("is_available", "device_count", "init", "_lazy_init"):
     setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
-for name in {starting.PRELOADED!r}:
+for name in {(*starting.PRELOADED, *LESSONS_IMPORT)!r}:
     __import__(name)
 print(asked)
 """
@@ -42,6 +44,26 @@ def method() -> str:
 def test_a_child_is_a_copy_which_ctrl_c_reaches_and_its_own_is_not() -> None:
     assert run_isolated(method).value == "True False"
     assert run_isolated(run_isolated, method).value.value == "False False"
+
+
+def test_a_child_has_what_is_to_be_imported_before() -> None:
+    program = """
+from qlab.support.processes import starting
+from qlab.support.processes.process import run_isolated
+from tests.support.processes.test_starting import has_wave
+starting.PRELOADED = ()
+starting.preload(*{modules})
+print(run_isolated(has_wave).value)
+"""
+    for modules, answer in ((("wave",), "True"), ((), "False")):
+        command = [sys.executable, "-c", program.format(modules=modules)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.stdout.strip() == answer, done.stderr
+
+
+def has_wave() -> bool:
+    """Whether this process has imported a module that nothing here imports."""
+    return "wave" in sys.modules
 
 
 def test_a_folder_whose_name_is_too_long_for_a_socket_has_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
