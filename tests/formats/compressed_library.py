@@ -39,6 +39,8 @@ def decompressed(folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
         found[f"{layer}.weight"] = weight
         if scheme.input_activations and "INPUTS" not in found:
             linear.quantization_status = QuantizationStatus.FROZEN
+            if (scale := stored.get(f"{layer}.input_scale")) is not None:  # one that is stored for all tokens
+                linear.input_scale, linear.input_zero_point = scale, None
             inputs = torch.randn(1, TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(0))
             inputs[0, :, 3] *= 100
             found |= {"INPUTS": inputs, "ROUNDED": forward_quantize(linear, inputs, "input", scheme.input_activations)}
