@@ -48,7 +48,7 @@ def sweep(
     from qlab.sweep.accepted import accepted_file, complaints, read_accepted
     from qlab.sweep.drive import Patience, drive, missing
     from qlab.sweep.expand import expand
-    from qlab.sweep.jobs import opened
+    from qlab.sweep.jobs import ARTIFACTS, opened
     from qlab.sweep.lessons import lesson_jobs
     from qlab.sweep.plan import read_sweep
     from qlab.sweep.results import Store
@@ -62,7 +62,7 @@ def sweep(
     jobs = [*expand(asked, models, out.absolute()), *lesson_jobs(asked, models, out.absolute())]
     store = Store(out / "jobs")
     with closing(workers_for(asked, out, ray)) as workers:
-        show_plan(jobs, missing(jobs, store), workers)
+        show_plan(jobs, missing(jobs, store), store, workers)
         if dry_run:
             return
         from qlab.show.site.sweep_page import PAGE, LivePage, check_reports  # here: what draws takes seconds to import
@@ -74,19 +74,25 @@ def sweep(
         report = SweepReport(out, asked, models, jobs, store)
         page = LivePage(lambda progress: report.live(sentence(progress)))
         with locked(out / LOCK, str(out)), Live(console=console, transient=True, refresh_per_second=2) as live:
+            told = {job.key for job in jobs} - missing(jobs, store)
 
             def watch(progress: Progress) -> None:
                 live.update(standing(progress))
                 page.update(progress)
+                tell_in_lines(progress, told)
 
             try:
                 end = drive(jobs, store, workers, Patience(limits.tries, 3600 * limits.hours), watch)
+            except KeyboardInterrupt:
+                console.print("stopping the jobs at work, which takes some seconds")
+                raise
             finally:
                 workers.close()  # while the folder is still ours
             advices = report.final(sentence(end))
     print("\n".join(advices))
     tell_of_failures(end, store, workers)
-    console.print(f"the page is {out / PAGE}, the tables for other programs lie beside it", markup=False, highlight=False)
+    where = f"the page is {out / PAGE}, the tables for other programs lie beside it, the formats in {out / ARTIFACTS}"
+    console.print(where, markup=False, highlight=False)
     wrong = complaints(report.formats(), accepted) if accepted else []
     for complaint in wrong:
         print(f"not as accepted: {complaint}")
@@ -124,15 +130,31 @@ def workers_for(asked: Sweep, out: Path, ray: str | None) -> Workers:
     return Local(logs, memory, jobs_at_once(asked.device, limits.threads), limits.threads)
 
 
-def show_plan(jobs: Sequence[Job], missing: set[str], workers: Workers) -> None:
-    """The jobs with what they will take, and in a sentence what the `missing` ones take together."""
+def show_plan(jobs: Sequence[Job], missing: set[str], store: Store, workers: Workers) -> None:
+    """The jobs with what they will take, and in a sentence what the `missing` ones take together. What is done and needed by another job is
+    checked, in seconds: it is done again only where what it made is gone."""
     from qlab.artifacts.budget import size_text
     from qlab.artifacts.duration import time_text
 
-    rows = [(job.name, "to do" if job.key in missing else "done", size_text(job.memory), time_text(job.seconds)) for job in jobs]
+    checked = {job.key for job in jobs if job.key in missing and store.done(job)}
+    states = {job.key: "to check" if job.key in checked else "to do" if job.key in missing else "done" for job in jobs}
+    rows = [(job.name, states[job.key], size_text(job.memory), time_text(job.seconds)) for job in jobs]
     print(aligned(("job", "", "memory", "time of one thread"), rows))
-    total = time_text(sum(job.seconds for job in jobs if job.key in missing) / workers.at_once)
-    print(f"{len(jobs)} jobs, {len(missing)} to do, about {total} with {workers.at_once} at a time {workers.described}")
+    left = missing - checked
+    total = time_text(sum(job.seconds for job in jobs if job.key in left) / workers.at_once)
+    again = f", {len(checked)} to check" if checked else ""
+    print(f"{len(jobs)} jobs, {len(left)} to do{again}, about {total} with {workers.at_once} at a time {workers.described}")
+
+
+def tell_in_lines(progress: Progress, told: set[str]) -> None:
+    """Where no terminal shows the table of what is at work: a line for each job that has ended since, which `told` holds then."""
+    if console.is_terminal:
+        return
+    for state, group in (("done", progress.done), ("failed", progress.failed)):
+        for job in group:
+            if job.key not in told:
+                told.add(job.key)
+                console.print(f"{job.name}: {state}. {sentence(progress)}", markup=False, highlight=False)
 
 
 def sentence(progress: Progress) -> str:

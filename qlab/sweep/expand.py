@@ -12,7 +12,7 @@ from qlab.artifacts.budget import predict
 from qlab.models.locating import kind_of
 from qlab.models.opening import OpenedModel
 from qlab.recipes import Fitted, parse
-from qlab.sweep.jobs import PROCESS, WEIGHTS_A_SECOND, Format, Job, Subject, key_of, said_of, texts
+from qlab.sweep.jobs import ARTIFACTS, PROCESS, WEIGHTS_A_SECOND, Format, Job, Subject, key_of, said_of, texts
 from qlab.sweep.plan import ORIGINAL, Sweep
 from qlab.sweep.speed import speed_jobs
 from qlab.walk.by_block import held_whole
@@ -41,7 +41,7 @@ def walk_of(
     """The walk that makes all formats of one model, and what there is to measure then: the original first.
 
     `calibration`: what results depend on of the text."""
-    source, folder, text = subject.source, out / "artifacts" / called, sweep.calibration
+    source, folder, text = subject.source, out / ARTIFACTS / called, sweep.calibration
 
     def words_of(recipes: Sequence[str]) -> list[str]:
         words = ["quantize", "--model", subject.word, "--out", str(folder), "--device", sweep.device]

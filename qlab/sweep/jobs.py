@@ -16,6 +16,7 @@ from qlab.models.texts.mixture import absolute, check_texts, files_of
 from qlab.support.versions import version_of
 from qlab.sweep.plan import Sweep
 
+ARTIFACTS = "artifacts"  # in the folder of a sweep: of each model by its name and fingerprint
 FORM = 2  # of results: one more wherever they say more than before
 PROCESS = 0.6e9  # bytes of a process that has loaded PyTorch and transformers
 WEIGHTS_A_SECOND = 4e10  # that one thread multiplies, for the prediction alone

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -127,10 +127,22 @@ def read_sweep(file: Path) -> Sweep:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = [step for step in first["loc"] if isinstance(step, (str, int))]
-        raise UserError(f"{file.name}, line {line_of(tree, where)}: {'.'.join(map(str, where))[:80]}: {first['msg'][:120]}") from error
+        said = f"{file.name}, line {line_of(tree, where)}: {'.'.join(map(str, where))[:80]}"
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{said} is no key of a sweep: expected one of {', '.join(keys_at(where[:-1]))}") from error
+        raise UserError(f"{said}: {first['msg'][:120]}") from error
     if wrong := first_wrong(sweep):
         raise UserError(f"{file.name}, line {line_of(tree, wrong[0])}: {wrong[1]}")
     return sweep
+
+
+def keys_at(place: Sequence[str | int]) -> list[str]:
+    """The keys that a sweep file may have at this place: of all of it, or of one of its parts."""
+    part: type[Part] = Sweep
+    for step in place:
+        kind = part.model_fields[str(step)].annotation
+        part = next(each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, Part))
+    return list(part.model_fields)
 
 
 def first_wrong(sweep: Sweep) -> tuple[list[str], str] | None:

@@ -36,7 +36,8 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (GOOD + "device: gpu\n", "line 9: no device 'gpu': expected cpu or cuda"),
-        (GOOD.replace("window", "windw"), "line 6: evaluation.windw: Extra inputs are not permitted"),
+        (GOOD.replace("window", "windw"), "line 6: evaluation.windw is no key of a sweep: expected one of text, window, tokens"),
+        (GOOD + "calibraton: {}\n", "calibraton is no key of a sweep: expected one of models, recipes, lessons, calibration"),
         (GOOD.replace("64", "one"), "line 6: evaluation.window: Input should be a valid integer"),
         (GOOD.replace("64", "1"), "line 6: evaluation.window: Input should be greater than or equal to 2"),
         (GOOD.replace("  - q4_k_m", "  - 4"), "line 4: recipes.1: Input should be a valid string"),

@@ -39,6 +39,10 @@ def test_a_sweep_from_its_file_to_its_page(tmp_path: Path, capsys: pytest.Captur
     assert "4 jobs, 4 to do" in capsys.readouterr().out
     assert not out.exists()
     assert call(["sweep", str(file), "--out", str(out)]) == 0
+    said = "".join(capsys.readouterr())
+    assert said.count(": done. ") == 4
+    assert ": done. 4 done, 0 running, 0 waiting." in said
+    assert f"the formats in {out / 'artifacts'}" in " ".join(said.split())
     table = pd.read_csv(out / "table.csv")
     assert list(table["format"]) == ["original", "nf4", "q8_0"]
     assert table["kl"][1] > table["kl"][2] > table["kl"][0]
@@ -72,7 +76,7 @@ def speeds_and_loads_are_added(file: Path, out: Path, work: Path, capsys: pytest
         f"load: {{concurrency: [1, 2], tokens: 8, prompts: {prompts}, runtime: llamacpp}}\n"
     )
     assert call(["sweep", str(file), "--out", str(out), "--accept"]) == 0
-    assert "6 jobs, 3 to do" in capsys.readouterr().out
+    assert "6 jobs, 2 to do, 1 to check" in capsys.readouterr().out
     page = (out / "index.html").read_text()
     assert 'id="speeds"' in page
     assert 'id="loads"' in page
