@@ -137,6 +137,7 @@ FAMILIES = {
         {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64},
         mixture=True,
     ),
+    "idefics3": wrapped("idefics3", {"model_type": "llama"}, {"model_type": "idefics3_vision"}, image_token_id=4095),
     # dense decoders as most are
     "llama": Family("llama", {"attention_bias": True, "mlp_bias": True}),
     "mistral": Family("mistral"),
@@ -166,6 +167,8 @@ FAMILIES = {
     "exaone4": Family("exaone4", {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}),
     "seed_oss": Family("seed_oss", {"head_dim": 16}),
     "ministral3": Family("ministral3", {"head_dim": 16}),
+    "bloom": Family("bloom", {"num_hidden_layers": 5, "num_key_value_heads": None}),
+    "xglm": Family("xglm", {"ffn_dim": 128, "num_key_value_heads": None}),
 }
 
 
