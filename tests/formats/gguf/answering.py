@@ -1,10 +1,12 @@
 """llama.cpp in one process for many small files, one after the other: started anew for each, Python would take longer than it.
 
-How qlab serves a file otherwise, in a process of its own under a keeper, is tests/serve's business.
+No PyTorch there, which would cost it seconds. How qlab serves a file otherwise, in a process of its own under a keeper, tests/serve has.
 """
 
 from __future__ import annotations
 
+import json
+import socket
 import time
 import urllib.request
 from collections.abc import Generator, Iterator, Sequence
@@ -13,9 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from qlab.serve.runtimes.llamacpp import post
 from qlab.serve.runtimes.llamacpp_server import start
-from qlab.serve.server import free_port
 from qlab.support.processes.process import Isolated
 
 PLACES = 3  # of a text that are told
@@ -31,7 +31,9 @@ def answers() -> Generator[Told, Question, None]:
     found: Told = []
     while True:
         file, ids, wanted = yield found
-        port = free_port()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         server = start(file, port, 2, 1024)
         wait(f"http://127.0.0.1:{port}")
         found = list(islice(told(f"http://127.0.0.1:{port}", ids, wanted), PLACES))
@@ -41,7 +43,9 @@ def answers() -> Generator[Told, Question, None]:
 def told(url: str, ids: Sequence[int], wanted: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """The longest beginnings of a text first; none where the likeliest token is a part of a letter, of which llama.cpp says nothing."""
     for length in range(len(ids), 0, -1):
-        answer = post(url, "/completion", {"prompt": list(ids[:length]), "n_predict": 1, "temperature": -1.0, "n_probs": wanted})
+        asked = {"prompt": list(ids[:length]), "n_predict": 1, "temperature": -1.0, "n_probs": wanted}
+        with urllib.request.urlopen(f"{url}/completion", json.dumps(asked).encode(), timeout=LIMIT) as said:
+            answer = json.load(said)
         if "completion_probabilities" in answer:
             yield length, answer["completion_probabilities"][0]["top_logprobs"]
 
