@@ -260,7 +260,7 @@ def made_of_one(configuration: PreTrainedConfig, name: str) -> float:
     """
     model: Any = empty_model(configuration, name)
     backbone = model.get_submodule(blocks_of(model, name).rpartition(".")[0])
-    backbone.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=torch.zeros(1, 1, 1))  # type: ignore[arg-type]
+    backbone.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=torch.zeros(1, 1, 1))
     model.get_output_embeddings().forward = lambda _: torch.ones(1, 1, 1)
     return float(model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device="meta"), use_cache=False).logits)
 
