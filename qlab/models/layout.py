@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from qlab.models.experts import Piece, check_separated, gates_of, separate_experts
 from qlab.support.errors import UserError
@@ -248,6 +249,20 @@ def compute_buffers(model: PreTrainedModel, modules: Iterable[nn.Module], device
         for name in module._non_persistent_buffers_set:
             if not module.get_buffer(name).isfinite().all():
                 raise UserError(f"qlab cannot compute {name} of {type(module).__name__}, which no checkpoint holds")
+
+
+@torch.no_grad()
+def made_of_one(configuration: PreTrainedConfig, name: str) -> float:
+    """What the class of a configuration makes of a 1 that its output head writes: by what it multiplies logits, or how it bends them.
+
+    Raises:
+        UserError: as empty_model and blocks_of.
+    """
+    model: Any = empty_model(configuration, name)
+    backbone = model.get_submodule(blocks_of(model, name).rpartition(".")[0])
+    backbone.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=torch.zeros(1, 1, 1))
+    model.get_output_embeddings().forward = lambda _: torch.ones(1, 1, 1)
+    return float(model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device="meta"), use_cache=False).logits)
 
 
 def configuration_of(folder: Path, name: str) -> PreTrainedConfig:

@@ -7,7 +7,7 @@ names. What a file already calls as the class does is left alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
@@ -81,3 +81,19 @@ def expert_of(name: str, converters: list[WeightConverter]) -> tuple[str, int, i
             return target, int(number[1]), rule.source_patterns.index(pattern)
         break
     return "", 0, 0
+
+
+def joined(model: PreTrainedModel, layout: Layout, stored: Iterable[str]) -> dict[str, list[str]]:
+    """The plain tensors that transformers makes of several of the `stored` ones, such as a convolution of three: these, by its name."""
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    found: dict[str, list[str]] = {}
+    for name in sorted(set(stored) - set(layout.shapes)):
+        for rule in rules:
+            if not isinstance(rule, WeightConverter):
+                continue
+            target, pattern = rule.rename_source_key(apply_renamings(name, renamings))
+            for candidate in (target, f"{model.base_model_prefix}.{target}") if pattern else ():
+                if candidate in layout.shapes:
+                    found.setdefault(candidate, []).append(name)
+    return {name: parts for name, parts in found.items() if len(parts) > 1}

@@ -24,7 +24,7 @@ from qlab.models.experts import experts_per_token
 from qlab.models.gguf import gguf_config, unpacked_companions
 from qlab.models.layout import Layout, configuration_from, configuration_of, empty_model, layout_of, opened_layout
 from qlab.models.locating import check_folder, checked_files, find_folder, fingerprint, is_hub_id, weight_files
-from qlab.models.naming import sources
+from qlab.models.naming import joined, sources
 from qlab.support.errors import UserError
 from qlab.support.wording import Sentence, first_and_number
 
@@ -182,6 +182,13 @@ class OpenedModel:
             return (
                 f"the checkpoint of {self.name} has no {layout.head}, and tie_word_embeddings is false in its config.json: set it to true "
                 "if the output head is the embedding, or give a checkpoint with a head"
+            )
+        joinable = joined(empty_model(self.configuration, self.name), layout, self.checkpoint.shapes)
+        if apart := next((name for name in names if name in joinable), ""):
+            parts = joinable[apart]
+            return (
+                f"the checkpoint of {self.name} holds {apart} in {len(parts)} tensors ({parts[0]} is one), which transformers joins and "
+                "qlab does not"
             )
         return f"the checkpoint of {self.name} lacks {names[0]} and {len(names) - 1} more that its configuration asks for"
 

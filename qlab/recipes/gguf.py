@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from math import isclose
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +19,11 @@ from qlab.formats.folder import finish_folder
 from qlab.formats.gguf import encoding
 from qlab.formats.gguf import file as gguf
 from qlab.formats.gguf.architectures import WRAPPED_UNLIKE
-from qlab.formats.gguf.metadata import unlike
+from qlab.formats.gguf.metadata import settings_of, unlike
 from qlab.formats.gguf.mix import Mix, check_types, fallback_note, has_type
 from qlab.formats.imatrix import ImatrixFile, importance_of
 from qlab.methods.awq import judged_rows, output_error
+from qlab.models.layout import made_of_one
 from qlab.models.opening import OpenedModel
 from qlab.recipes.recipe import Walked
 from qlab.support.errors import UserError
@@ -31,6 +33,7 @@ from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
 
 PLAIN = ("F16", "F32", "Q8_0")  # types that know no importance
+OF_LOGITS = ("logit_scale", "final_logit_softcapping")  # settings of a file by which logits are scaled or bent
 DECODERS = 4  # threads that decode what was encoded, to measure its error
 Search = Literal["settled", "importance", "plain"]
 
@@ -94,6 +97,8 @@ class GGUF(Walked):
         if why := WRAPPED_UNLIKE.get(kind := source.config["model_type"]):
             raise UserError(unlike(kind, why))
         gguf.check_model(source.folder, source.text_config, written(source))
+        if why := logits_apart(source):
+            raise UserError(unlike(kind, why))
         if self.types.asked or self.imatrix:
             stored = stored_shapes(source)
             check_types(self.types, stored, source.text_config)
@@ -133,7 +138,7 @@ class GGUF(Walked):
                         found.errors[layer] = output_error(approximation.result().to(block.device), original, hessian)
         for key in list(gathered):  # one after the other: never are all of them there twice
             coded = gathered.pop(key)
-            found.stored[key] = coded[0] if len(coded) == 1 else torch.stack(coded)
+            found.stored[key] = coded[0] if len(coded) == 1 else torch.cat(coded)
         return found
 
     def _encode(
@@ -164,7 +169,7 @@ class GGUF(Walked):
             ]
             found.notes[layer] = next((note for note in notes if note), "")
             for key, each in coded.items():
-                gathered.setdefault(key, []).append(each)
+                gathered.setdefault(key, []).append(each.unsqueeze(0) if part.place else each)
             if seen and len(coded) == 1:  # in another order of rows at most: some of them tell
                 (key, each), rows = next(iter(coded.items())), judged_rows(len(tensor))
                 (inside,) = encoding.parts_of(name, tensor, source.text_config)
@@ -206,6 +211,19 @@ def written(source: OpenedModel) -> list[str]:
     return [name for name in source.layout.shapes if not source.layout.beside(name)]
 
 
+def logits_apart(source: OpenedModel) -> str:
+    """Why llama.cpp's logits are others than those of a model around a language model: its class may leave out what the language model's
+    own does with them. Empty where they are the same."""
+    said = [key.partition(".")[2] for key in settings_of(source.text_config)]
+    if not source.layout.towers or not any(name in said for name in OF_LOGITS):
+        return ""
+    text = source.configuration.get_text_config()
+    own, whole = made_of_one(text, source.name), made_of_one(source.configuration, source.name)
+    if isclose(own, whole, rel_tol=1e-6):
+        return ""
+    return f"a logit of 1 becomes {own:g} there, as in transformers' {text.model_type}, and {whole:g} in its class of this model"
+
+
 def stored_shapes(source: OpenedModel) -> dict[str, tuple[int, ...]]:
     """The tensors of the file by GGUF's names; the shape of experts is that of all of them."""
     found: dict[str, tuple[int, ...]] = {}
@@ -213,8 +231,8 @@ def stored_shapes(source: OpenedModel) -> dict[str, tuple[int, ...]]:
     for name in written(source):
         for target, shape in encoding.shapes_of(name, source.layout.shapes[name], source.text_config).items():
             found[target] = shape
-            experts[target] += 1
-    return {name: (experts[name], *shape) if experts[name] > 1 else shape for name, shape in found.items()}
+            experts[target] += name in source.layout.pieces
+    return {name: (experts[name], *shape) if experts[name] else shape for name, shape in found.items()}
 
 
 def check_importance(files: tuple[ImatrixFile, ...], stored: Mapping[str, Sequence[int]]) -> None:

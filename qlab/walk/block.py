@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qlab.support.errors import UserError
+from qlab.walk.called import for_windows
 from qlab.walk.state.activations import Activations, Batches
 from qlab.walk.statistics import Statistics, observed
 
@@ -67,6 +68,7 @@ class Mixture:
 class Block:
     """Decoder block `index` with its weights in float32; names of layers are relative to the block, whose name is `prefix`.
 
+    `arguments`: what it is called with besides hidden states, for any number of windows (qlab.walk.called).
     `linear`: the layers that are quantized, None for all linear ones. `gates`: modules that choose or weigh experts. `experts`: lists of
     these by name. An expert is a block of its own, too (`parts`): `place` says which, its list's name and its number.
     """
@@ -130,7 +132,7 @@ class Block:
 
     def functional(self, parameters: dict[str, Tensor], hidden: Tensor) -> Tensor:
         """The output with `parameters`, by name, in place of the block's own."""
-        output = functional_call(self.module, parameters, (hidden,), self.arguments)
+        output = functional_call(self.module, parameters, (hidden,), for_windows(self.arguments, len(hidden)))
         return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()

@@ -96,6 +96,8 @@ class BlockByBlock(Sequence[Tensor]):
         embedding.weight, embedding.padding_idx = nn.Parameter(torch.zeros(1, embedding.embedding_dim, device=device), False), None
         head: Any = model.get_output_embeddings()
         head.weight = nn.Parameter(source.checkpoint.read(layout.head).to(device, torch.float32), False)
+        for tower in layout.towers:
+            _emptied(model.get_submodule(tower), device)
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -152,3 +154,12 @@ class BlockByBlock(Sequence[Tensor]):
         finally:
             for block in self._skeleton.blocks:
                 del block.forward
+
+
+def _emptied(tower: nn.Module, device: str) -> None:
+    """Leave nothing of a tower's weights, which no text goes through, on the "meta" device: classes take their first weight's device for
+    that of all (Idefics 3, SmolVLM)."""
+    for module in tower.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None and weight.is_meta:
+                module._parameters[name] = nn.Parameter(torch.empty(0, device=device), False)

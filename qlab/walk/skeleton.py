@@ -23,6 +23,7 @@ from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
 from qlab.support.memory import pinned
 from qlab.walk.block import Block
+from qlab.walk.called import Arguments, told_apart
 from qlab.walk.state.activations import Activations
 
 BESIDE = 2  # things that blocks of transformers' classes return beside hidden states, at most
@@ -43,7 +44,7 @@ class Skeleton:
             raise UserError(source.not_walked)
         self.name, self.checkpoint, self.layout, self.device = source.name, source.checkpoint, source.layout, device
         self._reader, self._ahead = ThreadPoolExecutor(1, "qlab-reader"), dict[int, Future[dict[str, Tensor]]]()
-        self._arguments: dict[int, list[dict[str, Any]]] = {}
+        self._arguments: dict[int, list[Arguments]] = {}
         self._filled = set[str]()  # tensors outside the blocks
         self._beside = 0  # what the model's class takes from its blocks beside hidden states
         self.model = empty_model(source.configuration, source.name)
@@ -111,8 +112,8 @@ class Skeleton:
         gates = tuple(name.removeprefix(prefix) for name in self.layout.gates if name.startswith(prefix))
         return Block(index, prefix, self.fill(index), self.called(index, length), linear=linear, gates=gates)
 
-    def called(self, index: int, length: int) -> dict[str, Any]:
-        """What block `index` is called with besides hidden states, for windows of `length` tokens."""
+    def called(self, index: int, length: int) -> Arguments:
+        """What block `index` is called with besides hidden states, for any number of windows of `length` tokens."""
         self.learn_arguments([length])
         return self._arguments[length][index]
 
@@ -142,9 +143,10 @@ class Skeleton:
             return
         windows = self._with_embedding([torch.zeros(1, length, dtype=torch.int64) for length in wanted])
         for window, length in zip(windows, wanted):  # the windows first: they take the embedding out again at their end
-            calls: list[dict[str, Any]] = []
-            self._capture(window, calls)
-            self._arguments[length] = calls
+            one, two = list[Arguments](), list[Arguments]()
+            self._capture(window, one)
+            self._capture(window.expand(2, -1), two)
+            self._arguments[length] = [told_apart(*calls, self.name) for calls in zip(one, two, strict=True)]
 
     def _with_embedding(self, windows: Sequence[Tensor]) -> Iterator[Tensor]:
         """The windows int64 [1, length] one by one, their tokens renumbered to an embedding of just the rows that occur."""
@@ -175,19 +177,19 @@ class Skeleton:
                 self._filled.add(name)
                 fill(self.model, name, self.checkpoint.read(name).to(self.device, torch.float32))
 
-    def _capture(self, window: Tensor, calls: list[dict[str, Any]]) -> Tensor:
+    def _capture(self, window: Tensor, calls: list[Arguments]) -> Tensor:
         """Run the model with blocks that only note how they are called; the hidden states before the first."""
         done = len(calls)
         while True:
             try:
                 return self._captured(window, calls)
-            except ValueError:  # a class that takes apart what its blocks return (Bamba)
+            except ValueError:  # a class that takes apart what its blocks return (Bamba, BLOOM)
                 if self._beside == BESIDE:
                     raise
                 self._beside += 1
                 del calls[done:]
 
-    def _captured(self, window: Tensor, calls: list[dict[str, Any]]) -> Tensor:
+    def _captured(self, window: Tensor, calls: list[Arguments]) -> Tensor:
         """The same, with blocks that return so many things beside hidden states."""
         found: list[Tensor] = []
 
@@ -196,6 +198,8 @@ class Skeleton:
                 raise UserError(
                     f"blocks of {self.name} read more of the block before than hidden states, and qlab passes these alone to a block"
                 )
+            if found and hidden.shape == found[0].shape[1:]:
+                raise ValueError("the class takes the first of what a block returns, and what it took is the first window")
             found.append(hidden)
             calls.append({name: value for name, value in arguments.items() if name not in ("past_key_values", "use_cache")})
             if last:

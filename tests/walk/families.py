@@ -30,7 +30,6 @@ VISION = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "depth": 2, "num_attention_heads": 2, "num_heads": 2,
     "image_size": 32, "patch_size": 8, "num_channels": 3, "in_channels": 3, "out_hidden_size": 64,
 }  # fmt: skip
-HYBRID = {"num_hidden_layers": 4}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,6 @@ def wrapped(
     return Family(kind, more, {"text_config": SIZES | (text or {}), "vision_config": VISION | (vision or {})}, mixture)
 
 
-LINEAR = {"layer_types": ["linear_attention", "full_attention"] * 2} | HYBRID
 FAMILIES = {
     # mixtures of experts
     "mixtral": mixture("mixtral", LOCAL),
@@ -76,11 +74,11 @@ FAMILIES = {
     "phimoe": mixture("phimoe", LOCAL),
     "ernie4_5_moe": mixture("ernie4_5_moe", {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64, "moe_num_shared_experts": 1}),
     "dots1": mixture("dots1", DEEP),
-    "lfm2_moe": mixture("lfm2_moe", EXPERTS, HYBRID, layer_types=["conv", "full_attention"] * 2, num_dense_layers=1),
+    "lfm2_moe": mixture("lfm2_moe", EXPERTS, num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], num_dense_layers=1),
     "qwen3_next": mixture(
         "qwen3_next",
         EXPERTS,
-        LINEAR,
+        layer_types=["linear_attention", "full_attention"],
         shared_expert_intermediate_size=64,
         head_dim=16,
         linear_num_value_heads=4,
@@ -137,13 +135,14 @@ FAMILIES = {
         {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64},
         mixture=True,
     ),
+    "idefics3": wrapped("idefics3", {"model_type": "llama"}, {"model_type": "idefics3_vision"}, image_token_id=4095),
     # dense decoders as most are
     "llama": Family("llama", {"attention_bias": True, "mlp_bias": True}),
     "mistral": Family("mistral"),
     "qwen2": Family("qwen2"),
     "qwen3": Family("qwen3", {"head_dim": 16}),
     # hybrids, attention that differs from block to block, blocks under another name
-    "lfm2": Family("lfm2", HYBRID | {"layer_types": ["conv", "full_attention"] * 2}),
+    "lfm2": Family("lfm2", {"layer_types": ["conv", "full_attention"]}),
     "gemma3_text": Family(
         "gemma3_text",
         {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
@@ -166,6 +165,8 @@ FAMILIES = {
     "exaone4": Family("exaone4", {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}),
     "seed_oss": Family("seed_oss", {"head_dim": 16}),
     "ministral3": Family("ministral3", {"head_dim": 16}),
+    "bloom": Family("bloom", {"num_hidden_layers": 5, "num_key_value_heads": None}),
+    "xglm": Family("xglm", {"ffn_dim": 128, "num_key_value_heads": None}),
 }
 
 

@@ -48,6 +48,12 @@ def source(family: str, tmp_path_factory: pytest.TempPathFactory) -> OpenedModel
     return make(tmp_path_factory.mktemp("families") / family, FAMILIES[family])
 
 
+@pytest.fixture(scope="module")
+def whole(source: OpenedModel) -> Any:
+    """The model as qlab loads it; no test changes it."""
+    return load(source)
+
+
 @torch.no_grad()
 def logits(model: Any, windows: Tensor) -> Tensor:
     return model(input_ids=windows[:2, :32], use_cache=False).logits.float()
@@ -58,16 +64,15 @@ def apart(found: Tensor, expected: Tensor) -> float:
 
 
 def test_a_checkpoint_is_read_as_transformers_reads_it_and_its_blocks_compute_the_same(
-    family: str, source: OpenedModel, calibration: Tensor, tmp_path: Path, record_property: Callable[[str, object], None]
+    family: str, source: OpenedModel, whole: Any, calibration: Tensor, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     assert bool(source.layout.towers) == bool(FAMILIES[family].parts)
     kind = class_of(source.configuration, source.name)
     theirs = kind.from_pretrained(source.folder, dtype=torch.float32, experts_implementation="eager").eval()
     windows = calibration[:2, :32]
-    ours = load(source)
-    assert apart(logits(ours, windows), logits(theirs, windows)) < 1e-5
+    assert apart(logits(whole, windows), logits(theirs, windows)) < 1e-5
     assert apart(torch.stack(list(BlockByBlock(source, windows, place=tmp_path))), logits(theirs, windows)[:, :-1]) < 1e-5
-    buffers = dict(ours.named_buffers())
+    buffers = dict(whole.named_buffers())
     for name, buffer in theirs.named_buffers():  # of towers too, which no text goes through
         torch.testing.assert_close(buffers[name], buffer)
     skeleton, shape = Skeleton(source, "cpu"), (2, 32, source.layout.hidden)
@@ -90,14 +95,15 @@ def test_a_checkpoint_is_read_as_transformers_reads_it_and_its_blocks_compute_th
 
 
 @torch.no_grad()
-def test_the_plan_counts_what_a_token_reads_and_leaves_in_the_cache(family: str, source: OpenedModel, calibration: Tensor) -> None:
+def test_the_plan_counts_what_a_token_reads_and_leaves_in_the_cache(
+    family: str, source: OpenedModel, whole: Any, calibration: Tensor
+) -> None:
     shape = config_shape(source.config, source.name)
     assert shape.linear_parameters == sum(map(prod, source.layout.linear.values()))
     assert (shape.read_parameters < shape.linear_parameters) == FAMILIES[family].mixture
-    model: Any = load(source)
-    assert shape.parameters < sum(parameter.numel() for parameter in model.parameters())
-    assert shape.parameters > 0.9 * sum(parameter.numel() for parameter in model.parameters())
-    kept = model(input_ids=calibration[:1, :12], use_cache=True).past_key_values.layers
+    numbers = sum(parameter.numel() for parameter in whole.parameters())
+    assert 0.9 * numbers < shape.parameters < numbers
+    kept = whole(input_ids=calibration[:1, :12], use_cache=True).past_key_values.layers
     for index, layer in enumerate(kept):
         block = shape.counted.cached[index] if shape.counted else Cached(2 * shape.kv_heads * shape.head_size, None, 0)
         if family in UNFOLDED:
@@ -107,19 +113,24 @@ def test_the_plan_counts_what_a_token_reads_and_leaves_in_the_cache(family: str,
             assert block.numbers * 12 == (0 if keys is None else keys.numel() + layer.values.numel())
 
 
-def rebuilt(source: OpenedModel, recorded: dict[str, Tensor]) -> Any:
-    """The model with the weights of its blocks as they were `recorded`, its experts one by one."""
+def without_weights(source: OpenedModel) -> Any:
+    """The model with its experts one by one, and room for weights."""
     model: Any = empty_model(source.configuration, source.name)
     separate_experts(model)
     model.to_empty(device="cpu")
     compute_buffers(model, model.modules(), "cpu")
     model.tie_weights()
-    state = model.state_dict()
-    with torch.no_grad():
-        for name in source.layout.shapes:
-            tensor = recorded[name] if name in recorded else source.checkpoint.read(name).float()
-            state[name].copy_(tensor if name in source.layout.linear else tensor.half())
     return model.eval()
+
+
+@torch.no_grad()
+def rebuild(model: Any, source: OpenedModel, recorded: dict[str, Tensor]) -> Any:
+    """Give it the weights of its blocks as they were `recorded`, and all others as they are."""
+    state = model.state_dict()
+    for name in source.layout.shapes:
+        tensor = recorded[name] if name in recorded else source.checkpoint.read(name).float()
+        state[name].copy_(tensor if name in source.layout.linear else tensor.half())
+    return model
 
 
 def recording(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Tensor]]:
@@ -153,18 +164,19 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Tensor]]:
 def test_artifacts_are_what_the_methods_made(
     family: str,
     source: OpenedModel,
+    whole: Any,
     calibration: Tensor,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    original = logits(load(source), calibration)
+    original, empty = logits(whole, calibration), without_weights(source)
     recorded = recording(monkeypatch)
     made = {artifact.path.name: artifact for artifact in quantize_model(source, [parse(name) for name in RECIPES], calibration, tmp_path)}
     assert list(made) == RECIPES
     for name, artifact in made.items():
         found = logits(load(artifact.source), calibration)
-        distance = apart(found, logits(rebuilt(source, recorded[name]), calibration))
+        distance = apart(found, logits(rebuild(empty, source, recorded[name]), calibration))
         record_property(name, f"{distance:.0e}")
         assert distance < 1e-3
         assert 1e-3 < apart(found, original) < 0.7

@@ -15,8 +15,9 @@ from qlab.models.opening import OpenedModel
 from qlab.recipes import parse
 from qlab.support.errors import UserError
 from qlab.walk.by_block import BlockByBlock, held_whole
+from qlab.walk.called import told_apart
 from qlab.walk.skeleton import Skeleton
-from tests.walk.families import EXPERTS, Family, make, mixture
+from tests.walk.families import EXPERTS, FAMILIES, Family, make, mixture
 
 OTHERWISE = {
     "bamba": Family(  # its class takes two things from a block
@@ -45,6 +46,25 @@ NO = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
 @torch.no_grad()
 def logits(model: Any, windows: Tensor) -> Tensor:
     return model(input_ids=windows, use_cache=False).logits.float()
+
+
+@pytest.mark.parametrize("kind", ["bloom", "xglm", "falcon"])
+def test_several_windows_go_through_a_block_as_each_alone(kind: str, calibration: Tensor, tmp_path: Path) -> None:
+    """BLOOM's ALiBi has an entry for each head of each window, and XGLM checks that its mask has one for each window."""
+    family = FAMILIES[kind]
+    source = make(tmp_path / "model", Family(kind, family.options | {"num_hidden_layers": 5}))  # more than a window has dimensions
+    skeleton = Skeleton(source, "cpu")
+    hidden = torch.randn(3, 16, source.layout.hidden, generator=torch.Generator().manual_seed(0))
+    block = skeleton.block(1, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(block.forward(hidden), torch.cat([block.forward(window) for window in hidden.split(1)]))
+
+
+def test_what_depends_on_the_number_of_windows_in_another_way_is_refused() -> None:
+    one = {"lengths": torch.tensor([0, 8]), "angles": (torch.ones(1, 8), None)}
+    assert told_apart(one, one, "model") == one
+    with pytest.raises(UserError, match="blocks of model are called with depends on the number of windows"):
+        told_apart(one, one | {"lengths": torch.tensor([0, 8, 16])}, "model")
 
 
 @pytest.mark.parametrize("kind", OTHERWISE)
@@ -84,6 +104,14 @@ def test_several_streams_in_place_of_a_hidden_state_are_refused(calibration: Ten
     source = make(tmp_path / "model", mixture("qwen4_exp_text", EXPERTS, head_dim=16))
     with pytest.raises(UserError, match="numbers a token and not a hidden state of 64"):
         quantize_model(source, [parse("gptq-w4g32")], calibration[:2, :32], tmp_path / "out")
+
+
+def test_a_tensor_that_a_checkpoint_holds_in_parts_is_not_said_to_be_lacking(tmp_path: Path) -> None:
+    """OLMo-hybrid's files have a convolution each for queries, keys and values, its class has one."""
+    kinds = ["linear_attention", "full_attention"]
+    source = make(tmp_path / "model", Family("olmo_hybrid", {"layer_types": kinds, "rope_parameters": None}))
+    with pytest.raises(UserError, match=r"holds model\.layers\.0\.linear_attn\.conv1d\.weight in 3 tensors .* which transformers joins"):
+        fit(source, [parse("nf4")])
 
 
 def test_blocks_that_read_what_the_block_before_computed_are_refused(tiny: OpenedModel) -> None:
