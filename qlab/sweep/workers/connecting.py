@@ -38,7 +38,8 @@ def connect(address: str, logs: Path, lock: Path, threads: int, device: str) -> 
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
             f"no Ray cluster at {address} that this environment can join ({said}): 'ray start --head' starts one, and "
-            "'ray start --address=HOST:PORT' on each further machine, with the same versions of Ray and Python"
+            "'ray start --address=HOST:PORT' on each further machine, with the same versions of Ray and Python; one that asks for a token "
+            "wants RAY_AUTH_MODE=token here too, and the token in ~/.ray/auth_token"
         ) from error
     found = Cluster(logs, lock, threads, 0 if device == "cpu" else 1, own=ray.get_runtime_context().get_node_id())
     if not found.nodes:
