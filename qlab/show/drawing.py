@@ -17,6 +17,7 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
 from qlab.workbook.language.spoken import gettext, say
@@ -41,6 +42,7 @@ NAMES = re.compile(r' id="[A-Za-z0-9]+_\d+"')  # of parts, the same in every fig
 NAMED = 12  # values that the alt text says; more are in the table
 NARROW, LINE = 5.2, 56  # inches of a drawing whose text is read on a phone, and the characters of a line of its title
 ACROSS, HIGH = 9, 0.2  # characters of an inch of another drawing's title, and the inches that a line of it takes
+ALONG, CHARACTERS = (0.6, 0.8), 130  # of a drawing, what axes have of its width and height; points of type by characters an inch
 GAP, BELOW = 0.32, 0.5  # inches above each pair of axes, for a caption, and below the last, for what its x is
 
 
@@ -72,6 +74,16 @@ class Drawing(Figure):
         for text in self.findobj(Text):
             if (said := gettext(text.get_text())) != text.get_text():
                 text.set_text(said)
+        if isinstance(self.get_layout_engine(), ConstrainedLayoutEngine):  # it makes room for more lines
+            for axes in self.axes:
+                self.fold_labels(axes)
+
+    def fold_labels(self, axes: Axes) -> None:
+        """Break the labels of axes into lines no longer than the side that they stand at, as far as it is known before the layout."""
+        spec, (width, height) = axes.get_subplotspec(), self.get_size_inches()
+        rows, columns = spec.get_gridspec().get_geometry() if spec else (1, 1)
+        for side, inches in ((axes.xaxis, ALONG[0] * width / columns), (axes.yaxis, ALONG[1] * height / rows)):
+            side.label.set_text(fill(side.label.get_text(), max(12, int(inches * CHARACTERS / side.label.get_size()))))
 
     def svg(self) -> str:
         """The figure as one `<svg>` element, with its alt text, in the language that is spoken."""

@@ -75,12 +75,14 @@ def colours(count: int) -> list[str] | str:
 
 
 def lines(
-    series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str, log_x: bool = False, log_y: bool = False
-) -> Drawing:
-    """One line a name through its (x, y) points."""
+    series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str, log_x: bool = False, log_y: bool = False,
+    apart: Collection[str] = (),
+) -> Drawing:  # fmt: skip
+    """One line a name through its (x, y) points; of the names `apart`, between whose points there is nothing, the points alone."""
     figure, axes = new_axes(title, x, y)
     for (name, points), colour in zip(series.items(), sns.color_palette(colours(len(series)), len(series)), strict=True):
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=colour)
+        line, size = ("none", 7) if name in apart else ("-", 4)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=size, linestyle=line, label=name, color=colour)
     if log_x:
         axes.set_xscale("log")
         measured = sorted({px for points in series.values() for px, _ in points})

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
+from qlab.workbook.language.spoken import gettext
+
 MARK, CLEAR = 5.0, 2.0  # pixels: half the width of a point, and what is left between a name and anything else
 ASIDE = (8, 14, 22)  # points beside the mark at which a name may begin
 ALOOF = 8  # rows above and below it that are tried
@@ -22,7 +24,8 @@ def write_names(axes: Axes, points: Mapping[str, tuple[float, float]], line: Seq
     drawn += [Bbox([(min(a[0], b[0]), min(a[1], b[1])), (max(a[0], b[0]), max(a[1], b[1]))]) for a, b in pairwise(corners)]
     frame = axes.get_window_extent()
     for names in neighbours(places):
-        label = axes.annotate(" / ".join(names), points[names[0]], xytext=(0, 0), textcoords="offset points", fontsize=9, va="center")
+        written = " / ".join(map(gettext, names))
+        label = axes.annotate(written, points[names[0]], xytext=(0, 0), textcoords="offset points", fontsize=9, va="center")
         inward = 1 if places[names[0]][0] <= frame.x0 + frame.width / 2 else -1  # towards the middle first
         for side, offset in ways(inward, label.get_window_extent().height * 72 / label.figure.dpi):
             label.set_horizontalalignment("left" if side > 0 else "right")

@@ -79,7 +79,7 @@ def label(name: str) -> str:
 
 def control(name: str, values: list[Any], chosen: int) -> str:
     """A slider over numbers, its value written beside it; a list of words. Both are the browser's own, with its keys and names."""
-    texts = [f"{value:,}" if isinstance(value, int) else gettext(str(value)) for value in values]
+    texts = [say("{value:,}", value=value) if isinstance(value, int) else gettext(str(value)) for value in values]
     if numeric(values):
         steps = html.escape(json.dumps(texts), quote=True)
         said = f'aria-label="{html.escape(label(name))}" aria-valuetext="{texts[chosen]}"'

@@ -139,3 +139,21 @@ def test_a_table_speaks_french(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [text in page for text in ("méthode", "GPTQ symétrique", "distingué", ">oui<", "KL (nats/jeton)", "a a une KL de 0.10000")] == [
         True
     ] * 6
+
+
+def test_a_name_between_whose_points_there_is_nothing_has_no_line() -> None:
+    curve = [(1.0, 3.0), (2.0, 1.0)]
+    first, second = figures.lines({"chosen": curve, "alike": curve}, "A finding", "bits", "KL", apart=["alike"]).axes[0].get_lines()
+    assert (first.get_linestyle(), second.get_linestyle()) == ("-", "None")
+
+
+def test_a_label_longer_than_its_side_has_several_lines() -> None:
+    long = "KL predicted for each choice of widths (nats/token), log scale"
+    drawing = figures.lines({"chosen": [(1.0, 3.0), (2.0, 1.0)]}, "A finding", "bits", long)
+    drawing.svg()
+    (axes,) = drawing.axes
+    assert axes.get_xlabel() == "bits"
+    assert axes.get_ylabel().split() == long.split()
+    assert "\n" in axes.get_ylabel()
+    side, label = axes.get_window_extent(), axes.yaxis.label.get_window_extent()
+    assert label.height <= 1.1 * side.height

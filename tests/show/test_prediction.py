@@ -128,7 +128,7 @@ def test_a_prediction_in_french_is_kept_in_english(
 ) -> None:
     monkeypatch.setenv(VARIABLE, "fr")
     asked = predict("Which of these has the smallest output error?", ["more than 8", "GPTQ"])
-    assert "Lequel de ceux-ci" in outputs[0]["text/html"]
+    assert "Laquelle de ces grilles" in outputs[0]["text/html"]
     assert "<li>plus de 8</li>" in outputs[0]["text/html"]
     choose(asked, "more than 8")
     assert kept == {"Which of these has the smallest output error?": "more than 8"}

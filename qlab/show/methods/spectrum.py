@@ -42,4 +42,4 @@ def spectrum_picture(layer: str, found: Spectrum, dampings: Sequence[float]) -> 
 
 def ratio(value: float) -> str:
     """A condition number in two digits; beyond what FP32 sums can tell, none."""
-    return gettext("more than a billion") if value > 1e9 else f"{float(f'{value:.2g}'):,.0f}"
+    return gettext("more than a billion") if value > 1e9 else say("{value:,.0f}", value=float(f"{value:.2g}"))

@@ -84,7 +84,7 @@ def fastest_said(row: Mapping[str, Any], others: Sequence[str]) -> str:
     values = {"name": row["name"], "speed": speed["generation"], "spread": speed["generation_sd"], "others": enumerated(others)}
     if not steady(speed["generation"], speed["generation_sd"]):
         return say("; which one generates fastest here is not told, since the rounds of each disagree")
-    text = say("; {name} generates fastest here, {speed:,.0f} ± {spread:,.0f} tokens a second", **values)
+    text = say("; of those whose rounds agree {name} generates fastest here, {speed:,.0f} ± {spread:,.0f} tokens a second", **values)
     return text + (say(" (not told apart from it: {names})", names=values["others"]) if others else "")
 
 

@@ -91,15 +91,15 @@ def agreement(table: pd.DataFrame, tokens: int) -> str:
 
 
 def damage(curves: Mapping[str, Sequence[tuple[float, float]]], bits: float) -> str:
-    """(bits a weight, predicted KL) by the way to choose widths: the ways beside each other at `bits`, the size of one width for all. What
-    is chosen or drawn takes no more than that."""
-    alike, chosen, random = (at_most(curves[way], bits)[1] for way in (spending.ALIKE, spending.CHOSEN, spending.RANDOM))
-    values = {"bits": bits, "share": chosen / max(alike, 1e-30), "drawn": random / max(alike, 1e-30)}
+    """(bits a weight, predicted KL) by the way to choose widths: the ways beside each other within `bits`. One width for all seldom fills
+    them; its own size is said."""
+    (own, alike), (_, chosen), (_, random) = (at_most(curves[way], bits) for way in (spending.ALIKE, spending.CHOSEN, spending.RANDOM))
+    values = {"bits": bits, "share": chosen / max(random, 1e-30), "own": own, "alike": chosen / max(alike, 1e-30)}
     if round(values["share"], 2) < 1:  # as it is printed
-        return say("In {bits:.2f} bits a weight, widths by what each layer costs have {share:.0%} of the predicted KL of one width for "
-                   "all; widths at random, {drawn:.0%}", **values)  # fmt: skip
-    return say("In {bits:.2f} bits a weight, widths by what each layer costs have no less predicted KL than one width for all "
-               "({share:.0%}); widths at random, {drawn:.0%}", **values)  # fmt: skip
+        return say("In {bits:.2f} bits a weight, widths by what each layer costs have {share:.0%} of the predicted KL of widths at random, "
+                   "and {alike:.0%} of that of one width for all, {own:.2f} bits", **values)  # fmt: skip
+    return say("In {bits:.2f} bits a weight, widths by what each layer costs have no less predicted KL than widths at random "
+               "({share:.0%}), and {alike:.0%} of that of one width for all, {own:.2f} bits", **values)  # fmt: skip
 
 
 def at_most(curve: Sequence[tuple[float, float]], bits: float) -> tuple[float, float]:

@@ -25,7 +25,7 @@ def settled(errors: Mapping[str, float]) -> str:
     control, last = errors["control: settled by H's diagonal"], errors["settled, two rounds"]
     values = {"left": last / searched, "control": control / searched}
     if last < searched:
-        return say("Settled codes leave {left:.0%} of the error, from the same bytes; by H's diagonal alone {control:.0%}", **values)
+        return say("Settled codes leave {left:.0%} of the error, in as many bytes; by H's diagonal alone {control:.0%}", **values)
     return say("Settled codes do not lower the error: {left:.0%} of it; by H's diagonal alone {control:.0%}", **values)
 
 

@@ -105,7 +105,7 @@ WRITTEN = Written(
         ),
         Mistake(
             lambda block: decode(block, tops=False),
-            "The last four scales and minima lack their two highest bits, which lie at the top of the first eight bytes.",
+            "The last four scales and minima lack their two highest bits, which lie at the top of the first eight of the twelve bytes.",
         ),
         Mistake(
             lambda block: decode(block, turned=True),

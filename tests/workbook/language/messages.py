@@ -27,7 +27,7 @@ from qlab.show.tables import error_table
 from qlab.show.titles.principles import INT8, STORED
 from qlab.show.widgets import label
 from qlab.workbook.batch.runner import DONE, FAILED, LEFT_OUT, SKIPPED
-from qlab.workbook.benchmark import NO_PEAK, NOTES, best_of, results_table
+from qlab.workbook.benchmark import NO_PEAK, NOTES, best_of, results_table, subjects
 from qlab.workbook.blocks import plain_name, shown_blocks
 from qlab.workbook.comparison import METHODS
 from qlab.workbook.comparison import PARTS as PARTS_OF_METHODS
@@ -97,6 +97,7 @@ def of_data() -> Iterator[tuple[str, str]]:
     yield from (("qlab/workbook/comparison.py", said) for part in PARTS_OF_METHODS for said in (part, part[0].upper() + part[1:]))
     yield from (("qlab/workbook/benchmark.py", said) for said in (*NOTES, NO_PEAK, FLOOR, *best_of([]), *USES))
     yield from (("qlab/workbook/benchmark.py", column) for column in results_table([], {})["columns"])
+    yield from (("qlab/workbook/benchmark.py", name) for name in subjects(128) if " by " in name)
     table = error_table({"model.layers.0.mlp.up_proj": 0.1})
     yield from (("qlab/show/tables.py", str(axis)) for axis in (table.index.name, table.columns.name))
     for width in (256, 96):  # rows that superblocks divide, and rows that they do not
