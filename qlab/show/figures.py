@@ -76,9 +76,10 @@ def colours(count: int) -> list[str] | str:
 
 def lines(
     series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str, log_x: bool = False, log_y: bool = False,
-    apart: Collection[str] = (),
+    apart: Collection[str] = (), from_zero: bool = False,
 ) -> Drawing:  # fmt: skip
-    """One line a name through its (x, y) points; of the names `apart`, between whose points there is nothing, the points alone."""
+    """One line a name through its (x, y) points; of the names `apart`, between whose points there is nothing, the points alone. With
+    `from_zero` y begins there, so that heights are in proportion."""
     figure, axes = new_axes(title, x, y)
     for (name, points), colour in zip(series.items(), sns.color_palette(colours(len(series)), len(series)), strict=True):
         line, size = ("none", 7) if name in apart else ("-", 4)
@@ -91,6 +92,8 @@ def lines(
             axes.minorticks_off()
     if log_y:
         axes.set_yscale("log")
+    if from_zero:
+        axes.set_ylim(bottom=0)
     if len(series) > 1:
         axes.legend(fontsize=9)
     figure.values = {

@@ -147,6 +147,12 @@ def test_a_name_between_whose_points_there_is_nothing_has_no_line() -> None:
     assert (first.get_linestyle(), second.get_linestyle()) == ("-", "None")
 
 
+def test_heights_are_in_proportion_where_they_begin_at_zero() -> None:
+    for from_zero in (True, False):
+        (axes,) = figures.lines({"chosen": [(1.0, 3.0), (2.0, 2.9)]}, "A finding", "bits", "KL", from_zero=from_zero).axes
+        assert (axes.get_ylim()[0] == 0) == from_zero
+
+
 def test_a_label_longer_than_its_side_has_several_lines() -> None:
     long = "KL predicted for each choice of widths (nats/token), log scale"
     drawing = figures.lines({"chosen": [(1.0, 3.0), (2.0, 1.0)]}, "A finding", "bits", long)
