@@ -83,7 +83,7 @@ class Drawing(Figure):
         spec, (width, height) = axes.get_subplotspec(), self.get_size_inches()
         rows, columns = spec.get_gridspec().get_geometry() if spec else (1, 1)
         for side, inches in ((axes.xaxis, ALONG[0] * width / columns), (axes.yaxis, ALONG[1] * height / rows)):
-            side.label.set_text(fill(side.label.get_text(), max(12, int(inches * CHARACTERS / side.label.get_size()))))
+            side.label.set_text(fill(side.label.get_text(), max(12, int(inches * CHARACTERS / side.label.get_fontsize()))))
 
     def svg(self) -> str:
         """The figure as one `<svg>` element, with its alt text, in the language that is spoken."""
