@@ -62,7 +62,7 @@ class Drawing(Figure):
             gettext("across"): next((text for axes in self.axes if (text := axes.get_xlabel())), ""),
             gettext("upwards"): next((text for axes in self.axes if (text := axes.get_ylabel())), ""),
         }
-        named = [say("{name}: {said}", name=way, said=label) for way, label in labels.items() if label]
+        named = [say("{name}: {said}", name=way, said=label.replace("\n", " ")) for way, label in labels.items() if label]
         said = [f"{gettext(name)} {shown(value)}" for name, value in self.values.items()]
         values = ", ".join(said)
         if len(said) > NAMED:

@@ -156,7 +156,7 @@ def test_heights_are_in_proportion_where_they_begin_at_zero() -> None:
 def test_a_label_longer_than_its_side_has_several_lines() -> None:
     long = "KL predicted for each choice of widths (nats/token), log scale"
     drawing = figures.lines({"chosen": [(1.0, 3.0), (2.0, 1.0)]}, "A finding", "bits", long)
-    drawing.svg()
+    assert long in drawing.svg()  # in its words on one line
     (axes,) = drawing.axes
     assert axes.get_xlabel() == "bits"
     assert axes.get_ylabel().split() == long.split()
