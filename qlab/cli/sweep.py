@@ -62,7 +62,8 @@ def sweep(
     jobs = [*expand(asked, models, out.absolute()), *lesson_jobs(asked, models, out.absolute())]
     store = Store(out / "jobs")
     with closing(workers_for(asked, out, ray)) as workers:
-        show_plan(jobs, missing(jobs, store), store, workers)
+        left = missing(jobs, store)
+        show_plan(jobs, left, store, workers)
         if dry_run:
             return
         from qlab.show.site.sweep_page import PAGE, LivePage, check_reports  # here: what draws takes seconds to import
@@ -74,7 +75,7 @@ def sweep(
         report = SweepReport(out, asked, models, jobs, store)
         page = LivePage(lambda progress: report.live(sentence(progress)))
         with locked(out / LOCK, str(out)), Live(console=console, transient=True, refresh_per_second=2) as live:
-            told = {job.key for job in jobs} - missing(jobs, store)
+            told = {job.key for job in jobs} - left
 
             def watch(progress: Progress) -> None:
                 live.update(standing(progress))

@@ -42,7 +42,7 @@ NAMES = re.compile(r' id="[A-Za-z0-9]+_\d+"')  # of parts, the same in every fig
 NAMED = 12  # values that the alt text says; more are in the table
 NARROW, LINE = 5.2, 56  # inches of a drawing whose text is read on a phone, and the characters of a line of its title
 ACROSS, HIGH = 9, 0.2  # characters of an inch of another drawing's title, and the inches that a line of it takes
-ALONG, CHARACTERS = (0.6, 0.8), 130  # of a drawing, what axes have of its width and height; points of type by characters an inch
+ALONG, CHARACTERS = (0.6, 0.8), 130  # what axes have of a drawing's width and height; characters an inch of a type of one point
 GAP, BELOW = 0.32, 0.5  # inches above each pair of axes, for a caption, and below the last, for what its x is
 
 

@@ -17,7 +17,7 @@ from qlab.support.processes.process import without_main
 from qlab.support.processes.starting import begin, copied_from_one, end, share, starting
 
 LAUNCHER = ["-m", "ipykernel_launcher"]  # of the command that starts Python's kernel
-# What every lesson imports, in its kernel or in the processes that it starts.
+# What lessons import, in their kernels or in the processes that they start.
 LESSONS_IMPORT = (
     "ipykernel.kernelapp", "qlab.workbook.lesson", "qlab.workbook.benchmark", "qlab.show.prediction", "qlab.show.tables",
 )  # fmt: skip

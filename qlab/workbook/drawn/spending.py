@@ -88,9 +88,9 @@ def spend(lesson: Lesson) -> Spent:
 
 def curves_of(choices: Mapping[str, Choice], weights: int) -> dict[str, list[tuple[float, float]]]:
     """(bits a weight, predicted KL) of each way to choose, over sizes from all groups at their narrowest to all at their widest, those of
-    one width for all among them; of widths at random the mean of SEEDS draws."""
+    one width for all and the budget's among them; of widths at random the mean of SEEDS draws."""
     sizes = [size_of(choices, dict.fromkeys(choices, width)) for width in WIDTHS]
-    rooms = sorted({*sizes, *(sizes[0] + (sizes[-1] - sizes[0]) * step / (STEPS - 1) for step in range(STEPS))})
+    rooms = sorted({*sizes, BUDGET * weights, *(sizes[0] + (sizes[-1] - sizes[0]) * step / (STEPS - 1) for step in range(STEPS))})
     found: dict[str, list[tuple[float, float]]] = {CHOSEN: [], RANDOM: [], ALIKE: []}
     for room in rooms:
         best = least_damage(choices, room)
