@@ -8,12 +8,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any, NoReturn
+
+import psutil
 
 from qlab.support.disk.scratch import Scratch
 
@@ -106,6 +109,19 @@ def share() -> None:
     server: Any = forkserver._forkserver
     server.ensure_running = lambda: None
     _sharing = True
+
+
+def copies_ended(seconds: float) -> bool:
+    """Wait, for at most so many seconds, until no copy of this process's is left, and say whether none is. What an ended copy had started
+    sees that it is gone a moment later, and until then holds its temporary folders."""
+    server: Any = forkserver._forkserver
+    end = time.monotonic() + seconds
+    with suppress(psutil.NoSuchProcess):  # it has ended, and all of its copies' parents with it
+        while server._forkserver_pid and (left := psutil.Process(server._forkserver_pid).children(recursive=True)):
+            if time.monotonic() >= end:
+                return False
+            psutil.wait_procs(left, max(0.0, end - time.monotonic()))
+    return True
 
 
 def sockets() -> str:

@@ -18,9 +18,11 @@ from traitlets.config import Config
 
 from qlab.support.disk.scratch import Scratch, sweep
 from qlab.support.processes.process import peak_bytes
+from qlab.support.processes.starting import copies_ended
 from qlab.workbook.batch.copied import CopiedKernel
 
 LONGEST = 70  # characters of a folder for kernels' sockets; they are named by 33 more, and 107 are allowed
+LEAVING = 10.0  # seconds that processes which a kernel has started have to end after it
 LAST = 5  # lines of what a kernel printed that are shown where it died
 
 Watcher = Callable[..., None]
@@ -80,9 +82,15 @@ def private_folder() -> Scratch:
 
     Among the system's temporary files, or in /tmp where the name of their folder is too long for those of sockets in it.
     """
+    atexit.register(sweep_after_kernels)  # before any kernel, so that it runs after the last
     usual = Path(tempfile.gettempdir())
-    atexit.register(sweep, usual)  # before any kernel, so that it runs after the last: one that is ended at once leaves its folders
     return Scratch(usual if len(str(usual)) <= LONGEST else Path("/tmp"))
+
+
+def sweep_after_kernels() -> None:
+    """Remove the temporary folders that kernels have left, which are ended at once, and the processes that they had started."""
+    copies_ended(LEAVING)
+    sweep(Path(tempfile.gettempdir()))
 
 
 def kernel_log() -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,12 +24,12 @@ from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.mixture import absolute, files_of
 from qlab.recipes import parse
 from qlab.support.disk.room import full_by, no_room
-from qlab.support.disk.scratch import Scratch, sweep
+from qlab.support.disk.scratch import Scratch
 from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
 from qlab.support.reading import path_of, read_json
 from qlab.support.versions import code_hash
-from qlab.workbook.batch.kernels import WatchedEngine, Watcher, last_printed
+from qlab.workbook.batch.kernels import WatchedEngine, Watcher, last_printed, sweep_after_kernels
 from qlab.workbook.crowd.kept import place_of
 from qlab.workbook.language.lessons import read_lesson
 from qlab.workbook.language.spoken import FOLDER, say, spoken
@@ -153,7 +152,7 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
             without_paths(written)
             written.replace(finished)  # a failed notebook is kept for reading; without its stamp no run trusts it
             outcome.records = records_of(nbformat.read(finished, as_version=4))
-    sweep(Path(tempfile.gettempdir()))  # a kernel is ended at once: what its processes had there stays
+    sweep_after_kernels()
     outcome.seconds, outcome.peak_bytes = time.monotonic() - started, WatchedEngine.peak
     if outcome.state == DONE:
         keep(outcome)

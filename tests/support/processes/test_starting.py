@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def method() -> str:
 def test_a_child_is_a_copy_which_ctrl_c_reaches_and_its_own_is_not() -> None:
     assert run_isolated(method).value == "True False"
     assert run_isolated(run_isolated, method).value.value == "False False"
+
+
+def test_whoever_waits_for_copies_sees_all_gone() -> None:
+    context = starting.starting()
+    copy = context.Process(target=time.sleep, args=(1.5,), daemon=True)
+    copy.start()
+    assert not starting.copies_ended(0.1)
+    assert starting.copies_ended(60) and not psutil.pid_exists(copy.pid or 0)
+    copy.join()
 
 
 def test_a_child_has_what_is_to_be_imported_before() -> None:
