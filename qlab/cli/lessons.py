@@ -54,15 +54,16 @@ def run(
     from qlab.support.disk.lock import locked
     from qlab.support.disk.room import room_for
     from qlab.support.processes.starting import preload
-    from qlab.workbook.batch.copied import LESSONS_IMPORT
+    from qlab.workbook.batch.copied import imports_of
     from qlab.workbook.batch.runner import DONE, prepare, run_lessons
 
     speak(language)
     if dry_run:
         show_forecast(chosen_lessons(lessons or []), model, pairs(parameter or []), as_json)
         return
-    preload(*LESSONS_IMPORT)
-    values = prepare(chosen_lessons(lessons or []), model, pairs(parameter or []))
+    chosen, given = chosen_lessons(lessons or []), pairs(parameter or [])
+    preload(*imports_of(locate(model)))
+    values = prepare(chosen, model, given)
     check_report(out, values, locate(model).path)
     say_untranslated(list(values))
     out.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlab.evaluate.kept import Predictor, logits_of
 from qlab.evaluate.local_tasks import CLOZE, cloze, local_config
+from qlab.peers.patching import patched
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
 from qlab.support.progress import bars_on_terminals
@@ -61,7 +62,7 @@ def run_tasks(
         UserError: no such task, or its data can be had neither here nor from the hub, or a task that `predicting` cannot serve.
     """
     from datasets.exceptions import DatasetsError
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
 
     judge: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
@@ -72,8 +73,9 @@ def run_tasks(
         with Scratch() as work:
             wanted = configured(name, limit, folder, text, work)
             try:
-                with bars_on_terminals():
-                    found = simple_evaluate(
+                # It would describe the machine, by pip and other programs, at each call; nobody reads it here.
+                with bars_on_terminals(), patched((evaluator, "add_env_info", lambda results: None)):
+                    found = evaluator.simple_evaluate(
                         judge, tasks=[wanted], limit=limit, num_fewshot=fewshot, task_manager=task_manager(known=name != CLOZE),
                         bootstrap_iters=BOOTSTRAP, log_samples=True,
                     )  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 from transformers import AutoConfig
 
 from qlab.doctor.families import REFUSED, beside_qlab, gguf_files
 from qlab.formats.gguf.architectures import ARCHITECTURES
 from qlab.models.layout import opened_layout
-from qlab.peers import autogptq
+from qlab.peers import autoawq, autogptq
 from qlab.support.errors import UserError
 
 
@@ -25,6 +27,11 @@ def test_a_library_s_families_are_told_by_name() -> None:
     assert "baichuan" in said
     assert "nor gpt2 (its layers are no linear layers)" in said
     assert "llama" not in said.replace("longllama", "")
+
+
+@pytest.mark.parametrize("library", [autogptq, autoawq])
+def test_what_is_known_without_its_import_is_what_a_library_says(library: ModuleType) -> None:
+    assert list(library.KNOWN) == library.families()
 
 
 def test_gguf_is_told_by_name_both_ways() -> None:

@@ -23,7 +23,7 @@ ROUNDS = int(os.environ.get("QLAB_KILL_ROUNDS", "0"))
 SEED = os.environ.get("QLAB_KILL_SEED", "0")
 ORDERLY = ("TERM", "INT")  # after these nothing at all may stay but what the same command goes on from
 KINDS = {  # where no round of all is asked for: so few that `make test` stays short
-    "quantize": ("KILL", FULL), "evaluate": ("INT",), "bench": ("TERM",), "finetune": ("KILL",), "release": ("KILL", "TERM"),
+    "quantize": ("KILL", FULL), "evaluate": ("INT",), "bench": ("TERM",), "finetune": ("KILL",), "release": ("KILL",),
     "run": ("INT",),
 }  # fmt: skip
 

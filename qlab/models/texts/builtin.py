@@ -10,24 +10,50 @@ import ast
 import hashlib
 import inspect
 import random
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from qlab import ROOT
+from qlab.support.disk.whole import write_whole
 from qlab.support.errors import UserError
+from qlab.support.versions import version_of
 
 # Enough prose for any calibration in this workbook, pinned in the lock, parsed in a few seconds.
 CALIBRATION_PACKAGES = ("numpy", "seaborn")
 MINIMUM_DOCSTRING = 160  # characters; shorter ones are labels, not prose
+KEPT = ROOT / "build" / "texts"
 Item = TypeVar("Item")
 
 
 @cache
 def calibration_docstrings() -> str:
-    """The text ``docstrings``: those of CALIBRATION_PACKAGES without repetitions, in an order that mixes the packages."""
-    return "\n\n".join(shuffled(deduplicated(docstrings(CALIBRATION_PACKAGES))))
+    """The text ``docstrings``: those of CALIBRATION_PACKAGES without repetitions, in an order that mixes the packages.
+
+    Parsing the packages takes seconds, in each process that reads the text: the first keeps it, in KEPT, for others of the same versions
+    of Python, of the packages and of this file.
+    """
+    versions = (sys.version, *map(version_of, CALIBRATION_PACKAGES), Path(__file__).read_text())
+    place = KEPT / f"docstrings-{fingerprint(repr(versions))}.txt"
+    if (kept := whole_text(place)) is not None:
+        return kept
+    text = "\n\n".join(shuffled(deduplicated(docstrings(CALIBRATION_PACKAGES))))
+    with suppress(OSError):  # a full disk, or one that is not writable: it is parsed again
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, f"{fingerprint(text)}\n{text}")
+    return text
+
+
+def whole_text(place: Path) -> str | None:
+    """The text in a file after a first line that is its fingerprint; None where there is no such file, or another text."""
+    with suppress(OSError, UnicodeDecodeError):
+        said, _, text = place.read_bytes().decode().partition("\n")
+        return text if fingerprint(text) == said else None
+    return None
 
 
 def fingerprint(text: str) -> str:

@@ -12,15 +12,26 @@ from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from qlab.models.opening import OpenedModel
 from qlab.support.processes.process import without_main
 from qlab.support.processes.starting import begin, copied_from_one, end, share, starting
 
 LAUNCHER = ["-m", "ipykernel_launcher"]  # of the command that starts Python's kernel
 # What lessons import, in their kernels or in the processes that they start.
 LESSONS_IMPORT = (
-    "ipykernel.kernelapp", "qlab.workbook.lesson", "qlab.workbook.benchmark", "qlab.show.prediction", "qlab.show.tables",
+    "IPython.core.debugger", "ipykernel.debugger", "ipykernel.kernelapp",
+    "qlab.show.prediction", "qlab.show.recap", "qlab.show.tables", "qlab.show.titles.deployment",
+    "qlab.workbook.benchmark", "qlab.workbook.crowd.advice", "qlab.workbook.exercises.checks", "qlab.workbook.lesson",
 )  # fmt: skip
+
+
+def imports_of(source: OpenedModel) -> tuple[str, ...]:
+    """What lessons on a model import, the code of its architecture included where transformers has it under its usual name."""
+    kind = source.config["model_type"]
+    architecture = [CONFIG_MAPPING[kind].__module__.replace(".configuration_", ".modeling_")] if kind in CONFIG_MAPPING else []
+    return (*LESSONS_IMPORT, *architecture)
 
 
 class CopiedKernel(LocalProvisioner):

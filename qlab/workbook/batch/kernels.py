@@ -58,7 +58,7 @@ class WatchedEngine(NBClientEngine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: Any, **arguments: Any) -> None:
-        complete, total = nb_man.cell_complete, len(nb_man.nb.cells)
+        complete, save, total = nb_man.cell_complete, nb_man.save, len(nb_man.nb.cells)
 
         def told(cell: Any, cell_index: int | None = None, **rest: Any) -> None:
             complete(cell, cell_index=cell_index, **rest)
@@ -66,6 +66,7 @@ class WatchedEngine(NBClientEngine):
             cls.watcher(cls.lesson, (cell_index or 0) + 1, total)
 
         nb_man.cell_complete, cls.peak = told, 0
+        nb_man.save = lambda **_: None  # before and after each cell, with all figures so far, for nobody: the runner takes whole ones
         # Kernels are spoken to through files in a private folder, not ports: nobody else on the machine can reach them.
         own = f"{private_folder().path}/kernel"
         config = Config({"KernelManager": {"transport": "ipc", "ip": own, "connection_file": f"{own}.json"}})
@@ -73,7 +74,10 @@ class WatchedEngine(NBClientEngine):
         # An interrupted kernel logs a traceback of its own message loop; a cell's errors come back by another way.
         quiet = ["--log-level=50"]
         logging.getLogger("asyncio").addFilter(no_interruption)
-        super().execute_managed_notebook(nb_man, kernel_name, config=config, extra_arguments=quiet, **arguments)
+        try:
+            super().execute_managed_notebook(nb_man, kernel_name, config=config, extra_arguments=quiet, **arguments)
+        finally:
+            nb_man.save = save
 
 
 @cache

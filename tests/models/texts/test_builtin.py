@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qlab.models.texts.builtin import deduplicated, docstrings, python_reference, shuffled, statements
+from qlab.models.texts import builtin
+from qlab.models.texts.builtin import calibration_docstrings, deduplicated, docstrings, python_reference, shuffled, statements
 from qlab.support.errors import UserError
 
 
@@ -19,6 +20,29 @@ def test_both_built_in_texts_are_long_and_differ() -> None:
     assert not set(reference.split("\n\n")) & {
         p for text in deduplicated(numpy_documentation, without=reference) for p in text.split("\n\n") if len(p) > 200
     }
+
+
+def test_docstrings_are_kept_and_what_is_damaged_is_parsed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = list[tuple[str, ...]]()
+
+    def few(packages: tuple[str, ...]) -> list[str]:
+        parsed.append(packages)
+        return ["one text", "another text"]
+
+    monkeypatch.setattr(builtin, "docstrings", few)
+    monkeypatch.setattr(builtin, "KEPT", tmp_path / "new" / "texts")
+    read = calibration_docstrings.__wrapped__
+    first = read()
+    assert sorted(first.split("\n\n")) == ["another text", "one text"]
+    assert (read(), len(parsed)) == (first, 1)
+    (kept,) = builtin.KEPT.iterdir()
+    kept.write_text(kept.read_text() + "x")
+    assert (read(), len(parsed)) == (first, 2)  # and kept anew
+    assert (read(), len(parsed)) == (first, 2)
+    monkeypatch.setattr(builtin, "CALIBRATION_PACKAGES", ("numpy",))
+    assert (read(), len(parsed)) == (first, 3)
+    monkeypatch.setattr(builtin, "KEPT", kept / "a file is no folder")
+    assert (read(), len(parsed)) == (first, 4)
 
 
 def test_statements_come_in_the_order_of_the_whole_walk() -> None:

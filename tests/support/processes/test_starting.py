@@ -15,10 +15,11 @@ import psutil
 import pytest
 
 from qlab import ROOT
+from qlab.models.opening import locate
 from qlab.support.disk.scratch import Scratch
 from qlab.support.processes import starting
 from qlab.support.processes.process import run_isolated
-from qlab.workbook.batch.copied import LESSONS_IMPORT
+from qlab.workbook.batch.copied import imports_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are started anew")
 
@@ -29,7 +30,7 @@ import torch
 asked = []
 for name in ("is_available", "device_count", "init", "_lazy_init"):
     setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
-for name in {(*starting.PRELOADED, *LESSONS_IMPORT)!r}:
+for name in {(*starting.PRELOADED, *imports_of(locate("embedded")))!r}:
     __import__(name)
 print(asked)
 """
@@ -52,7 +53,8 @@ def test_whoever_waits_for_copies_sees_all_gone() -> None:
     copy = context.Process(target=time.sleep, args=(1.5,), daemon=True)
     copy.start()
     assert not starting.copies_ended(0.1)
-    assert starting.copies_ended(60) and not psutil.pid_exists(copy.pid or 0)
+    assert starting.copies_ended(60)
+    assert not psutil.pid_exists(copy.pid or 0)
     copy.join()
 
 
