@@ -14,6 +14,7 @@ from qlab.artifacts.artifact import LIBRARIES, Artifact, finish
 from qlab.artifacts.card import original_of
 from qlab.artifacts.placing import check_place
 from qlab.formats.compressed_tensors.scheme import scheme_in
+from qlab.formats.dynamic import all_settings
 from qlab.formats.folder import finish_folder
 from qlab.models.configuration import quantization_of
 from qlab.models.opening import OpenedModel
@@ -104,7 +105,13 @@ def scheme_of(source: OpenedModel) -> Scheme:
         weights = groups[0]
         return Scheme(weights.num_bits, weights.group_size or -1, weights.symmetric, weights.actorder in ("group", True))
     if kind == "gptq":
-        return Scheme(said["bits"], said.get("group_size", -1), bool(said.get("sym", True)), bool(said.get("desc_act", False)))
+        first, *others = [
+            Scheme(each["bits"], each.get("group_size", -1), bool(each.get("sym", True)), bool(each.get("desc_act", False)))
+            for each in all_settings(said)
+        ]
+        if any(other != first for other in others):
+            raise UserError(f"{source.name} has layers of other bits or groups than the rest (dynamic): {WHY} where all are of one kind")
+        return first
     if kind == "awq":
         return Scheme(said.get("bits", 4), said.get("group_size", -1), False, False)
     raise UserError(f"{source.name} is {kind}: {WHY}; 'qlab quantize' makes one of them from the original model")
