@@ -254,6 +254,5 @@ def convert(
         raise UserError("give either --layout, for a checkpoint of grouped integers, or --parts, for a GGUF file")
     source = locate(checkpoint)
     made = converting.in_parts(source, int(budget.parse_bytes(parts)), out) if parts else converting.convert(source, layout, out)
-    print(
-        f"{made.path}: {made.disk_bytes / 1e6:.1f} MB in {f'parts of {parts}' if parts else f'the layout {layout}'}, in {made.seconds:.1f} s"
-    )
+    stored = f"parts of {parts}" if parts else f"the layout {layout}"
+    print(f"{made.path}: {made.disk_bytes / 1e6:.1f} MB in {stored}, in {made.seconds:.1f} s")

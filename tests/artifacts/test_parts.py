@@ -14,6 +14,11 @@ from qlab.artifacts.artifact import Artifact
 from qlab.artifacts.converting import in_parts
 from qlab.cli import call
 from qlab.models.opening import OpenedModel, locate
+from qlab.plan.footprint import footprint
+from qlab.serve.deployment import Deployment
+from qlab.serve.files import files_of
+from qlab.serve.runtimes.llamacpp import LlamaCpp
+from qlab.serve.runtimes.ollama import Ollama
 from qlab.support.errors import UserError
 from tests.formats.gguf.answering import OneProcess
 from tests.formats.gguf.writing import write_gguf
@@ -59,6 +64,19 @@ def test_llama_cpp_answers_from_the_parts_as_from_the_file(file: Path, tmp_path:
             process.ask(first, range(1, 20), 5)
     finally:
         process.close()
+
+
+def test_a_server_is_started_and_planned_by_all_parts(file: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    whole, parts = Deployment(file.rename(alone / "m.gguf").parent, "m"), in_parts(locate(str(alone)), 200_000, tmp_path / "parts").path
+    served = Deployment(parts, "m")
+    assert served.gguf.name.startswith("m-00001-of-")
+    assert served.weight_bytes == sum(part.stat().st_size for part in parts.glob("*.gguf")) > whole.weight_bytes
+    assert footprint(parts, 512) == footprint(alone, 512)
+    assert f"/model/{served.gguf.name}" in LlamaCpp().container(served).arguments
+    with pytest.raises(UserError, match="m is in parts, and a Modelfile names one GGUF file: join them"):
+        files_of(Ollama(), served)
 
 
 def test_what_cannot_be_divided_is_refused(file: Path, tiny: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
