@@ -1,4 +1,4 @@
-"""From one layout of grouped integers to another, without loss: the same codes, scales and zero points, packed otherwise."""
+"""The same numbers stored otherwise: grouped integers in another layout, and a GGUF file in parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from qlab.artifacts.artifact import LIBRARIES, Artifact, finish
 from qlab.artifacts.card import original_of
 from qlab.artifacts.placing import check_place
 from qlab.formats.compressed_tensors.scheme import scheme_in
+from qlab.formats.dynamic import all_settings
 from qlab.formats.folder import finish_folder
+from qlab.formats.gguf.file import split
 from qlab.models.configuration import quantization_of
 from qlab.models.opening import OpenedModel
 from qlab.recipes.fitting import left_alone, stored_layers
@@ -56,6 +58,27 @@ def convert(source: OpenedModel, wanted: str, out: Path) -> Artifact:
         finish_folder(source.folder, source.config, parts, made, entry, dtype=source.trained_in, called=source.checkpoint.stored_name)
         cost = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
         return finish(made, out, original_of(source), inputs_of(source, wanted), details(source), cost)
+
+
+def in_parts(source: OpenedModel, most: int, out: Path) -> Artifact:
+    """Write the GGUF file `source` in numbered parts of at most `most` bytes of tensors to the folder `out`.
+
+    Raises:
+        UserError: a source that is no GGUF file, or as qlab.formats.gguf.file.split and convert.
+    """
+    if source.gguf is None:
+        raise UserError(f"{source.name} is no GGUF file: --parts divides these, others are in parts of their own")
+    check_place(out, source.path)
+    source.check_complete()
+    started = time.perf_counter()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out.parent / f".{out.name}.lock", str(out), wait=True), Scratch(out.parent) as work, room_for(out.parent):
+        made = work / out.name
+        made.mkdir()
+        parts = split(source.gguf, most, made)
+        finish_folder(source.folder, source.config, [], made, None)
+        cost = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
+        return finish(made, out, original_of(source), inputs_of(source, f"GGUF in {len(parts)} parts"), details(source), cost)
 
 
 def repacked(source: OpenedModel, layout: Layout, scheme: Scheme) -> Iterator[dict[str, Tensor]]:
@@ -104,7 +127,13 @@ def scheme_of(source: OpenedModel) -> Scheme:
         weights = groups[0]
         return Scheme(weights.num_bits, weights.group_size or -1, weights.symmetric, weights.actorder in ("group", True))
     if kind == "gptq":
-        return Scheme(said["bits"], said.get("group_size", -1), bool(said.get("sym", True)), bool(said.get("desc_act", False)))
+        first, *others = [
+            Scheme(each["bits"], each.get("group_size", -1), bool(each.get("sym", True)), bool(each.get("desc_act", False)))
+            for each in all_settings(said)
+        ]
+        if any(other != first for other in others):
+            raise UserError(f"{source.name} has layers of other bits or groups than the rest (dynamic): {WHY} where all are of one kind")
+        return first
     if kind == "awq":
         return Scheme(said.get("bits", 4), said.get("group_size", -1), False, False)
     raise UserError(f"{source.name} is {kind}: {WHY}; 'qlab quantize' makes one of them from the original model")

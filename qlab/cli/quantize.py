@@ -240,13 +240,19 @@ def imatrix(
 
 @app.command()
 def convert(
-    checkpoint: Annotated[str, typer.Argument(help="A folder with a checkpoint in AWQ's, GPTQ's or compressed-tensors' layout.")],
-    layout: Annotated[str, typer.Option(help="The layout that is wanted: compressed-tensors, awq or gptq.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint in AWQ's, GPTQ's or compressed-tensors' layout, or a GGUF file.")],
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+    layout: Annotated[str, typer.Option(help="The layout that is wanted: compressed-tensors, awq or gptq.")] = "",
+    parts: Annotated[str, typer.Option(help="For a GGUF file: numbered parts of so many bytes of tensors each, such as 4GB.")] = "",
 ) -> None:
-    """Store a checkpoint of grouped integers in another layout, without loss: the same codes, scales and zero points."""
-    from qlab.artifacts.converting import convert as to_layout
+    """Store the same numbers otherwise: a checkpoint of grouped integers in another layout, or a GGUF file in parts."""
+    from qlab.artifacts import budget, converting
     from qlab.models.opening import locate
+    from qlab.support.errors import UserError
 
-    made = to_layout(locate(checkpoint), layout, out)
-    print(f"{made.path}: {made.disk_bytes / 1e6:.1f} MB in the layout {layout}, in {made.seconds:.1f} s")
+    if bool(layout) == bool(parts):
+        raise UserError("give either --layout, for a checkpoint of grouped integers, or --parts, for a GGUF file")
+    source = locate(checkpoint)
+    made = converting.in_parts(source, int(budget.parse_bytes(parts)), out) if parts else converting.convert(source, layout, out)
+    stored = f"parts of {parts}" if parts else f"the layout {layout}"
+    print(f"{made.path}: {made.disk_bytes / 1e6:.1f} MB in {stored}, in {made.seconds:.1f} s")

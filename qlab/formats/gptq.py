@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qlab.formats.dynamic import all_settings, settings_of
 from qlab.formats.packing import WORD, pack_words, unpack_words
 from qlab.formats.plain import AGAIN, HALVES, Plain, Stored, check_parts, groups_of, layers
 from qlab.methods.grid import GroupedIntegers, column_groups
@@ -107,14 +108,19 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
     Raises:
         UserError: another version or width than qlab reads, or tensors that do not fit each other.
     """
-    layout, bits = str(quantization.get("checkpoint_format") or VERSIONS[1]).lower(), quantization.get("bits")
+    layout = str(quantization.get("checkpoint_format") or VERSIONS[1]).lower()
     version = next((version for version, name in VERSIONS.items() if name == layout), None)
-    if version is None or type(bits) is not int or bits not in WIDTHS:
+    widths = [settings.get("bits") for settings in all_settings(quantization)]
+    unread = [bits for bits in widths if type(bits) is not int or bits not in WIDTHS]
+    if version is None or unread:
         readable = f"{', '.join(VERSIONS.values())} of {', '.join(map(str, WIDTHS))} bits"
+        bits = str([*unread, *widths][0])[:20]
         raise UserError(f"the checkpoint is GPTQ {layout} of {bits} bits; qlab reads {readable}: convert it with GPTQModel")
-    decoder, reader = partial(decode, version=version, bits=bits), partial(unpack, version=version, bits=bits)
     entries = {}
     for name, (words, columns) in layers(stored, "qweight"):
+        bits = settings_of(name, quantization)["bits"]
+        check_width(stored, name, columns, bits)
+        decoder, reader = partial(decode, version=version, bits=bits), partial(unpack, version=version, bits=bits)
         inputs, scales = words * WORD // bits, f"{name}.scales"
         scattered = f"{name}.g_idx" in stored.shapes
         groups = (stored.shapes.get(scales) or (0,))[0] if scattered else groups_of(stored, scales, inputs)
@@ -129,9 +135,21 @@ def plain(quantization: dict[str, Any], stored: Stored) -> dict[str, Plain]:
     return entries
 
 
+def check_width(stored: Stored, layer: str, outputs: int, bits: int) -> None:
+    """Raise a UserError where the zero points of a layer are of another width than the configuration says."""
+    zeros = stored.shapes.get(f"{layer}.qzeros") or (0,)
+    found = zeros[-1] * WORD / outputs
+    if found != bits and found in WIDTHS:
+        raise UserError(
+            f"{layer} is stored in {found:.0f} bits, and the configuration says {bits}: take the config.json that came with "
+            "the checkpoint, whose dynamic names the layers of other widths"
+        )
+
+
 def describe(quantization: dict[str, Any]) -> str:
-    """The format in a few words."""
-    return f"GPTQ, {quantization.get('bits', '?')} bits in groups of {quantization.get('group_size', '?')}"
+    """The format in a few words, such as "GPTQ, 4 bits in groups of 128, 8 bits in groups of 64" where layers differ."""
+    kinds = [f"{said.get('bits', '?')} bits in groups of {said.get('group_size', '?')}" for said in all_settings(quantization)]
+    return ", ".join(["GPTQ", *dict.fromkeys(kinds)])
 
 
 def decode(parts: dict[str, Tensor], version: int, bits: int) -> Tensor:

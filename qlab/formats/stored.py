@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from qlab.formats import awq, bitsandbytes, fp8, gptq, mxfp4
+from qlab.formats import awq, bitsandbytes, gptq
 from qlab.formats.compressed_tensors import reading, scheme
+from qlab.formats.floats import fp8, mxfp4
 from qlab.formats.plain import Plain, Stored, plainly_stored
 from qlab.support.errors import UserError
 

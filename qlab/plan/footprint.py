@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from qlab.formats.gguf.header import read_header
+from qlab.formats.gguf.reading import gguf_files
 from qlab.models.configuration import read_config
 from qlab.models.gguf import gguf_sizes
 from qlab.models.locating import kind_of, opened, weight_files
@@ -73,7 +75,7 @@ def footprint(folder: Path, context: int, float_bytes: int = 2, on_gpu: bool = F
     but the input embedding, of which it needs a row.
     """
     if kind_of(folder) == "gguf":
-        return gguf_footprint(next(iter(sorted(folder.glob("*.gguf")))) if folder.is_dir() else folder, context, on_gpu, cache_in)
+        return gguf_footprint(gguf_files(folder), context, on_gpu, cache_in)
     tensors: dict[str, tuple[str, list[int]]] = {}
     for file in weight_files(folder):
         with opened(file) as stored:
@@ -118,10 +120,10 @@ def packed_by_bitsandbytes(model: Footprint) -> Footprint:
     return replace(model, work=BITSANDBYTES + BITSANDBYTES_AGAIN * model.codes + BITSANDBYTES_PACKING * model.largest)
 
 
-def gguf_footprint(file: Path, context: int, on_gpu: bool, cache_in: str) -> Footprint:
+def gguf_footprint(files: Sequence[Path], context: int, on_gpu: bool, cache_in: str) -> Footprint:
     """The same for llama.cpp, whose weights stay as they lie in the file, mapped, but for those that it packs anew for a CPU."""
-    config: dict[str, Any] = gguf_sizes(file)  # first: it sees that the file is one of a whole model
-    tensors = read_header(file).tensors
+    config: dict[str, Any] = gguf_sizes(files[0])  # first: it sees that the file is one of a whole model
+    tensors = {name: tensor for file in files for name, tensor in read_header(file).tensors.items()}
     stored = sum(tensor.bytes for tensor in tensors.values())
     head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     again = [
@@ -130,7 +132,7 @@ def gguf_footprint(file: Path, context: int, on_gpu: bool, cache_in: str) -> Foo
     ]  # fmt: skip
     embedding = tensors["token_embd.weight"].bytes if head == "output.weight" and "token_embd.weight" in tensors else 0
     rounded = -(-context // GGUF_CELLS) * GGUF_CELLS
-    shape = replace(config_shape(config, file.stem), cache_bits=CACHES[cache_in])
+    shape = replace(config_shape(config, files[0].stem), cache_bits=CACHES[cache_in])
     work = 0 if on_gpu else 4 * 4 * shape.intermediate * min(LLAMACPP_BATCH, context)
     return Footprint(
         stored + sum(again), stored - embedding, cache_bytes(shape, rounded) / rounded, rounded, LLAMACPP + work, work=None if on_gpu else 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qlab.formats.gguf.reading import PART, gguf_files
 from qlab.models.configuration import read_config
 from qlab.models.gguf import gguf_sizes
 from qlab.models.locating import kind_of
@@ -96,12 +97,14 @@ class Deployment:
 
     @property
     def gguf(self) -> Path:
-        """The GGUF file of the folder.
+        """The GGUF file of the folder; of one in parts the first, by whose name llama.cpp finds the others.
 
         Raises:
             UserError: none, or several.
         """
         files = [self.folder] if self.folder.is_file() else sorted(self.folder.glob("*.gguf"))
+        if files and PART.fullmatch(files[0].name):
+            files = gguf_files(self.folder)[:1]
         if len(files) != 1:
             raise UserError(f"{self.folder.name}/ holds {len(files)} GGUF files; expected one")
         if not files[0].is_file():  # a folder, a pipe that never ends
@@ -121,7 +124,7 @@ class Deployment:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight files."""
-        return self.gguf.stat().st_size if self.kind == "gguf" else disk_bytes(self.folder)
+        return sum(file.stat().st_size for file in gguf_files(self.gguf)) if self.kind == "gguf" else disk_bytes(self.folder)
 
 
 def read_key(file: Path) -> str:

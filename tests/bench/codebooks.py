@@ -20,6 +20,7 @@ from qlab.recipes.importance import measure
 from qlab.workbook.lesson import quiet
 from tests.bench.rows import opened, subject_options
 
+SEARCHES = ["plain", "importance", "settled"]
 MIXES = ["q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs"]
 
 
@@ -27,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subject_options(parser)
     parser.add_argument("--mixes", nargs="+", default=MIXES)
+    parser.add_argument("--searches", nargs="+", default=SEARCHES, choices=SEARCHES, help="qlab's; settled takes longest")
     parser.add_argument("--imatrix", type=Path, help="an importance file of llama-imatrix; else it is measured on the calibration windows")
     options = parser.parse_args()
     quiet()
@@ -40,10 +42,11 @@ def main() -> None:
             write_imatrix(file, measure(subject.source, subject.calibration, [options.calibration], Path(scratch), subject.device))
         files, pairs = (ImatrixFile(file),), []
         for mix in options.mixes:
-            ours = [GGUF(mix, "plain"), replace(GGUF(mix, "importance"), imatrix=files), replace(GGUF(mix), imatrix=files)]
-            theirs = [LlamaCpp(mix), replace(LlamaCpp(mix, "importance"), imatrix=files)]
-            table.recipes([*ours, *theirs])
-            pairs += [(ours[0].name, theirs[0].name), (ours[1].name, theirs[1].name), (ours[2].name, theirs[1].name)]
+            theirs, weighted = LlamaCpp(mix), replace(LlamaCpp(mix, "importance"), imatrix=files)
+            beside = {search: (GGUF(mix, search, imatrix=files), weighted) for search in options.searches}
+            beside |= {"plain": (GGUF(mix, "plain"), theirs)} if "plain" in beside else {}
+            table.recipes([*(ours for ours, _ in beside.values()), *dict.fromkeys(its for _, its in beside.values())])
+            pairs += [(ours.name, its.name) for ours, its in beside.values()]
         table.pairs(pairs)
         for first, second in pairs:
             if first in table.made and second in table.made:

@@ -142,6 +142,7 @@ def subject_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", default="python-reference", help="held-out text to judge by")
     parser.add_argument("--calibration", default="docstrings")
     parser.add_argument("--calibration-windows", type=int, default=64)
+    parser.add_argument("--no-floor", action="store_true", help="leave out the original computed in BF16, slow on a CPU that imitates it")
     parser.add_argument("--work", type=Path, help="a folder that keeps what was quantized: the same command does not make it again")
     parser.add_argument("--tasks", default="", help="lm-eval's, with commas between, such as heldout-cloze")
     parser.add_argument("--documents", type=int, default=200, help="of each task, at most")
@@ -180,5 +181,6 @@ def opened(options: argparse.Namespace, work: Path) -> tuple[Table, PreTrainedMo
     if scores := table.scores(original):
         table.originals |= {score.task: score for score in scores}
         print("  ".join([f"{'the original':34}", *map(scored, scores)]), flush=True)
-    table.model(FLOOR, in_bfloat16(original))
+    if not options.no_floor:
+        table.model(FLOOR, in_bfloat16(original))
     return table, original

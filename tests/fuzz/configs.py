@@ -113,6 +113,8 @@ OTHERS: dict[str, list[Any]] = {
         {"quant_method": "awq"},
         {"quant_method": "nosuch"},
         {"quant_method": "gptq", "bits": "x"},
+        {"quant_method": "gptq", "bits": 4, "dynamic": 5},
+        {"quant_method": "gptq", "bits": 4, "group_size": [], "dynamic": {"(": {"bits": 8}, "-:x": 5}},
         {"quant_method": "bitsandbytes"},
         {"quant_method": "fp8", "weight_block_size": "x"},
         {"quant_method": "compressed-tensors", "config_groups": []},

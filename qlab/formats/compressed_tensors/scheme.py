@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import regex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from qlab.formats.packing import WIDTHS
+from qlab.formats.patterns import WHY, fits
 from qlab.support.errors import UserError
 
 PACKED, NAIVE = "pack-quantized", ("int-quantized", "float-quantized", "naive-quantized")
 STRATEGIES = ("tensor", "channel", "group", "block")
-WHY = "take the original checkpoint, or convert it with the library that wrote it"
-PATIENCE = 0.2  # seconds for a pattern and a name; they take microseconds
 Whole = Annotated[int, Field(ge=1, le=1 << 26)]
 
 
@@ -162,17 +160,3 @@ def group_of(layer: str, quantization: Quantization) -> Group:
     if not plausible:
         raise UserError(f"{layer} is stored quantized, and no config_groups of the configuration says how: fetch the checkpoint again")
     return min(plausible, key=lambda found: found[0])[1]
-
-
-def fits(pattern: str, layer: str) -> bool:
-    """Whether a pattern fits a layer's name.
-
-    Raises:
-        UserError: it is no pattern, or one that takes longer than any that is written to be used.
-    """
-    try:
-        return regex.match(pattern, layer, timeout=PATIENCE) is not None
-    except (regex.error, TimeoutError, RecursionError) as error:
-        raise UserError(
-            f"the pattern {pattern[:80]!r} in the quantization_config cannot be used ({str(error)[:80] or 'no end'}): {WHY}"
-        ) from error

@@ -107,6 +107,36 @@ def assemble(parts: Sequence[Path], folder: Path, config: dict[str, Any], names:
     writer.close()
 
 
+def split(file: Path, most: int, out: Path) -> list[Path]:
+    """Write a GGUF file in numbered parts into the folder `out`, as llama-gguf-split does: settings in the first, tensors in their order,
+    at most `most` bytes of them in each part (a larger tensor has one to itself).
+
+    Raises:
+        UserError: the file is a part itself, or would be one.
+    """
+    reader = gguf.GGUFReader(file)
+    if gguf.Keys.Split.LLM_KV_SPLIT_COUNT in reader.fields:
+        raise UserError(f"{file.name} is a part itself: join the parts first (llama-gguf-split --merge)")
+    writer = gguf.GGUFWriter(out / file.name, str(reader.fields[gguf.Keys.General.ARCHITECTURE].contents()), split_max_size=most)
+    for name, field in reader.fields.items():
+        if name == gguf.Keys.General.ALIGNMENT:
+            writer.add_custom_alignment(field.contents())
+        elif not name.startswith("GGUF.") and name != gguf.Keys.General.ARCHITECTURE:
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], inner)
+    for tensor in reader.tensors:
+        writer.add_tensor_info(tensor.name, tensor.data.shape, tensor.data.dtype, tensor.data.nbytes, tensor.tensor_type)
+    if (parts := len(writer.tensors)) < 2:
+        raise UserError(f"parts of {most:,} bytes do not divide the tensors of {file.name}: give --parts a size above 0 and below theirs")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in reader.tensors:
+        writer.write_tensor_data(tensor.data)
+    writer.close()
+    return [out / f"{file.stem}-{number:05d}-of-{parts:05d}.gguf" for number in range(1, parts + 1)]
+
+
 def stored_tensors(parts: Sequence[Path]) -> list[Stored]:
     """All tensors of the parts in the order of the file: embedding, blocks, output.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qlab.formats.gguf.reading import gguf_files
 from qlab.plan.footprint import Footprint
 from qlab.serve.cached import with_cache
 from qlab.serve.deployment import Deployment
@@ -95,7 +96,12 @@ def modelfile(deployment: Deployment, file: str) -> str:
 
     A chat template that is stored in the GGUF file is Ollama's own business: it translates the usual ones; a base model gets the
     template that hands the prompt on as it is.
+
+    Raises:
+        UserError: the file is one of several parts.
     """
+    if len(gguf_files(deployment.gguf)) > 1:
+        raise UserError(f"{deployment.name} is in parts, and a Modelfile names one GGUF file: join them (llama-gguf-split --merge)")
     lines = [f"FROM {file}", "PARAMETER temperature 0.7", f"PARAMETER num_ctx {deployment.context}"]
     lines += [f"PARAMETER num_gpu {min(99, deployment.layers_on_gpu)}"]  # layers on the GPU; the guide's 99 stands for all
     if not has_chat_template(deployment.folder):

@@ -1,8 +1,8 @@
 """Lesson 1: the bits of one weight in five formats, and what they stand for.
 
 FP32, FP16: IEEE 754. BF16: FP32's upper half. FP8 E4M3: OCP's 8-bit floating point, "fn": no infinity, NaN where all bits but the sign are
-set. INT4: round-to-nearest on the grid of the weight's group. FP8 and INT4 stand beside a scale, as in checkpoints: see qlab/formats/fp8.py
-and qlab/methods/rtn.py.
+set. INT4: round-to-nearest on the grid of the weight's group. FP8 and INT4 stand beside a scale, as in checkpoints: see
+qlab/formats/floats/fp8.py and qlab/methods/rtn.py.
 """
 
 from __future__ import annotations
