@@ -46,11 +46,11 @@ from tests.workbook.language.templates import FUNCTIONS, calls, keys_in, named, 
 
 UNREAD = ("wording.py", "spoken.py")  # where templates are handed on
 TABLES = {  # functions that name columns
-    "comparison.py": "ranking",
-    "benchmark.py": "prerequisites",
-    "recommend.py": "every_advice",
-    "advice.py": "every_choice",
-    "pace.py": "facts",
+    "comparison.py": ("ranking", "parts_table"),
+    "benchmark.py": ("prerequisites",),
+    "recommend.py": ("every_advice",),
+    "advice.py": ("every_choice",),
+    "pace.py": ("facts",),
 }
 
 
@@ -66,7 +66,7 @@ def of_code() -> Iterator[tuple[str, str]]:
     for file in sorted((ROOT / "qlab").rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         yield from ((str(file.relative_to(ROOT)), message) for message in said_in(tree, file.name in UNREAD))
-        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == TABLES.get(file.name)):
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in TABLES.get(file.name, ())):
             yield from ((str(file.relative_to(ROOT)), column) for column in keys_in(function))
 
 
@@ -94,7 +94,7 @@ def of_data() -> Iterator[tuple[str, str]]:
         ("qlab/serve, qlab/workbook", column)
         for column in (*columns, *METHODS, CONTROL, *INT8, STORED, PLACE, SURE, "device", "count", "tokens/s ceiling")
     )
-    yield from (("qlab/workbook/comparison.py", said) for part in PARTS_OF_METHODS for said in (part, part[0].upper() + part[1:]))
+    yield from (("qlab/workbook/comparison.py", part) for part in PARTS_OF_METHODS)
     yield from (("qlab/workbook/benchmark.py", said) for said in (*NOTES, NO_PEAK, FLOOR, *best_of([]), *USES))
     yield from (("qlab/workbook/benchmark.py", column) for column in results_table([], {})["columns"])
     yield from (("qlab/workbook/benchmark.py", name) for name in subjects(128) if " by " in name)
