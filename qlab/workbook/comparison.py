@@ -174,8 +174,9 @@ def parts_table(found: Sequence[Part]) -> pd.DataFrame:
     rows: list[dict[str, str]] = []
     for part in found:
         rows.append({
-            "part": part.name, "without it": part.without, "with it": part.including, "layers' output error": f"{signed(-part.removed, 1)} %",
-            "KL (nats/token)": difference(part.kl, part.kl_stderr), "told apart": "yes" if apart(part.kl, part.kl_stderr) else "no",
+            "part": part.name, "without it": part.without, "with it": part.including,
+            "layers' output error": f"{signed(-part.removed, 1)} %", "KL (nats/token)": difference(part.kl, part.kl_stderr),
+            "told apart": "yes" if apart(part.kl, part.kl_stderr) else "no",
         })  # fmt: skip
     return pd.DataFrame(rows)
 
