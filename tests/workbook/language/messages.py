@@ -39,6 +39,7 @@ from qlab.workbook.drawn.spending import ALIKE, CHOSEN, RANDOM
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.checks import ASKED, WRITTEN
 from qlab.workbook.exercises.trial import Names, Numbers
+from qlab.workbook.language.lessons import remarks
 from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
 from qlab.workbook.reader.glossary import load_glossary
 from qlab.workbook.recommend import USES, Advice
@@ -119,11 +120,12 @@ def of_data() -> Iterator[tuple[str, str]]:
 
 
 def of_lessons() -> Iterator[tuple[str, str]]:
-    """Questions and choices of predictions, names and choices of controls, axes of figures, what is printed, and columns of tables."""
+    """Questions and choices of predictions, names and choices of controls, axes of figures, what is printed, columns, and comments."""
     for lesson in lesson_names():
         for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells:
             if cell.cell_type == "code":
                 yield from ((f"lesson {lesson}", message) for message in of_cell(ast.parse(cell.source)))
+                yield from ((f"lesson {lesson}, a comment", text) for _, _, text in remarks(cell.source))
 
 
 def of_cell(cell: ast.Module) -> Iterator[str]:
