@@ -12,6 +12,7 @@ from qlab.support.wording import Sentence, joined, plural, signed
 
 SHAPE = SHAPES[SEVENTY]
 LARGE = 10  # times the median channel: what AWQ's "large activations" are read as
+AS_OBQ, ALONE = 0.999, 0.99  # of the codes: from here on they are read as OBQ's, and as those of a matrix quantized alone
 QLORA, UNQUANTIZED = "NF4 (QLoRA)", "unquantized (control)"  # names in the record of trainings
 
 
@@ -158,7 +159,7 @@ def matrix_alone(results: Results) -> Decided:
         "before it were quantized first (control; AutoGPTQ works in that way)",
         **found,
     )
-    same, control = (found[which] >= 0.99 * found["of"] for which in ("same", "control"))
+    same, control = (found[which] >= ALONE * found["of"] for which in ("same", "control"))
     if same and control:
         return UNTESTABLE, Sentence("{codes}: the control tells nothing", codes=text)
     return plain(same), text
@@ -167,7 +168,7 @@ def matrix_alone(results: Results) -> Decided:
 def layerwise_obq(results: Results) -> Decided:
     """GPTQ's codes against those of Optimal Brain Quantization, its inverse updated step by step."""
     found = results["gptq/obq"]
-    return plain(found["same"] >= 0.999 * found["of"]), Sentence(
+    return plain(found["same"] >= AS_OBQ * found["of"]), Sentence(
         "{same:,} of {of:,} codes are those of OBQ in the same order ({layer})", **found
     )
 

@@ -159,6 +159,16 @@ def pace(row: Row) -> tuple[bool, float]:
     return bool(row.figures and steady(row.figures.speed.generation, row.figures.speed.generation_sd)), generation(row)
 
 
+def slower(row: Row, first: Row) -> bool:
+    """Whether `row` is told apart from the `first` by speed; where the rounds of the first disagree, nothing that ran is."""
+    if not row.figures or not first.figures:
+        return True
+    if not pace(first)[0]:
+        return False
+    spread = math.hypot(first.figures.speed.generation_sd, row.figures.speed.generation_sd)
+    return apart(generation(first) - generation(row), spread)
+
+
 def best_of(measured: Sequence[Row]) -> dict[str, list[str]]:
     """Of the 4-bit formats: the nearest to the original, the smallest, the fastest; after each, what is not told apart from it.
 
@@ -168,14 +178,6 @@ def best_of(measured: Sequence[Row]) -> dict[str, list[str]]:
 
     def farther(row: Row, first: Row) -> bool:
         return apart(*paired_difference(row.quality.kl_windows or [], first.quality.kl_windows or []))
-
-    def slower(row: Row, first: Row) -> bool:
-        if not row.figures or not first.figures:
-            return True
-        if not pace(first)[0]:
-            return False
-        spread = math.hypot(first.figures.speed.generation_sd, row.figures.speed.generation_sd)
-        return apart(generation(first) - generation(row), spread)
 
     def first_and_equals(key: Callable[[Row], Any], differs: Callable[[Row, Row], bool]) -> list[str]:
         ordered = sorted(rows, key=key)

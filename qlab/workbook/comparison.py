@@ -35,9 +35,6 @@ PARTS = {  # a part of a method, and two methods that differ in it alone
     "compensating errors (GPTQ)": ("AWQ", "AWQ + GPTQ"),
     "asymmetric grids": ("GPTQ symmetric", "GPTQ asymmetric"),
 }
-UNEXPLAINED = Sentence(
-    "The two have opposite signs: errors of single layers on the calibration text do not explain this change of the whole model."
-)
 AWQ_LAYOUT = ("RTN", "AWQ", "AWQ + GPTQ")  # methods that are stored in it
 OWN_WALK = ("RTN", "AWQ", "GPTQ symmetric")  # the lessons' tables give what these cost, each quantized alone
 
@@ -127,6 +124,15 @@ def nearest_sentence(methods: Mapping[str, Quality], model: str) -> Sentence:
     return joined(" ", said)
 
 
+def brief_sentence(methods: Mapping[str, Quality]) -> Sentence:
+    """The same in short, above the table of `ranking`, which has the figures."""
+    best, *others = farther = differences(methods)
+    unclear = [name for name in others if not apart(*farther[name])]
+    if not unclear:
+        return Sentence("Nearest to the original: {best}, told apart from all others.", best=best)
+    return Sentence("Nearest to the original: {best}, not told apart from {names}.", best=best, names=listed(unclear))
+
+
 def layout_sentence(methods: Mapping[str, Measured], group_size: int) -> Sentence:
     """Which recipe to take for AWQ's layout: of those stored in it the nearest here, beside the one that qlab recommends."""
     farther = differences({name: methods[name].quality for name in AWQ_LAYOUT})
@@ -163,31 +169,28 @@ def log_ratios(before: Mapping[str, float], after: Mapping[str, float]) -> dict[
     return {name: math.log(max(after[name], 1e-12) / max(before[name], 1e-12)) for name in before if name in after}
 
 
-def part_sentences(found: Sequence[Part]) -> list[Sentence]:
-    """One sentence for each part, and a last one that names the part with the largest effect on KL."""
-    said = []
+def parts_table(found: Sequence[Part]) -> pd.DataFrame:
+    """The parts as a table: what each changes in the layers' output error and in KL, and whether the latter exceeds twice its error."""
+    rows: list[dict[str, str]] = []
     for part in found:
-        values = {"removed": abs(part.removed), "kl": abs(part.kl), "error": part.kl_stderr}
-        if part.removed >= 0:
-            layers = Sentence("the layers' output error falls by {removed:.1f} % on the calibration text", **values)
-        else:
-            layers = Sentence("the layers' output error rises by {removed:.1f} % on the calibration text", **values)
-        if part.kl < 0:
-            change = Sentence("KL falls by {kl:.5f} ± {error:.5f} on the evaluation text", **values)
-        else:
-            change = Sentence("KL rises by {kl:.5f} ± {error:.5f} on the evaluation text", **values)
-        named = {"part": f"{part.name[0].upper()}{part.name[1:]}", "without": part.without, "including": part.including}
-        whole = Sentence("{part}, from {without} to {including}: {layers}; {change}", **named, layers=layers, change=change)
-        if not apart(part.kl, part.kl_stderr):
-            said.append(Sentence("{change}, which is within twice the error.", change=whole))
-        else:
-            ended = joined("", [whole, "."])
-            said.append(joined(" ", [ended, UNEXPLAINED]) if (part.kl < 0) != (part.removed > 0) else ended)
-    gains = [part for part in found if apart(part.kl, part.kl_stderr) and part.kl < 0]
-    if not gains:
-        return [*said, Sentence("None of these parts brings this model nearer to the original by more than twice the error.")]
-    most = min(gains, key=lambda part: part.kl)
-    return [*said, Sentence("The part with the largest gain on this model is {part}.", part=most.name)]
+        rows.append({
+            "part": part.name, "without it": part.without, "with it": part.including,
+            "layers' output error": f"{signed(-part.removed, 1)} %", "KL (nats/token)": difference(part.kl, part.kl_stderr),
+            "told apart": "yes" if apart(part.kl, part.kl_stderr) else "no",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def part_sentences(found: Sequence[Part]) -> list[Sentence]:
+    """Which part has the largest gain in KL, and of which the layers' error does not explain the change of KL."""
+    clear = [part for part in found if apart(part.kl, part.kl_stderr)]
+    gains = [part for part in clear if part.kl < 0]
+    said = [Sentence("None of these parts brings this model nearer to the original by more than twice the error.")]
+    if gains:
+        said = [Sentence("The part with the largest gain on this model is {part}.", part=min(gains, key=lambda part: part.kl).name)]
+    opposite = listed([part.name for part in clear if (part.kl < 0) != (part.removed > 0)])
+    text = "KL and the layers' error change in opposite directions: {parts}. Errors of single layers do not explain the whole model here."
+    return [*said, Sentence(text, parts=opposite)] if opposite else said
 
 
 def channels(means: Mapping[str, ChannelMeans]) -> dict[str, Channels]:
@@ -242,14 +245,14 @@ def difference(farther: float, error: float) -> str:
 
 
 def conclusions(methods: Mapping[str, Measured], lesson: Lesson) -> dict[str, Any]:
-    """All that is said of a comparison on the lesson's model, as plain data: {nearest, told apart from, sentences}."""
+    """All that is said of a comparison on the lesson's model, as plain data: what was `found`, with the table of `ranking`, and `why`, with
+    that of `parts_table`; `sentences` say the first without a table."""
     quality = {name: one.quality for name, one in methods.items()}
     farther = differences(quality)
     return {
         "nearest": next(iter(farther)),
         "told apart from": [name for name, found in farther.items() if apart(*found)],
-        "sentences": [
-            nearest_sentence(quality, lesson.source.name), layout_sentence(methods, lesson.group_size),
-            *part_sentences(parts(methods)), *channel_sentences(channels(lesson.channels), methods),
-        ],
-    }  # fmt: skip
+        "sentences": [nearest_sentence(quality, lesson.source.name)],
+        "found": [brief_sentence(quality), layout_sentence(methods, lesson.group_size)],
+        "why": [*part_sentences(parts(methods)), *channel_sentences(channels(lesson.channels), methods)],
+    }

@@ -9,8 +9,8 @@ from typing import Any
 
 from qlab.evaluate.quality import paired_difference
 from qlab.plan.choose import recommend as guide_says
-from qlab.support.wording import Sentence, joined
-from qlab.workbook.benchmark import ORIGINAL, Row, apart, generation, of_formats, pace
+from qlab.support.wording import Sentence, joined, listed
+from qlab.workbook.benchmark import EIGHT_BIT, ORIGINAL, Row, apart, generation, of_formats, pace, slower
 
 USES = {  # a use, the guide's answers to reach it, and the formats that can be put to it
     "production on vLLM or TGI": ("AWQ", "GPTQ", ORIGINAL),
@@ -33,8 +33,8 @@ class Advice:
 
 def recommend(measured: Sequence[Row], use: str, offload: bool, share: float) -> Advice:
     """For a `use` of USES: the format nearest to the original among those that can be put to it and whose weights take at most `share`
-    of the original's size; of several not told apart from it, the one that generates fastest here, whose rounds agree where
-    those of some do.
+    of the original's size; of several not told apart from it, the one that generates fastest here; of those whose speed is not told apart
+    either, one that the guide names, or else the smallest.
 
     Raises:
         KeyError: no such use.
@@ -56,17 +56,20 @@ def recommend(measured: Sequence[Row], use: str, offload: bool, share: float) ->
         return Advice(guide, Sentence("nothing measured here"), False, why)
     nearest = min(fitting, key=lambda row: row.quality.kl or 0)
     equals = [row for row in fitting if row is nearest or not farther(row, nearest)]
-    best = max(equals, key=pace)
+    fastest = max(equals, key=pace)
+    tied = [row for row in equals if row is fastest or not slower(row, fastest)]
+    best = min(tied, key=lambda row: (not names(guide, row), row.disk_bytes))
     found = {"kl": best.quality.kl or 0, "size": best.disk_bytes / original.disk_bytes, "speed": generation(best)}
     why = Sentence("KL {kl:.5f}, {size:.0%} of the original's size", **found)
     if best.figures and generation(best):
         found["spread"] = best.figures.speed.generation_sd
         why = Sentence("{quality}, {speed:.0f} ± {spread:.0f} tok/s here", quality=why, **found)
-    named = [row for row in rows if row.name != best.name and row.name.split()[0] in guide.replace(":", " ").split()]
-    agree = best.name.split()[0] in guide.replace(":", " ").split() and not (best.name == "GGUF Q8_0" and "Q4_K_M" in guide)
-    if not agree:
-        others = [beside(row, fitting, formats) for row in named] or [Sentence("the guide names no format measured here")]
-        why = joined("; ", [why, *others])
+    if others := [row.name for row in tied if row is not best]:
+        why = Sentence("{found}; not told apart by distance or speed: {names}", found=why, names=listed(others))
+    named = [row for row in rows if row.name != best.name and names(guide, row)]
+    if not (agree := names(guide, best)):
+        parted = [beside(row, fitting, formats) for row in named] or [Sentence("the guide names no format measured here")]
+        why = joined("; ", [why, *parted])
     return Advice(guide, best.name, agree, why)
 
 
@@ -77,6 +80,11 @@ def every_advice(measured: Sequence[Row], shares: Sequence[int]) -> list[dict[st
         | asdict(recommend(measured, use, offload == "yes", share / 100))
         for use, offload, share in product(USES, ("no", "yes"), shares)
     ]
+
+
+def names(guide: str, row: Row) -> bool:
+    """Whether what the guide says names the format of `row`."""
+    return row.name.split()[0] in guide.replace(":", " ").split() and not (row.name == EIGHT_BIT and "Q4_K_M" in guide)
 
 
 def farther(row: Row, nearest: Row) -> bool:

@@ -186,6 +186,33 @@ def test_the_way_through_the_lessons(visit: Visit, site: Path) -> None:
     assert page.locator("dt:target").inner_text().startswith("grid")
 
 
+def test_the_section_that_is_read_is_marked_wherever_the_page_is_scrolled_to(visit: Visit, site: Path) -> None:
+    page = visit.page
+    page.goto((site / "01_principles.html").as_uri())
+    marked = "() => document.querySelector('.outline .here')?.getAttribute('href').slice(1)"
+    headings = page.evaluate("[...document.querySelectorAll('main h2[id]')].map(h => [h.id, h.getBoundingClientRect().top + scrollY])")
+    farthest = page.evaluate("document.documentElement.scrollHeight - innerHeight")
+    places = [top + 100 for _, top in headings if top + 100 < farthest - 10]
+    assert len(places) > 1
+    for place in [*places, *reversed(places)]:
+        read = [name for name, top in headings if top < place + 300][-1]  # a third of 900 pixels
+        page.evaluate(f"scrollTo(0, {place})")
+        page.wait_for_function(f"({marked})() === {read!r}", timeout=5000)
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    page.wait_for_function(f"({marked})() === {headings[-1][0]!r}", timeout=5000)
+
+
+def test_tables_of_a_lesson_are_whole_and_an_edge_behind_which_one_goes_on_has_a_shadow(visit: Visit, site: Path) -> None:
+    visit.page.goto((site / "01_principles.html").as_uri())
+    frames = visit.page.locator(".scroll")
+    assert frames.evaluate_all("frames => frames.filter(frame => frame.scrollHeight > frame.clientHeight + 20).length") == 0
+    visit.page.goto((site / "index.html").as_uri())
+    claims = visit.page.locator(".scroll.tall")
+    assert claims.evaluate("frame => frame.scrollHeight > 2 * frame.clientHeight")
+    edges = "frame => getComputedStyle(frame).backgroundAttachment"
+    assert claims.evaluate(edges) == "local, local, local, scroll, scroll, scroll"
+
+
 def test_on_paper_the_first_picture_stands_with_the_numbers_of_all(visit: Visit, site: Path) -> None:
     visit.page.goto((site / "01_principles.html").as_uri())
     visit.page.emulate_media(media="print")

@@ -10,7 +10,7 @@ import torch
 from qlab.evaluate.quality import Quality
 from qlab.recipes import parse
 from qlab.workbook import comparison
-from qlab.workbook.comparison import METHODS, PARTS, UNEXPLAINED, Channels, Measured, Part
+from qlab.workbook.comparison import METHODS, PARTS, Channels, Measured, Part
 
 LAYERS = [f"model.layers.{block}.mlp.{kind}_proj" for block in range(4) for kind in ("gate", "up", "down")]
 
@@ -39,6 +39,9 @@ def test_the_nearest_is_named_and_what_is_told_apart_from_it() -> None:
     turned = comparison.nearest_sentence({"first": quality(0.05), "second": quality(0.10)}, "some model")
     assert turned.startswith("On some model, of first and second, the nearest to the original is first")
     assert "do not tell" not in turned
+    assert comparison.brief_sentence(found) == "Nearest to the original: second, not told apart from third."
+    del found["third"]
+    assert comparison.brief_sentence(found) == "Nearest to the original: second, told apart from all others."
 
 
 def test_the_recipe_for_awqs_layout_is_the_measured_one_beside_the_recommended_one() -> None:
@@ -65,27 +68,27 @@ def test_a_part_is_judged_by_the_two_methods_that_differ_in_it() -> None:
     assert scaling.removed == pytest.approx(50)
     assert scaling.kl == pytest.approx(-0.01)
     assert by_name["asymmetric grids"].kl == pytest.approx(-0.03)
-    assert comparison.part_sentences(list(by_name.values()))[-1] == "The part with the largest gain on this model is asymmetric grids."
+    assert comparison.part_sentences(list(by_name.values()))[0] == "The part with the largest gain on this model is asymmetric grids."
+    table = comparison.parts_table(list(by_name.values()))
+    assert table["part"].tolist() == list(PARTS)
+    assert table.iloc[0].tolist()[1:] == ["GPTQ asymmetric", "AWQ + GPTQ", "-50.0 %", "-0.01000 ± 0.00000", "yes"]
 
 
 @pytest.mark.parametrize(
-    ("kl", "error", "expected", "last"),
+    ("kl", "error", "told", "said"),
     [
-        (
-            -0.02,
-            0.001,
-            f"KL falls by 0.02000 ± 0.00100 on the evaluation text. {UNEXPLAINED}",
-            "The part with the largest gain on this model is the part.",
-        ),
-        (0.02, 0.001, "KL rises by 0.02000 ± 0.00100 on the evaluation text.", "None of these parts"),
-        (-0.02, 0.015, "which is within twice the error.", "None of these parts"),
+        (-0.02, 0.001, "yes", ["The part with the largest gain on this model is the part.", "KL and the layers' error"]),
+        (0.02, 0.001, "yes", ["None of these parts"]),
+        (-0.02, 0.015, "no", ["None of these parts"]),
     ],
 )
-def test_a_part_s_sentences_turn_with_its_numbers(kl: float, error: float, expected: str, last: str) -> None:
-    first, second = comparison.part_sentences([Part("the part", "A", "B", -4.0, kl, error)])
-    assert first.startswith("The part, from A to B: the layers' output error rises by 4.0 % on the calibration text")
-    assert first.endswith(expected)
-    assert second.startswith(last)
+def test_a_part_s_sentences_turn_with_its_numbers(kl: float, error: float, told: str, said: list[str]) -> None:
+    part = Part("the part", "A", "B", -4.0, kl, error)
+    found = comparison.part_sentences([part])
+    assert [sentence.startswith(start) for sentence, start in zip(found, said, strict=True)] == [True] * len(said)
+    row = comparison.parts_table([part]).iloc[0]
+    assert row["layers' output error"] == "+4.0 %"
+    assert row["told apart"] == told
 
 
 def test_what_is_left_of_the_error_is_a_mean_over_layers_that_both_quantized() -> None:

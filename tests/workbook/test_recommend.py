@@ -24,6 +24,20 @@ def test_a_speed_whose_rounds_disagree_recommends_nothing() -> None:
     assert recommend([*ALL, wild], "fine-tuning", False, 0.5).measured == "NF4 by qlab"
 
 
+def test_speeds_that_are_not_told_apart_rank_nothing() -> None:
+    near = [0.010, 0.020, 0.030]
+    awq, gptq, small = row("AWQ by qlab", near, 950, 90, 20), row("GPTQ by qlab", near, 900, 100, 5), row("GPTQ asym", near, 850, 99, 5)
+    told = recommend([ROWS[0], awq, gptq, small], "production on vLLM or TGI", False, 0.5)
+    assert told.agree
+    assert told.measured == "AWQ by qlab"  # which the guide names, though another is a little faster and a third smaller
+    assert told.why.endswith("90 ± 20 tok/s here; not told apart by distance or speed: GPTQ by qlab and GPTQ asym")
+    assert recommend([ROWS[0], gptq, small], "production on vLLM or TGI", False, 0.5).measured == "GPTQ asym"  # the smallest
+    disagreeing = [row("GPTQ by qlab", near, 900, 100, 90), row("GPTQ asym", near, 850, 10, 9)]
+    assert recommend([ROWS[0], *disagreeing], "production on vLLM or TGI", False, 0.5).measured == "GPTQ asym"
+    faster = row("GPTQ by qlab", near, 900, 200, 5)
+    assert recommend([ROWS[0], faster, small], "production on vLLM or TGI", False, 0.5).measured == "GPTQ by qlab"
+
+
 def test_where_it_parts_from_the_guide_it_says_why() -> None:
     agreed = recommend(ALL, "production on vLLM or TGI", False, 0.5)
     assert agreed.agree

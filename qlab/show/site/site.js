@@ -77,13 +77,15 @@
     });
   }
 
+  // The section that is read: the last whose heading has passed the upper third of the window; at the end of the page the last of all.
   const links = every(".outline a");
-  const watcher = new IntersectionObserver((seen) => {
-    for (const { target, isIntersecting } of seen) {
-      if (isIntersecting) links.forEach((link) => link.classList.toggle("here", link.getAttribute("href") === "#" + target.id));
-    }
-  }, { rootMargin: "0px 0px -70% 0px" });
-  every("main h2[id]").forEach((heading) => watcher.observe(heading));
+  const headings = every("main h2[id]");
+  const mark = () => {
+    const end = scrollY > 0 && scrollY + innerHeight >= document.documentElement.scrollHeight - 2;
+    const read = end ? headings.at(-1) : headings.findLast((heading) => heading.getBoundingClientRect().top < innerHeight / 3);
+    links.forEach((link) => link.classList.toggle("here", link.getAttribute("href") === "#" + read?.id));
+  };
+  for (const event of ["scroll", "resize", "load"]) addEventListener(event, () => requestAnimationFrame(mark), { passive: true });
   const outline = document.querySelector(".outline details");
   if (outline) outline.open = matchMedia("(min-width: 64rem)").matches;
 })();

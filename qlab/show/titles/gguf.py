@@ -29,6 +29,16 @@ def settled(errors: Mapping[str, float]) -> str:
     return say("Settled codes do not lower the error: {left:.0%} of it; by H's diagonal alone {control:.0%}", **values)
 
 
+def rounds(errors: Mapping[str, float]) -> str:
+    """What each round of settling leaves of the error of searched grids."""
+    searched = next(error for way, error in errors.items() if way.endswith(" by importance"))
+    first, second = (errors[way] / searched for way in ("settled, one round", "settled, two rounds"))
+    values = {"first": first, "second": second}
+    if round(first, 2) <= round(second, 2):  # as they are printed
+        return say("One round leaves {first:.0%} of the error, and a second one lowers it no further ({second:.0%})", **values)
+    return say("One round leaves {first:.0%} of the error, a second one {second:.0%}", **values)
+
+
 def bits(found: Mapping[str, float]) -> str:
     """Bits a weight by file: Q4_K_M against the model in 16 bits."""
     return say("Q4_K_M takes {bits:.2f} bits a weight with all that the file holds, FP16 {times:.1f} times as many",

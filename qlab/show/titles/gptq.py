@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from qlab.claims.each import ALONE, AS_OBQ
 from qlab.workbook.language.spoken import say
 
 FLAT = 0.05  # of KL: what more text changes by less is flat
@@ -50,6 +51,28 @@ def damping(layer: str, points: Sequence[tuple[float, float]], plain: float) -> 
     return say("{layer}: of these dampings {best:g} has the least error on the calibration text; "
                "{first:.2f} times as large at {smallest:g}, {times:.1f} times at {largest:g}, "
                "{plain:.1f} times with plain rounding", **values)  # fmt: skip
+
+
+def obq(same: int, of: int) -> str:
+    """How many of a layer's codes are OBQ's, and what that says of the claim."""
+    if same == of:
+        return say("All {of:,} codes are those of OBQ: on this layer GPTQ is OBQ, computed in another way", of=of)
+    values = {"other": of - same, "of": of, "share": 1 - same / of}
+    if same >= AS_OBQ * of:
+        return say("{other:,} of {of:,} codes are not those of OBQ, no more than errors of the arithmetic turn: GPTQ is OBQ here", **values)
+    return say("{other:,} of {of:,} codes ({share:.1%}) are not those of OBQ: on this layer GPTQ is another method", **values)
+
+
+def alone(same: int, control: int, of: int) -> str:
+    """How many of a layer's codes stay alone and in a walk over all layers, and in the control, where other matrices should change some."""
+    values = {"same": same / of, "control": control / of}
+    if same < ALONE * of:
+        return say("Only {same:.2%} of the layer's codes are the same alone and in the walk: it is not quantized on its own", **values)
+    if control >= ALONE * of:
+        return say("{same:.2%} of the layer's codes are the same alone and in the walk; but so are {control:.2%} behind quantized blocks "
+                   "(control), so the comparison tells nothing", **values)  # fmt: skip
+    return say("{same:.2%} of the layer's codes are the same alone and in the walk: it is quantized on its own. Behind quantized blocks "
+               "(control) only {control:.2%} are", **values)  # fmt: skip
 
 
 def calibration(curves: Mapping[str, Mapping[int, float]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -195,6 +196,20 @@ def channels(ratios: Mapping[str, float]) -> str:
         "Inputs with a channel of at least {limit} times the median channel: {inputs}, which {layers} layers read; "
         "the most is {ratio:.1f} times, in {layer}",
         inputs=len(set(large)), layers=len(large), **values,
+    )  # fmt: skip
+
+
+def kinds(ratios: Mapping[str, float]) -> str:
+    """The same ratios in the median layer, and in the most and the least uneven kind of layer, each in the median over its blocks."""
+    of: dict[str, list[float]] = {}
+    for layer, ratio in ratios.items():
+        of.setdefault(layer.partition(".")[2] or layer, []).append(ratio)
+    middle = {kind: median(found) for kind, found in of.items()}
+    most, least = max(middle, key=lambda kind: middle[kind]), min(middle, key=lambda kind: middle[kind])
+    return say(
+        "In the median layer the largest channel is {ratio:.1f} times the median channel; the most uneven kind of layer is {most}, "
+        "{more:.1f} times in its median block, the least {least}, {fewer:.1f} times",
+        ratio=median(ratios.values()), most=most, more=middle[most], least=least, fewer=middle[least],
     )  # fmt: skip
 
 

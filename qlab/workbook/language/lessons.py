@@ -1,18 +1,23 @@
-"""A lesson in the language that is spoken: its notebook with other text in its Markdown cells; code and figures exist once.
+"""A lesson in the language that is spoken: its notebook with other text in its Markdown cells and in the comments of its code, which with
+its figures exists once.
 
 `notebooks/fr/01_principles.md` has the French of `notebooks/01_principles.ipynb`: a section for each Markdown cell, after a comment with
-the cell's id and a hash of the English text that the section translates. So a text that has changed since is known.
+the cell's id and a hash of the English text that the section translates. So a text that has changed since is known. What code is commented
+with is a message, in the catalogue beside (spoken.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
+import tokenize
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qlab.workbook.language.spoken import ENGLISH, spoken
+from qlab.workbook.language.spoken import ENGLISH, gettext, spoken
 
 if TYPE_CHECKING:  # its schemas take some four seconds to import, which each lesson that reads no notebook would pay
     from nbformat import NotebookNode
@@ -39,7 +44,32 @@ def read_lesson(notebook: Path) -> NotebookNode:
         section = sections.get(cell.id)
         if section and section.origin == hash_of(cell.source):
             cell.source = section.text
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            cell.source = commented(cell.source)
     return content
+
+
+def commented(code: str) -> str:
+    """Code with its remarks in the language that is spoken; the program stays."""
+    lines = code.splitlines(keepends=True)
+    for line, place, text in reversed(list(remarks(code))):
+        before, after = lines[line][:place], lines[line][place + len(text) :]
+        lines[line] = f"{before}{gettext(text)}{after}"
+    return "".join(lines)
+
+
+def remarks(code: str) -> Iterator[tuple[int, int, str]]:
+    """The comments and docstrings of code, of one line each: its number from 0, the place in it, the text. Where code is commented out, the
+    comment is what stands behind it."""
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        (line, place), text = token.start, ""
+        if token.type == tokenize.COMMENT:
+            text = token.string.rpartition("  # ")[2].removeprefix("# ")
+        elif token.type == tokenize.STRING and token.string.startswith('"""'):
+            text = token.string.strip('"')
+        if text:
+            yield line - 1, place + token.string.rindex(text), text
 
 
 def read_notebook(notebook: Path) -> NotebookNode:

@@ -59,6 +59,44 @@ def test_protected_channels() -> None:
     assert awq.protection_by_layer(errors) == "The top 1 % has less error than a random 1 % in 1 of 3 layers"
 
 
+def test_the_layer_that_gains_most_by_its_top_channels() -> None:
+    errors = layer_errors(**{awq.PLAIN: (1.0, 1.0), awq.RANDOM: (0.99, 0.9), awq.TOP: (0.6, 0.8)})
+    assert awq.most_protected(errors) == "Most is gained in 0.q: the top 1 % removes 40.0% of its error, a random 1 % 1.0%"
+    worse = layer_errors(**{awq.PLAIN: (1.0, 1.0), awq.RANDOM: (0.9, 0.9), awq.TOP: (1.0, 1.1)})
+    assert awq.most_protected(worse) == "In no layer does the top 1 % remove any of the error"
+
+
+@pytest.mark.parametrize(
+    ("same", "said"),
+    [
+        (8192, "All 8,192 codes are those of OBQ: on this layer GPTQ is OBQ, computed in another way"),
+        (8190, "2 of 8,192 codes are not those of OBQ, no more than errors of the arithmetic turn: GPTQ is OBQ here"),
+        (4096, "4,096 of 8,192 codes (50.0%) are not those of OBQ: on this layer GPTQ is another method"),
+    ],
+)
+def test_whether_gptq_is_obq(same: int, said: str) -> None:
+    assert gptq.obq(same, 8192) == said
+
+
+@pytest.mark.parametrize(
+    ("same", "control", "said"),
+    [
+        (1000, 900, "it is quantized on its own. Behind quantized blocks (control) only 90.00% are"),
+        (1000, 995, "but so are 99.50% behind quantized blocks (control), so the comparison tells nothing"),
+        (900, 900, "Only 90.00% of the layer's codes are the same alone and in the walk: it is not quantized on its own"),
+    ],
+)
+def test_whether_a_layer_is_quantized_on_its_own(same: int, control: int, said: str) -> None:
+    assert gptq.alone(same, control, 1000).endswith(said)
+
+
+def test_rounds_of_settling() -> None:
+    errors = {"Q4_K by importance": 1.0, "settled, one round": 0.4, "settled, two rounds": 0.35}
+    assert gguf.rounds(errors) == "One round leaves 40% of the error, a second one 35%"
+    alike = errors | {"settled, two rounds": 0.399}
+    assert gguf.rounds(alike) == "One round leaves 40% of the error, and a second one lowers it no further (40%)"
+
+
 def test_the_search_for_alpha() -> None:
     assert awq.sweep("0.q", [(0, 1.0), (0.5, 0.9), (1, 2.0)]) == "0.q: least error at α = 0.5, 10.0% below that at α = 0"
     assert awq.sweep("0.q", [(0, 1.0), (0.5, 1.1)]) == "0.q: no α has less error than α = 0, plain rounding"

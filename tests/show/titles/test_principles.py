@@ -55,6 +55,14 @@ def test_what_each_bit_costs() -> None:
     assert said == "From 8 to 4 bits KL grows 81 times, 3.0 times a bit; from 4 to 3 bits 6.2 times; from 3 to 2 bits 4.0 times"
 
 
+def test_the_kinds_of_layers_by_their_channels() -> None:
+    said = titles.kinds({"0.q": 20.0, "0.up": 2.0, "0.down": 4.0, "1.q": 10.0, "1.up": 3.0, "1.down": 5.0})
+    assert said == (
+        "In the median layer the largest channel is 4.5 times the median channel; the most uneven kind of layer is q, 15.0 times in its "
+        "median block, the least up, 2.5 times"
+    )
+
+
 def answered(*answers: str, bits: int | None = None) -> list[dict[str, object]]:
     return [{"bits": bits, "prompt": str(place), "answer": answer} for place, answer in enumerate(answers)]
 

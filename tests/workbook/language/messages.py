@@ -39,6 +39,7 @@ from qlab.workbook.drawn.spending import ALIKE, CHOSEN, RANDOM
 from qlab.workbook.exercises.answer import Asked
 from qlab.workbook.exercises.checks import ASKED, WRITTEN
 from qlab.workbook.exercises.trial import Names, Numbers
+from qlab.workbook.language.lessons import remarks
 from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
 from qlab.workbook.reader.glossary import load_glossary
 from qlab.workbook.recommend import USES, Advice
@@ -46,11 +47,11 @@ from tests.workbook.language.templates import FUNCTIONS, calls, keys_in, named, 
 
 UNREAD = ("wording.py", "spoken.py")  # where templates are handed on
 TABLES = {  # functions that name columns
-    "comparison.py": "ranking",
-    "benchmark.py": "prerequisites",
-    "recommend.py": "every_advice",
-    "advice.py": "every_choice",
-    "pace.py": "facts",
+    "comparison.py": ("ranking", "parts_table"),
+    "benchmark.py": ("prerequisites",),
+    "recommend.py": ("every_advice",),
+    "advice.py": ("every_choice",),
+    "pace.py": ("facts",),
 }
 
 
@@ -66,7 +67,7 @@ def of_code() -> Iterator[tuple[str, str]]:
     for file in sorted((ROOT / "qlab").rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         yield from ((str(file.relative_to(ROOT)), message) for message in said_in(tree, file.name in UNREAD))
-        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == TABLES.get(file.name)):
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in TABLES.get(file.name, ())):
             yield from ((str(file.relative_to(ROOT)), column) for column in keys_in(function))
 
 
@@ -94,7 +95,7 @@ def of_data() -> Iterator[tuple[str, str]]:
         ("qlab/serve, qlab/workbook", column)
         for column in (*columns, *METHODS, CONTROL, *INT8, STORED, PLACE, SURE, "device", "count", "tokens/s ceiling")
     )
-    yield from (("qlab/workbook/comparison.py", said) for part in PARTS_OF_METHODS for said in (part, part[0].upper() + part[1:]))
+    yield from (("qlab/workbook/comparison.py", part) for part in PARTS_OF_METHODS)
     yield from (("qlab/workbook/benchmark.py", said) for said in (*NOTES, NO_PEAK, FLOOR, *best_of([]), *USES))
     yield from (("qlab/workbook/benchmark.py", column) for column in results_table([], {})["columns"])
     yield from (("qlab/workbook/benchmark.py", name) for name in subjects(128) if " by " in name)
@@ -119,11 +120,12 @@ def of_data() -> Iterator[tuple[str, str]]:
 
 
 def of_lessons() -> Iterator[tuple[str, str]]:
-    """Questions and choices of predictions, names and choices of controls, axes of figures, what is printed, and columns of tables."""
+    """Questions and choices of predictions, names and choices of controls, axes of figures, what is printed, columns, and comments."""
     for lesson in lesson_names():
         for cell in nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4).cells:
             if cell.cell_type == "code":
                 yield from ((f"lesson {lesson}", message) for message in of_cell(ast.parse(cell.source)))
+                yield from ((f"lesson {lesson}, a comment", text) for _, _, text in remarks(cell.source))
 
 
 def of_cell(cell: ast.Module) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 from collections import Counter
@@ -10,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from qlab.workbook.language.lessons import faults, markdown_cells, read_lesson, sections_of
+from qlab.workbook.language.lessons import commented, faults, markdown_cells, read_lesson, remarks, sections_of
 from qlab.workbook.language.spoken import VARIABLE, languages
 from qlab.workbook.reader.about import NOTEBOOKS, about, lesson_names
 
@@ -78,14 +79,50 @@ def test_a_text_that_changed_is_named_and_stays_english(notebook: Path, monkeypa
     assert faults(notebook, "fr") == [left]
 
 
+def program(source: str) -> str:
+    """What code does, without its comments and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+            del node.body[0]
+    return ast.dump(tree)
+
+
+def cells_of(content: nbformat.NotebookNode) -> list[tuple[str, str, str]]:
+    return [(cell.id, cell.cell_type, program(cell.source) if cell.cell_type == "code" else "") for cell in content.cells]
+
+
 def test_code_and_figures_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for lesson in lesson_names():
         english = nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4)
         monkeypatch.setenv(VARIABLE, "fr")
         french = read_lesson(NOTEBOOKS / f"{lesson}.ipynb")
         nbformat.validate(french)
-        kept = [[(cell.id, cell.cell_type, cell.cell_type == "code" and cell.source) for cell in each.cells] for each in (english, french)]
+        kept = [
+            [(cell.id, cell.cell_type, cell.cell_type == "code" and program(cell.source)) for cell in each.cells]
+            for each in (english, french)
+        ]
         assert kept[0] == kept[1]
+
+
+CODE = '''
+def half(n):
+    """A number, x → its half."""
+    text = "# no comment"  # your lines
+    raise NotImplementedError  # your lines
+# half(1)  # one way to write it
+'''
+
+
+def test_comments_and_docstrings_are_said_and_the_program_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [text for _, _, text in remarks(CODE)] == ["A number, x → its half.", "your lines", "your lines", "one way to write it"]
+    monkeypatch.setenv(VARIABLE, "en")
+    assert commented(CODE) == CODE
+    monkeypatch.setenv(VARIABLE, "fr")
+    said = commented(CODE)
+    assert '"# no comment"  # vos lignes\n    raise NotImplementedError  # vos lignes\n# half(1)  # une façon de l\'écrire\n' in said
+    assert "A number, x → its half." in said  # what has no translation stays
+    assert program(said) == program(CODE)
 
 
 @pytest.mark.parametrize("lesson", lesson_names())
