@@ -28,6 +28,7 @@ from qlab.models.naming import joined, sources
 from qlab.support.errors import UserError
 from qlab.support.wording import Sentence, first_and_number
 
+CALLED_OTHERWISE = ("num_hidden_layers", "num_attention_heads")  # by BLOOM, GPT-2 and others of their time
 # Tensors that old checkpoints hold and the model computes itself.
 COMPUTED = re.compile(r".*(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias|\.attention\.bias)")
 
@@ -92,9 +93,12 @@ class OpenedModel:
 
     @cached_property
     def text_config(self) -> dict[str, Any]:
-        """config.json of the part that reads text, with what the class takes where it says nothing, or null."""
+        """config.json of the part that reads text, with what the class takes where it says nothing, or null; its blocks and heads under
+        their usual names too."""
         stated, taken = self.config.get("text_config") or self.config, self._configuration.get_text_config().to_dict()
         tied = {"tie_word_embeddings": self.layout.embedding == self.layout.head}
+        called = self._configuration.get_text_config().attribute_map
+        taken |= {name: taken[own] for name in CALLED_OTHERWISE if (own := called.get(name)) in taken}
         return taken | {name: value for name, value in stated.items() if value is not None or name not in taken} | tied
 
     @cached_property
