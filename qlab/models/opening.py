@@ -121,8 +121,10 @@ class OpenedModel:
             found = open_checkpoint(self.path, quantization_of(self.config) or None)
         if all(name in found.shapes for name in self.layout.shapes):
             return found
-        elsewhere = sources(empty_model(self.configuration, self.name), self.layout, found.shapes)
-        return found.called(elsewhere, self.layout.shapes)
+        model = empty_model(self.configuration, self.name)
+        found = found.called(sources(model, self.layout, found.shapes), self.layout.shapes)
+        of_several = joined(model, self.layout, found.shapes)
+        return found.joining({name: each.parts for name, each in of_several.items() if each.by_rows})
 
     @property
     def trained_in(self) -> torch.dtype:
@@ -189,7 +191,7 @@ class OpenedModel:
             )
         joinable = joined(empty_model(self.configuration, self.name), layout, self.checkpoint.shapes)
         if apart := next((name for name in names if name in joinable), ""):
-            parts = joinable[apart]
+            parts = joinable[apart].parts
             return (
                 f"the checkpoint of {self.name} holds {apart} in {len(parts)} tensors ({parts[0]} is one), which transformers joins and "
                 "qlab does not"

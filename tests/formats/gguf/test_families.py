@@ -31,6 +31,7 @@ REFUSED = {  # of the table, those that llama.cpp runs as another function; and 
     "exaone4": "only the one of 64 blocks has sliding windows there",
     "phimoe": "weighed by their softmax there, by SparseMixer",
     "llama4": f"{UNKNOWN} 'llama4_text'",
+    "olmo_hybrid": f"{UNKNOWN} 'olmo_hybrid'",
     "xglm": f"{UNKNOWN} 'xglm'",
 }
 WRITTEN = [family for family in FAMILIES if family not in REFUSED]
