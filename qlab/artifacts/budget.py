@@ -167,13 +167,14 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
     scaled = sum(4.0 * width**2 for width, _ in groups) if recipe.scales_inputs else 0.0
     if recipe.method in ("rtn", "awq"):
         return scaled + 3.7 * largest
-    # Factoring H holds it nearly five times; rounding holds one factor and the weights in three orders, settling H and them in five.
-    copies = 24.0 if recipe.settles else 15.0
+    # What GPTQ fits codes to is an H of its own. Factoring holds nearly three more; rounding the factor and the weights in three orders,
+    # settling another H and the weights in four, and a little that does not grow with them.
+    copies = 20.0 if recipe.settles else 15.0
     fits = recipe.settles and recipe.group_size > 0  # the scales by least squares, so many rows at a time, when H is factored no more
     rounding = scaled + max(
         max(
-            19.0 * width**2,
-            4.0 * width**2 + copies * width * out + 16.0 * fits * min(REFIT_ROWS, out) * (width / recipe.group_size) ** 2,
+            15.0 * width**2,
+            8.0 * width**2 + copies * width * out + 16.0 * fits * min(REFIT_ROWS, out) * (width / recipe.group_size) ** 2,
         )
         for width, out in groups
     )

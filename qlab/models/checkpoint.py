@@ -6,7 +6,8 @@ plain model: qlab.formats says what decodes to what, and this reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ class Checkpoint:
         self._stored, self._plain = stored, plain
         self._pieces: dict[str, Piece] = {}
         self._renamed: dict[str, str] = {}
+        self._joined: dict[str, dict[str, int]] = {}
 
     @classmethod
     def on_paper(cls, shapes: dict[str, tuple[int, ...]]) -> Checkpoint:
@@ -108,6 +110,34 @@ class Checkpoint:
             else:
                 found._renamed[own] = source.stored
         return found
+
+    def joining(self, several: Mapping[str, Sequence[str]]) -> Checkpoint:
+        """The same with some tensors for `several`, by the names of these: rows of the first, then of the next. Those that are stored
+        quantized stay apart, and those whose rows are not alike."""
+        found = copy(self)
+        found._plain, found.shapes, found._joined = dict(self._plain), dict(self.shapes), dict(self._joined)
+        for name, parts in several.items():
+            entries = [self._plain[part] for part in parts]
+            if any(entry.quantized for entry in entries) or len({entry.shape[1:] for entry in entries}) > 1:
+                continue
+            shape = (sum(entry.shape[0] for entry in entries), *entries[0].shape[1:])
+            stored = {str(place): entry.parts[""] for place, entry in enumerate(entries)}
+            found._plain[name], found.shapes[name] = Plain(shape, stored, in_rows, quantized=False), shape
+            found._joined[name] = {part: entry.shape[0] for part, entry in zip(parts, entries)}
+            for part in parts:
+                del found._plain[part], found.shapes[part]
+        return found
+
+    def as_stored(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """A plain tensor `name`, or several where the files of this model hold several for it."""
+        if name not in self._joined:
+            return {name: tensor}
+        return dict(zip(self._joined[name], tensor.split(list(self._joined[name].values()))))
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of tensors that `as_stored` gives in place of one."""
+        return [part for parts in self._joined.values() for part in parts]
 
     def stored_name(self, name: str) -> str:
         """What the files of this model call a plain tensor, or anything that belongs to a layer, such as its `qweight`."""
@@ -197,6 +227,11 @@ class Checkpoint:
         entry = self._plain[name]
         dtypes = [self._stored.dtypes[part] for part in entry.parts.values()]
         return prod(self.shapes[name]) * (DECODED if entry.quantized else BYTES.get(dtypes[0], 1))
+
+
+def in_rows(parts: dict[str, Tensor]) -> Tensor:
+    """The decoder of a tensor that is stored in several: the rows of one behind those of the other."""
+    return torch.cat(list(parts.values()))
 
 
 def finite(name: str, tensor: Tensor) -> Tensor:

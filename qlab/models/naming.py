@@ -19,6 +19,8 @@ from qlab.models.layout import Layout, Shape
 
 ONE_BY_ONE = ({"MergeModulelist"}, {"MergeModulelist", "Concatenate"})  # transformers' names for putting stored experts together
 
+ROWS = ("Concatenate", 0)  # its step, and the dimension, that lays rows of one tensor behind those of another
+
 
 @dataclass(frozen=True)
 class Source:
@@ -83,11 +85,20 @@ def expert_of(name: str, converters: list[WeightConverter]) -> tuple[str, int, i
     return "", 0, 0
 
 
-def joined(model: PreTrainedModel, layout: Layout, stored: Iterable[str]) -> dict[str, list[str]]:
-    """The plain tensors that transformers makes of several of the `stored` ones, such as a convolution of three: these, by its name."""
+@dataclass(frozen=True)
+class Joined:
+    """The stored tensors, in their order, that transformers makes one of; `by_rows` where it is the rows of the first, then of the next."""
+
+    parts: tuple[str, ...]
+    by_rows: bool
+
+
+def joined(model: PreTrainedModel, layout: Layout, stored: Iterable[str]) -> dict[str, Joined]:
+    """The plain tensors that transformers makes of several of the `stored` ones, such as OLMo-hybrid's convolution of three, by name."""
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[int, str]] = {}
+    by_rows: dict[str, bool] = {}
     for name in sorted(set(stored) - set(layout.shapes)):
         for rule in rules:
             if not isinstance(rule, WeightConverter):
@@ -95,5 +106,6 @@ def joined(model: PreTrainedModel, layout: Layout, stored: Iterable[str]) -> dic
             target, pattern = rule.rename_source_key(apply_renamings(name, renamings))
             for candidate in (target, f"{model.base_model_prefix}.{target}") if pattern else ():
                 if candidate in layout.shapes:
-                    found.setdefault(candidate, []).append(name)
-    return {name: parts for name, parts in found.items() if len(parts) > 1}
+                    found.setdefault(candidate, {})[rule.source_patterns.index(pattern)] = name
+                    by_rows[candidate] = [(type(step).__name__, getattr(step, "dim", None)) for step in rule.operations] == [ROWS]
+    return {name: Joined(tuple(parts[place] for place in sorted(parts)), by_rows[name]) for name, parts in found.items() if len(parts) > 1}

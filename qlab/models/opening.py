@@ -28,6 +28,7 @@ from qlab.models.naming import joined, sources
 from qlab.support.errors import UserError
 from qlab.support.wording import Sentence, first_and_number
 
+CALLED_OTHERWISE = ("num_hidden_layers", "num_attention_heads")  # by BLOOM, GPT-2 and others of their time
 # Tensors that old checkpoints hold and the model computes itself.
 COMPUTED = re.compile(r".*(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias|\.attention\.bias)")
 
@@ -92,9 +93,12 @@ class OpenedModel:
 
     @cached_property
     def text_config(self) -> dict[str, Any]:
-        """config.json of the part that reads text, with what the class takes where it says nothing, or null."""
+        """config.json of the part that reads text, with what the class takes where it says nothing, or null; its blocks and heads under
+        their usual names too."""
         stated, taken = self.config.get("text_config") or self.config, self._configuration.get_text_config().to_dict()
         tied = {"tie_word_embeddings": self.layout.embedding == self.layout.head}
+        called = self._configuration.get_text_config().attribute_map
+        taken |= {name: taken[own] for name in CALLED_OTHERWISE if (own := called.get(name)) in taken}
         return taken | {name: value for name, value in stated.items() if value is not None or name not in taken} | tied
 
     @cached_property
@@ -117,8 +121,10 @@ class OpenedModel:
             found = open_checkpoint(self.path, quantization_of(self.config) or None)
         if all(name in found.shapes for name in self.layout.shapes):
             return found
-        elsewhere = sources(empty_model(self.configuration, self.name), self.layout, found.shapes)
-        return found.called(elsewhere, self.layout.shapes)
+        model = empty_model(self.configuration, self.name)
+        found = found.called(sources(model, self.layout, found.shapes), self.layout.shapes)
+        of_several = joined(model, self.layout, found.shapes)
+        return found.joining({name: each.parts for name, each in of_several.items() if each.by_rows})
 
     @property
     def trained_in(self) -> torch.dtype:
@@ -185,7 +191,7 @@ class OpenedModel:
             )
         joinable = joined(empty_model(self.configuration, self.name), layout, self.checkpoint.shapes)
         if apart := next((name for name in names if name in joinable), ""):
-            parts = joinable[apart]
+            parts = joinable[apart].parts
             return (
                 f"the checkpoint of {self.name} holds {apart} in {len(parts)} tensors ({parts[0]} is one), which transformers joins and "
                 "qlab does not"

@@ -96,7 +96,7 @@ class Walked:
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """As it is: whether FP16 or BF16 holds it and what the model makes of it, only the whole walk tells (`finish`)."""
-        return {name: tensor}
+        return source.checkpoint.as_stored(name, tensor)
 
     def dtype(self: WalkedRecipe, source: OpenedModel, largest: float) -> torch.dtype:
         """What the tensors that are not quantized are stored in, and the model is to be run in: BF16 where FP16 may overflow.
@@ -121,8 +121,8 @@ class Walked:
     ) -> None:
         """A checkpoint of the safetensors family: what is not quantized in half precision, beside it config.json and tokenizer."""
         dtype = self.dtype(source, largest)
-        shapes, called = source.layout.shapes, source.checkpoint.stored_name
-        finish_folder(source.folder, source.config, parts, out, quantization, shapes, dtype, called)
+        kept, called = {*source.layout.shapes, *source.checkpoint.parts}, source.checkpoint.stored_name
+        finish_folder(source.folder, source.config, parts, out, quantization, kept, dtype, called)
 
     def quantize(self: WalkedRecipe, source: OpenedModel, windows: Tensor, out: Path, device: str) -> Details:
         """Walk for this recipe alone."""

@@ -143,6 +143,17 @@ FAMILIES = {
     "qwen3": Family("qwen3", {"head_dim": 16}),
     # hybrids, attention that differs from block to block, blocks under another name
     "lfm2": Family("lfm2", {"layer_types": ["conv", "full_attention"]}),
+    "olmo_hybrid": Family(
+        "olmo_hybrid",
+        {
+            "layer_types": ["linear_attention", "full_attention"],
+            "rope_parameters": None,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 4,
+            "linear_key_head_dim": 12,
+            "linear_value_head_dim": 24,
+        },
+    ),
     "gemma3_text": Family(
         "gemma3_text",
         {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},

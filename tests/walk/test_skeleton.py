@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from qlab.artifacts.artifact import fit, quantize_model
+from qlab.models import naming
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
 from qlab.recipes import parse
@@ -106,10 +108,24 @@ def test_several_streams_in_place_of_a_hidden_state_are_refused(calibration: Ten
         quantize_model(source, [parse("gptq-w4g32")], calibration[:2, :32], tmp_path / "out")
 
 
-def test_a_tensor_that_a_checkpoint_holds_in_parts_is_not_said_to_be_lacking(tmp_path: Path) -> None:
+def test_a_tensor_that_a_checkpoint_holds_in_parts_is_read_whole_and_written_in_parts(calibration: Tensor, tmp_path: Path) -> None:
     """OLMo-hybrid's files have a convolution each for queries, keys and values, its class has one."""
-    kinds = ["linear_attention", "full_attention"]
-    source = make(tmp_path / "model", Family("olmo_hybrid", {"layer_types": kinds, "rope_parameters": None}))
+    source = make(tmp_path / "model", FAMILIES["olmo_hybrid"])
+    made = quantize_model(source, [parse("nf4")], calibration[:2, :32], tmp_path / "out")[0]
+    names = [f"model.layers.0.linear_attn.{part}_conv1d.weight" for part in "qkv"]
+    before, after = load_file(source.folder / "model.safetensors"), load_file(made.path / "model.safetensors")
+    for name in names:
+        torch.testing.assert_close(after[name], before[name])
+    whole = source.checkpoint.read("model.layers.0.linear_attn.conv1d.weight")
+    torch.testing.assert_close(whole, torch.cat([before[name] for name in names]))
+    assert not [name for name in after if name.endswith(".conv1d.weight")]
+
+
+def test_a_tensor_that_a_checkpoint_holds_in_parts_otherwise_than_by_rows_is_not_said_to_be_lacking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make(tmp_path / "model", FAMILIES["olmo_hybrid"])
+    monkeypatch.setattr(naming, "ROWS", ("Concatenate", 1))
     with pytest.raises(UserError, match=r"holds model\.layers\.0\.linear_attn\.conv1d\.weight in 3 tensors .* which transformers joins"):
         fit(source, [parse("nf4")])
 

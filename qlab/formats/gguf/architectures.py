@@ -32,8 +32,9 @@ class Architecture:
     otherwise, empty where nothing. `partly`: whether it turns a part of each head where it is told to; `kinds`: whether attention of each
     kind has a rotary embedding of its own; `log_multiplier`: in what it counts YaRN's mscale_all_dim; `rope`: what the family's YaRN says
     and a file cannot. `forms`: of tensors that do not lie in the file as they are. `flags`: values that are true where the file has a
-    tensor. `dense`: forms that go before the others where the model has no experts. `read_as`: the type that a file is read as, where
-    that is another one; `told_by`: a tensor or key by which a file of this type is told from others of its architecture.
+    tensor. `turned`: whether it has a rotary embedding. `dense`: forms that go before the others where the model has no experts.
+    `read_as`: the type that a file is read as, where that is another one; `told_by`: a tensor or key by which a file of this type is told
+    from others of its architecture.
     """
 
     arch: gguf.MODEL_ARCH
@@ -51,6 +52,7 @@ class Architecture:
     forms: tuple[Form, ...] = ()
     dense: tuple[Form, ...] = ()
     flags: Mapping[str, str] = field(default_factory=dict)
+    turned: bool = True
     read_as: str = ""
     told_by: str = ""
 
@@ -210,6 +212,10 @@ ARCHITECTURES = {
         ARCH.FALCON, GELU, own={"layer_norm_eps": "layer_norm_epsilon", "intermediate_size": "ffn_hidden_size"}, derived=variants.falcon,
         computed=(Computed(lambda config: {}, variants.falcon_back),), fixed={"alibi": False, "bias": False, "parallel_attn": True},
         forms=(forms.FUSED,),
+    ),
+    "bloom": Architecture(
+        ARCH.BLOOM, TANH, own={"layer_norm_eps": "layer_norm_epsilon", "max_position_embeddings": "seq_length"}, derived=variants.bloom,
+        fixed={"apply_residual_connection_post_layernorm": False}, forms=(forms.FUSED,), turned=False,
     ),
 }  # fmt: skip
 

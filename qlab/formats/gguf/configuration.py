@@ -70,9 +70,10 @@ def model_config(
     config: Config = {found.own.get(name, name): value for name, value in usual.items()}
     config |= {
         "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]], "model_type": family, "dtype": "float16",
-        "rope_parameters": rope_parameters(known, found, usual["head_dim"], rope_factors),
         "tie_word_embeddings": "output.weight" not in shapes,
     }  # fmt: skip
+    if found.turned:
+        config["rope_parameters"] = rope_parameters(known, found, usual["head_dim"], rope_factors)
     for name in SPECIAL:
         if (token := settings.get(f"tokenizer.ggml.{name}_token_id")) is not None:
             if type(token) is not int or not 0 <= token <= MOST:
@@ -80,7 +81,13 @@ def model_config(
             config[f"{'pad' if name == 'padding' else name}_token_id"] = token
     check_again(config, known)
     usually = CONFIG_MAPPING[family]()
-    words = {*TOLD, *usually.to_dict(), *usually.attribute_map, *(() if usual["head_dim"] == usual_width else ("head_dim",))}
+    words = {
+        *TOLD,
+        *found.own.values(),
+        *usually.to_dict(),
+        *usually.attribute_map,
+        *(() if usual["head_dim"] == usual_width else ("head_dim",)),
+    }
     return {name: value for name, value in config.items() if name in words}
 
 

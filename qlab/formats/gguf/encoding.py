@@ -177,7 +177,7 @@ def gguf_names(name: str, config: dict[str, Any]) -> list[str]:
     whole = EXPERT.sub(".experts.", alone(name))  # experts' matrices are one tensor
     found = []
     for part in form_of(name, config).names(whole):
-        aliases = (part, part.replace(".block_sparse_moe.", ".mlp.").replace(".router.", ".gate."))
+        aliases = (part, part.replace(".block_sparse_moe.", ".mlp.").replace(".router.", ".gate."), part.removeprefix("transformer."))
         target = next((target for alias in aliases if (target := known.get_name(alias, try_suffixes=(".weight", ".bias")))), None)
         if target is None:
             raise UserError(f"{name} has no place in a GGUF file of architecture {gguf.MODEL_ARCH_NAMES[arch]}")

@@ -85,12 +85,14 @@ def settings_of(config: Config) -> dict[str, Any]:
     eps = rows.RMS if usual.get("rms_norm_eps") is not None else rows.LAYER_NORM
     experts = [row for row in rows.EXPERTS if usual.get("num_experts") and usual.get(row.name)]
     found: dict[str, Any] = {row.key: row.kind(usual[row.name]) for row in rows.SIZES}
-    found |= {eps.key: float(usual.get(eps.name, 1e-5)), ROPE.DIMENSION_COUNT: int(size * turned_part(config))}
+    found |= {eps.key: float(usual.get(eps.name, 1e-5))}
+    if form.turned:
+        found[ROPE.DIMENSION_COUNT] = int(size * turned_part(config))
     found |= {ATTENTION.KEY_LENGTH: size, ATTENTION.VALUE_LENGTH: size, LLM.VOCAB_SIZE: usual["vocab_size"]}
     found |= {row.key: row.kind(usual[row.name]) for row in (*form.rows, *experts) if usual.get(row.name) is not None}
     for computed in form.computed:
         found |= computed.to(usual)
-    found |= rope_settings(config)
+    found |= rope_settings(config) if form.turned else {}
     return {key.format(arch=gguf.MODEL_ARCH_NAMES[form.arch]): value for key, value in found.items()}
 
 

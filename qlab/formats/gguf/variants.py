@@ -96,6 +96,11 @@ def falcon_back(known: Known) -> Config:
     )
 
 
+def bloom(config: Config) -> Config:
+    """The width of BLOOM's MLP, and a context where nothing says one: its positions count by their distance alone."""
+    return {"intermediate_size": 4 * config["hidden_size"], "max_position_embeddings": config.get("max_position_embeddings") or 2048}
+
+
 def lfm2(config: Config) -> Config:
     """The width of LFM2's MLP, which its configuration may leave to be computed."""
     if not config.get("block_auto_adjust_ff_dim"):

@@ -31,7 +31,7 @@ REFUSED = {  # of the table, those that llama.cpp runs as another function; and 
     "exaone4": "only the one of 64 blocks has sliding windows there",
     "phimoe": "weighed by their softmax there, by SparseMixer",
     "llama4": f"{UNKNOWN} 'llama4_text'",
-    "bloom": f"{UNKNOWN} 'bloom'",
+    "olmo_hybrid": f"{UNKNOWN} 'olmo_hybrid'",
     "xglm": f"{UNKNOWN} 'xglm'",
 }
 WRITTEN = [family for family in FAMILIES if family not in REFUSED]
@@ -39,6 +39,7 @@ MORE = {  # what a family may have besides
     "exaone4, all": Family("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
     "deepseek_v3, YaRN": mixture("deepseek_v3", DEEP, LATENT, rope_parameters=STRETCHED),
     "mixtral, one expert": mixture("mixtral", {"num_local_experts": 1, "num_experts_per_tok": 1}),
+    "bloom, six heads": Family("bloom", {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": None}),  # slopes of two kinds
     "falcon, one key": Family("falcon", {"bias": False}),
     "granitemoehybrid, no experts": Family(
         "granitemoehybrid", FAMILIES["granitemoehybrid"].options | {"num_local_experts": 0, "intermediate_size": 96}
