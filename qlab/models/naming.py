@@ -97,15 +97,18 @@ def joined(model: PreTrainedModel, layout: Layout, stored: Iterable[str]) -> dic
     """The plain tensors that transformers makes of several of the `stored` ones, such as OLMo-hybrid's convolution of three, by name."""
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    found: dict[str, dict[int, str]] = {}
+    found: dict[str, list[tuple[int, str]]] = {}
     by_rows: dict[str, bool] = {}
     for name in sorted(set(stored) - set(layout.shapes)):
         for rule in rules:
             if not isinstance(rule, WeightConverter):
                 continue
             target, pattern = rule.rename_source_key(apply_renamings(name, renamings))
-            for candidate in (target, f"{model.base_model_prefix}.{target}") if pattern else ():
+            if not pattern:
+                continue
+            place = rule.source_patterns.index(pattern)
+            for candidate in (target, f"{model.base_model_prefix}.{target}"):
                 if candidate in layout.shapes:
-                    found.setdefault(candidate, {})[rule.source_patterns.index(pattern)] = name
+                    found.setdefault(candidate, []).append((place, name))
                     by_rows[candidate] = [(type(step).__name__, getattr(step, "dim", None)) for step in rule.operations] == [ROWS]
-    return {name: Joined(tuple(parts[place] for place in sorted(parts)), by_rows[name]) for name, parts in found.items() if len(parts) > 1}
+    return {name: Joined(tuple(part for _, part in sorted(parts)), by_rows[name]) for name, parts in found.items() if len(parts) > 1}
