@@ -102,7 +102,7 @@ def repacked(source: OpenedModel, layout: Layout, scheme: Scheme) -> Iterator[di
                     raise UserError(f"{layer}: {error}") from error
                 found |= {f"{layer}.{kind}": tensor for kind, tensor in packed.items()}
             else:
-                found[name] = source.checkpoint.read(name)
+                found |= source.checkpoint.as_stored(name, source.checkpoint.read(name))
         yield found
 
 

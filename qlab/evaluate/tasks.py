@@ -73,7 +73,7 @@ def run_tasks(
         with Scratch() as work:
             wanted = configured(name, limit, folder, text, work)
             try:
-                # It would describe the machine, by pip and other programs, at each call; nobody reads it here.
+                # lm-eval would describe the machine, by pip and other programs, at each call; nobody reads it here.
                 with bars_on_terminals(), patched((evaluator, "add_env_info", lambda results: None)):
                     found = evaluator.simple_evaluate(
                         judge, tasks=[wanted], limit=limit, num_fewshot=fewshot, task_manager=task_manager(known=name != CLOZE),

@@ -226,7 +226,7 @@ class Checkpoint:
         """Bytes of one plain tensor in memory, as `read` gives it."""
         entry = self._plain[name]
         dtypes = [self._stored.dtypes[part] for part in entry.parts.values()]
-        return prod(self.shapes[name]) * (DECODED if entry.quantized else BYTES.get(dtypes[0], 1))
+        return prod(self.shapes[name]) * (DECODED if entry.quantized else max(BYTES.get(dtype, 1) for dtype in dtypes))
 
 
 def in_rows(parts: dict[str, Tensor]) -> Tensor:

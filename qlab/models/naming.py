@@ -111,4 +111,5 @@ def joined(model: PreTrainedModel, layout: Layout, stored: Iterable[str]) -> dic
                 if candidate in layout.shapes:
                     found.setdefault(candidate, []).append((place, name))
                     by_rows[candidate] = [(type(step).__name__, getattr(step, "dim", None)) for step in rule.operations] == [ROWS]
+            break
     return {name: Joined(tuple(part for _, part in sorted(parts)), by_rows[name]) for name, parts in found.items() if len(parts) > 1}

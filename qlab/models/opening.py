@@ -124,7 +124,7 @@ class OpenedModel:
         model = empty_model(self.configuration, self.name)
         found = found.called(sources(model, self.layout, found.shapes), self.layout.shapes)
         of_several = joined(model, self.layout, found.shapes)
-        return found.joining({name: each.parts for name, each in of_several.items() if each.by_rows})
+        return found.joining({name: each.parts for name, each in of_several.items() if each.by_rows and name not in self.layout.linear})
 
     @property
     def trained_in(self) -> torch.dtype:

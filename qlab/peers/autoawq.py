@@ -23,6 +23,7 @@ from qlab.models.opening import OpenedModel
 from qlab.peers.families import check_family
 from qlab.peers.patching import patched, silent
 
+# What `families` says, written down: `check` then needs no import of the library, which takes seconds.
 KNOWN = (
     "mpt", "llama", "opt", "RefinedWeb", "RefinedWebModel", "exaone", "falcon", "bloom", "gptj", "gpt_bigcode", "mistral", "mixtral",
     "gpt_neox", "aquila", "Yi", "qwen", "baichuan", "llava", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "stablelm", "starcoder2",
@@ -54,7 +55,7 @@ def quantize(source: OpenedModel, windows: Tensor, out: Path, group_size: int) -
 
 
 def families() -> list[str]:
-    """The model types that AutoAWQ has classes for, as it says itself: KNOWN, which saves the seconds of its import."""
+    """The model types that AutoAWQ has classes for."""
     with silent(), imported() as awq:
         return list(awq.models.auto.AWQ_CAUSAL_LM_MODEL_MAP)
 

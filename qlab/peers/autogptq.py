@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from qlab.formats.dynamic import all_settings
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel
 from qlab.peers.families import check_family
 from qlab.peers.patching import patched, silent
+from qlab.support.errors import UserError
 
+# What `families` says, written down: `check` then needs no import of the library, which takes seconds.
 KNOWN = (
     "bloom", "gpt_neox", "gptj", "gpt2", "llama", "opt", "moss", "gpt_bigcode", "codegen", "RefinedWebModel", "RefinedWeb", "falcon",
     "baichuan", "internlm", "qwen", "mistral", "Yi", "xverse", "deci", "stablelm_epoch", "mixtral", "qwen2", "longllama", "gemma",
@@ -84,7 +87,7 @@ def quantize(source: OpenedModel, windows: Tensor, out: Path, bits: int, group_s
 
 
 def families() -> list[str]:
-    """The model types that AutoGPTQ has classes for, as it says itself: KNOWN, which saves the seconds of its import."""
+    """The model types that AutoGPTQ has classes for."""
     with silent(), revived():
         from auto_gptq.modeling.auto import GPTQ_CAUSAL_LM_MODEL_MAP
 
@@ -121,6 +124,9 @@ def running(folder: Path) -> Iterator[PreTrainedModel]:
     """The checkpoint in AutoGPTQ's own layers, for measuring its speed; plain PyTorch where no GPU is.
 
     Made without memory for weights, which then are copies of the file's: what is not quantized in FP32 on a CPU, FP16 on a GPU.
+
+    Raises:
+        UserError: layers that are quantized otherwise than the rest.
     """
     from accelerate import init_empty_weights
     from safetensors.torch import load_file
@@ -128,6 +134,8 @@ def running(folder: Path) -> Iterator[PreTrainedModel]:
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if torch.cuda.is_available() else torch.float32
     quantization = json.loads((folder / "config.json").read_text())["quantization_config"]
+    if any(quantization[key] != settings[key] for settings in all_settings(quantization) for key in ("bits", "group_size", "desc_act")):
+        raise UserError("AutoGPTQ knows one width, group size and order for all layers, and dynamic gives some layers others")
     with revived():
         from auto_gptq.modeling._utils import make_quant
 

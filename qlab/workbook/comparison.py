@@ -175,7 +175,8 @@ def parts_table(found: Sequence[Part]) -> pd.DataFrame:
     for part in found:
         rows.append({
             "part": part.name, "without it": part.without, "with it": part.including,
-            "layers' output error": f"{signed(-part.removed, 1)} %", "KL (nats/token)": difference(part.kl, part.kl_stderr),
+            "change of the layers' output error": f"{signed(-part.removed, 1)} %",
+            "change of KL (nats/token)": difference(part.kl, part.kl_stderr),
             "told apart": "yes" if apart(part.kl, part.kl_stderr) else "no",
         })  # fmt: skip
     return pd.DataFrame(rows)

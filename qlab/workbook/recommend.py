@@ -57,7 +57,8 @@ def recommend(measured: Sequence[Row], use: str, offload: bool, share: float) ->
     nearest = min(fitting, key=lambda row: row.quality.kl or 0)
     equals = [row for row in fitting if row is nearest or not farther(row, nearest)]
     fastest = max(equals, key=pace)
-    tied = [row for row in equals if row is fastest or not slower(row, fastest)]
+    untimed = not any(row.figures for row in equals)
+    tied = [row for row in equals if untimed or row is fastest or not slower(row, fastest)]
     best = min(tied, key=lambda row: (not names(guide, row), row.disk_bytes))
     found = {"kl": best.quality.kl or 0, "size": best.disk_bytes / original.disk_bytes, "speed": generation(best)}
     why = Sentence("KL {kl:.5f}, {size:.0%} of the original's size", **found)

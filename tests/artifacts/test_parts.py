@@ -13,6 +13,7 @@ import torch
 from qlab.artifacts.artifact import Artifact
 from qlab.artifacts.converting import in_parts
 from qlab.cli import call
+from qlab.formats.gguf.file import split
 from qlab.models.opening import OpenedModel, locate
 from qlab.plan.footprint import footprint
 from qlab.serve.deployment import Deployment
@@ -51,6 +52,26 @@ def test_the_parts_together_are_the_file(file: Path, tmp_path: Path) -> None:
     assert all(len(part.tensors) == 1 or sum(tensor.n_bytes for tensor in part.tensors) <= most for part in parts)
     found, source = locate(str(tmp_path / "parts")), locate(str(file))
     assert all(torch.equal(found.checkpoint.read(name), source.checkpoint.read(name)) for name in source.checkpoint.shapes)
+
+
+def test_a_file_of_another_alignment_and_with_an_empty_list_is_divided_too(tmp_path: Path) -> None:
+    """Parts have the usual alignment: gguf-py would say another in the first alone."""
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_custom_alignment(1024)
+    writer.add_array("qlab.empty", [])
+    tensors = {f"t{number}": np.arange(8 + 8 * number, dtype=np.float32) + number for number in range(40)}
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (tmp_path / "parts").mkdir()
+    parts = split(tmp_path / "m.gguf", 1500, tmp_path / "parts")
+    assert len(parts) > 2
+    found = {tensor.name: tensor.data for part in parts for tensor in gguf.GGUFReader(part).tensors}
+    assert found.keys() == tensors.keys()
+    assert all(np.array_equal(found[name], tensor) for name, tensor in tensors.items())
 
 
 def test_llama_cpp_answers_from_the_parts_as_from_the_file(file: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ AFTER = """
 
 `python -m tests.bench.expert_memory` makes up mixtures of 2.1 GB, quantizes them with 8 x 128 calibration tokens and holds the peak of
 the process against what `--dry-run` said (two cores, PyTorch with one thread but for the first row). Where runs were ended after the first
-of ten blocks (`--hidden 1024 --blocks 10 --first 1`), the others are of the same shape.
+of ten blocks (`--hidden 1024 --blocks 10 --first 1`), the other blocks have the same shape.
 
 | mixture | recipe | blocks walked | predicted | found | |
 |---|---|---|---|---|---|

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qlab.artifacts.artifact import fit, quantize_model
+from qlab.artifacts.converting import convert
 from qlab.models import naming
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
@@ -119,6 +120,11 @@ def test_a_tensor_that_a_checkpoint_holds_in_parts_is_read_whole_and_written_in_
     whole = source.checkpoint.read("model.layers.0.linear_attn.conv1d.weight")
     torch.testing.assert_close(whole, torch.cat([before[name] for name in names]))
     assert not [name for name in after if name.endswith(".conv1d.weight")]
+    grouped = quantize_model(source, [parse("gptq-w4g32")], calibration[:2, :32], tmp_path / "out")[0]
+    converted = convert(grouped.source, "compressed-tensors", tmp_path / "converted")
+    stored = load_file(converted.path / "model.safetensors")
+    assert set(names) <= set(stored)
+    assert not [name for name in stored if name.endswith(".conv1d.weight")]
 
 
 def test_a_tensor_that_a_checkpoint_holds_in_parts_otherwise_than_by_rows_is_not_said_to_be_lacking(

@@ -87,7 +87,7 @@ def test_a_part_s_sentences_turn_with_its_numbers(kl: float, error: float, told:
     found = comparison.part_sentences([part])
     assert [sentence.startswith(start) for sentence, start in zip(found, said, strict=True)] == [True] * len(said)
     row = comparison.parts_table([part]).iloc[0]
-    assert row["layers' output error"] == "+4.0 %"
+    assert row["change of the layers' output error"] == "+4.0 %"
     assert row["told apart"] == told
 
 

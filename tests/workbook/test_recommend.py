@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qlab.workbook.recommend import recommend
@@ -36,6 +38,15 @@ def test_speeds_that_are_not_told_apart_rank_nothing() -> None:
     assert recommend([ROWS[0], *disagreeing], "production on vLLM or TGI", False, 0.5).measured == "GPTQ asym"
     faster = row("GPTQ by qlab", near, 900, 200, 5)
     assert recommend([ROWS[0], faster, small], "production on vLLM or TGI", False, 0.5).measured == "GPTQ by qlab"
+
+
+def test_where_no_speed_was_measured_the_guide_s_format_is_taken_or_the_smallest() -> None:
+    near = [0.010, 0.020, 0.030]
+    large, small, awq = (
+        replace(row(name, near, size), figures=None) for name, size in (("GPTQ by qlab", 950), ("GPTQ asym", 850), ("AWQ by qlab", 900))
+    )
+    assert recommend([ROWS[0], large, small], "production on vLLM or TGI", False, 0.5).measured == "GPTQ asym"
+    assert recommend([ROWS[0], large, small, awq], "production on vLLM or TGI", False, 0.5).measured == "AWQ by qlab"
 
 
 def test_where_it_parts_from_the_guide_it_says_why() -> None:

@@ -119,9 +119,9 @@ def split(file: Path, most: int, out: Path) -> list[Path]:
         raise UserError(f"{file.name} is a part itself: join the parts first (llama-gguf-split --merge)")
     writer = gguf.GGUFWriter(out / file.name, str(reader.fields[gguf.Keys.General.ARCHITECTURE].contents()), split_max_size=most)
     for name, field in reader.fields.items():
-        if name == gguf.Keys.General.ALIGNMENT:
-            writer.add_custom_alignment(field.contents())
-        elif not name.startswith("GGUF.") and name != gguf.Keys.General.ARCHITECTURE:
+        # Not the alignment: gguf-py would write it into the first part alone, and lay out all by it. Nor an empty array, which it cannot.
+        own = name.startswith("GGUF.") or name in (gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.ALIGNMENT)
+        if not own and field.types != [gguf.GGUFValueType.ARRAY]:
             inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(name, field.contents(), field.types[0], inner)
     for tensor in reader.tensors:

@@ -35,7 +35,7 @@ def calibration_docstrings() -> str:
     """The text ``docstrings``: those of CALIBRATION_PACKAGES without repetitions, in an order that mixes the packages.
 
     Parsing the packages takes seconds, in each process that reads the text: the first keeps it, in KEPT, for others of the same versions
-    of Python, of the packages and of this file.
+    of Python, of the packages and of this file. Whoever has changed a package in place removes the folder.
     """
     versions = (sys.version, *map(version_of, CALIBRATION_PACKAGES), Path(__file__).read_text())
     place = KEPT / f"docstrings-{fingerprint(repr(versions))}.txt"

@@ -115,12 +115,12 @@ def copies_ended(seconds: float) -> bool:
     """Wait, for at most so many seconds, until no copy of this process's is left, and say whether none is. What an ended copy had started
     sees that it is gone a moment later, and until then holds its temporary folders."""
     server: Any = forkserver._forkserver
-    end = time.monotonic() + seconds
+    until = time.monotonic() + seconds
     with suppress(psutil.NoSuchProcess):  # it has ended, and all of its copies' parents with it
         while server._forkserver_pid and (left := psutil.Process(server._forkserver_pid).children(recursive=True)):
-            if time.monotonic() >= end:
+            if time.monotonic() >= until:
                 return False
-            psutil.wait_procs(left, max(0.0, end - time.monotonic()))
+            psutil.wait_procs(left, max(0.0, until - time.monotonic()))
     return True
 
 

@@ -152,8 +152,8 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
             without_paths(written)
             written.replace(finished)  # a failed notebook is kept for reading; without its stamp no run trusts it
             outcome.records = records_of(nbformat.read(finished, as_version=4))
-    sweep_after_kernels()
     outcome.seconds, outcome.peak_bytes = time.monotonic() - started, WatchedEngine.peak
+    sweep_after_kernels()
     if outcome.state == DONE:
         keep(outcome)
         write_whole(stamp, json.dumps({"key": key, "seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes}) + "\n")

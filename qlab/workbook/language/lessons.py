@@ -53,7 +53,11 @@ def read_lesson(notebook: Path) -> NotebookNode:
 def commented(code: str) -> str:
     """Code with its remarks in the language that is spoken; the program stays."""
     lines = code.splitlines(keepends=True)
-    for line, place, text in reversed(list(remarks(code))):
+    try:
+        found = list(remarks(code))
+    except (tokenize.TokenError, SyntaxError):  # a cell that a reader has changed, such as a command for a shell
+        return code
+    for line, place, text in reversed(found):
         before, after = lines[line][:place], lines[line][place + len(text) :]
         lines[line] = f"{before}{gettext(text)}{after}"
     return "".join(lines)
@@ -68,7 +72,7 @@ def remarks(code: str) -> Iterator[tuple[int, int, str]]:
             text = token.string.rpartition("  # ")[2].removeprefix("# ")
         elif token.type == tokenize.STRING and token.string.startswith('"""'):
             text = token.string.strip('"')
-        if text:
+        if text and "\n" not in text:
             yield line - 1, place + token.string.rindex(text), text
 
 

@@ -37,6 +37,10 @@ print(asked)
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300).stdout == "[]\n"
 
 
+def test_the_architecture_s_code_is_imported_before() -> None:
+    assert imports_of(locate("embedded"))[-1] == "transformers.models.llama.modeling_llama"
+
+
 def method() -> str:
     """Of this process: how it was started, and whether Ctrl-C reaches it."""
     copied = forkserver.get_inherited_fds() is not None

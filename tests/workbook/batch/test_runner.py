@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from papermill import engines
 from rich.console import Console
 
 from qlab.models.opening import OpenedModel
@@ -54,6 +55,21 @@ def test_a_failure_is_reported_and_what_needs_it_is_not_run(lessons: dict[str, d
         ("02_awq", 1, 1, FAILED),
         ("07_benchmarks", 1, 1, SKIPPED),
     ]
+
+
+def test_a_notebook_is_written_at_its_begin_and_its_end_and_a_failed_one_is_kept(
+    lessons: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, write = list[str](), engines.write_ipynb
+
+    def counted(notebook: nbformat.NotebookNode, place: str) -> None:
+        written.append(Path(place).stem)
+        write(notebook, place)
+
+    monkeypatch.setattr(engines, "write_ipynb", counted)
+    run_lessons(lessons, tmp_path / "out", False, lambda *_: None)
+    assert {name: written.count(name) for name in lessons} == {"01_fine": 2, "02_awq": 2, "07_benchmarks": 0}
+    assert "no luck" in (tmp_path / "out" / "notebooks" / "02_awq.ipynb").read_text()
 
 
 def test_a_lesson_on_what_a_model_cannot_be_is_left_out_and_what_needs_it_is_run(
