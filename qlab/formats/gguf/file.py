@@ -119,7 +119,7 @@ def split(file: Path, most: int, out: Path) -> list[Path]:
         raise UserError(f"{file.name} is a part itself: join the parts first (llama-gguf-split --merge)")
     writer = gguf.GGUFWriter(out / file.name, str(reader.fields[gguf.Keys.General.ARCHITECTURE].contents()), split_max_size=most)
     for name, field in reader.fields.items():
-        # Not the alignment: gguf-py would write it into the first part alone, and lay out all by it. Nor an empty array, which it cannot.
+        # Not the alignment: gguf-py would write it into the first part alone, and lay out all by it. Nor empty arrays: it refuses them.
         own = name.startswith("GGUF.") or name in (gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.ALIGNMENT)
         if not own and field.types != [gguf.GGUFValueType.ARRAY]:
             inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None

@@ -30,8 +30,9 @@ LESSONS_IMPORT = (
 def imports_of(source: OpenedModel) -> tuple[str, ...]:
     """What lessons on a model import, the code of its architecture included where transformers has it under its usual name."""
     kind = source.config.get("model_type")
-    architecture = [CONFIG_MAPPING[kind].__module__.replace(".configuration_", ".modeling_")] if kind in CONFIG_MAPPING else []
-    return (*LESSONS_IMPORT, *architecture)
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:  # what refuses such a model says why
+        return LESSONS_IMPORT
+    return (*LESSONS_IMPORT, CONFIG_MAPPING[kind].__module__.replace(".configuration_", ".modeling_"))
 
 
 class CopiedKernel(LocalProvisioner):
