@@ -167,8 +167,8 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
     scaled = sum(4.0 * width**2 for width, _ in groups) if recipe.scales_inputs else 0.0
     if recipe.method in ("rtn", "awq"):
         return scaled + 3.7 * largest
-    # What GPTQ fits codes to is an H of its own. Factoring holds nearly three more; rounding the factor, and the weights in three orders and
-    # their codes; settling another H, and the weights in four and their codes. What does not grow with the matrix is in LIBRARIES.
+    # What GPTQ fits codes to is an H of its own. Factoring holds nearly three more; rounding the factor, and the weights in three orders
+    # and their codes; settling another H, and the weights in four and their codes. What does not grow with the matrix is in LIBRARIES.
     copies = 20.0 if recipe.settles else 15.0
     fits = recipe.settles and recipe.group_size > 0  # the scales by least squares, so many rows at a time, when H is factored no more
     rounding = scaled + max(

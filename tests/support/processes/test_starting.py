@@ -8,15 +8,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
 from qlab import ROOT
-from qlab.models.opening import OpenedModel, locate
+from qlab.models.opening import locate
 from qlab.support.disk.scratch import Scratch
 from qlab.support.processes import starting
 from qlab.support.processes.process import run_isolated
@@ -43,8 +44,9 @@ def test_the_architecture_s_code_is_imported_before() -> None:
 
 
 @pytest.mark.parametrize("kind", [None, "", "nosuch", 5, [], {}])
-def test_a_model_of_no_known_type_is_left_to_what_refuses_it(kind: object, tiny: OpenedModel) -> None:
-    assert imports_of(replace(tiny, config=tiny.config | {"model_type": kind})) == LESSONS_IMPORT
+def test_a_model_of_no_known_type_is_left_to_what_refuses_it(kind: object) -> None:
+    source: Any = SimpleNamespace(config={"model_type": kind})
+    assert imports_of(source) == LESSONS_IMPORT
 
 
 def method() -> str:
@@ -97,7 +99,6 @@ def test_a_folder_whose_name_is_too_long_for_a_socket_has_no_copies(monkeypatch:
 def test_whoever_is_ended_leaves_neither_a_process_nor_a_folder(end: signal.Signals) -> None:
     program = """
 import signal
-from dataclasses import replace
 from multiprocessing import forkserver
 from qlab.support.processes.starting import starting
 signal.signal(signal.SIGINT, signal.default_int_handler)
