@@ -91,10 +91,12 @@ def private_folder() -> Scratch:
     return Scratch(usual if len(str(usual)) <= LONGEST else Path("/tmp"))
 
 
-def sweep_after_kernels() -> None:
-    """Remove the temporary folders that kernels have left, which are ended at once, and the processes that they had started."""
+def sweep_after_kernels(*places: Path) -> None:
+    """Remove the temporary folders that kernels have left, which are ended at once, and the processes that they had started: the system's,
+    and those in `places`."""
     copies_ended(LEAVING)
-    sweep(Path(tempfile.gettempdir()))
+    for place in (Path(tempfile.gettempdir()), *places):
+        sweep(place)
 
 
 def kernel_log() -> Path:

@@ -132,11 +132,24 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
     WatchedEngine.lesson = lesson
     started = time.monotonic()
     outcome = Outcome(lesson, DONE, parameters, key=key)
+    try:
+        execute(outcome, finished, out)
+    finally:
+        outcome.seconds, outcome.peak_bytes = time.monotonic() - started, WatchedEngine.peak
+        sweep_after_kernels(*[ROOT / parameters["work"]] if "work" in parameters else [])
+    if outcome.state == DONE:
+        keep(outcome)
+        write_whole(stamp, json.dumps({"key": key, "seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes}) + "\n")
+    return outcome
+
+
+def execute(outcome: Outcome, finished: Path, out: Path) -> None:
+    """Execute the notebook of an outcome's lesson, put it at `finished`, and say in the outcome what became of it."""
     with Scratch(out) as unfinished:
         notebook, written = read_lesson(NOTEBOOKS / finished.name), unfinished / finished.name
         try:
             papermill.execute_notebook(
-                notebook, written, parameters, engine_name="qlab", progress_bar=False, cwd=str(ROOT), log_output=False
+                notebook, written, outcome.parameters, engine_name="qlab", progress_bar=False, cwd=str(ROOT), log_output=False
             )
         except PapermillExecutionError as error:
             said = f"{error.ename}: {error.evalue}".splitlines()[0]
@@ -152,12 +165,6 @@ def run_lesson(lesson: str, parameters: dict[str, Any], out: Path, fresh: bool, 
             without_paths(written)
             written.replace(finished)  # a failed notebook is kept for reading; without its stamp no run trusts it
             outcome.records = records_of(nbformat.read(finished, as_version=4))
-    outcome.seconds, outcome.peak_bytes = time.monotonic() - started, WatchedEngine.peak
-    sweep_after_kernels()
-    if outcome.state == DONE:
-        keep(outcome)
-        write_whole(stamp, json.dumps({"key": key, "seconds": outcome.seconds, "peak_bytes": outcome.peak_bytes}) + "\n")
-    return outcome
 
 
 def done_before(finished: Path, stamp: Path, key: str) -> tuple[float, int, dict[str, Any]] | None:
