@@ -12,7 +12,7 @@ import yaml
 
 from qlab import ROOT
 from qlab.cli.sweep import sweep
-from qlab.show.site.sweep_page import PAGE
+from qlab.show.site.sweep_place import PAGE
 from qlab.sweep.accepted import accepted_file, read_accepted
 from qlab.sweep.plan import ORIGINAL, read_sweep
 

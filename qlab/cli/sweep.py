@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qlab.sweep.results import Store
     from qlab.sweep.workers.workers import Workers
 
-LOCK, LOGS = ".lock", "logs"  # in the folder of a sweep
+LOCK = ".lock"  # in the folder of a sweep
 
 
 @app.command()
@@ -43,12 +43,13 @@ def sweep(
     from rich.live import Live
 
     from qlab.models.opening import found_device
+    from qlab.show.site.sweep_place import PAGE, check_out
     from qlab.support.disk.lock import locked
     from qlab.sweep.accepted import accept as keep
     from qlab.sweep.accepted import accepted_file, complaints, read_accepted
     from qlab.sweep.drive import Patience, drive, missing
     from qlab.sweep.expand import expand
-    from qlab.sweep.jobs import ARTIFACTS, opened
+    from qlab.sweep.jobs import ARTIFACTS, JOBS, LOGS, opened
     from qlab.sweep.lessons import lesson_jobs
     from qlab.sweep.plan import read_sweep
     from qlab.sweep.results import Store
@@ -59,17 +60,17 @@ def sweep(
     accepted = read_accepted(accepted_file(file)) if check else None
     found_device(asked.device)
     limits, models = asked.limits, opened(asked)
+    check_out(out, [subject.source.path for subject in models.values()], (file, accepted_file(file)))
     jobs = [*expand(asked, models, out.absolute()), *lesson_jobs(asked, models, out.absolute())]
-    store = Store(out / "jobs")
+    store = Store(out / JOBS)
     with closing(workers_for(asked, out, ray)) as workers:
         left = missing(jobs, store)
         show_plan(jobs, left, store, workers)
         if dry_run:
             return
-        from qlab.show.site.sweep_page import PAGE, LivePage, check_reports  # here: what draws takes seconds to import
+        from qlab.show.site.sweep_page import LivePage  # here: what draws takes seconds to import
         from qlab.show.site.sweep_report import SweepReport
 
-        check_reports(out)
         for folder in (out, store.folder, out / LOGS):
             folder.mkdir(parents=True, exist_ok=True)
         report = SweepReport(out, asked, models, jobs, store)
@@ -121,6 +122,7 @@ def workers_for(asked: Sweep, out: Path, ray: str | None) -> Workers:
         UserError: the cluster cannot be used.
     """
     from qlab.artifacts.budget import parse_bytes
+    from qlab.sweep.jobs import LOGS
     from qlab.sweep.workers.connecting import connect
     from qlab.sweep.workers.local import Local, free_memory, jobs_at_once
 

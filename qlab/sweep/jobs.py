@@ -17,6 +17,7 @@ from qlab.support.versions import version_of
 from qlab.sweep.plan import Sweep
 
 ARTIFACTS = "artifacts"  # in the folder of a sweep: of each model by its name and fingerprint
+JOBS, LESSONS, LOGS = "jobs", "lessons", "logs"  # there too: results of jobs, reports of lessons, what jobs print
 FORM = 2  # of results: one more wherever they say more than before
 PROCESS = 0.6e9  # bytes of a process that has loaded PyTorch and transformers
 WEIGHTS_A_SECOND = 4e10  # that one thread multiplies, for the prediction alone

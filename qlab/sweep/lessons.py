@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qlab.sweep.jobs import Job, Subject
+from qlab.sweep.jobs import LESSONS, Job, Subject
 from qlab.sweep.plan import Sweep, as_typed
 from qlab.workbook.language.spoken import spoken
 
@@ -29,7 +29,7 @@ def jobs_on(sweep: Sweep, called: str, subject: Subject, out: Path) -> list[Job]
     for lesson, given in sorted(sweep.lessons.items()):
         chosen = {"device": sweep.device} | {name: as_typed(value) for name, value in given.items()}
         values = prepare([lesson], subject.word, chosen)[lesson]
-        folder = out / "lessons" / called / lesson
+        folder = out / LESSONS / called / lesson
         words = ["run", lesson, "--model", subject.word, "--out", str(folder), "--language", spoken(), "--json", "--wait"]
         words += [word for name in chosen for word in ("-p", f"{name}={as_typed(values[name])}")]  # files by their whole paths
         needs = tuple(found[need].key for need in NEEDS.get(lesson, ()) if need in found)

@@ -22,7 +22,9 @@ from qlab.sweep.plan import Sweep
 from qlab.sweep.recommend import fitting, recommendation
 from qlab.sweep.results import DONE, Store
 from qlab.sweep.speed import loads_table, speeds_table
+from qlab.sweep.workers.workers import Ended
 from qlab.walk import by_block
+from tests.sweep.test_drive import Scripted
 
 PLAN = """models: [embedded]
 recipes: [nf4, q8_0]
@@ -96,6 +98,47 @@ def speeds_and_loads_are_added(file: Path, out: Path, work: Path, capsys: pytest
     assert "not as accepted: embedded" in capsys.readouterr().out
     accepted.unlink()
     assert call(["sweep", str(file), "--out", str(out), "--check"]) == 2
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_a_folder_that_no_sweep_made_is_refused_before_anything_is_done(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "plan.yaml", tmp_path / "out"
+    file.write_text(PLAN)
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    for place, refused in ((out, f"{out} holds notes.txt"), (EMBEDDED / "sweep", "the folder of the model that is read")):
+        assert call(["sweep", str(file), "--out", str(place), *words]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""  # not even a plan
+        assert refused in " ".join(said.err.split())
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    assert not (EMBEDDED / "sweep").exists()
+
+
+def test_ctrl_c_is_answered_before_the_jobs_have_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = list[str]()
+
+    class Interrupted(Scripted):
+        def ended(self) -> dict[str, Ended]:
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            heard.append(capsys.readouterr().err)
+            super().close()
+
+    file, out, workers = tmp_path / "plan.yaml", tmp_path / "out", Interrupted()
+    file.write_text(PLAN)
+    monkeypatch.setattr("qlab.cli.sweep.workers_for", lambda *_: workers)
+    assert call(["sweep", str(file), "--out", str(out)]) == 130
+    assert workers.started
+    assert "stopping the jobs at work, which takes some seconds" in heard[0]
+    assert "interrupted; nothing is left running" in capsys.readouterr().err
+    assert not (out / ".lock").exists()
+    assert call(["sweep", str(file), "--out", str(out), "--dry-run"]) == 0  # the same command goes on
 
 
 def jobs_of(plan: dict[str, object], out: Path) -> list[Job]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,15 +13,14 @@ import pandas as pd
 from markupsafe import Markup
 
 from qlab.show import figures
-from qlab.show.site.pages import MARK, page
+from qlab.show.site.pages import page
+from qlab.show.site.sweep_place import PAGE, TITLE
 from qlab.support.disk.whole import write_whole
-from qlab.support.errors import UserError
 from qlab.support.wording import counted
 from qlab.sweep.drive import Progress
 from qlab.sweep.plan import ORIGINAL
 from qlab.sweep.results import DONE
 
-PAGE = "index.html"
 TABLES = ("table", "lessons", "speeds", "loads")  # names of files without their endings: formats, lessons, runtimes, servers under load
 EVERY = 5.0  # seconds from one page of a running sweep to the next; a browser that has it open reloads it as often
 SHARE = 0.1  # of the time, at most, is spent on writing pages
@@ -50,20 +48,6 @@ class LivePage:
         self.due, self.shown = ended + max(EVERY, (ended - started) / SHARE), progress
 
 
-def check_reports(out: Path) -> None:
-    """See that the reports of a sweep can be written into the folder `out`.
-
-    Raises:
-        UserError: a file there that qlab did not make has the name of one.
-    """
-    page = out / PAGE
-    if os.path.lexists(page) and (not page.is_file() or MARK not in page.read_text(encoding="utf-8", errors="replace")):
-        raise UserError(f"{page} is left alone, since qlab did not make it: move it away, or choose another --out")
-    tables = [out / f"{name}.{kind}" for name in TABLES for kind in ("csv", "parquet")]
-    if not page.exists() and (found := next(filter(os.path.lexists, tables), None)):
-        raise UserError(f"{found} is left alone, since no sweep's page lies beside it: move it away, or choose another --out")
-
-
 def write_page(out: Path, tables: Mapping[str, pd.DataFrame], sentences: list[str], state: str, running: bool) -> Path:
     """Write the page of a sweep into the folder `out`: of its TABLES, of which the first is that of qlab.sweep.recommend.fitting, and of
     what to take, in `sentences`. That of a running sweep reloads itself.
@@ -87,7 +71,7 @@ def write_page(out: Path, tables: Mapping[str, pd.DataFrame], sentences: list[st
         "load_columns": LOAD_COLUMNS, "loads": [load_cells(row) for row in loads.to_dict("records")],
     }  # fmt: skip
     file = out / PAGE
-    write_whole(file, page("sweep.html.jinja", f"Sweep{MARK}", [], **content))
+    write_whole(file, page("sweep.html.jinja", TITLE, [], **content))
     return file
 
 

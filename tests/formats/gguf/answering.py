@@ -6,7 +6,6 @@ No PyTorch there, which would cost it seconds. How qlab serves a file otherwise,
 from __future__ import annotations
 
 import json
-import socket
 import time
 import urllib.request
 from collections.abc import Generator, Iterator, Sequence
@@ -19,8 +18,8 @@ from qlab.serve.runtimes.llamacpp_server import start
 from qlab.support.processes.process import Isolated
 
 PLACES = 3  # of a text that are told
-Question = tuple[Path, Sequence[int], int]
-"""A GGUF file, a text in tokens, and of how many tokens the log-probabilities are wanted."""
+Question = tuple[Path, Sequence[int], int, int]
+"""A GGUF file, a text in tokens, of how many tokens the log-probabilities are wanted, and a free port."""
 Told = list[tuple[int, list[dict[str, Any]]]]
 """Lengths of beginnings of the text, and what llama.cpp says of the likeliest next tokens: `id`, `logprob`."""
 LIMIT = 120.0  # seconds for a file
@@ -30,10 +29,7 @@ def answers() -> Generator[Told, Question, None]:
     """What the server answers to each question; the first value answers none."""
     found: Told = []
     while True:
-        file, ids, wanted = yield found
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        file, ids, wanted, port = yield found
         server = start(file, port, 2, 1024)
         wait(f"http://127.0.0.1:{port}")
         found = list(islice(told(f"http://127.0.0.1:{port}", ids, wanted), PLACES))
@@ -73,11 +69,13 @@ class OneProcess:
         Raises:
             RuntimeError: llama.cpp ended, or was not done in time.
         """
+        from qlab.serve.server import free_port  # here: it imports PyTorch, and the process imports this file
+
         if self._process is None:
             self._process = Isolated(answers, name="llama.cpp", bare=True)
             self._process.next()
         try:
-            return self._process.ask((file, ids, wanted), LIMIT)
+            return self._process.ask((file, ids, wanted, free_port()), LIMIT)
         except RuntimeError:
             self.close()
             raise

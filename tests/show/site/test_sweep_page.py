@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 from qlab.show.site import sweep_page
-from qlab.show.site.sweep_page import EVERY, PAGE, TABLES, LivePage, check_reports, write_page
-from qlab.support.errors import UserError
+from qlab.show.site.sweep_page import EVERY, TABLES, LivePage, write_page
 from qlab.sweep.drive import Progress
 from qlab.sweep.plan import Sweep
 from qlab.sweep.recommend import fitting
@@ -62,18 +61,6 @@ def test_names_and_complaints_are_text(tmp_path: Path) -> None:
     assert '<a href="lessons/a%20b%22c%23/03_gptq.html">03_gptq</a>' in page
     assert "0.0100 ± 0.0010" in page
     assert f'content="{EVERY:.0f}"' in page
-
-
-def test_what_no_sweep_made_is_left_alone(tmp_path: Path) -> None:
-    check_reports(tmp_path)
-    (tmp_path / "table.csv").write_text("mine")
-    with pytest.raises(UserError, match="no sweep's page lies beside it"):
-        check_reports(tmp_path)
-    (tmp_path / PAGE).write_text("<title>Mine</title>")
-    with pytest.raises(UserError, match="qlab did not make it"):
-        check_reports(tmp_path)
-    (tmp_path / PAGE).write_text("<title>Sweep · qlab</title>")
-    check_reports(tmp_path)
 
 
 def test_quality_is_drawn_against_speed_where_speed_was_measured(tmp_path: Path) -> None:
