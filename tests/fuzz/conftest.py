@@ -11,7 +11,7 @@ from tests.fuzz.models import Models
 from tests.fuzz.trial import COMMANDS, attempt
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def sooner() -> Iterator[None]:
     """What computes without end is stopped after a second or two, where users give it five or fifteen: a tiny model's take a tenth."""
     with pytest.MonkeyPatch.context() as patch:

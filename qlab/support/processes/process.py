@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar, cast
 import psutil
 
 from qlab.support.disk.room import full
-from qlab.support.disk.scratch import Scratch
+from qlab.support.disk.scratch import Scratch, sweep
 from qlab.support.errors import UserError
 from qlab.support.processes.starting import begin, end, starting
 
@@ -178,6 +178,7 @@ class Isolated(Generic[T]):
                     stray.kill()
             psutil.wait_procs(strays, LEAVING)
             self._folder.remove()
+            sweep(self._folder.path.parent)  # who was killed has left its own there
 
     def __enter__(self) -> Isolated[T]:
         return self
