@@ -111,17 +111,17 @@ def share() -> None:
     _sharing = True
 
 
-def copies_ended(seconds: float) -> bool:
-    """Wait, for at most so many seconds, until no copy of this process's is left, and say whether none is. What an ended copy had started
+def end_copies(seconds: float) -> None:
+    """Wait, for at most so many seconds, until no copy of this process's is left, and end those that are. What an ended copy had started
     sees that it is gone a moment later, and until then holds its temporary folders."""
     server: Any = forkserver._forkserver
     until = time.monotonic() + seconds
-    with suppress(psutil.NoSuchProcess):  # it has ended, and all of its copies' parents with it
+    with suppress(psutil.NoSuchProcess):  # it has ended, and its copies see that
         while server._forkserver_pid and (left := psutil.Process(server._forkserver_pid).children(recursive=True)):
-            if time.monotonic() >= until:
-                return False
-            psutil.wait_procs(left, max(0.0, until - time.monotonic()))
-    return True
+            for process in left if time.monotonic() >= until else []:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, max(1.0, until - time.monotonic()))
 
 
 def sockets() -> str:

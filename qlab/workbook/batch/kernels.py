@@ -18,11 +18,11 @@ from traitlets.config import Config
 
 from qlab.support.disk.scratch import Scratch, sweep
 from qlab.support.processes.process import peak_bytes
-from qlab.support.processes.starting import copies_ended
+from qlab.support.processes.starting import end_copies
 from qlab.workbook.batch.copied import CopiedKernel
 
 LONGEST = 70  # characters of a folder for kernels' sockets; they are named by 33 more, and 107 are allowed
-LEAVING = 10.0  # seconds that processes which a kernel has started have to end after it
+LEAVING = 3.0  # seconds that a kernel has to end, and what it has started after it
 LAST = 5  # lines of what a kernel printed that are shown where it died
 
 Watcher = Callable[..., None]
@@ -92,9 +92,9 @@ def private_folder() -> Scratch:
 
 
 def sweep_after_kernels(*places: Path) -> None:
-    """Remove the temporary folders that kernels have left, which are ended at once, and the processes that they had started: the system's,
-    and those in `places`."""
-    copies_ended(LEAVING)
+    """End the last kernel, where Ctrl-C came while it was asked to end, and remove the temporary folders that kernels have left, which are
+    ended at once, and the processes that they had started: the system's, and those in `places`."""
+    end_copies(LEAVING)
     for place in (Path(tempfile.gettempdir()), *places):
         sweep(place)
 

@@ -60,14 +60,15 @@ def test_a_child_is_a_copy_which_ctrl_c_reaches_and_its_own_is_not() -> None:
     assert run_isolated(run_isolated, method).value.value == "False False"
 
 
-def test_whoever_waits_for_copies_sees_all_gone() -> None:
+@pytest.mark.parametrize(("sleeps", "waits", "code"), [(1.0, 60, 0), (600, 0.5, -signal.SIGKILL)])
+def test_copies_have_time_to_end_and_then_are_ended(sleeps: float, waits: float, code: int) -> None:
     context = starting.starting()
-    copy = context.Process(target=time.sleep, args=(1.5,), daemon=True)
+    copy = context.Process(target=time.sleep, args=(sleeps,), daemon=True)
     copy.start()
-    assert not starting.copies_ended(0.1)
-    assert starting.copies_ended(60)
+    starting.end_copies(waits)
     assert not psutil.pid_exists(copy.pid or 0)
     copy.join()
+    assert copy.exitcode == code
 
 
 def test_a_child_has_what_is_to_be_imported_before() -> None:
