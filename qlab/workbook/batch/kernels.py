@@ -66,7 +66,7 @@ class WatchedEngine(NBClientEngine):
             cls.watcher(cls.lesson, (cell_index or 0) + 1, total)
 
         nb_man.cell_complete, cls.peak = told, 0
-        nb_man.save = lambda **_: None  # before and after each cell, with all figures so far, for nobody: the runner takes whole ones
+        nb_man.save = lambda **_: None  # papermill would write all figures so far before and after each cell; nobody reads them
         # Kernels are spoken to through files in a private folder, not ports: nobody else on the machine can reach them.
         own = f"{private_folder().path}/kernel"
         config = Config({"KernelManager": {"transport": "ipc", "ip": own, "connection_file": f"{own}.json"}})
