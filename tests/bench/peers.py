@@ -1,9 +1,10 @@
-"""What users would pick today beside qlab's: AutoRound (200 and 1000 steps) and llm-compressor beside `tuned`, `gptq` and `awq-gptq`.
+"""qlab's recipes beside the libraries that it replaces and those that users would pick today, on one model.
 
     python -m tests.bench.peers --model M --device cuda --calibration-windows 640 --calibration-length 256
 
-One table, of recipes made one by one, so that `seconds` are of quantizing alone (imports not counted); then `tuned` against each library,
-window by window. The libraries need `make peers`; where they are missing, a line says so. Nothing here is a test.
+One table, of recipes made one by one, so that `seconds` are of quantizing alone (imports not counted); then pairs, window by window: each
+of qlab's against the library of its method, and `tuned` against each library that rounds by steps or columns. AutoRound and llm-compressor
+need `make peers`; where a library is missing, a line says so. Nothing here is a test.
 """
 
 from __future__ import annotations
@@ -15,15 +16,32 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qlab.formats import awq
-from qlab.peers.recipes import AutoRound, LLMCompressor
+from qlab.peers.recipes import AutoAWQ, AutoGPTQ, AutoRound, BitsAndBytes, LlamaCpp, LLMCompressor
 from qlab.recipes import Recipe, parse
 from qlab.recipes.fitting import fitted_size, layers_of
 from qlab.workbook.lesson import GROUP_SIZE, quiet
 from tests.bench.rows import opened, subject_options
 
 TUNED = ["tuned-w4g{}", "tuned-w4g{}-steps320"]
-OWN = ["rtn-w4g{}", "gptq-w4g{}", "awq-gptq-w4g{}", *TUNED]
+OWN = ["rtn-w4g{}", "awq-w4g{}", "gptq-w4g{}", "gptq-w4g{}-asym", "awq-gptq-w4g{}", "nf4", "q4_k_m", *TUNED]
+# qlab's recipe and the library's that it stands beside: the same method in the same format. {} stands for the model's group size.
+BESIDE = [
+    ("awq-w4g{}", "autoawq-w4g{}"),
+    ("awq-gptq-w4g{}", "autoawq-w4g{}"),
+    ("gptq-w4g{}", "autogptq-w4g{}"),
+    ("gptq-w4g{}-asym", "autogptq-w4g{}-asym-actorder"),
+    ("gptq-w4g{}", "llmcompressor-gptq-w4g{}"),
+    ("nf4", "bitsandbytes-nf4-double"),
+    ("q4_k_m", "llamacpp-q4_k_m"),
+    ("q4_k_m", "llamacpp-q4_k_m-importance"),
+]
 LIBRARIES: dict[str, Callable[[int], Recipe]] = {
+    "AutoAWQ": lambda size: AutoAWQ(size),
+    "AutoGPTQ": lambda size: AutoGPTQ(group_size=size),
+    "AutoGPTQ-asym-actorder": lambda size: AutoGPTQ(group_size=size, symmetric=False, act_order=True),
+    "bitsandbytes": lambda size: BitsAndBytes(),
+    "llama.cpp": lambda size: LlamaCpp(),
+    "llama.cpp-importance": lambda size: LlamaCpp(search="importance"),
     "AutoRound-200": lambda size: AutoRound(group_size=size),
     "AutoRound-1000": lambda size: AutoRound(group_size=size, iterations=1000),
     "llm-compressor": lambda size: LLMCompressor(group_size=size),
@@ -44,7 +62,9 @@ def main() -> None:
         theirs = [LIBRARIES[name](size) for name in options.libraries]
         for recipe in [*(parse(name.format(size)) for name in options.recipes), *theirs]:
             table.recipes([recipe])
-        table.pairs(itertools.product((parse(name.format(size)).name for name in TUNED), (recipe.name for recipe in theirs)))
+        table.pairs((first.format(size), second.format(size)) for first, second in BESIDE)
+        tuned = [recipe.name for recipe in theirs if isinstance(recipe, AutoGPTQ | AutoRound | LLMCompressor)]
+        table.pairs(itertools.product((parse(name.format(size)).name for name in TUNED), tuned))
 
 
 if __name__ == "__main__":
