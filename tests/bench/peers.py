@@ -2,8 +2,8 @@
 
     python -m tests.bench.peers --model M --device cuda --calibration-windows 640 --calibration-length 256
 
-One table, of recipes made one by one, so that `seconds` are of quantizing alone (imports not counted); then pairs, window by window: each
-of qlab's against the library of its method, and `tuned` against each library that rounds by steps or columns. AutoRound and llm-compressor
+One table, of recipes made one by one, so that `seconds` are of quantizing alone (imports not counted); then pairs, window by window: qlab's
+recipes against what a library makes for the same use, and `tuned` against AutoRound and each library's GPTQ. AutoRound and llm-compressor
 need `make peers`; where a library is missing, a line says so. Nothing here is a test.
 """
 
@@ -23,13 +23,14 @@ from qlab.workbook.lesson import GROUP_SIZE, quiet
 from tests.bench.rows import opened, subject_options
 
 TUNED = ["tuned-w4g{}", "tuned-w4g{}-steps320"]
-OWN = ["rtn-w4g{}", "awq-w4g{}", "gptq-w4g{}", "gptq-w4g{}-asym", "awq-gptq-w4g{}", "nf4", "q4_k_m", *TUNED]
-# qlab's recipe and the library's that it stands beside: the same method in the same format. {} stands for the model's group size.
+OWN = ["rtn-w4g{}", "awq-w4g{}", "gptq-w4g{}", "gptq-w4g{}-asym-actorder", "awq-gptq-w4g{}", "nf4", "q4_k_m", *TUNED]
+# A recipe of qlab's and what a library makes for the same use. Methods are the same but for what the names say (`awq-gptq` rounds by GPTQ
+# too) and for qlab's defaults: order of columns, grids and codes searched after. {} stands for the model's group size.
 BESIDE = [
     ("awq-w4g{}", "autoawq-w4g{}"),
     ("awq-gptq-w4g{}", "autoawq-w4g{}"),
     ("gptq-w4g{}", "autogptq-w4g{}"),
-    ("gptq-w4g{}-asym", "autogptq-w4g{}-asym-actorder"),
+    ("gptq-w4g{}-asym-actorder", "autogptq-w4g{}-asym-actorder"),
     ("gptq-w4g{}", "llmcompressor-gptq-w4g{}"),
     ("nf4", "bitsandbytes-nf4-double"),
     ("q4_k_m", "llamacpp-q4_k_m"),
