@@ -27,7 +27,7 @@ from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.support.errors import UserError
 from qlab.support.processes.process import peak_bytes
 from qlab.support.wording import counted
-from qlab.walk.walk import usual_batch
+from qlab.walk.block import usual_batch
 
 __all__ = ["Budget", "parse_bytes", "peak_bytes", "predict", "size_text"]
 

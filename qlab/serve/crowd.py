@@ -70,9 +70,10 @@ class Service:
 
 
 def serve_in_turn(
-    folders: Mapping[str, Path], service: Service, prompts: Sequence[str], levels: Sequence[int], tokens: int
+    folders: Mapping[str, Path], service: Service, prompts: Sequence[str], levels: Sequence[int], tokens: int, fewest: int | None = None
 ) -> list[Served]:  # fmt: skip
-    """Serve each of `folders`, with each cache, and send all `prompts` at each concurrency of `levels`, for answers of so many `tokens`.
+    """Serve each of `folders`, with each cache, and send `prompts` at each concurrency of `levels`, all or the `fewest` as in run_load, for
+    answers of so many `tokens`.
 
     Raises:
         UserError: no runtime of that name, or as run_load. A server that does not start is a row that says so.
@@ -84,7 +85,7 @@ def serve_in_turn(
         deployment = on_free_port(folders[name], service.context, service.sequences, **options)
         try:
             with serving(chosen, deployment) as server:
-                measured = run_load(server.url, deployment.name, prompts, levels, tokens)
+                measured = run_load(server.url, deployment.name, prompts, levels, tokens, fewest=fewest)
                 memory = expected_memory(chosen, deployment)
                 found.append(Served(name, chosen.label, cache, measured, server.held_bytes(), memory.total if memory else None))
         except UserError as error:

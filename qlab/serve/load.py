@@ -77,9 +77,13 @@ class Level:
 
 
 def run_load(
-    url: str, model: str, prompts: Sequence[str], levels: Sequence[int], tokens: int, key: str | None = None, timeout: float = 120
-) -> list[Level]:
+    url: str, model: str, prompts: Sequence[str], levels: Sequence[int], tokens: int, key: str | None = None, timeout: float = 120,
+    fewest: int | None = None,
+) -> list[Level]:  # fmt: skip
     """Send all prompts at each concurrency of `levels`, for `tokens` greedy tokens each, to the OpenAI interface at `url`.
+
+    `fewest`: at a level only so many of them, or as many as are sent at a time if that is more; few users need not wait for the prompts of
+    many.
 
     An answer that is not whole after `timeout` seconds, or longer than one of so many tokens can be, is lost. Where more than twice as many
     as are sent at a time find nobody, one after the other, the rest is not sent: a silent server takes three times `timeout`. After a level
@@ -94,11 +98,12 @@ def run_load(
     done: list[Level] = []
     first: list[Answer] = []
     # An event loop in a thread of its own, since a notebook's kernel has one running already; Ctrl-C cancels what is under way there.
-    with counter(len(prompts) * len(levels), 0, "requests") as count, start_blocking_portal() as portal:
-        for level in levels:
+    sent = [prompts if fewest is None else prompts[: max(level, fewest)] for level in levels]
+    with counter(sum(map(len, sent)), 0, "requests") as count, start_blocking_portal() as portal:
+        for level, texts in zip(levels, sent):
             started = time.perf_counter()
             tick = partial(count, f"{level} at a time", {})
-            answers = portal.call(_level, url, model, prompts, level, tokens, key, timeout, tick)
+            answers = portal.call(_level, url, model, texts, level, tokens, key, timeout, tick)
             first = first or answers
             done.append(summary(level, answers, first, time.perf_counter() - started))
             if all(answer.error for answer in answers):

@@ -16,6 +16,8 @@ from qlab.walk.called import for_windows
 from qlab.walk.state.activations import Activations, Batches
 from qlab.walk.statistics import Statistics, observed
 
+TOKENS_ON_CPU, WINDOWS_ON_GPU = 512, 8  # computed at a time: on a CPU, more no longer lie in its cache and take longer
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -187,3 +189,8 @@ class Block:
 
 class _Seen(Exception):
     """The last layer's input was seen: the rest of the block is not wanted."""
+
+
+def usual_batch(length: int, device: str) -> int:
+    """Calibration windows of `length` tokens to compute at a time."""
+    return max(1, TOKENS_ON_CPU // length) if torch.device(device).type == "cpu" else WINDOWS_ON_GPU

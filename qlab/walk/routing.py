@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from qlab.models.experts import Experts
 from qlab.models.resting.layers import device_of
 from qlab.support.disk.scratch import Scratch
-from qlab.walk.block import Block
+from qlab.support.precision import quick_products
+from qlab.walk.block import Block, usual_batch
 from qlab.walk.state.activations import Activations
 from qlab.walk.statistics import ChannelMeans, Statistics, observed, summed
 
@@ -140,11 +141,13 @@ def collect_beside(
 ) -> tuple[dict[str, Statistics], dict[str, ChannelMeans]]:
     """The same, and the means of the channels that `layers` and `others` read, for which no H is made of these.
 
-    Experts that are modules of their own and are given fewer than RARE tokens are shown others beside them, as in a walk. Where all the
-    layers lie `within` a block, the model is computed no further than that.
+    Products and batches are those of a walk, so that a layer has the codes that a walk gives it when it is quantized by these. Experts
+    that are modules of their own and are given fewer than RARE tokens are shown others beside them, as in a walk. Where all the layers lie
+    `within` a block, the model is computed no further than that.
     """
     lists = [module for module in (within or model).modules() if isinstance(module, Experts)]
-    with observed(layers) as statistics, summed(others) as sums, Scratch() as work:
+    device = device_of(next(iter((layers | others).values())))
+    with quick_products(device), observed(layers) as statistics, summed(others) as sums, Scratch() as work:
         routings = [
             Routing(Activations(work / f"{index}", (*windows.shape, width_of(experts))), len(experts))
             for index, experts in enumerate(lists)
@@ -154,9 +157,9 @@ def collect_beside(
         ]
         if within is not None:
             hooks.append(within.register_forward_hook(enough))
-        for window in windows.split(1):
+        for some in windows.split(usual_batch(windows.shape[1], device.type)):
             with suppress(Enough):
-                model(input_ids=window.to(next(model.parameters()).device), use_cache=False, logits_to_keep=1)
+                model(input_ids=some.to(next(model.parameters()).device), use_cache=False, logits_to_keep=1)
         for hook in hooks:
             hook.remove()
         for experts, routing in zip(lists, routings):

@@ -24,7 +24,7 @@ from qlab.support.precision import quick_products
 from qlab.support.processes.process import steady_heap, trim_heap
 from qlab.support.progress import counter
 from qlab.support.stages import stage
-from qlab.walk.block import Block
+from qlab.walk.block import Block, usual_batch
 from qlab.walk.grouping import Groups, find_groups
 from qlab.walk.routing import Routing, routed
 from qlab.walk.sensitivity import prediction_metric
@@ -37,7 +37,6 @@ from qlab.walk.state.streams import Streams, held
 from qlab.walk.statistics import Statistics
 
 ORIGINAL = "original"  # the stream of activations of the unquantized model
-TOKENS_ON_CPU, WINDOWS_ON_GPU = 512, 8  # computed at a time: on a CPU, more no longer lie in its cache and take longer
 
 
 @dataclass
@@ -116,11 +115,6 @@ class Method(Protocol):
 def encoded_parts(work: Path, recipe: str) -> list[Path]:
     """What a walk with its state in `work` made by a recipe, in the model's order."""
     return sorted((work / recipe).glob("part-*.safetensors"))
-
-
-def usual_batch(length: int, device: str) -> int:
-    """Calibration windows of `length` tokens to compute at a time."""
-    return max(1, TOKENS_ON_CPU // length) if torch.device(device).type == "cpu" else WINDOWS_ON_GPU
 
 
 def observes_original(methods: Iterable[Method]) -> bool:

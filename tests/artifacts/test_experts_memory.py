@@ -15,4 +15,5 @@ def test_a_block_of_experts_is_in_memory_once(experts: int, tmp_path: Path) -> N
     shape = {"hidden": 1024, "mlp": 12288, "heads": 8, "kv_heads": 2}
     model = make_checkpoint(tmp_path / "model", 2, **shape, kind=MIXTURES[experts], experts=experts)
     found, predicted = peak_and_prediction(model, "rtn-w4g64", tmp_path / "out")
-    assert 0.85 < found / predicted < 1.1
+    # On CPUs that multiply in BF16, oneDNN keeps a program for each number of tokens that an expert is given: .07 GB of this
+    assert 0.85 < found / predicted < 1.15

@@ -102,9 +102,9 @@ def test_llama_imatrixs_own_files_hold_what_qlab_measures(tmp_path: Path) -> Non
     assert set(ours.entries) == set(theirs.entries) == set(older.entries)
     for name, entry in ours.entries.items():
         assert torch.equal(entry.counts, theirs.entries[name].counts)
-        # llama.cpp multiplies in FP16 on its way, and some CPUs in BF16 in a walk
+        # llama.cpp multiplies in FP16 on its way, and some CPUs in BF16 in a walk: .19 % in the mean without that, .34 % with it
         torch.testing.assert_close(entry.means, theirs.entries[name].means, rtol=0.03, atol=0)
-        assert float((entry.means / theirs.entries[name].means - 1).abs().mean()) < 0.003
+        assert float((entry.means / theirs.entries[name].means - 1).abs().mean()) < 0.005
         torch.testing.assert_close(older.entries[name].means, theirs.entries[name].means, rtol=1e-5, atol=0)
     swapped = theirs.entries["blk.1.ffn_down.weight"].means / ours.entries["blk.2.ffn_down.weight"].means - 1
     assert float(swapped.abs().mean()) > 0.1  # the control: another layer's

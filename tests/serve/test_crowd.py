@@ -69,10 +69,18 @@ def folders(tiny: OpenedModel, tmp_path_factory: pytest.TempPathFactory) -> dict
     return {made.path.name: made.path for made in quantize_model(tiny, [parse("f16"), parse("q8_0")], windows, out)}
 
 
+def test_few_at_a_time_do_not_wait_for_the_prompts_of_many(folders: dict[str, Path]) -> None:
+    prompts = ["Return the", "def f(x):", "import", "class A"]
+    (found,) = serve_in_turn({"f16": folders["f16"]}, Service(64, 3), prompts, (1, 3), 4, fewest=2)
+    assert [level.requests for level in found.levels] == [2, 3]
+    assert [level.wrong for level in found.levels] == [0, 0]
+
+
 def test_each_is_served_with_each_cache(folders: dict[str, Path]) -> None:
     service = Service(64, 4, ("f16", "q8_0"))
     found = serve_in_turn({"f16": folders["f16"]}, service, ["Return the", "def f(x):", "import"], (1, 4), 4)
     assert [one.label for one in found] == ["f16", "f16, cache q8_0"]
+    assert {level.requests for one in found for level in one.levels} == {3}
     for one in found:
         assert [level.concurrency for level in one.levels] == [1, 4]
         assert all(level.errors == {} and level.output_throughput > 0 for level in one.levels)
