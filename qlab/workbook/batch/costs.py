@@ -1,16 +1,16 @@
 """What a lesson takes: memory, disk and seconds, from the shapes of a model's weights, before anything starts.
 
-Factors were fitted to runs of the embedded model (11 M weights) and of SmolLM2 (135 M) on two cores with nothing else to do, before lessons
-held the model once and before lessons 6 and 7 had caches, servers under load by format, and widths by budget. Those of lessons 2 and 7 were
-lowered since by what AutoAWQ and kept figures save, and those of lesson 1 raised by one artifact, by arithmetic, not by a run. On another
-machine seconds grow as its matrix products take longer (qlab.artifacts.duration).
+Seconds were fitted to one run of all lessons on the embedded model (11 M weights) and one on SmolLM2 (135 M), on two cores with nothing
+else to do; of lesson 6 less is sent under load since, which was taken off by arithmetic. Memory was fitted to earlier runs. On another
+machine seconds grow with the square root of what its matrix products take (qlab.artifacts.duration), since Python, small operations and
+other programs differ by less: with products of 8 and of 5 ps an operation, lesson 1 on SmolLM2 took 240 and 176 s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import inf, prod
+from math import inf, prod, sqrt
 from typing import Any
 
 from qlab.artifacts.duration import speeds
@@ -23,8 +23,8 @@ from qlab.plan.counted import read_by_a_token
 from qlab.support.errors import UserError
 from qlab.workbook.lesson import BLOCKS, default_windows
 
-EVALUATION = 1.36e-11  # seconds of a weight and a token, where a matrix product takes PRODUCT seconds a floating-point operation
-PRODUCT = 1.5e-11
+EVALUATION = 1.5e-11  # seconds of a weight and a token, where a matrix product takes PRODUCT seconds a floating-point operation
+PRODUCT = 8e-12
 PROCESSES = 1.3e9  # bytes of the command and of a kernel that have loaded all libraries, before any model
 HALF, SINGLE = 2.0, 4.0  # bytes of a weight in half precision and in FP32
 CONTEXT = 0.65e9  # bytes of a GPU's memory that a process takes before any tensor; so measured on an H200
@@ -46,13 +46,13 @@ class Cost:
 
 
 COSTS = {
-    "01_principles": Cost(44, 13, 0.3, 4, 4.2, 3.5),
-    "02_awq": Cost(53, 12, 2.8, 8, 4.4, 3.5),
-    "03_gptq": Cost(68, 20, 2.6, 8, 4.4, 5.6),
-    "04_gguf": Cost(46, 7, 0.5, 6, 5.7, 2.5),
-    "05_nf4": Cost(41, 8, 0.8, 4, 2.2, 8.0),
-    "06_deployment": Cost(20, 0, 0.9, 0, 0.0, 1.4),
-    "07_benchmarks": Cost(72, 4, 3.2, 0, 0.0, 7.5),
+    "01_principles": Cost(15, 13, 0.9, 4, 4.2, 3.5),
+    "02_awq": Cost(15, 12, 3.6, 8, 4.4, 3.5),
+    "03_gptq": Cost(24, 20, 4.0, 8, 4.4, 5.6),
+    "04_gguf": Cost(21, 7, 0.6, 6, 5.7, 2.5),
+    "05_nf4": Cost(21, 8, 1.3, 4, 2.2, 8.0),
+    "06_deployment": Cost(23, 0, 2.5, 0, 0.0, 1.4),
+    "07_benchmarks": Cost(45, 4, 5.5, 0, 0.0, 7.5),
 }
 
 
@@ -98,7 +98,7 @@ def cost_of(
     logits = SINGLE * tokens * rows
     read = read_by_a_token(layout, source.experts_per_token or 1) + rows * width
     statistics = min(1.0, BLOCKS / layout.count) * sum(SINGLE * inputs**2 for _, inputs in layout.linear.values())
-    slower = speeds("cpu")[0] / PRODUCT
+    slower = sqrt(speeds("cpu")[0] / PRODUCT)
     seconds = cost.fixed + cost.evaluations * EVALUATION * read * tokens + cost.rest * every / 1e6
     passing, kept = (logits if logits > IN_MEMORY else 0.0), min(logits, IN_MEMORY)
     if holding == WHOLE:
