@@ -42,11 +42,12 @@ TOKENS = 32
 SERVED = [
     "rtn-w4g128", "awq-w4g128", "awq-w4g32", "awq-w4grow", "awq-gptq-w4g128", "tuned-w4g128-steps4",
     "gptq-w4g128", "gptq-w4g32", "gptq-w4grow",
-    "awq-w4g128-ct", "gptq-w4g128-asym-ct", "gptq-w4g32-ct", "gptq-w4grow-ct", "smooth-gptq-w8a8",
+    "awq-w4g128-ct", "gptq-w4g128-asym-ct", "gptq-w4g32-ct", "gptq-w4grow-ct", "smooth-gptq-w8a8", "smooth-gptq-w8a8-static",
     "rtn-fp8", "rtn-fp8-b128",
 ]  # fmt: skip
 KERNELS = {  # on a CPU, of what is not weights alone; FP8's is within its scheme
-    "smooth-gptq-w8a8": "CPUInt8ScaledMMLinearKernel", "rtn-fp8": "CompressedTensorsW8A8Fp8", "rtn-fp8-b128": "CompressedTensorsW8A8Fp8",
+    "smooth-gptq-w8a8": "CPUInt8ScaledMMLinearKernel", "smooth-gptq-w8a8-static": "CPUInt8ScaledMMLinearKernel",
+    "rtn-fp8": "CompressedTensorsW8A8Fp8", "rtn-fp8-b128": "CompressedTensorsW8A8Fp8",
 }  # fmt: skip
 MIXED = ["awq-w4g128", "gptq-w4g128"]
 SECOND = ["awq-w4g128", "tuned-w4g128-steps4", "gptq-w4g128"]
