@@ -70,13 +70,15 @@ def measure_speed(
 ) -> Speed:
     """Time `engine` on a prompt, and on generation from one token, as llama-bench's tg does, so that no prompt's cost is in it.
 
-    It is warmed up first, unless it is `warm`: has just done both.
+    It is warmed up first, as llama-bench does it, by the prompt and by one generated token, unless it is `warm`: has just done both.
     """
     ids = prompt_ids(vocabulary, prompt_tokens)
-    prompt, prompt_sd, prompt_reported = rate(lambda: engine.read(ids), prompt_tokens, repetitions, warm)
-    generation, generation_sd, generation_reported = rate(
-        lambda: engine.generate(ids[0], generated_tokens), generated_tokens, repetitions, warm
-    )
+    if not warm:
+        engine.read(ids)
+    prompt, prompt_sd, prompt_reported = rate(lambda: engine.read(ids), prompt_tokens, repetitions)
+    if not warm:
+        engine.generate(ids[0], 1)
+    generation, generation_sd, generation_reported = rate(lambda: engine.generate(ids[0], generated_tokens), generated_tokens, repetitions)
     return Speed(
         prompt, prompt_sd, generation, generation_sd, prompt_tokens, generated_tokens, engine.label, engine.conditions,
         prompt_reported, generation_reported,
@@ -103,11 +105,8 @@ def over_rounds(rounds: Sequence[Speed]) -> Speed:
     return replace(rounds[0], **pooled("prompt"), **pooled("generation"))
 
 
-def rate(work: Callable[[], float | None], tokens: int, repetitions: int, warm: bool = False) -> tuple[float, float, float | None]:
-    """Tokens a second, mean and standard deviation over `repetitions` or as many as TIMED wants, after one warm-up unless `warm`; and
-    by the seconds that `work` returns."""
-    if not warm:
-        work()
+def rate(work: Callable[[], float | None], tokens: int, repetitions: int) -> tuple[float, float, float | None]:
+    """Tokens a second, mean and standard deviation over `repetitions` or as many as TIMED wants; and by the seconds that `work` returns."""
     rates: list[float] = []
     reported: list[float] = []
     spent = 0.0

@@ -62,7 +62,7 @@ class Sleeper:
 @pytest.mark.parametrize(
     ("seconds", "asked", "timed"), [(0.001, 3, 100), (0.001, 120, 120), (0.125, 1, 3), (0.125, 5, 5), (0.4, 1, 1), (2, 2, 2)]
 )
-def test_a_rate_leaves_out_the_warm_up_and_rests_on_enough_timings(
+def test_a_rate_rests_on_enough_timings(
     seconds: float, asked: int, timed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, calls = 0.0, 0
@@ -74,7 +74,7 @@ def test_a_rate_leaves_out_the_warm_up_and_rests_on_enough_timings(
 
     monkeypatch.setattr(speed_module, "time", SimpleNamespace(perf_counter=lambda: now))
     mean, spread, reported = rate(work, 10, asked)
-    assert calls == timed + 1
+    assert calls == timed
     assert mean == pytest.approx(10 / seconds)
     assert spread == pytest.approx(0, abs=1e-6 * mean)
     assert reported is None
@@ -88,6 +88,14 @@ def test_speeds_are_tokens_over_seconds_by_our_clock_and_the_runtimes() -> None:
     assert speed.generation == pytest.approx(100, rel=0.2)
     assert speed.generation_reported is None
     assert set(engine.seen) == {tuple(prompt_ids(1000, 100))}  # everyone reads the same prompt
+
+
+@pytest.mark.parametrize(("warm", "generated"), [(True, [40]), (False, [1, 40])])
+def test_generation_is_warmed_up_by_a_token(warm: bool, generated: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, counts = Sleeper(), list[int]()
+    monkeypatch.setattr(engine, "generate", lambda first, count: counts.append(count) or time.sleep(0.01 * count))
+    measure_speed(engine, 1000, 10, 40, 1, warm)
+    assert counts == generated
 
 
 @pytest.mark.parametrize(
