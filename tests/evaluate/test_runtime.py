@@ -62,14 +62,12 @@ class Sleeper:
 @pytest.mark.parametrize(
     ("seconds", "asked", "timed"), [(0.001, 3, 100), (0.001, 120, 120), (0.125, 1, 3), (0.125, 5, 5), (0.4, 1, 1), (2, 2, 2)]
 )
-def test_a_rate_rests_on_enough_timings(
-    seconds: float, asked: int, timed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rate_rests_on_enough_timings(seconds: float, asked: int, timed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     now, calls = 0.0, 0
 
     def work() -> None:
         nonlocal now, calls
-        now += seconds if calls else 50  # the first loads what it needs
+        now += seconds
         calls += 1
 
     monkeypatch.setattr(speed_module, "time", SimpleNamespace(perf_counter=lambda: now))
@@ -90,12 +88,32 @@ def test_speeds_are_tokens_over_seconds_by_our_clock_and_the_runtimes() -> None:
     assert set(engine.seen) == {tuple(prompt_ids(1000, 100))}  # everyone reads the same prompt
 
 
-@pytest.mark.parametrize(("warm", "generated"), [(True, [40]), (False, [1, 40])])
-def test_generation_is_warmed_up_by_a_token(warm: bool, generated: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, counts = Sleeper(), list[int]()
-    monkeypatch.setattr(engine, "generate", lambda first, count: counts.append(count) or time.sleep(0.01 * count))
-    measure_speed(engine, 1000, 10, 40, 1, warm)
-    assert counts == generated
+class Lazy(Sleeper):
+    """An engine that takes long the first time that it does either, as one does that loads what it needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = []
+
+    def read(self, ids: Sequence[int]) -> float:
+        if not self.seen:
+            time.sleep(0.5)
+        return super().read(ids)
+
+    def generate(self, first: int, count: int) -> None:
+        if not self.counts:
+            time.sleep(0.5)
+        self.counts.append(count)
+        super().generate(first, count)
+
+
+def test_the_warm_up_is_the_prompt_and_one_token_and_is_not_timed() -> None:
+    engine = Lazy()
+    for warm, generated in ((False, [1, 40]), (True, [1, 40, 40])):
+        speed = measure_speed(engine, 1000, 100, 40, 1, warm)
+        assert engine.counts == generated
+        assert speed.generation == pytest.approx(100, rel=0.3)
+        assert speed.prompt == pytest.approx(100 / 0.05, rel=0.3)
 
 
 @pytest.mark.parametrize(
