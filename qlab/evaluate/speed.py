@@ -75,9 +75,8 @@ def measure_speed(
     ids = prompt_ids(vocabulary, prompt_tokens)
     if not warm:
         engine.read(ids)
-    prompt, prompt_sd, prompt_reported = rate(lambda: engine.read(ids), prompt_tokens, repetitions)
-    if not warm:
         engine.generate(ids[0], 1)
+    prompt, prompt_sd, prompt_reported = rate(lambda: engine.read(ids), prompt_tokens, repetitions)
     generation, generation_sd, generation_reported = rate(lambda: engine.generate(ids[0], generated_tokens), generated_tokens, repetitions)
     return Speed(
         prompt, prompt_sd, generation, generation_sd, prompt_tokens, generated_tokens, engine.label, engine.conditions,

@@ -16,6 +16,7 @@ from qlab.models.opening import locate
 from qlab.peers import llamacpp
 from qlab.recipes.importance import measure
 from qlab.support.errors import UserError
+from qlab.support.precision import multiplies_bfloat16
 
 FOLDER = Path(__file__).with_name("llama_imatrix")
 DOWN, EXPERTS = "blk.0.ffn_down.weight", "blk.0.ffn_up_exps.weight"
@@ -100,11 +101,12 @@ def test_llama_imatrixs_own_files_hold_what_qlab_measures(tmp_path: Path) -> Non
     ours = measure(locate("embedded"), windows, ["text.txt"], tmp_path, "cpu")
     assert (theirs.datasets, theirs.chunks, theirs.chunk_size) == (("text.txt",), 8, 64) == (ours.datasets, ours.chunks, ours.chunk_size)
     assert set(ours.entries) == set(theirs.entries) == set(older.entries)
+    apart = 0.005 if multiplies_bfloat16(torch.device("cpu")) else 0.003
     for name, entry in ours.entries.items():
         assert torch.equal(entry.counts, theirs.entries[name].counts)
         # llama.cpp multiplies in FP16 on its way, and some CPUs in BF16 in a walk: .19 % in the mean without that, .34 % with it
         torch.testing.assert_close(entry.means, theirs.entries[name].means, rtol=0.03, atol=0)
-        assert float((entry.means / theirs.entries[name].means - 1).abs().mean()) < 0.005
+        assert float((entry.means / theirs.entries[name].means - 1).abs().mean()) < apart
         torch.testing.assert_close(older.entries[name].means, theirs.entries[name].means, rtol=1e-5, atol=0)
     swapped = theirs.entries["blk.1.ffn_down.weight"].means / ours.entries["blk.2.ffn_down.weight"].means - 1
     assert float(swapped.abs().mean()) > 0.1  # the control: another layer's
