@@ -70,11 +70,20 @@ def _made(place: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
         with suppress(FileNotFoundError):  # swept before it was held: make another
             held = _opened(folder)
-            with suppress(OSError):
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.exists(folder) and os.path.samestat(os.fstat(held), os.stat(folder)):
+            if not _swept(held) and os.path.exists(folder) and os.path.samestat(os.fstat(held), os.stat(folder)):
                 return folder, held
             os.close(held)
+
+
+def _swept(held: int) -> bool:
+    """Whether another process is about to remove the folder of this descriptor; where none is, it is held from here on."""
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a disk without locks
+        return False
+    return False
 
 
 def _opened(folder: Path) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,23 @@ def test_ctrl_c_in_the_middle_of_removing_leaves_nothing(tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         held.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_is_about_to_sweep_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its making and its holding another process may have opened it, and removes it a moment later."""
+    make, sweeping = tempfile.mkdtemp, list[int]()
+
+    def made(prefix: str, dir: Path) -> str:
+        folder = make(prefix=prefix, dir=dir)
+        if not sweeping:
+            sweeping.append(os.open(folder, os.O_RDONLY))
+            fcntl.flock(sweeping[0], fcntl.LOCK_EX)
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made)
+    with Scratch(tmp_path) as mine:
+        assert not os.path.samestat(os.stat(mine), os.fstat(sweeping[0]))
+    os.close(sweeping[0])
 
 
 def no_room(place: Path) -> Scratch:
