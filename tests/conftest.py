@@ -14,11 +14,13 @@ from qlab import EMBEDDED, ROOT
 from qlab.models.loading import load_tokenizer
 from qlab.models.named import WHEELS
 from qlab.models.opening import OpenedModel, locate
+from qlab.support.processes.starting import preload
 from qlab.workbook.language.spoken import VARIABLE
 from tests.browsing import CHROMIUM, lacking
 
 SHARED = ROOT.parent / "shared"
 os.environ.pop(VARIABLE, None)  # tests read English, whatever their user reads
+preload("qlab.methods.kernels.cpu.trial")  # many of their processes quantize
 
 
 def tiny_folder(folder: Path, seed: int = 0) -> Path:

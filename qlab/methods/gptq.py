@@ -134,9 +134,7 @@ def one_pass(
         source, weights = (weight, importance[torch.argsort(places)]) if natural else (work.T, importance)
         scale[:], zero[:] = (part.T for part in walk.grids(grouped(source, size), weights.view(-1, size)))
     round_block, width = round_columns, BLOCK
-    if kernels.run_on(weight.device):
-        from qlab.methods.kernels import round_columns as kernel
-
+    if kernel := kernels.found("round_columns", weight.device):
         round_block, width = kernel.round_columns, kernel.width(size)
     with kernels.quick_products(weight.device):
         for first in range(0, columns, width):

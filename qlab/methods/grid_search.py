@@ -7,6 +7,7 @@ codes fixed, `refit_scales` solves for all scales of a row at once, so that the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,11 +32,9 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, step
     group is the positive one, so that the further side serves it, as in llama.cpp's Q4_0 and AutoRound; about the best the other
     sign is tried too. Runtimes compute (q − z)·s whatever the sign of s.
     """
-    if kernels.run_on(groups.device):
-        from qlab.methods.kernels import search_grid as kernel
-
-        if metric.ndim == 2 or groups.shape[-1] <= kernel.WIDEST:
-            return kernel.search_grid(groups, 2**bits - 1, symmetric, metric, steps, pace(bits, steps))
+    kernel = kernels.found("search_grid", groups.device)
+    if kernel and (metric.ndim == 2 or groups.shape[-1] <= kernel.WIDEST):
+        return kernel.search_grid(groups, 2**bits - 1, symmetric, metric, steps, pace(bits, steps), *first_grid(groups, bits, symmetric))
     # Groups come first from here on, so that a group's rows are a matrix, ready to be multiplied by its block of H.
     parts = [_search_rows(part.transpose(0, 1).contiguous(), bits, symmetric, metric, steps) for part in groups.split(rows_at_once(groups))]
     return torch.cat([scale.T for scale, _ in parts]), torch.cat([zero.T for _, zero in parts])
@@ -48,29 +47,48 @@ def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, ste
     def weighted(values: Tensor) -> Tensor:
         return metric[:, None] * values if metric.ndim == 2 else values @ metric
 
+    trial: Any = kernels.found("grid_trials", groups.device) or Trial
     cover, middle = first_grid(groups, bits, symmetric)
     shorter = pace(bits, steps)
-    target = weighted(groups)
-    best = Best(cover, middle, torch.full_like(cover, torch.inf), torch.ones_like(cover))
+    target, room = weighted(groups), torch.empty_like(groups)
+    best = Best(cover.clone(), middle.clone(), torch.full_like(cover, torch.inf), torch.ones_like(cover))
 
     def attempt(factor: Tensor, zero: Tensor) -> None:
         shrunk = cover * factor
-        whole = round_to_grid(groups, shrunk, zero, bits).sub_(zero[..., None])
-        seen = weighted(whole)
-        cross, square = (target * whole).sum(-1), (seen * whole).sum(-1)
-        scale = storable(torch.where(cross * shrunk.sign() > 0, cross / square.clamp_(min=1e-30), shrunk))
-        # The metric is linear: what it makes of the error is had from what it made of the codes.
-        seen.mul_(scale[..., None]).sub_(target)
-        best.offer(scale, zero, whole.mul_(scale[..., None]).sub_(groups).mul_(seen).sum(-1), factor)
+        whole = trial.less_zero(groups, shrunk, zero, bits, room)
+        trial.offer(groups, target, whole, weighted(whole), shrunk, zero, factor, best)
 
     for step in range(steps + 1):
         attempt(torch.full_like(cover, 1 - shorter * step), middle)
-    centre = best.factor
+    centre = best.factor.clone()
     neighbours = [(-1, middle)] if symmetric else [(1, (middle + shift).clamp_(1, 2**bits - 1)) for shift in (-1, 1)]
     for sign, zero in neighbours:
         for nearby in (-shorter, 0, shorter):
             attempt(sign * (centre + nearby), zero)
     return best.scale, best.zero
+
+
+class Trial:
+    """A trial of grids [...] for groups [..., group_size], without what the metric makes of its codes."""
+
+    @staticmethod
+    def less_zero(groups: Tensor, scale: Tensor, zero: Tensor, bits: int, out: Tensor) -> Tensor:
+        """Nearest codes on the grids, less their zero points; `out` is room for them."""
+        return round_to_grid(groups, scale, zero, bits).sub_(zero[..., None])
+
+    @staticmethod
+    def offer(
+        groups: Tensor, target: Tensor, whole: Tensor, seen: Tensor, shrunk: Tensor, zero: Tensor, factor: Tensor, best: Best
+    ) -> None:  # fmt: skip
+        """Put the least-squares scales of the codes `whole` into `best` where they leave less error than those there.
+
+        `target` and `seen`: what the metric makes of the groups, and of the codes, which come from grids of the scale `shrunk`.
+        """
+        cross, square = (target * whole).sum(-1), (seen * whole).sum(-1)
+        scale = storable(torch.where(cross * shrunk.sign() > 0, cross / square.clamp_(min=1e-30), shrunk))
+        # The metric is linear: what it makes of the error is had from what it made of the codes.
+        seen.mul_(scale[..., None]).sub_(target)
+        best.offer(scale, zero, whole.mul_(scale[..., None]).sub_(groups).mul_(seen).sum(-1), factor)
 
 
 def first_grid(groups: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -123,7 +141,7 @@ def refit_scales(
     groups = layer.scales.shape[1]
     at_once, equations = REFIT_ROWS, normal_matrix
     if kernels.run_on(weight.device):
-        from qlab.methods.kernels import refit
+        from qlab.methods.kernels.gpu import refit
 
         at_once, equations = max(1, DEVICE_NUMBERS // max(columns, groups**2)), refit.normal_matrix
     scales = []
@@ -144,9 +162,9 @@ def normal_matrix(whole: Tensor, hessian: Tensor) -> Tensor:
     """A float32 [out, groups, groups] of `whole` float32 [out, groups, size], codes less their zero points."""
     rows, groups, size = whole.shape
     matrix = torch.empty(rows, groups, groups, device=whole.device)
-    for group in range(groups):
-        seen = whole[:, group] @ hessian[group * size : (group + 1) * size]
-        matrix[:, group] = (seen.view(rows, groups, size) * whole).sum(-1)
+    for group in range(groups):  # A is symmetric
+        seen = whole[:, group] @ hessian[group * size : (group + 1) * size, group * size :]
+        matrix[:, group, group:] = matrix[:, group:, group] = (seen.view(rows, groups - group, size) * whole[:, group:]).sum(-1)
     return matrix
 
 

@@ -38,8 +38,7 @@ def settle(layer: GroupedIntegers, weight: Tensor, hessian: Tensor, rounds: int 
     for _ in range(rounds):
         del exact  # as large as the weights, and only the last is wanted
         codes, exact = descend(layer.codes, layer.points, weight, hessian)
-        known = kernels.run_on(weight.device)  # they save a product; a CPU goes without, and its bits stay what they were
-        layer = refit_scales(replace(layer, codes=codes), weight, hessian, exact.T if known else None)
+        layer = refit_scales(replace(layer, codes=codes), weight, hessian, exact.T)
     return layer, exact.T
 
 
@@ -54,8 +53,8 @@ def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, roun
     """Every column in turn, `rounds` times (QuantEase, algorithm 1), on points that stay.
 
     `codes` uint8 [out, in], left as they are; `weight` float32 [out, in]; H `hessian` float32 [in, in], symmetric, whose diagonal must be
-    positive. Returns the new codes, and the bottoms of the parabolas at the end [in, out]. Codes of a codebook have no kernel: a GPU takes
-    the plain function for them too.
+    positive. Returns the new codes, and the bottoms of the parabolas at the end [in, out]. Codes of a codebook have no kernel: the plain
+    function rounds them on every device.
     """
     columns, groups = len(hessian), points.step.shape[1]
     size = columns // groups
@@ -71,9 +70,7 @@ def descend(codes: Tensor, points: Points, weight: Tensor, hessian: Tensor, roun
     torch.sub(weight.T, error, out=error)  # Eᵀ, in place: memory is what a walk is short of
     settle_block: Callable[..., Tensor] = partial(settle_columns, book=points.book)
     width, panel = BLOCK, BLOCK
-    if points.book is None and kernels.run_on(weight.device):
-        from qlab.methods.kernels import settle_columns as kernel
-
+    if points.book is None and (kernel := kernels.found("settle_columns", weight.device)):
         settle_block, width, panel = kernel.settle_columns, kernel.WIDEST, kernel.PANEL
     with kernels.quick_products(weight.device):
         gradient = hessian @ error  # H·Eᵀ: how far lowering the error wants to move each weight, times its curvature

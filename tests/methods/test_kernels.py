@@ -1,6 +1,6 @@
-"""Kernels against the plain functions that define them, as compiled on a GPU; or, with TRITON_INTERPRET=1, by Triton's interpreter.
+"""Triton's kernels against the plain functions that define them, compiled on a GPU; or, with TRITON_INTERPRET=1, by its interpreter.
 
-Elsewhere they are skipped; test_kernels_interpreted.py runs them by the interpreter on every machine.
+Elsewhere they are skipped; test_kernels_chosen.py runs them by the interpreter on every machine.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def both(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> Both:
 
     def by_both(work: Callable[[], Any]) -> tuple[Any, Any]:
         results = []
+        monkeypatch.setattr(kernels, "compiled", lambda: False)  # by the interpreter both compute on the CPU, whose own kernels stand aside
         for chosen in (False, True):
             monkeypatch.setattr(kernels, "run_on", lambda device, chosen=chosen: chosen)
             results.append(work())
@@ -135,7 +136,7 @@ def test_the_scales(both: Both, device: torch.device, group_size: int, known: bo
 
 
 def test_settling(both: Both, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qlab.methods.kernels import settle_columns
+    from qlab.methods.kernels.gpu import settle_columns
 
     monkeypatch.setattr(settle_columns, "WIDEST", 32)  # three panels, of two blocks each but the last
     monkeypatch.setattr(settle_columns, "PANEL", 64)

@@ -41,7 +41,9 @@ def test_a_cpu_never_computes_with_kernels(card: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels_run_where_they_can_be_compiled(card: pytest.MonkeyPatch) -> None:
-    trial = pytest.importorskip("qlab.methods.kernels.trial", reason="Triton, which PyTorch brings along on Linux only, is not installed")
+    trial = pytest.importorskip(
+        "qlab.methods.kernels.gpu.trial", reason="Triton, which PyTorch brings along on Linux only, is not installed"
+    )
     tried: list[torch.device] = []
     card.setattr(trial, "compile_and_run", tried.append)
     with warnings.catch_warnings(action="error"):
@@ -51,7 +53,9 @@ def test_kernels_run_where_they_can_be_compiled(card: pytest.MonkeyPatch) -> Non
 
 
 def test_without_a_compiler_the_plain_functions_go_on_and_it_is_said_once(card: pytest.MonkeyPatch) -> None:
-    trial = pytest.importorskip("qlab.methods.kernels.trial", reason="Triton, which PyTorch brings along on Linux only, is not installed")
+    trial = pytest.importorskip(
+        "qlab.methods.kernels.gpu.trial", reason="Triton, which PyTorch brings along on Linux only, is not installed"
+    )
 
     def fail(device: torch.device) -> None:
         raise RuntimeError("Failed to find C compiler.")

@@ -1,8 +1,9 @@
-"""Kernels for GPUs, in Triton: where a method goes from column to column, some ten small operations each, the GPU waits for Python.
+"""Kernels, in Triton for GPUs and compiled by numba for CPUs: where a method goes from column to column or from trial to trial, some ten
+small operations each, a GPU waits for Python, and a CPU takes a pass through its memory for each.
 
-Each module here does what a plain function of qlab.methods does, by the same arithmetic, in one launch. The plain function stays the
-definition, and the only path on CPUs; tests hold one against the other. Sums are added up in another order, and products of matrices
-between two kernels are TF32's, so a weight that lies half-way between two codes may get the other one.
+Each module in `gpu` and `cpu` does what a plain function of qlab.methods does, by the same arithmetic, in one launch. The plain function
+stays the definition; tests hold one against the other. Sums are added up in another order, and on a GPU products of matrices between two
+kernels are TF32's, so a weight that lies half-way between two codes may get the other one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 
@@ -22,8 +24,21 @@ TRIANGLE = 1024  # rows of a triangular matrix that is inverted in one piece; pr
 
 
 def run_on(device: torch.device) -> bool:
-    """Whether kernels compute on `device`, rather than the plain functions: the one place that decides."""
+    """Whether kernels of `gpu` compute on `device`."""
     return device.type == "cuda" and not obstacle(device.index)
+
+
+def found(name: str, device: torch.device) -> ModuleType | None:
+    """The module of this name whose kernels compute on `device`; None where the plain function does."""
+    room = "gpu" if run_on(device) else "cpu" if device.type == "cpu" and compiled() else ""
+    there = f"{__name__}.{room}.{name}"
+    return import_module(there) if room and find_spec(there) else None
+
+
+@cache
+def compiled() -> bool:
+    """Whether this machine has numba, which compiles kernels for its CPU."""
+    return find_spec("numba") is not None
 
 
 def quick_products(device: torch.device) -> AbstractContextManager[None]:
@@ -48,7 +63,7 @@ def obstacle(index: int | None) -> str:
     if find_spec("triton") is None:
         return _warned("Triton is not installed")
     try:
-        import_module("qlab.methods.kernels.trial").compile_and_run(torch.device("cuda" if index is None else f"cuda:{index}"))
+        import_module("qlab.methods.kernels.gpu.trial").compile_and_run(torch.device("cuda" if index is None else f"cuda:{index}"))
     except Exception as error:  # whatever is amiss with compilers and drivers: the plain functions need none of them
         return _warned(f"Triton cannot compile here ({type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[-1]})")
     return ""

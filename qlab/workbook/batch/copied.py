@@ -21,7 +21,7 @@ from qlab.support.processes.starting import begin, copied_from_one, end, share, 
 LAUNCHER = ["-m", "ipykernel_launcher"]  # of the command that starts Python's kernel
 # What lessons import, in their kernels or in the processes that they start.
 LESSONS_IMPORT = (
-    "IPython.core.debugger", "ipykernel.kernelapp",
+    "IPython.core.debugger", "ipykernel.kernelapp", "qlab.methods.kernels.cpu.trial",
     "qlab.show.prediction", "qlab.show.recap", "qlab.show.tables", "qlab.show.titles.deployment",
     "qlab.workbook.benchmark", "qlab.workbook.crowd.advice", "qlab.workbook.exercises.checks", "qlab.workbook.lesson",
 )  # fmt: skip

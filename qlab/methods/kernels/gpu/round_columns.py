@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qlab.methods.kernels.rounding import nearest
+from qlab.methods.kernels.gpu.rounding import nearest
 
 if TYPE_CHECKING:
     from qlab.methods.gptq import Pass

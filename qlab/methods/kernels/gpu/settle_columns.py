@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qlab.methods.kernels.rounding import nearest
+from qlab.methods.kernels.gpu.rounding import nearest
 
 WIDEST = 128  # columns of a block: the program's changes must fit into its registers
 PANEL = 512  # columns whose changes reach the gradient of all columns together: four blocks, which a product of FP32 matrices likes better
