@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from qlab.walk.block import usual_batch
 __all__ = ["Budget", "parse_bytes", "peak_bytes", "predict", "size_text"]
 
 LIBRARIES = 85e6  # what torch and MKL set up once they compute, the tokenizer, the calibration text
+KERNELS = 50e6  # what numba takes in a process that has not loaded it before (qlab.methods.kernels.cpu)
 # Weights, gradients, moments and running means of a block that is tuned, in blocks; and glibc's share: a tensor below 32 MiB comes from its
 # heap, which these leave full of holes.
 TUNED, HOLES, OWN_PAGES = 6.7, 2.8, 1 << 25
@@ -120,7 +122,7 @@ def predict(
     rest = 2.0 * max(outside, default=0) + LIBRARIES
     token = 4.0 * (3 * layout.hidden + max(out for _, out in groups) + max(width for width, _ in groups))
     disk = disk_needed(source, recipes, windows)
-    start = float(psutil.Process().memory_info().rss)
+    start = psutil.Process().memory_info().rss + (KERNELS if data and device == "cpu" and "numba" not in sys.modules else 0.0)
     if limit is not None and choosing and start + choosing > limit:
         raise UserError(
             f"to choose widths, the whole model is in memory: {size_text(start + choosing)} with the process, more than the "

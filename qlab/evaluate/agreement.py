@@ -132,25 +132,48 @@ def agreement_tables(original: PreTrainedModel, others: Iterable[tuple[str, Pred
 
 
 def _summary(group: Sequence[Parting], seed: int) -> dict[str, float]:
-    positions = [one.kl.numpy() for one in group]
+    generator, count = np.random.default_rng(seed), len(group)
+    everyone = np.arange(count)[None]
+    samples = generator.integers(count, size=(RESAMPLES, count))
     columns = {
         "top1": np.array([one.top1 for one in group]),
         "identical": np.array([one.prefix == 1 for one in group], dtype=float),
         "prefix": np.array([one.prefix for one in group]),
     }
-
-    def pooled(chosen: np.ndarray) -> np.ndarray:
-        return np.concatenate([positions[index] for index in chosen])
-
-    figures: dict[str, Callable[[np.ndarray], float]] = {
-        "kl": lambda chosen: float(pooled(chosen).mean()),
-        "kl_p99": lambda chosen: float(np.percentile(pooled(chosen), 99)),
-        **{name: (lambda chosen, values=values: float(values[chosen].mean())) for name, values in columns.items()},  # type: ignore[misc]
+    pooled = _Pooled([one.kl.numpy() for one in group])
+    figures: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "kl": pooled.mean,
+        "kl_p99": lambda chosen: pooled.percentile(chosen, 99),
+        **{name: (lambda chosen, values=values: values[chosen].mean(1)) for name, values in columns.items()},  # type: ignore[misc]
     }
-    generator = np.random.default_rng(seed)
-    samples = [generator.integers(len(group), size=len(group)) for _ in range(RESAMPLES)]
-    everyone, found = np.arange(len(group)), {}
+    found = {}
     for name, figure in figures.items():
-        found[name] = figure(everyone)
-        found[f"{name}_stderr"] = float(np.std([figure(sample) for sample in samples], ddof=1))
+        found[name] = float(figure(everyone)[0])
+        found[f"{name}_stderr"] = float(np.std(figure(samples), ddof=1))
     return found
+
+
+class _Pooled:
+    """The values at all positions of chosen prompts, of many samples at once: `chosen` int64 [samples, prompts], repeated as drawn."""
+
+    def __init__(self, values: Sequence[np.ndarray]) -> None:
+        owners = np.repeat(np.arange(len(values)), [len(each) for each in values])
+        together = np.concatenate(values).astype(np.float64)
+        order = np.argsort(together, kind="stable")
+        self._values, self._owners, self._prompts = together[order], owners[order], len(values)
+
+    def _times(self, chosen: np.ndarray) -> np.ndarray:
+        """How often each value, in rising order, is in each sample: [samples, positions]."""
+        rows = np.arange(len(chosen))[:, None] * self._prompts
+        return np.bincount((rows + chosen).ravel(), minlength=rows.size * self._prompts).reshape(-1, self._prompts)[:, self._owners]
+
+    def mean(self, chosen: np.ndarray) -> np.ndarray:
+        times = self._times(chosen)
+        return times @ self._values / times.sum(1)
+
+    def percentile(self, chosen: np.ndarray, percent: float) -> np.ndarray:
+        """As numpy.percentile of each sample: between two values, linearly."""
+        upto = self._times(chosen).cumsum(1)
+        place = percent / 100 * (upto[:, -1] - 1)
+        below, above = (self._values[(upto <= rank[:, None]).sum(1)] for rank in (np.floor(place), np.ceil(place)))
+        return below + (above - below) * (place % 1)

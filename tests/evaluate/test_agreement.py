@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from qlab.evaluate.agreement import Parting, agreement_table, agreement_tables, answer_prompts, part
+from qlab.evaluate.agreement import Parting, _Pooled, agreement_table, agreement_tables, answer_prompts, part
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import locate
 from qlab.models.texts.prompts import load_prompts
@@ -84,3 +85,15 @@ def test_several_models_are_held_against_the_original_read_once(original: PreTra
     pd.testing.assert_frame_equal(one, again)
     pd.testing.assert_frame_equal(one, agreement_table(part(other, original, answered)))
     assert one["kl"].iloc[0] > 0
+
+
+def test_many_samples_at_once_are_what_each_is_alone() -> None:
+    generator = np.random.default_rng(0)
+    values = [generator.random(count).astype(np.float32) for count in (7, 1, 30, 12)]
+    values[2][:5] = values[2][5]  # some are equal
+    samples = generator.integers(4, size=(50, 4))
+    pooled = [np.concatenate([values[index] for index in sample]).astype(np.float64) for sample in samples]
+    assert np.allclose(_Pooled(values).mean(samples), [each.mean() for each in pooled], rtol=1e-12)
+    for percent in (0, 50, 99, 100):
+        expected = [np.percentile(each, percent) for each in pooled]
+        assert np.allclose(_Pooled(values).percentile(samples, percent), expected, rtol=1e-12)

@@ -79,6 +79,7 @@ def prepare(lessons: list[str], model: str, given: Mapping[str, str], weights: b
     known = {lesson: parameters_of(NOTEBOOKS / f"{lesson}.ipynb") for lesson in lessons}
     values = resolve(known, {**given, "model": model})
     source = locate(model, weights)
+    _ = source.layout  # a model that no lesson can open is refused before the first of them
     for chosen in values.values():
         if named_folder(model) is None and Path(model).expanduser().exists():
             chosen["model"] = str(source.path)

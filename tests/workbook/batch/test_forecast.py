@@ -66,6 +66,14 @@ def test_a_run_is_forecast_from_a_configuration_alone(copy: Path) -> None:
     assert [row[0][:2] for row in said["rows"]] == [name[:2] for name in lesson_names()]
 
 
+def test_a_model_that_no_lesson_opens_is_refused_before_the_first(copy: Path) -> None:
+    configuration = json.loads((copy / "config.json").read_text())
+    del configuration["model_type"]
+    (copy / "config.json").write_text(json.dumps(configuration))
+    with pytest.raises(UserError, match="model_type"):
+        prepare(lesson_names(), str(copy), {}, weights=False)
+
+
 def test_more_text_takes_longer_and_a_larger_model_more_of_everything(copy: Path) -> None:
     def taken(**parameters: str) -> costs.Taken:
         values = prepare(["03_gptq"], str(copy), SHORT | parameters, weights=False)["03_gptq"]
