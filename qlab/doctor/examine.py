@@ -80,14 +80,16 @@ def check_python() -> str:
 def check_device() -> str:
     import torch
 
-    if torch.cuda.is_available():
-        from qlab.methods import kernels
+    from qlab.methods import kernels
 
+    if torch.cuda.is_available():
         with warnings.catch_warnings(action="ignore"):  # what is amiss stands in the line
             reason = kernels.obstacle(None)
         quick = f"no kernels for GPTQ: {reason}" if reason else "kernels for GPTQ"
         return f"CUDA: {torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB; {quick}"
-    return "CPU only (every lesson runs; a GPU makes it faster)"
+    with warnings.catch_warnings(action="ignore"):
+        slow = "" if kernels.compiled() else "; numba does not compile here, so quantizing takes longer"
+    return f"CPU only (every lesson runs; a GPU makes it faster{slow})"
 
 
 def check_memory() -> str:

@@ -27,6 +27,7 @@ from qlab.support.errors import UserError
 from qlab.support.progress import progress
 
 RESAMPLES = 500  # of the bootstrap
+AT_ONCE = 1 << 21  # values that are counted at a time, for so many samples
 
 
 CONTROL = "original (control)"  # its name among formats
@@ -157,23 +158,26 @@ class _Pooled:
     """The values at all positions of chosen prompts, of many samples at once: `chosen` int64 [samples, prompts], repeated as drawn."""
 
     def __init__(self, values: Sequence[np.ndarray]) -> None:
-        owners = np.repeat(np.arange(len(values)), [len(each) for each in values])
-        together = np.concatenate(values).astype(np.float64)
+        self._lengths = np.array([len(each) for each in values])
+        self._sums = np.array([each.sum(dtype=np.float64) for each in values])
+        owners, together = np.repeat(np.arange(len(values)), self._lengths), np.concatenate(values).astype(np.float64)
         order = np.argsort(together, kind="stable")
-        self._values, self._owners, self._prompts = together[order], owners[order], len(values)
-
-    def _times(self, chosen: np.ndarray) -> np.ndarray:
-        """How often each value, in rising order, is in each sample: [samples, positions]."""
-        rows = np.arange(len(chosen))[:, None] * self._prompts
-        return np.bincount((rows + chosen).ravel(), minlength=rows.size * self._prompts).reshape(-1, self._prompts)[:, self._owners]
+        self._values, self._owners = together[order], owners[order]
 
     def mean(self, chosen: np.ndarray) -> np.ndarray:
-        times = self._times(chosen)
-        return times @ self._values / times.sum(1)
+        return self._sums[chosen].sum(1) / self._lengths[chosen].sum(1)
 
     def percentile(self, chosen: np.ndarray, percent: float) -> np.ndarray:
-        """As numpy.percentile of each sample: between two values, linearly."""
-        upto = self._times(chosen).cumsum(1)
+        """As numpy.percentile of each sample: between two values linearly, and NaN where one of them is."""
+        parts = np.array_split(chosen, -(-chosen.size * self._lengths.max() // AT_ONCE))
+        found = np.concatenate([self._percentile(part, percent) for part in parts])
+        return np.where(np.isnan(self._sums[chosen]).any(1), np.nan, found)
+
+    def _percentile(self, chosen: np.ndarray, percent: float) -> np.ndarray:
+        prompts = len(self._lengths)
+        rows = np.arange(len(chosen))[:, None] * prompts
+        times = np.bincount((rows + chosen).ravel(), minlength=len(chosen) * prompts).reshape(-1, prompts)
+        upto = times[:, self._owners].cumsum(1)  # of each value, in rising order: how many in the sample are no larger
         place = percent / 100 * (upto[:, -1] - 1)
         below, above = (self._values[(upto <= rank[:, None]).sum(1)] for rank in (np.floor(place), np.ceil(place)))
         return below + (above - below) * (place % 1)

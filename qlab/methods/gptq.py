@@ -134,8 +134,9 @@ def one_pass(
         source, weights = (weight, importance[torch.argsort(places)]) if natural else (work.T, importance)
         scale[:], zero[:] = (part.T for part in walk.grids(grouped(source, size), weights.view(-1, size)))
     round_block, width = round_columns, BLOCK
-    if kernel := kernels.found("round_columns", weight.device):
-        round_block, width = kernel.round_columns, kernel.width(size)
+    kernel = kernels.found("round_columns", weight.device)
+    if kernel and (columns_at_once := kernel.width(columns if fixed else size)) >= kernel.NARROWEST:
+        round_block, width = kernel.round_columns, columns_at_once
     with kernels.quick_products(weight.device):
         for first in range(0, columns, width):
             here = slice(first, min(first + width, columns))
@@ -211,7 +212,7 @@ def inverse_factor(hessian: Tensor, places: Tensor, damping: float, trust: float
 
 
 def inverted(lower: Tensor) -> Tensor:
-    """The inverse of a lower triangular matrix, which is overwritten where kernels run: by halves then, most of it products."""
+    """The inverse of a lower triangular matrix, which is overwritten where Triton's kernels run: by halves then, most of it products."""
     size = len(lower)
     if not kernels.run_on(lower.device) or size <= kernels.TRIANGLE:
         identity = torch.eye(size, device=lower.device)

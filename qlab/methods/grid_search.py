@@ -16,10 +16,12 @@ from qlab.methods import kernels
 from qlab.methods.grid import GroupedIntegers, fit_grid, round_to_grid, rows_at_once, storable
 from qlab.support.threads import half_the_threads
 
+KERNEL_ROWS = 256  # that a kernel searches at a time, at least: enough for all its threads
 REFIT_ROWS = 512  # rows whose scales are solved for at a time: enough for a matrix product to be worth its name
 DEVICE_NUMBERS = 1 << 25  # on a GPU: numbers in a matrix of such rows
 
 
+@torch.no_grad()
 def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, steps: int = 16) -> tuple[Tensor, Tensor]:
     """Scale and zero point of least error for each group: [out, groups, group_size] → two [out, groups].
 
@@ -34,7 +36,10 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, step
     """
     kernel = kernels.found("search_grid", groups.device)
     if kernel and (metric.ndim == 2 or groups.shape[-1] <= kernel.WIDEST):
-        return kernel.search_grid(groups, 2**bits - 1, symmetric, metric, steps, pace(bits, steps), *first_grid(groups, bits, symmetric))
+        options = 2**bits - 1, symmetric, metric, steps, pace(bits, steps)
+        split = groups.split(max(KERNEL_ROWS, rows_at_once(groups)))
+        found = [kernel.search_grid(part, *options, *first_grid(part, bits, symmetric)) for part in split]
+        return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
     # Groups come first from here on, so that a group's rows are a matrix, ready to be multiplied by its block of H.
     parts = [_search_rows(part.transpose(0, 1).contiguous(), bits, symmetric, metric, steps) for part in groups.split(rows_at_once(groups))]
     return torch.cat([scale.T for scale, _ in parts]), torch.cat([zero.T for _, zero in parts])
@@ -47,7 +52,8 @@ def _search_rows(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, ste
     def weighted(values: Tensor) -> Tensor:
         return metric[:, None] * values if metric.ndim == 2 else values @ metric
 
-    trial: Any = kernels.found("grid_trials", groups.device) or Trial
+    single = groups.dtype == metric.dtype == torch.float32  # what kernels are written for
+    trial: Any = (kernels.found("grid_trials", groups.device) if single else None) or Trial
     cover, middle = first_grid(groups, bits, symmetric)
     shorter = pace(bits, steps)
     target, room = weighted(groups), torch.empty_like(groups)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from qlab.evaluate import agreement
 from qlab.evaluate.agreement import Parting, _Pooled, agreement_table, agreement_tables, answer_prompts, part
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import locate
@@ -87,13 +88,16 @@ def test_several_models_are_held_against_the_original_read_once(original: PreTra
     assert one["kl"].iloc[0] > 0
 
 
-def test_many_samples_at_once_are_what_each_is_alone() -> None:
+def test_many_samples_at_once_are_what_each_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "AT_ONCE", 400)  # a few samples at a time
     generator = np.random.default_rng(0)
     values = [generator.random(count).astype(np.float32) for count in (7, 1, 30, 12)]
     values[2][:5] = values[2][5]  # some are equal
+    values[1][0] = np.nan  # and a sample with this one has no figures
     samples = generator.integers(4, size=(50, 4))
     pooled = [np.concatenate([values[index] for index in sample]).astype(np.float64) for sample in samples]
-    assert np.allclose(_Pooled(values).mean(samples), [each.mean() for each in pooled], rtol=1e-12)
+    assert 5 < sum(np.isnan(each).any() for each in pooled) < 45
+    assert np.allclose(_Pooled(values).mean(samples), [each.mean() for each in pooled], rtol=1e-12, equal_nan=True)
     for percent in (0, 50, 99, 100):
         expected = [np.percentile(each, percent) for each in pooled]
-        assert np.allclose(_Pooled(values).percentile(samples, percent), expected, rtol=1e-12)
+        assert np.allclose(_Pooled(values).percentile(samples, percent), expected, rtol=1e-12, equal_nan=True)

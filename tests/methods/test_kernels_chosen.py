@@ -36,8 +36,20 @@ def test_the_kernels_do_as_the_plain_functions() -> None:
     assert "skipped" not in ran.stdout, ran.stdout
 
 
-def test_a_cpu_never_computes_with_kernels(card: pytest.MonkeyPatch) -> None:
+def test_a_cpu_never_computes_with_kernels_of_triton(card: pytest.MonkeyPatch) -> None:
     assert not kernels.run_on(torch.device("cpu"))
+
+
+def test_without_numba_the_plain_functions_go_on_and_it_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "qlab.methods.kernels.cpu.trial", None)  # as where an import fails
+    kernels.compiled.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="without kernels.*numba does not compile"):
+            assert kernels.found("search_grid", torch.device("cpu")) is None
+        with warnings.catch_warnings(action="error"):
+            assert kernels.found("search_grid", torch.device("cpu")) is None
+    finally:
+        kernels.compiled.cache_clear()
 
 
 def test_kernels_run_where_they_can_be_compiled(card: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from qlab import ROOT
 from qlab.methods import kernels
@@ -116,7 +118,7 @@ def test_settling_blocks_of_llama_cpp(both: Both, kind: str) -> None:
 @settings(deadline=None, max_examples=300)
 @given(st.floats(-1e5, 1e5, width=32))
 def test_scales_are_stored_as_fp16_holds_them(value: float) -> None:
-    assert float(_stored(value)) == float(storable(torch.tensor([value]))[0])
+    assert float(_stored(np.float32(value))) == float(storable(torch.tensor([value]))[0])
 
 
 def test_single_columns_store_scales_likewise() -> None:
@@ -127,17 +129,42 @@ def test_single_columns_store_scales_likewise() -> None:
     assert scale.equal(storable(scale))
 
 
-def test_the_same_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_on_any_number_of_threads() -> None:
     weight, hessian = problem(72, CPU, 1000)
-    first = gptq(weight, hessian, 4, 24, True, "group", True)
-    shared: list[int] = []
-    pool = compiling._pool
-    monkeypatch.setattr(compiling, "_pool", lambda process, threads: (shared.append(threads), pool(process, threads))[1])
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    again = gptq(weight, hessian, 4, 24, True, "group", True)
-    assert set(shared) == {3}
-    assert first.codes.equal(again.codes)
-    assert first.scales.equal(again.scales)
+    groups, metric = weight.view(len(weight), -1, 24), hessian.diagonal().view(-1, 24).contiguous()
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (2, 6):  # of which half are used
+            torch.set_num_threads(number)
+            found.append(search_grid(groups, 4, True, metric))
+    finally:
+        torch.set_num_threads(threads)
+    assert compiling._pool(3)._threads  # there were some
+    assert all(map(torch.equal, *found))
+
+
+def test_a_group_that_no_grid_serves_keeps_the_first(both: Both) -> None:
+    groups = problem(64, CPU, 8)[0].view(8, 2, 32).clone()
+    groups[0, 0, 3], groups[1, 1, 5], groups[2, 0, 0] = torch.nan, 1e20, 1e6
+    plain, ours = both(lambda: search_grid(groups, 4, False, torch.ones(2, 32)))
+    for expected, found in zip(plain, ours):
+        assert torch.allclose(expected, found, rtol=0, atol=0, equal_nan=True)
+
+
+def test_parameters_and_other_precisions_are_taken(both: Both) -> None:
+    weight, hessian = problem(64, CPU)
+    groups, blocks = nn.Parameter(weight).view(len(weight), 2, 32), diagonal_blocks(hessian, 32)
+    for metric in (hessian.diagonal().view(2, 32), blocks):
+        assert torch.equal(search_grid(groups, 4, False, metric)[0], search_grid(groups.detach(), 4, False, metric)[0])
+    plain, ours = both(lambda: search_grid(groups.double(), 4, False, blocks.double())[0])
+    assert plain.equal(ours)
+
+
+@pytest.mark.parametrize("size", [3, 127])
+def test_groups_that_leave_narrow_blocks_are_rounded_plainly(both: Both, size: int) -> None:
+    weight, hessian = problem(3 * size, CPU)
+    plain, ours = both(lambda: gptq(weight, hessian, 4, size))
+    assert plain.codes.equal(ours.codes)
 
 
 def test_where_machine_code_cannot_be_kept_it_is_made_each_time(tmp_path: Path) -> None:
@@ -151,3 +178,21 @@ def test_where_machine_code_cannot_be_kept_it_is_made_each_time(tmp_path: Path) 
         [sys.executable, "-c", f"{code}; print(a[0])"], env=os.environ | {"PYTHONPATH": f"{room}:{ROOT}"}, capture_output=True, text=True
     )
     assert ran.stdout == "2.0\n", ran.stderr
+
+
+@pytest.mark.parametrize("fault", ["a full disk", "a damaged file"])
+def test_machine_code_that_is_not_kept_or_damaged_is_made_again(tmp_path: Path, fault: str) -> None:
+    text = "from qlab.methods.kernels.cpu.compiling import compiled\n@compiled\ndef add(a, b):\n    a[0] += b\n"
+    (tmp_path / "kernel.py").write_text(text)
+    code = "import numpy, kernel; a = numpy.zeros(1); kernel.add(a, 2.0); print(a[0])"
+    full = "import os, numba.core.caching as c\ndef f(*_):\n    raise OSError(28, 'No space left on device')\nc.os.replace = f\n"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    for turn in range(2):
+        command = [sys.executable, "-c", (full if fault == "a full disk" else "") + code]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert ran.stdout == "2.0\n", ran.stderr
+        kept = list((tmp_path / "__pycache__").glob("*.nb?"))
+        if fault == "a damaged file":
+            assert turn or kept
+            for file in kept:
+                file.write_bytes(b"")

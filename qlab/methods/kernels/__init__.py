@@ -1,9 +1,9 @@
-"""Kernels, in Triton for GPUs and compiled by numba for CPUs: where a method goes from column to column or from trial to trial, some ten
-small operations each, a GPU waits for Python, and a CPU takes a pass through its memory for each.
+"""Kernels, in Triton for GPUs and compiled by numba for CPUs, where a method makes some ten small operations for each column or trial.
 
-Each module in `gpu` and `cpu` does what a plain function of qlab.methods does, by the same arithmetic, in one launch. The plain function
-stays the definition; tests hold one against the other. Sums are added up in another order, and on a GPU products of matrices between two
-kernels are TF32's, so a weight that lies half-way between two codes may get the other one.
+A GPU waits for Python at each of them; a CPU goes through its memory once for each of them. Each module in `gpu` and `cpu` does what a
+plain function of qlab.methods does, by the same arithmetic, but all operations in one. The plain function stays the definition; tests hold
+one against the other. Sums are added up in another order, and on a GPU products of matrices between two kernels are TF32's, so a weight
+that lies half-way between two codes may get the other one.
 """
 
 from __future__ import annotations
@@ -37,8 +37,14 @@ def found(name: str, device: torch.device) -> ModuleType | None:
 
 @cache
 def compiled() -> bool:
-    """Whether this machine has numba, which compiles kernels for its CPU."""
-    return find_spec("numba") is not None
+    """Whether numba compiles kernels for this machine's CPU. If it does not, that is said once, as a warning."""
+    try:
+        import_module(f"{__name__}.cpu.trial")
+    except Exception as error:  # it is not there, or does not fit the other libraries: the plain functions do not need it
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[-1]}"
+        warnings.warn(f"GPTQ and AWQ compute without kernels, which takes longer: numba does not compile ({reason})", stacklevel=3)
+        return False
+    return True
 
 
 def quick_products(device: torch.device) -> AbstractContextManager[None]:

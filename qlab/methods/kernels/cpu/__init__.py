@@ -1,1 +1,1 @@
-"""Kernels that numba compiles, for CPUs: a row of a column's operations in one pass, where PyTorch makes a pass of each."""
+"""Kernels that numba compiles, for CPUs: PyTorch goes through the memory once for each small operation, these once for all of them."""

@@ -19,7 +19,10 @@ from qlab.support.threads import half_the_threads
 if TYPE_CHECKING:
     from qlab.methods.gptq import Pass
 
-WIDEST = 64  # columns of a block
+WIDEST, NARROWEST = (
+    64,
+    16,
+)  # columns of a block: where they would be fewer, most of the time goes into products, and the plain function is better
 
 
 def width(size: int) -> int:
@@ -31,14 +34,14 @@ def width(size: int) -> int:
 def round_columns(walk: Pass, here: slice) -> Tensor:
     """Round the columns `here` one after another, each with the errors of those before it; return their errors [len(here), out].
 
-    Float32. Blocks of `width` columns lie within a group each; the first of a group finds its grid.
+    Float32. Where grids are not there beforehand, blocks of `width` columns lie within a group each; the first of a group finds its grid.
     """
     first, rows = here.start, walk.work.shape[1]
     if not walk.fixed and first % walk.size == 0:
         end, group = first + walk.size, int(walk.group_of[first])
         found = walk.grids(walk.work[first:end].T.unsqueeze(1), walk.importance[first:end][None])
         walk.scale[group], walk.zero[group] = (part[:, 0] for part in found)
-    errors = torch.empty_like(walk.work[here])
+    errors = torch.zeros_like(walk.work[here])
     near = walk.factor[here, here].T.contiguous()  # row j: what the errors before it do to column j
     tensors = (walk.work[here], walk.codes[here], errors, near, walk.scale, walk.zero, walk.group_of[here])
     share_rows(rows, partial(_round, *(each.numpy() for each in tensors), 2**walk.bits - 1, walk.compensate, TILE))

@@ -31,7 +31,7 @@ def search_grid(
     scale, zero = torch.empty_like(first), torch.empty_like(first)
     tensors = (weights, metric.float().contiguous(), first, centre, scale, zero)
     share_rows(len(groups), partial(_search, *(each.numpy() for each in tensors), levels, symmetric, steps, np.float32(pace), TILE))
-    return scale.T, zero.T
+    return scale.T.contiguous(), zero.T.contiguous()
 
 
 @compiled
@@ -51,7 +51,8 @@ def _search(weights, metric, cover, middle, scale, zero, levels, symmetric, step
             rows = min(tile, stop - first)
             for row in range(rows):
                 best[row] = np.inf
-                zero[group, first + row] = middle[group, first + row]
+                centre[row] = one
+                scale[group, first + row], zero[group, first + row] = cover[group, first + row], middle[group, first + row]
             for column in range(size):
                 for row in range(rows):
                     near[column, row] = weights[group, column, first + row]

@@ -1,4 +1,5 @@
-"""The smallest kernel. Whoever imports this has numba ready, which takes a second: processes that quantize are copies of one that has."""
+"""The smallest kernel, to find out whether numba compiles on this machine. Importing it takes a second, for numba to make itself ready: a
+run's lessons are copies of a process that has done so."""
 
 from __future__ import annotations
 

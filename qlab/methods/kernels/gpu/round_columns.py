@@ -21,7 +21,7 @@ from qlab.methods.kernels.gpu.rounding import nearest
 if TYPE_CHECKING:
     from qlab.methods.gptq import Pass
 
-WIDEST = 128  # columns of a block: the program's errors must fit into its registers
+WIDEST, NARROWEST = 128, 1  # columns of a block: the program's errors must fit into its registers
 TILE, WARPS = 32, 4  # rows of a program, and the warps of 32 threads that share them
 
 
@@ -33,7 +33,7 @@ def width(size: int) -> int:
 def round_columns(walk: Pass, here: slice) -> Tensor:
     """Round the columns `here` one after another, each with the errors of those before it; return their errors [len(here), out].
 
-    Float32. Blocks of `width` columns lie within a group each; the first of a group finds its grid.
+    Float32. Where grids are not there beforehand, blocks of `width` columns lie within a group each; the first of a group finds its grid.
     """
     first, count, rows = here.start, here.stop - here.start, walk.work.shape[1]
     if not walk.fixed and first % walk.size == 0:
