@@ -8,7 +8,7 @@ PEERS := .venv-peers
 # A Python that the user names is taken or refused; where none is named and there is no python3.11, uv may bring one.
 FIND_PYTHON := tools/find-python.sh '$(PYTHON)' $(if $(filter file,$(origin PYTHON)),--bring)
 
-.PHONY: run test lab afresh browser cluster lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-sweep bench-neighbour bench-kernels soak kill fuzz vllm peers environment lock embedded-model doctor clean help
+.PHONY: run test lab afresh browser cluster lint pictures bench-quantize bench-quality bench-runtimes bench-deploy bench-sweep bench-neighbour bench-compiled bench-kernels soak kill fuzz vllm peers environment lock embedded-model doctor clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -56,6 +56,9 @@ bench-sweep: $(READY) ## whole sweeps by processes and on three Ray nodes, with 
 
 bench-neighbour: $(READY) ## how much longer a walk takes beside busy programs (three minutes, on a machine with nothing else to do)
 	$(BIN)/python -m tests.bench.neighbour
+
+bench-compiled: $(READY) ## on a CPU: walks over SmolLM2 by plain PyTorch and by the kernels that numba compiles (eight minutes; after qlab fetch smollm2)
+	$(BIN)/python -m tests.bench.compiled --model smollm2
 
 bench-kernels: $(READY) ## on an NVIDIA GPU: GPTQ's stages at 8B shape, by plain PyTorch and by the kernels (two minutes)
 	$(BIN)/python -m tests.bench.kernels
