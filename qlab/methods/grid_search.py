@@ -38,7 +38,7 @@ def search_grid(groups: Tensor, bits: int, symmetric: bool, metric: Tensor, step
     if kernel and (metric.ndim == 2 or groups.shape[-1] <= kernel.WIDEST):
         options = 2**bits - 1, symmetric, metric, steps, pace(bits, steps)
         split = groups.split(max(KERNEL_ROWS, rows_at_once(groups)))
-        found = [kernel.search_grid(part, *options, *first_grid(part, bits, symmetric)) for part in split]
+        found = [kernel.search_grid(part, *options) for part in split]
         return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
     # Groups come first from here on, so that a group's rows are a matrix, ready to be multiplied by its block of H.
     parts = [_search_rows(part.transpose(0, 1).contiguous(), bits, symmetric, metric, steps) for part in groups.split(rows_at_once(groups))]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qlab.methods.grid_search import first_grid
 from qlab.methods.kernels.cpu.compiling import TILE, compiled, share_rows
 from qlab.support.threads import half_the_threads
 
@@ -18,16 +19,13 @@ WIDEST = 0  # blocks of H are products of matrices, which PyTorch has (grid_tria
 
 
 @half_the_threads()
-def search_grid(
-    groups: Tensor, levels: int, symmetric: bool, metric: Tensor, steps: int, pace: float, cover: Tensor, middle: Tensor
-) -> tuple[Tensor, Tensor]:
+def search_grid(groups: Tensor, levels: int, symmetric: bool, metric: Tensor, steps: int, pace: float) -> tuple[Tensor, Tensor]:
     """Scale and zero point of least error for each group: [out, groups, group_size] → two float32 [out, groups].
 
-    `metric` float32 [groups, group_size]. Each of `steps` trials shrinks the range of the grids `cover` and `middle` [out, groups] by
-    `pace` more.
+    `metric` float32 [groups, group_size]. Each of `steps` trials shrinks the range by `pace` more.
     """
     weights = groups.permute(1, 2, 0).float().contiguous()  # rows of W side by side: they are computed together
-    first, centre = (each.T.float().contiguous() for each in (cover, middle))
+    first, centre = (each.T.float().contiguous() for each in first_grid(groups, levels.bit_length(), symmetric))
     scale, zero = torch.empty_like(first), torch.empty_like(first)
     tensors = (weights, metric.float().contiguous(), first, centre, scale, zero)
     share_rows(len(groups), partial(_search, *(each.numpy() for each in tensors), levels, symmetric, steps, np.float32(pace), TILE))

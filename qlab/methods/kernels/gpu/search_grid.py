@@ -18,14 +18,11 @@ ELEMENTS = 2048  # weights of a program: they and what a trial makes of them mus
 TILE, DEPTH, WIDEST = 32, 32, 256  # with blocks of H: rows of a program, columns of H that it multiplies at a time, columns of a group
 
 
-def search_grid(
-    groups: Tensor, levels: int, symmetric: bool, metric: Tensor, steps: int, pace: float, cover: Tensor, middle: Tensor
-) -> tuple[Tensor, Tensor]:
+def search_grid(groups: Tensor, levels: int, symmetric: bool, metric: Tensor, steps: int, pace: float) -> tuple[Tensor, Tensor]:
     """Scale and zero point of least error for each group: [out, groups, group_size] → two float32 [out, groups].
 
     `metric` float32 [groups, group_size], what an error in each column costs, or [groups, group_size, group_size], blocks of H for groups
-    of up to WIDEST. Each of `steps` trials shrinks the range by `pace` more; the kernel finds for itself the grids `cover` and `middle`
-    that the first of them takes.
+    of up to WIDEST. Each of `steps` trials shrinks the range by `pace` more.
     """
     rows, count, size = groups.shape
     blocks = metric.ndim == 3
