@@ -135,7 +135,7 @@ def one_pass(
         scale[:], zero[:] = (part.T for part in walk.grids(grouped(source, size), weights.view(-1, size)))
     round_block, width = round_columns, BLOCK
     kernel = kernels.found("round_columns", weight.device)
-    if kernel and (columns_at_once := kernel.width(columns if fixed else size)) >= kernel.NARROWEST:
+    if kernel and (columns_at_once := kernels.width(columns if fixed else size, kernel.WIDEST)) >= kernel.NARROWEST:
         round_block, width = kernel.round_columns, columns_at_once
     with kernels.quick_products(weight.device):
         for first in range(0, columns, width):

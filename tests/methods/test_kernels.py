@@ -26,6 +26,14 @@ pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0) if torch.cuda.is_available() else None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when it is imported
 TIES = 0.01  # of the codes: half-way in one order of summation, and not in the other; a single one moves others after it
+WALKS = [  # order of columns, group size, whether symmetric, whether searched
+    ("given", 128, True, False),
+    ("group", 24, False, True),
+    ("static", 36, True, True),
+    ("scattered", 36, False, True),
+    ("group", -1, True, True),
+    ("given", 3, False, False),
+]
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 
 
@@ -71,17 +79,7 @@ def cost(layer: GroupedIntegers, weight: Tensor, hessian: Tensor) -> float:
     return float(((error @ hessian.double()) * error).sum())
 
 
-@pytest.mark.parametrize(
-    ("order", "group_size", "symmetric", "search"),
-    [
-        ("given", 128, True, False),
-        ("group", 24, False, True),
-        ("static", 36, True, True),
-        ("scattered", 36, False, True),
-        ("group", -1, True, True),
-        ("given", 3, False, False),
-    ],
-)
+@pytest.mark.parametrize(("order", "group_size", "symmetric", "search"), WALKS)
 def test_gptq(both: Both, device: torch.device, order: str, group_size: int, symmetric: bool, search: bool) -> None:
     weight, hessian = problem(256 if group_size == 128 else 72, device)
     hessian[5], hessian[:, 5] = 0, 0  # a channel that no token used

@@ -27,10 +27,10 @@ from qlab.methods.kernels.cpu.grid_trials import _stored
 from qlab.methods.kquants.blocks import encode
 from qlab.methods.rtn import rtn
 from qlab.methods.settle import descend, settle, settle_blocks
-from tests.methods.test_kernels import TIES, cost, differing, problem
+from tests.methods.test_kernels import TIES, WALKS, Both, cost, differing, problem
 
 CPU = torch.device("cpu")
-Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
+KERNEL = "from qlab.methods.kernels.cpu.compiling import compiled\n@compiled\ndef add(a, b):\n    a[0] += b\n"
 
 
 @pytest.fixture
@@ -52,17 +52,7 @@ def test_a_cpu_has_them() -> None:
     assert kernels.found("refit", CPU) is None
 
 
-@pytest.mark.parametrize(
-    ("order", "group_size", "symmetric", "search"),
-    [
-        ("given", 128, True, False),
-        ("group", 24, False, True),
-        ("static", 36, True, True),
-        ("scattered", 36, False, True),
-        ("group", -1, True, True),
-        ("given", 3, False, False),
-    ],
-)
+@pytest.mark.parametrize(("order", "group_size", "symmetric", "search"), WALKS)
 def test_gptq(both: Both, order: str, group_size: int, symmetric: bool, search: bool) -> None:
     weight, hessian = problem(256 if group_size == 128 else 72, CPU, 300)
     hessian[5], hessian[:, 5] = 0, 0  # a channel that no token used
@@ -171,8 +161,7 @@ def test_where_machine_code_cannot_be_kept_it_is_made_each_time(tmp_path: Path) 
     """An installation that is read-only, of a user without a home."""
     room = tmp_path / "package"
     room.mkdir()
-    text = "from qlab.methods.kernels.cpu.compiling import compiled\n@compiled\ndef add(a, b):\n    a[0] += b\n"
-    (room / "kernel.py").write_text(text)
+    (room / "kernel.py").write_text(KERNEL)
     code = "import numpy, numba.core.caching as c; c.CacheImpl._locator_classes = []; import kernel; a = numpy.zeros(1); kernel.add(a, 2.0)"
     ran = subprocess.run(
         [sys.executable, "-c", f"{code}; print(a[0])"], env=os.environ | {"PYTHONPATH": f"{room}:{ROOT}"}, capture_output=True, text=True
@@ -182,8 +171,7 @@ def test_where_machine_code_cannot_be_kept_it_is_made_each_time(tmp_path: Path) 
 
 @pytest.mark.parametrize("fault", ["a full disk", "a damaged file"])
 def test_machine_code_that_is_not_kept_or_damaged_is_made_again(tmp_path: Path, fault: str) -> None:
-    text = "from qlab.methods.kernels.cpu.compiling import compiled\n@compiled\ndef add(a, b):\n    a[0] += b\n"
-    (tmp_path / "kernel.py").write_text(text)
+    (tmp_path / "kernel.py").write_text(KERNEL)
     code = "import numpy, kernel; a = numpy.zeros(1); kernel.add(a, 2.0); print(a[0])"
     full = "import os, numba.core.caching as c\ndef f(*_):\n    raise OSError(28, 'No space left on device')\nc.os.replace = f\n"
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}

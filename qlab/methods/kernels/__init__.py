@@ -47,6 +47,11 @@ def compiled() -> bool:
     return True
 
 
+def width(size: int, widest: int) -> int:
+    """Columns of a block, at most `widest`: a divisor of the group size, so that a group begins where a block does."""
+    return next(number for number in range(min(size, widest), 0, -1) if size % number == 0)
+
+
 def quick_products(device: torch.device) -> AbstractContextManager[None]:
     """A context in which FP32 matrices are multiplied as TF32, numbers of 11 significant bits, where kernels run on `device`.
 

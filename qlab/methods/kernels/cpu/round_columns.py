@@ -19,22 +19,15 @@ from qlab.support.threads import half_the_threads
 if TYPE_CHECKING:
     from qlab.methods.gptq import Pass
 
-WIDEST, NARROWEST = (
-    64,
-    16,
-)  # columns of a block: where they would be fewer, most of the time goes into products, and the plain function is better
-
-
-def width(size: int) -> int:
-    """Columns of a block: a divisor of the group size, so that a group begins where a block does."""
-    return next(number for number in range(min(size, WIDEST), 0, -1) if size % number == 0)
+WIDEST = 64  # columns of a block
+NARROWEST = 16  # of fewer columns, the products take so long that the plain function is better
 
 
 @half_the_threads()
 def round_columns(walk: Pass, here: slice) -> Tensor:
     """Round the columns `here` one after another, each with the errors of those before it; return their errors [len(here), out].
 
-    Float32. Where grids are not there beforehand, blocks of `width` columns lie within a group each; the first of a group finds its grid.
+    Float32. Where grids are not there beforehand, blocks of columns lie within a group each; the first of a group finds its grid.
     """
     first, rows = here.start, walk.work.shape[1]
     if not walk.fixed and first % walk.size == 0:

@@ -39,11 +39,9 @@ def _search(weights, metric, cover, middle, scale, zero, levels, symmetric, step
     tried, point = np.empty(tile, np.float32), np.empty(tile, np.float32)
     found, error = np.empty(tile, np.float32), np.empty(tile, np.float32)
     best, centre = np.empty(tile, np.float32), np.empty(tile, np.float32)
-    # Arrays of their own, not parts of one: numba then knows that they do not overlap, and computes several rows at once.
-    near, wanted = (
-        np.empty((size, tile), np.float32),
-        np.empty((size, tile), np.float32),
-    )  # the tile's weights, and what the metric makes of them
+    # The tile's weights, and what the metric makes of them. All these are arrays of their own, not parts of one: numba then knows that they
+    # do not overlap, and computes several rows at once.
+    near, wanted = np.empty((size, tile), np.float32), np.empty((size, tile), np.float32)
     for group in range(len(weights)):
         for first in range(start, stop, tile):
             rows = min(tile, stop - first)
@@ -80,17 +78,14 @@ def _search(weights, metric, cover, middle, scale, zero, levels, symmetric, step
 @compiled
 def _try(near, wanted, metric, tried, point, top, rows, found, error):
     """The least-squares scale `found` of the codes that grids of the scale `tried` give, and the `error` that it leaves."""
-    whole = np.float32(12582912.0)  # 1.5 · 2²³, beside which FP32 has whole numbers only: adding it and taking it off rounds
-    none, one, least, far = np.float32(0.0), np.float32(1.0), np.float32(1e-30), np.float32(1e6)
+    none, one, least = np.float32(0.0), np.float32(1.0), np.float32(1e-30)
     cross, square = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
     for row in range(rows):
         error[row] = none
     for column in range(len(near)):
         cost = metric[column]
         for row in range(rows):
-            weight = near[column, row]
-            code = (min(max(weight / tried[row], -far), far) + whole) - whole
-            code = min(max(code + point[row], none), top) - point[row]
+            code = _code(near[column, row], tried[row], point[row], top)
             cross[row] += wanted[column, row] * code
             square[row] += cost * code * code
     for row in range(rows):
@@ -100,10 +95,16 @@ def _try(near, wanted, metric, tried, point, top, rows, found, error):
     for column in range(len(near)):
         cost = metric[column]
         for row in range(rows):
-            weight = near[column, row]
-            code = (min(max(weight / tried[row], -far), far) + whole) - whole
-            code = min(max(code + point[row], none), top) - point[row]
-            error[row] += (code * found[row] - weight) * (cost * code * found[row] - wanted[column, row])
+            code = _code(near[column, row], tried[row], point[row], top)
+            error[row] += (code * found[row] - near[column, row]) * (cost * code * found[row] - wanted[column, row])
+
+
+@compiled
+def _code(weight, scale, zero, top):
+    """The nearest code of a weight, less its zero point."""
+    whole, far = np.float32(12582912.0), np.float32(1e6)  # 1.5 · 2²³: beside it FP32 has whole numbers only, so that adding it rounds
+    code = (min(max(weight / scale, -far), far) + whole) - whole
+    return min(max(code + zero, np.float32(0.0)), top) - zero
 
 
 @compiled

@@ -25,15 +25,10 @@ WIDEST, NARROWEST = 128, 1  # columns of a block: the program's errors must fit 
 TILE, WARPS = 32, 4  # rows of a program, and the warps of 32 threads that share them
 
 
-def width(size: int) -> int:
-    """Columns of a block: a divisor of the group size, so that a group begins where a block does."""
-    return next(number for number in range(min(size, WIDEST), 0, -1) if size % number == 0)
-
-
 def round_columns(walk: Pass, here: slice) -> Tensor:
     """Round the columns `here` one after another, each with the errors of those before it; return their errors [len(here), out].
 
-    Float32. Where grids are not there beforehand, blocks of `width` columns lie within a group each; the first of a group finds its grid.
+    Float32. Where grids are not there beforehand, blocks of columns lie within a group each; the first of a group finds its grid.
     """
     first, count, rows = here.start, here.stop - here.start, walk.work.shape[1]
     if not walk.fixed and first % walk.size == 0:
