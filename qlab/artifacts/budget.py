@@ -33,7 +33,7 @@ from qlab.walk.block import usual_batch
 __all__ = ["Budget", "parse_bytes", "peak_bytes", "predict", "size_text"]
 
 LIBRARIES = 85e6  # what torch and MKL set up once they compute, the tokenizer, the calibration text
-KERNELS = 50e6  # what numba takes in a process that has not loaded it before (qlab.methods.kernels.cpu)
+KERNELS = 140e6  # what numba takes in a process that has not loaded it before (qlab.methods.kernels.cpu), its own library mostly
 # Weights, gradients, moments and running means of a block that is tuned, in blocks; and glibc's share: a tensor below 32 MiB comes from its
 # heap, which these leave full of holes.
 TUNED, HOLES, OWN_PAGES = 6.7, 2.8, 1 << 25
@@ -122,20 +122,21 @@ def predict(
     rest = 2.0 * max(outside, default=0) + LIBRARIES
     token = 4.0 * (3 * layout.hidden + max(out for _, out in groups) + max(width for width, _ in groups))
     disk = disk_needed(source, recipes, windows)
-    start = psutil.Process().memory_info().rss + (KERNELS if data and device == "cpu" and "numba" not in sys.modules else 0.0)
+    start = float(psutil.Process().memory_info().rss)
+    libraries = LIBRARIES + (KERNELS if data and device == "cpu" and "numba" not in sys.modules else 0.0)
     if limit is not None and choosing and start + choosing > limit:
         raise UserError(
             f"to choose widths, the whole model is in memory: {size_text(start + choosing)} with the process, more than the "
             f"{size_text(limit)} allowed; a recipe of one width needs one block at a time"
         )
     encoded = [waiting(recipe, block, source) for recipe in recipes]
-    work = max(working(recipe, groups, windows[1], device, block.weights) + size for recipe, size in zip(recipes, encoded)) + LIBRARIES
+    work = max(working(recipe, groups, windows[1], device, block.weights) + size for recipe, size in zip(recipes, encoded)) + libraries
     # A sequential recipe runs the block as quantized before its experts are written.
     beside = max((size for recipe, size in zip(recipes, encoded) if recipe.sequential), default=0.0)
     seconds = duration(block, recipes, windows, blocks, sum(outside) / 2, device, devices, source.experts_per_token)
     usual = min(usual_batch(windows[1], device), windows[0])
     for batch in (usual >> halvings for halvings in range(usual.bit_length())):
-        activations = batch * windows[1] * token * data + beside + LIBRARIES
+        activations = batch * windows[1] * token * data + beside + libraries
         found = Budget(start, 4.0 * block.weights, statistics, work, activations, rest, disk, seconds, batch, blocks, devices, choosing)
         if limit is None or found.total <= limit:
             return found
