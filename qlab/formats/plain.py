@@ -14,6 +14,8 @@ from qlab.support.errors import UserError
 AGAIN = "download or copy the checkpoint again"
 HALVES = ("F16", "BF16", "F32")  # dtypes of scales
 Parts = dict[str, Tensor]
+Copied = Callable[[Tensor], Tensor]
+"""A tensor in the pages of a file → one that holds the same, in memory of its own."""
 Decode = Callable[[Parts], Tensor]
 """Stored tensors by their roles → the plain tensor. A function at the top of a module, or a partial of one, so that it can be pickled."""
 
@@ -24,8 +26,8 @@ class Stored(Protocol):
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
 
-    def read(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
-        """A stored tensor, or `count` of its rows from `first` on, in memory of its own."""
+    def read(self, name: str, first: int = 0, count: int | None = None, copied: Copied = Tensor.clone) -> Tensor:
+        """A stored tensor, or `count` of its rows from `first` on, in memory of its own: `copied` from the file's pages."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """From many small safetensors files to one checkpoint: model.safetensors, or numbered shards with an index.
 
-Tensors go from file to file through one buffer, so that a 70B checkpoint is assembled in a megabyte of memory. A
+Tensors go from file to file through a few buffers, so that a 70B checkpoint is assembled in megabytes of memory. A
 safetensors file is the length of its header in eight little-endian bytes, the header (JSON, padded with spaces so that the
 data begin at a multiple of eight) and the tensors' bytes; this writes what the safetensors library itself would write.
 """
@@ -11,6 +11,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ from qlab.formats.half import half_precision
 from qlab.support.errors import UserError
 
 BUFFER = 1 << 20
+COPIERS = 4  # threads that copy tensors: a disk, or the memory before it, takes more than one of them reads and writes
 LENGTH = struct.Struct("<Q")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 METADATA = {"format": "pt"}  # without it transformers refuses the file
@@ -151,15 +153,26 @@ def write_shard(tensors: Sequence[Stored], file: Path) -> None:
         end += tensor.size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    data = LENGTH.size + len(text)
     with file.open("wb") as target:
         target.write(LENGTH.pack(len(text)) + text)
+        target.truncate(data + end)
         for tensor in ordered:
-            if tensor.half:
+            if tensor.half:  # one in memory at a time
+                target.seek(data + header[tensor.out]["data_offsets"][0])
                 target.write(halved(tensor, tensor.half))
-                continue
-            with tensor.file.open("rb") as source:
-                source.seek(tensor.start)
-                copy(source, target, tensor.size)
+    as_they_are = [tensor for tensor in ordered if not tensor.half]
+    with ThreadPoolExecutor(COPIERS) as pool:
+        for _ in pool.map(lambda tensor: place(tensor, file, data + header[tensor.out]["data_offsets"][0]), as_they_are):
+            pass
+
+
+def place(tensor: Stored, file: Path, start: int) -> None:
+    """Copy a tensor's bytes to where they belong in `file`."""
+    with tensor.file.open("rb") as source, file.open("r+b") as target:
+        source.seek(tensor.start)
+        target.seek(start)
+        copy(source, target, tensor.size)
 
 
 def halved(tensor: Stored, dtype: torch.dtype) -> memoryview:

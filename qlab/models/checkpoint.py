@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qlab.formats.gguf import reading
-from qlab.formats.plain import Plain, Stored, plainly_stored
+from qlab.formats.plain import Copied, Plain, Stored, plainly_stored
 from qlab.formats.stored import describe, plain_tensors
 from qlab.methods.grid import GroupedIntegers
 from qlab.models.experts import Piece
@@ -53,7 +53,7 @@ class SafetensorsFiles:
                     self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
                     self._files[name] = file
 
-    def read(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
+    def read(self, name: str, first: int = 0, count: int | None = None, copied: Copied = Tensor.clone) -> Tensor:
         """A stored tensor, or `count` of its rows from `first` on, in memory of its own.
 
         Raises:
@@ -61,7 +61,7 @@ class SafetensorsFiles:
         """
         # Opened for each tensor anew: an open file keeps every page that was read in the process's memory.
         with opened(self._files[name]) as tensors:
-            return (tensors.get_tensor(name) if count is None else tensors.get_slice(name)[first : first + count]).clone()
+            return copied(tensors.get_tensor(name) if count is None else tensors.get_slice(name)[first : first + count])
 
 
 class OnPaper:
@@ -70,7 +70,7 @@ class OnPaper:
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self.shapes, self.dtypes = shapes, dict.fromkeys(shapes, "F16")
 
-    def read(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
+    def read(self, name: str, first: int = 0, count: int | None = None, copied: Copied = Tensor.clone) -> Tensor:
         raise UserError(f"{name} is not there: the model has no weights, only a configuration")
 
 
@@ -150,6 +150,18 @@ class Checkpoint:
             layer, _, more = layer.rpartition(".")
             end = f"{more}.{end}"
         return name
+
+    def read_unseen(self, name: str, copied: Copied) -> Tensor:
+        """One plain tensor as `read` gives it, where `copied` puts it, straight from its file where it is stored plain. Whether it is
+        `finite`, the caller is to see: a GPU sees that sooner.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        entry = self._plain[name]
+        if entry.quantized or len(entry.parts) > 1 or name in self._pieces:
+            return copied(self.read(name))
+        return entry.decode({role: self._stored.read(part, copied=copied) for role, part in entry.parts.items()})
 
     def read(self, name: str) -> Tensor:
         """One plain tensor in memory of its own: in its stored dtype, or float32 where it is stored quantized.

@@ -6,11 +6,10 @@ of it when they are asked for, so that no more than one window's are in memory. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from qlab.support.processes.process import trim_heap
 from qlab.support.progress import progress
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.state.activations import Activations
+from qlab.walk.tail import Tail, exact
 
 Windows = Tensor | Sequence[Tensor]
 """int64 [windows, length]; or [1, length] each, whose lengths may differ."""
@@ -52,12 +52,6 @@ def predictor(
     return BlockByBlock(source, windows, device, place), source.check_complete()
 
 
-@contextmanager
-def exact(_: nn.Module) -> Iterator[None]:
-    """Within the context a model computes as it is."""
-    yield
-
-
 class BlockByBlock(Sequence[Tensor]):
     """The logits of each window but for its last position, float32 [length − 1, vocabulary], in the model's FP32 arithmetic."""
 
@@ -83,21 +77,13 @@ class BlockByBlock(Sequence[Tensor]):
         for length in self._lengths:
             self._places.append(counts.setdefault(length, 0))
             counts[length] += 1
-        self._tuple = 0
-        model, layout = self._skeleton.model, source.layout
         if (quantization := quantization_of(source.config)).get("quant_method") == "compressed-tensors":
             layers = (name.removesuffix(".weight") for name in source.checkpoint.quantized_names())
-            round_inputs(model, quantization, layers, source.name, source.checkpoint.input_scale)
-        apart = (layout.embedding, layout.head, *(f"{tower}." for tower in layout.towers))
-        self._skeleton.fill_outside(name for name in self._skeleton.rest() if not name.startswith(apart))
-        with rounding(model):
+            round_inputs(self._skeleton.model, quantization, layers, source.name, source.checkpoint.input_scale)
+        self._tail = Tail(self._skeleton)
+        with rounding(self._skeleton.model):
             self._hidden = self._through_blocks(source.name, single, counts)
-        embedding: Any = model.get_input_embeddings()  # what it makes of a token is not wanted any more
-        embedding.weight, embedding.padding_idx = nn.Parameter(torch.zeros(1, embedding.embedding_dim, device=device), False), None
-        head: Any = model.get_output_embeddings()
-        head.weight = nn.Parameter(source.checkpoint.read(layout.head).to(device, torch.float32), False)
-        for tower in layout.towers:
-            _emptied(model.get_submodule(tower), device)
+        self._tail.fill()
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -106,12 +92,8 @@ class BlockByBlock(Sequence[Tensor]):
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        model: Any = self._skeleton.model
-        length = self._lengths[index]
-        hidden = self._hidden[length].some(self._places[index], 1).to(self._skeleton.device)
-        with self._rounding(model), self._answering((hidden, *[None] * (self._tuple - 1)) if self._tuple else hidden):
-            tokens = torch.zeros(1, length, dtype=torch.int64, device=self._skeleton.device)
-            return model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
+        hidden = self._hidden[self._lengths[index]].some(self._places[index], 1).to(self._skeleton.device)
+        return self._tail.logits(hidden, self._rounding)[:-1]
 
     def _through_blocks(self, name: str, windows: Sequence[Tensor], counts: Mapping[int, int]) -> dict[int, Activations]:
         """What the last block makes of the windows, by their length, of which there are so many of each."""
@@ -123,7 +105,7 @@ class BlockByBlock(Sequence[Tensor]):
         for index in progress(range(len(skeleton)), f"blocks of {name}", leave=False):
             block = skeleton.block(index, next(iter(counts)))
             skeleton.read_ahead(index + 1)
-            hook = block.module.register_forward_hook(self._note)
+            hook = block.module.register_forward_hook(self._tail.note)
             outputs = self._files(counts, width, index + 1)
             for length, inputs in hidden.items():
                 called = replace(block, arguments=skeleton.called(index, length))
@@ -140,26 +122,3 @@ class BlockByBlock(Sequence[Tensor]):
         """Files for the inputs of block `index`, by the windows' length."""
         folder = self._scratch.path
         return {length: Activations(folder / f"hidden-{index}-{length}.bin", (count, length, width)) for length, count in counts.items()}
-
-    def _note(self, _: nn.Module, __: Any, output: Any) -> None:
-        self._tuple = len(output) if isinstance(output, tuple) else 0
-
-    @contextmanager
-    def _answering(self, output: Any) -> Iterator[None]:
-        """Within the context every block answers with `output`: the model computes what lies behind its last one."""
-        for block in self._skeleton.blocks:
-            block.forward = lambda *_, **__: output
-        try:
-            yield
-        finally:
-            for block in self._skeleton.blocks:
-                del block.forward
-
-
-def _emptied(tower: nn.Module, device: str) -> None:
-    """Leave nothing of a tower's weights, which no text goes through, on the "meta" device: classes take their first weight's device for
-    that of all (Idefics 3, SmolVLM)."""
-    for module in tower.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None and weight.is_meta:
-                module._parameters[name] = nn.Parameter(torch.empty(0, device=device), False)

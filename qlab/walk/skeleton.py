@@ -6,17 +6,18 @@ so that no architecture is named.
 
 from __future__ import annotations
 
-import copy
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qlab.models.checkpoint import finite
 from qlab.models.experts import separate_experts
 from qlab.models.layout import compute_buffers, empty_model
 from qlab.models.opening import OpenedModel
@@ -26,6 +27,7 @@ from qlab.walk.block import Block
 from qlab.walk.called import Arguments, told_apart
 from qlab.walk.state.activations import Activations
 
+READERS = 4  # threads that read a block's tensors ahead: one copies slower than a GPU quantizes
 BESIDE = 2  # things that blocks of transformers' classes return beside hidden states, at most
 PASSED_ON = object()  # stands for each of these: a block that is given one reads what another computed
 
@@ -43,7 +45,8 @@ class Skeleton:
         if source.not_walked:
             raise UserError(source.not_walked)
         self.name, self.checkpoint, self.layout, self.device = source.name, source.checkpoint, source.layout, device
-        self._reader, self._ahead = ThreadPoolExecutor(1, "qlab-reader"), dict[int, Future[dict[str, Tensor]]]()
+        self._reader = ThreadPoolExecutor(READERS, "qlab-reader")
+        self._ahead = dict[int, dict[str, Future[Tensor]]]()
         self._arguments: dict[int, list[Arguments]] = {}
         self._filled = set[str]()  # tensors outside the blocks
         self._beside = 0  # what the model's class takes from its blocks beside hidden states
@@ -64,46 +67,37 @@ class Skeleton:
         wanted = set(self.layout.rest)
         return [name for name in self.checkpoint.shapes if name in wanted]
 
-    def head(self) -> tuple[str, Tensor]:
-        """The checkpoint's name of the output head, and by how much the final norm multiplies each channel: float32 [hidden]."""
-        head = self.layout.head
-        width = self.checkpoint.shapes[head][1]
-        if self.layout.norm is None:
-            return head, torch.ones(width, device=self.device)
-        norm = copy.deepcopy(self.model.get_submodule(self.layout.norm)).to_empty(device=self.device)
-        for kind, tensor in norm.state_dict().items():
-            tensor.copy_(self.checkpoint.read(f"{self.layout.norm}.{kind}"))
-        # Of mean 0 and mean square 1: RMS and layer norms leave it as it is, so what they make of it is their weight (or 1 + it).
-        probe = 1.0 - 2.0 * (torch.arange(width, device=self.device) % 2)
-        with torch.no_grad():
-            return head, (norm(probe) - norm(-probe)) / 2 * probe
-
     def fill(self, index: int) -> nn.Module:
         """Block `index` with its weights, in float32 on the device."""
         module = self.blocks[index].to_empty(device=self.device).requires_grad_(False)
         compute_buffers(self.model, module.modules(), self.device)
-        ahead = self._ahead.get(index)
-        read = ahead.result().__getitem__ if ahead else partial(self._read, index)
+        ahead, prefix = self._ahead.get(index), self.layout.block(index)
         for name, tensor in module.state_dict().items():  # one at a time: never the block twice
-            tensor.copy_(read(name).to(self.device, non_blocking=True))  # as stored: a GPU widens it faster
+            stored = ahead[name].result() if ahead else self.checkpoint.read(prefix + name)
+            there = stored.to(self.device, non_blocking=True)  # as stored: a GPU widens it faster
+            tensor.copy_(finite(prefix + name, there) if ahead else there)
         return module
 
     def read_ahead(self, index: int) -> None:
         """Begin to read block `index`, where it is computed on a GPU; `fill` then finds its weights in memory, as stored."""
         if torch.device(self.device).type == "cuda" and index < len(self) and index not in self._ahead:
-            names = list(self.blocks[index].state_dict())
-            self._ahead[index] = self._reader.submit(lambda: {name: self._read_pinned(index, name) for name in names})
+            prefix = self.layout.block(index)
+            # The largest first: else one thread reads it when the others are done.
+            names = sorted(self.blocks[index].state_dict(), key=lambda name: -math.prod(self.checkpoint.shapes[prefix + name]))
+            self._ahead[index] = {name: self._reader.submit(self._read_pinned, prefix + name) for name in names}
 
     def close(self) -> None:
         """Read nothing further ahead."""
         self._reader.shutdown(wait=False, cancel_futures=True)
 
-    def _read_pinned(self, index: int, name: str) -> Tensor:
-        tensor = self._read(index, name)
-        return pinned(tensor.shape, tensor.dtype, self.device).copy_(tensor)
+    def _read_pinned(self, name: str) -> Tensor:
+        return self.checkpoint.read_unseen(name, self._in_pinned)
 
-    def _read(self, index: int, name: str) -> Tensor:
-        return self.checkpoint.read(self.layout.block(index) + name)
+    def _in_pinned(self, tensor: Tensor) -> Tensor:
+        """A copy that the GPU takes by itself, made by this thread alone: PyTorch's others would wait for those of the other readers."""
+        found = pinned(tensor.shape, tensor.dtype, self.device)
+        np.copyto(bytes_of(found), bytes_of(tensor.contiguous()))
+        return found
 
     def block(self, index: int, length: int) -> Block:
         """Block `index` with its weights, called as for windows of `length` tokens."""
@@ -221,6 +215,11 @@ class Skeleton:
                 f"{self.layout.hidden}: qlab does not walk such models"
             )
         return found[0]
+
+
+def bytes_of(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The bytes of a contiguous tensor in the machine's memory, not copied."""
+    return tensor.flatten().view(torch.uint8).numpy()
 
 
 def fill(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from qlab.support.stages import stage
 from qlab.walk.block import Block, usual_batch
 from qlab.walk.grouping import Groups, find_groups
 from qlab.walk.routing import Routing, routed
-from qlab.walk.sensitivity import prediction_metric
+from qlab.walk.sensitivity import evenly, gradients_at_blocks, metric_of
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.span import Largest, watched
 from qlab.walk.state.activations import Activations
@@ -51,7 +51,7 @@ class Quantized:
 @dataclass(frozen=True)
 class Calibration:
     """What a recipe may know of a block's data: statistics by layer, its inputs, the original block's outputs, and how much
-    errors of these matter (qlab.walk.sensitivity; computed once, by the first who asks).
+    errors of these matter (qlab.walk.sensitivity; of a walk for recipes that want `targets` alone).
 
     `statistics` are of the layers outside experts, `routing` says what experts were given; `of` has both. `largest`: the largest
     absolute value of the block's activations (qlab.walk.span).
@@ -159,7 +159,7 @@ class Walk:
         with closing(skeleton), closing(self._streams()) as streams:
             if not journal.kept:
                 self._keep_rest(skeleton, journal, streams)
-            groups, metric = dict[frozenset[str], Groups](), cache(lambda: prediction_metric(skeleton, self.windows))
+            groups = dict[frozenset[str], Groups]()
             steps = [len(self.share.of_block(self.methods, index)) for index in range(len(skeleton))]
             wanted = [index for index in range(len(skeleton)) if steps[index] or self._goes_on(index)]
             left = [index for index in wanted if index >= journal.blocks]
@@ -171,7 +171,7 @@ class Walk:
                         if following is not None:
                             skeleton.read_ahead(following)
                         block.groups, block.experts = self._groups(block, groups)
-                    self._quantize(skeleton, block, metric, journal, streams, count)
+                    self._quantize(skeleton, block, journal, streams, count)
                     skeleton.release(index)
                     trim_heap()  # holes that the next block does not fill exactly: many small experts would be there twice
                     journal.blocks = index + 1
@@ -199,7 +199,7 @@ class Walk:
         return Streams(self.state, shape, held(shape, streams * self.share.of, self.device), self.device)
 
     def _keep_rest(self, skeleton: Skeleton, journal: Journal, streams: Streams) -> None:
-        """Embedding, final norm and head, and the activations that the first block reads."""
+        """Embedding, final norm and head, the activations that the first block reads, and what tuning wants to know of all blocks."""
         for number, name in enumerate(skeleton.rest() if self.share.rank == 0 else []):
             largest = Largest()
             for method in self.methods:  # each in a part of its own: on a CPU embedding and head are never both in memory
@@ -210,12 +210,13 @@ class Walk:
                 del tensor
         if any(method.data for method in self.methods):
             skeleton.embed(self.windows, streams.new(ORIGINAL, 0))
+        if any(method.targets for method in self.methods):
+            with stage("sensitivity"):
+                gradients_at_blocks(self.source, self.windows, self.device, self._gradients, self.state)
         journal.kept = True
         streams.finish(-1, partial(journal.save, journal.text()))
 
-    def _quantize(
-        self, skeleton: Skeleton, block: Block, metric: Callable[[], Tensor], journal: Journal, streams: Streams, count: Any
-    ) -> None:
+    def _quantize(self, skeleton: Skeleton, block: Block, journal: Journal, streams: Streams, count: Any) -> None:
         index, last = block.index, block.index + 1 == len(skeleton)
         source, methods = streams.of(ORIGINAL, index), self.share.of_block(self.methods, index)
         shared, started = None, time.perf_counter()
@@ -223,7 +224,7 @@ class Walk:
         outputs = streams.new(ORIGINAL, index + 1) if onward else None
         with quick_products(block.device):
             if observes_original(methods) or (index == 0 and any(method.data for method in methods)):
-                shared = self._calibrate(block, source, outputs, metric, journal.batch, streams, ORIGINAL, outputs)
+                shared = self._calibrate(block, source, outputs, journal.batch, streams, ORIGINAL, outputs)
             elif outputs:
                 with stage("forward"):
                     outputs.write(block.outputs(source, journal.batch))
@@ -242,7 +243,7 @@ class Walk:
             if method.sequential and streams.has(method.name, index):
                 shared = None
                 with quick_products(block.device):
-                    calibration = self._calibrate(block, own, outputs, metric, journal.batch, streams, method.name)
+                    calibration = self._calibrate(block, own, outputs, journal.batch, streams, method.name)
             else:
                 calibration, own = shared if method.data else None, source  # nothing is quantized before the first block
             with stage("quantize"):
@@ -261,8 +262,8 @@ class Walk:
             trim_heap()
 
     def _calibrate(
-        self, block: Block, inputs: Activations, targets: Activations | None, metric: Callable[[], Tensor], batch: int,
-        streams: Streams, name: str, outputs: Activations | None = None,
+        self, block: Block, inputs: Activations, targets: Activations | None, batch: int, streams: Streams, name: str,
+        outputs: Activations | None = None,
     ) -> Calibration:  # fmt: skip
         last = block.index + 1 == self.source.layout.count
 
@@ -271,7 +272,13 @@ class Walk:
 
         with watched(block, output=last) as largest, routed(block, place) as routing, stage("forward"):
             statistics = block.observe(inputs, batch, outputs, through=last)
+        metric = partial(metric_of, self._gradients(block.index), block.device)
         return Calibration(statistics, inputs, targets, metric, largest, routing)
+
+    def _gradients(self, index: int) -> Activations:
+        """The gradients at the output of block `index`; they are forgotten with the block's inputs."""
+        count, length = evenly(self.windows).shape
+        return Activations(self.state / f"gradients-{index}.bin", (count, length, self._hidden()))
 
     def _write(self, streams: Streams, method: Method, number: str, tensors: dict[str, Tensor]) -> None:
         if tensors:

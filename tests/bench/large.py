@@ -21,7 +21,7 @@ from tests.bench.made_up import make_checkpoint
 
 LARGE = ["rtn-w4g128", "awq-w4g128", "gptq-w4g128", "tuned-w4g128", "nf4", "q4_k_m", "awq-w4g128+gptq-w4g128+nf4+q4_k_m"]
 SHAPES = {  # a block, how many a model has, and how many are walked over
-    "8B": ({"hidden": 4096, "mlp": 14336, "heads": 32, "kv_heads": 8}, 32, 5),
+    "8B": ({"hidden": 4096, "mlp": 14336, "heads": 32, "kv_heads": 8}, 32, 9),
     "70B": ({"hidden": 8192, "mlp": 28672, "heads": 64, "kv_heads": 8}, 80, 3),
 }
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qlab.artifacts.artifact import fit, quantize_model
 from qlab.artifacts.converting import convert
 from qlab.models import naming
 from qlab.models.loading import load
-from qlab.models.opening import OpenedModel
+from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
 from qlab.support.errors import UserError
 from qlab.walk.by_block import BlockByBlock, held_whole
@@ -149,3 +150,29 @@ def test_blocks_that_read_what_the_block_before_computed_are_refused(tiny: Opene
     backbone.forward = handing_on
     with pytest.raises(UserError, match="blocks of tiny read more of the block before than hidden states"):
         skeleton.learn_arguments([8])
+
+
+def read_ahead(source: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> Skeleton:
+    """A skeleton whose first block was read ahead as beside a GPU, into memory that is not pinned."""
+    monkeypatch.setattr("qlab.walk.skeleton.pinned", lambda shape, dtype, _: torch.empty(shape, dtype=dtype))
+    skeleton = Skeleton(source, "cpu")
+    skeleton.device = "cuda"
+    skeleton.read_ahead(0)
+    skeleton.device = "cpu"
+    return skeleton
+
+
+def test_a_block_that_was_read_ahead_has_the_same_weights(tiny: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Skeleton(tiny, "cpu").fill(0).state_dict()
+    found = read_ahead(tiny, monkeypatch).fill(0).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_what_is_read_ahead_is_seen_to_be_finite(tiny: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(tiny.path, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    name = tiny.layout.block(0) + "mlp.up_proj.weight"
+    weights[name][1, 2] = torch.nan
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"{name} holds NaN"):
+        read_ahead(locate(str(tmp_path / "model")), monkeypatch).fill(0)

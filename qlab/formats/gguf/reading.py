@@ -23,12 +23,17 @@ from qlab.formats.gguf.configuration import model_config
 from qlab.formats.gguf.encoding import EXPERT, form_of, shapes_of
 from qlab.formats.gguf.forms import SAME
 from qlab.formats.gguf.header import Header, Setting, read_header
-from qlab.formats.plain import Plain
+from qlab.formats.plain import Copied, Plain
 from qlab.support.errors import UserError
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 DERIVED = ("rope_freqs.weight",)  # what the configuration tells
+
+
+def as_it_is(content: Tensor) -> Tensor:
+    """What was read has memory of its own already."""
+    return content
 
 
 class GGUFFiles:
@@ -58,7 +63,7 @@ class GGUFFiles:
                 self.shapes[name], self.dtypes[name] = tensor.shape, tensor.kind
                 self._places[name] = file, tensor.start
 
-    def read(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
+    def read(self, name: str, first: int = 0, count: int | None = None, copied: Copied = as_it_is) -> Tensor:
         """A tensor or some of its rows, in memory of its own: floats in their dtype, others as uint8 [rows, bytes a row].
 
         Raises:
@@ -79,7 +84,7 @@ class GGUFFiles:
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {name} from {file.name}: {error}") from error
         dtype = FLOATS.get(kind.name)
-        return content.view(*chosen, a_row) if dtype is None else content.view(dtype).view(*chosen, *shape[-1:])
+        return copied(content.view(*chosen, a_row) if dtype is None else content.view(dtype).view(*chosen, *shape[-1:]))
 
 
 def gguf_files(path: Path) -> list[Path]:
