@@ -7,7 +7,7 @@ back, and what it takes for granted is mended, inside one context that undoes it
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from qlab.models.opening import OpenedModel
 from qlab.peers.families import check_family
 from qlab.peers.patching import patched, silent
 from qlab.support.errors import UserError
+from qlab.support.precision import quick_products
 
+CPU = torch.device("cpu")
 # What `families` says, written down: `check` then needs no import of the library, which takes seconds.
 KNOWN = (
     "bloom", "gpt_neox", "gptj", "gpt2", "llama", "opt", "moss", "gpt_bigcode", "codegen", "RefinedWebModel", "RefinedWeb", "falcon",
@@ -75,7 +77,8 @@ def quantize(source: OpenedModel, windows: Tensor, out: Path, bits: int, group_s
         inner = load(source, device="cuda:0" if torch.cuda.is_available() else "cpu")
         model = GPTQ_CAUSAL_LM_MODEL_MAP[source.config["model_type"]](inner, False, config)
         examples = [{"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in windows]
-        with tuple_outputs(inner.get_submodule(source.layout.blocks)):
+        blocks = inner.get_submodule(source.layout.blocks)
+        with tuple_outputs(blocks), quick_blocks(blocks):
             model.quantize(examples)
         inner.half()  # what stays unquantized is stored as it came: in FP16
         model.save_quantized(str(out), use_safetensors=True)
@@ -117,6 +120,28 @@ def tuple_outputs(blocks: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def quick_blocks(blocks: nn.Module) -> Iterator[None]:
+    """Within the context the `blocks` multiply on a CPU as a walk of qlab's does (qlab.support.precision); H and all else in FP32."""
+    from auto_gptq.quantization.gptq import GPTQ
+
+    added = GPTQ.add_batch
+
+    def add_batch(gptq: Any, inputs: Tensor, outputs: Tensor) -> None:
+        with quick_products(CPU, False):
+            added(gptq, inputs.float(), outputs)
+
+    def quick(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def multiplied(*arguments: Any, **named: Any) -> Any:
+            with quick_products(CPU):
+                return forward(*arguments, **named)
+
+        return multiplied
+
+    with patched((GPTQ, "add_batch", add_batch), *((block, "forward", quick(block.forward)) for block in blocks.children())):
+        yield
 
 
 @contextmanager

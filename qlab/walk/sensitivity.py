@@ -51,7 +51,7 @@ def gradients_at_blocks(source: OpenedModel, windows: Tensor, device: str, place
     """
     chosen = evenly(windows)
     skeleton = Skeleton(source, device)
-    with Scratch(work) as folder, quick_products(torch.device(device)):
+    with Scratch(work) as folder:
         shape = (*chosen.shape, source.layout.hidden)
         inputs = [Activations(folder / f"inputs-{index}.bin", shape) for index in range(len(skeleton) + 1)]
         tail = _forward(skeleton, chosen, inputs)
@@ -74,7 +74,8 @@ def _forward(skeleton: Skeleton, windows: Tensor, inputs: list[Activations]) -> 
         block = skeleton.block(index, windows.shape[1])
         skeleton.read_ahead(index + 1)
         hook = block.module.register_forward_hook(tail.note)
-        inputs[index + 1].write(block.outputs(inputs[index], 1))
+        with quick_products(block.device):
+            inputs[index + 1].write(block.outputs(inputs[index], 1))
         hook.remove()
         skeleton.release(index)
         trim_heap()
@@ -93,7 +94,8 @@ def _at_the_end(tail: Tail, outputs: Activations, device: str) -> Iterator[Tenso
 def _of_predictions(tail: Tail, hidden: Tensor, generator: torch.Generator) -> Tensor:
     """What a random u with the covariance F, drawn for each token, is at the hidden states [1, length, hidden]."""
     hidden = hidden.requires_grad_()
-    logits = tail.logits(hidden * 1)
+    with quick_products(hidden.device):
+        logits = tail.logits(hidden * 1)
     chance = logits.detach().softmax(-1)
     signs = torch.randint(0, 2, chance.shape, generator=generator, device=chance.device).mul_(2).sub_(1)
     drawn = chance.sqrt() * signs
@@ -105,9 +107,10 @@ def _led_back(skeleton: Skeleton, index: int, inputs: Activations, gradients: Ac
     """The gradients at the input of block `index`, of those at its output, a window at a time."""
     skeleton.read_ahead(index)
     block = skeleton.block(index, inputs.shape[1])
-    skeleton.read_ahead(index - 1)
+    if index > 1:  # of the first block nobody asks what its input should be
+        skeleton.read_ahead(index - 1)
     for hidden, gradient in zip(inputs.batches(1), gradients.batches(1)):
-        with torch.enable_grad():
+        with torch.enable_grad(), quick_products(block.device):
             hidden = hidden.to(block.device).requires_grad_()
             found = torch.autograd.grad(block.forward(hidden * 1), hidden, gradient.to(block.device))[0]
         yield found.cpu()

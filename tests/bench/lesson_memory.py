@@ -24,6 +24,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from types import CodeType
 from typing import Any
 from unittest.mock import MagicMock, patch
 
@@ -74,6 +75,12 @@ def parameters_in(lesson: str) -> dict[str, Any]:
         assert isinstance(node, ast.Assign)
         found[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
     return found
+
+
+def imports_of(source: str) -> CodeType:
+    """A cell's imports alone."""
+    found = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return compile(ast.Module(found, []), "<imports>", "exec")
 
 
 class Watch:
@@ -174,6 +181,7 @@ def run(lesson: str, values: dict[str, Any], watch: Watch, budget: float) -> tup
                 continue
             if LEFT_OUT.search(source):
                 print(f"cell {number:2}: left out, of runtimes: {title}", flush=True)
+                exec(imports_of(source), names)  # later cells count on them
                 continue
             if UNASKED.search(source):
                 source = "\n".join(line for line in source.splitlines() if not UNASKED.search(line))
