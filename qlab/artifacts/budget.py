@@ -29,6 +29,7 @@ from qlab.support.errors import UserError
 from qlab.support.processes.process import peak_bytes
 from qlab.support.wording import counted
 from qlab.walk.block import usual_batch
+from qlab.walk.sensitivity import sensed_windows
 
 __all__ = ["Budget", "parse_bytes", "peak_bytes", "predict", "size_text"]
 
@@ -123,7 +124,8 @@ def predict(
     token = 4.0 * (3 * layout.hidden + max(out for _, out in groups) + max(width for width, _ in groups))
     disk = disk_needed(source, recipes, windows)
     start = float(psutil.Process().memory_info().rss)
-    libraries = LIBRARIES + (KERNELS if data and device == "cpu" and "numba" not in sys.modules else 0.0)
+    compiled = device == "cpu" and "numba" not in sys.modules and any(map(uses_kernels, recipes))
+    libraries = LIBRARIES + KERNELS * compiled
     if limit is not None and choosing and start + choosing > limit:
         raise UserError(
             f"to choose widths, the whole model is in memory: {size_text(start + choosing)} with the process, more than the "
@@ -146,12 +148,21 @@ def predict(
     )
 
 
+def uses_kernels(recipe: WalkedRecipe) -> bool:
+    """Whether a recipe searches grids, rounds column by column or settles codes, which numba compiles on CPUs."""
+    if isinstance(recipe, GGUF):
+        return recipe.settles
+    return isinstance(recipe, Integers) and (recipe.search or recipe.method not in ("rtn", "awq"))
+
+
 def disk_needed(source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: tuple[int, ...]) -> float:
     """Bytes of disk that a walk over `windows` (their number and length) needs while it works: encoded tensors twice, and activations."""
     stored = 2 * sum(source.checkpoint.bytes_of(name) for name in source.layout.shapes) * 0.35 * len(recipes)
     streams = 2 * any(recipe.data for recipe in recipes) + 2 * sum(recipe.sequential for recipe in recipes)
     streams += (streams // 2) * bool(source.layout.pieces)  # what experts read
-    return stored + streams * 4 * windows[0] * windows[1] * source.layout.hidden
+    # What all blocks read of the text whose gradients are taken, until these are in its place (qlab.walk.sensitivity).
+    sensed = (source.layout.count + 3) * sensed_windows(*windows) * any(recipe.targets for recipe in recipes)
+    return stored + (streams * windows[0] + sensed) * 4 * windows[1] * source.layout.hidden
 
 
 def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: str, weights: int) -> float:

@@ -16,6 +16,7 @@ from qlab.artifacts.block_shape import BlockShape, Group
 from qlab.recipes import FP8, GGUF, NF4, Integers, WalkedRecipe
 from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.support.threads import half_the_threads
+from qlab.walk.sensitivity import sensed_windows
 from qlab.walk.walk import observes_original
 
 CALLS = 25  # operations' worth of time that rounding one column takes in a walk over columns
@@ -74,6 +75,7 @@ def operations(
             calls += CALLS * (1 + 2 * recipe.settles) * columns
         if isinstance(recipe, Integers) and recipe.method == "tuned":
             total += forward
+            total += 3.0 * forward * sensed_windows(*windows) / windows[0]  # forward and back, for gradients of the predictions
             total += recipe.steps * (3.0 * forward * TUNED_WINDOWS / windows[0] + sum(100.0 * width * out for width, out in groups))
     return total, passes, calls
 

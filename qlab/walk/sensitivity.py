@@ -35,9 +35,14 @@ def metric_of(gradients: Activations, device: torch.device) -> Tensor:
     return metric / metric.diagonal().mean().clamp(min=1e-30)
 
 
+def sensed_windows(count: int, length: int) -> int:
+    """Of `count` calibration windows of `length` tokens, how many hold TOKENS tokens together: one at least."""
+    return min(count, max(1, TOKENS // length))
+
+
 def evenly(windows: Tensor) -> Tensor:
-    """Calibration windows int64 [windows, length] that hold TOKENS tokens together, evenly spaced: one at least."""
-    count = min(len(windows), max(1, TOKENS // windows.shape[1]))
+    """The calibration windows int64 [windows, length] whose gradients are taken, evenly spaced."""
+    count = sensed_windows(*windows.shape)
     return windows[torch.arange(count) * len(windows) // count]
 
 

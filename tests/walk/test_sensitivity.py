@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from qlab.artifacts.budget import disk_needed
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.windows import read_windows
+from qlab.recipes import parse
 from qlab.walk.sensitivity import AT_ONCE, TOKENS, evenly, gradients_at_blocks, metric_of
 from qlab.walk.state.activations import Activations
 
@@ -83,6 +85,21 @@ def test_the_mean_of_what_is_drawn_is_the_fisher_matrix() -> None:
     drawn = _of_predictions(Head(), chosen.expand(1, 20000, 4).clone(), torch.Generator().manual_seed(1))[0]  # type: ignore[arg-type]
     chance = chosen.softmax(-1)
     torch.testing.assert_close(drawn.T @ drawn / len(drawn), chance.diag() - torch.outer(chance, chance), atol=5e-3, rtol=0)
+
+
+def test_the_disk_that_is_predicted_is_used(tiny: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, most, append = torch.arange(2 * 48).view(2, 48) % 50, 0, Activations.append
+
+    def watched(activations: Activations, batch: Tensor) -> None:
+        nonlocal most
+        append(activations, batch)
+        most = max(most, sum(file.stat().st_size for file in tmp_path.rglob("*.bin")))
+
+    monkeypatch.setattr(Activations, "append", watched)
+    measured(tiny, text, tmp_path)
+    windows = (len(text), text.shape[1])
+    tuned, sequential = (disk_needed(tiny, [parse(name)], windows) for name in ("tuned-w4g32", "gptq-w4g32-sequential"))
+    assert 0.75 * (tuned - sequential) < most <= tuned - sequential
 
 
 def test_the_text_is_gone_over_evenly() -> None:
