@@ -35,6 +35,7 @@ from qlab.support.versions import version_of
 from qlab.walk.state.journal import Journal
 from qlab.walk.walk import encoded_parts
 
+METHODS = 2  # raised when a recipe makes other bytes than before, or takes another time: what was made before is made again
 LIBRARIES = ("qlab", "torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp")
 
 
@@ -94,6 +95,7 @@ def inputs_of(recipe: Recipe, source: OpenedModel, windows: Tensor, device: str)
         "calibration": {"sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16], "windows": list(windows.shape)},
         "versions": {name: version_of(name) for name in LIBRARIES} | recipe.versions(),
         "device": device,
+        "methods": METHODS,
         "products": "bf16" if multiplies_bfloat16(torch.device(device)) else "fp32",
     }
 

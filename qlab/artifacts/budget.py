@@ -29,7 +29,7 @@ from qlab.support.errors import UserError
 from qlab.support.processes.process import peak_bytes
 from qlab.support.wording import counted
 from qlab.walk.block import usual_batch
-from qlab.walk.sensitivity import sensed_windows
+from qlab.walk.sensitivity import AT_ONCE, sensed_windows
 
 __all__ = ["Budget", "parse_bytes", "peak_bytes", "predict", "size_text"]
 
@@ -121,6 +121,9 @@ def predict(
     outside = [checkpoint.bytes_of(name) for name in layout.rest]
     # Outside the blocks, the largest is read from a file that is mapped into memory, and then written: twice its size at both times.
     rest = 2.0 * max(outside, default=0) + LIBRARIES
+    if any(recipe.targets for recipe in recipes):  # the head in FP32, and as it was read or in BF16; logits and what is drawn from them
+        rows, width = layout.shapes[layout.head]
+        rest = max(rest, 6.0 * rows * width + 24.0 * AT_ONCE * rows + LIBRARIES)
     token = 4.0 * (3 * layout.hidden + max(out for _, out in groups) + max(width for width, _ in groups))
     disk = disk_needed(source, recipes, windows)
     start = float(psutil.Process().memory_info().rss)

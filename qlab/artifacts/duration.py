@@ -44,6 +44,8 @@ def duration(
         )
     ends = sum(ENDS_GGUF if isinstance(recipe, GGUF) else 0.0 for recipe in recipes) * outside * one_pass
     written = len(recipes) * 2 * outside / WRITING
+    if any(recipe.targets for recipe in recipes):  # logits, and gradients of them
+        ends += 4.0 * sensed_windows(*windows) * windows[1] * outside * product
     a_block = 1.35 * total * product + passes * one_pass + calls * call
     passed_on = 1.35 * forward * product if observes_original(recipes) else 0.0
     return SET_UP + ends + written + blocks * (a_block + (devices - 1) * passed_on) / devices

@@ -36,7 +36,7 @@ class Layout:
     """Names and shapes of a decoder with `count` blocks.
 
     `blocks`: the name of their list, "model.layers"; `backbone`: of the module around it, "model". `hidden`: the width of the hidden
-    states. `embedding`, `head`: names of these weights, the same where they are tied. `norm`: the module behind the last block, if any.
+    states. `embedding`, `head`: names of these weights, the same where they are tied.
     `shapes`: every tensor that a checkpoint of it holds, a tied head but once. `linear`: the weights [out, in] of linear layers in blocks
     that are quantized; each expert of a mixture has its own. `gates`: modules that choose experts or weigh them, which are not.
     `towers`: modules beside the decoder with linear layers, such as an image encoder. `pieces`: where an expert's tensors lie in those of
@@ -48,7 +48,6 @@ class Layout:
     hidden: int
     embedding: str
     head: str
-    norm: str | None
     shapes: dict[str, Shape]
     linear: dict[str, Shape]
     gates: tuple[str, ...] = ()
@@ -166,11 +165,6 @@ def layout_of(model: PreTrainedModel, name: str) -> Layout:
     own_head = f"{names[id(output)]}.weight" if output is not None else embedded
     # Where its configuration ties them and its class does not, or one within another says otherwise, what transformers made tells.
     head = embedded if output is None or stored_weight(output) is stored_weight(embedding) else own_head
-    backbone = blocks.rpartition(".")[0]
-    children = [(child, type(module).__name__) for child, module in model.get_submodule(backbone).named_children()]
-    place = [child for child, _ in children].index(blocks.rpartition(".")[2])
-    # A norm of the embedding is declared before the blocks; OPT declares the final one there too.
-    norms = [f"{backbone}.{child}" for at, (child, kind) in enumerate(children) if "Norm" in kind and (at > place or "final" in child)]
     linear, gates = linear_layers(stack), [f"{index}.{gate}" for index, block in enumerate(stack) for gate in gates_of(block)]
     return Layout(
         blocks,
@@ -178,7 +172,6 @@ def layout_of(model: PreTrainedModel, name: str) -> Layout:
         getattr(text, "hidden_size", embedding.embedding_dim),
         embedded,
         head,
-        norms[-1] if norms else None,
         {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key == head or key != own_head},
         {f"{blocks}.{path}.weight": tuple(stored_weight(module).shape) for path, module in linear.items() if path not in set(gates)},
         tuple(f"{blocks}.{gate}" for gate in gates),

@@ -9,6 +9,7 @@ matrices by drawn gradients are K-FAC's (Martens and Grosse 2015, section 5).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from qlab.models.opening import OpenedModel
 from qlab.support.disk.scratch import Scratch
+from qlab.support.errors import UserError
+from qlab.support.finite import all_finite
 from qlab.support.precision import quick_products
 from qlab.support.processes.process import trim_heap
 from qlab.walk.skeleton import Skeleton
@@ -27,11 +30,17 @@ AT_ONCE = 64  # tokens whose logits are there at a time: a vocabulary may have 2
 
 
 def metric_of(gradients: Activations, device: torch.device) -> Tensor:
-    """M float32 [hidden, hidden] of a block's gradients, its mean diagonal 1."""
+    """M float32 [hidden, hidden] of a block's gradients, its mean diagonal 1.
+
+    Raises:
+        UserError: a gradient is not finite.
+    """
     metric = torch.zeros(gradients.shape[2], gradients.shape[2], device=device)
     for part in gradients.batches(1):
         rows = part[0].to(device)
         metric.addmm_(rows.T, rows)
+    if not all_finite(metric):
+        raise UserError(f"{gradients.path.stem} are NaN or infinite: the model overflows on this text; calibrate with another one")
     return metric / metric.diagonal().mean().clamp(min=1e-30)
 
 
@@ -55,8 +64,7 @@ def gradients_at_blocks(source: OpenedModel, windows: Tensor, device: str, place
         OSError: the disk is full or not writable.
     """
     chosen = evenly(windows)
-    skeleton = Skeleton(source, device)
-    with Scratch(work) as folder:
+    with closing(Skeleton(source, device)) as skeleton, Scratch(work) as folder:
         shape = (*chosen.shape, source.layout.hidden)
         inputs = [Activations(folder / f"inputs-{index}.bin", shape) for index in range(len(skeleton) + 1)]
         tail = _forward(skeleton, chosen, inputs)
@@ -67,7 +75,6 @@ def gradients_at_blocks(source: OpenedModel, windows: Tensor, device: str, place
             before.write(_led_back(skeleton, index, inputs[index], gradients))
             gradients = before
             inputs[index + 1].path.unlink()
-    skeleton.close()
 
 
 def _forward(skeleton: Skeleton, windows: Tensor, inputs: list[Activations]) -> Tail:
@@ -102,7 +109,7 @@ def _of_predictions(tail: Tail, hidden: Tensor, generator: torch.Generator) -> T
     with quick_products(hidden.device):
         logits = tail.logits(hidden * 1)
     chance = logits.detach().softmax(-1)
-    signs = torch.randint(0, 2, chance.shape, generator=generator, device=chance.device).mul_(2).sub_(1)
+    signs = torch.randint(0, 2, chance.shape, generator=generator, device=chance.device, dtype=torch.int8).mul_(2).sub_(1)
     drawn = chance.sqrt() * signs
     drawn -= chance * drawn.sum(-1, keepdim=True)  # u = √p∘z − p·(√p·z), z the signs: the mean of u·uᵀ is diag(p) − p·pᵀ
     return torch.autograd.grad(logits, hidden, drawn)[0]
@@ -115,9 +122,11 @@ def _led_back(skeleton: Skeleton, index: int, inputs: Activations, gradients: Ac
     if index > 1:  # of the first block nobody asks what its input should be
         skeleton.read_ahead(index - 1)
     for hidden, gradient in zip(inputs.batches(1), gradients.batches(1)):
-        with torch.enable_grad(), quick_products(block.device):
+        with torch.enable_grad():
             hidden = hidden.to(block.device).requires_grad_()
-            found = torch.autograd.grad(block.forward(hidden * 1), hidden, gradient.to(block.device))[0]
+            with quick_products(block.device):  # the way back takes each product as it was made
+                output = block.forward(hidden * 1)
+            found = torch.autograd.grad(output, hidden, gradient.to(block.device))[0]
         yield found.cpu()
     skeleton.release(index)
     trim_heap()

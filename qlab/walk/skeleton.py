@@ -45,7 +45,8 @@ class Skeleton:
         if source.not_walked:
             raise UserError(source.not_walked)
         self.name, self.checkpoint, self.layout, self.device = source.name, source.checkpoint, source.layout, device
-        self._reader = ThreadPoolExecutor(READERS, "qlab-reader")
+        # What is stored quantized is decoded by PyTorch's own threads, and one after another: decoded tensors are large.
+        self._reader = ThreadPoolExecutor(1 if source.checkpoint.quantized else READERS, "qlab-reader")
         self._ahead = dict[int, dict[str, Future[Tensor]]]()
         self._arguments: dict[int, list[Arguments]] = {}
         self._filled = set[str]()  # tensors outside the blocks

@@ -208,11 +208,14 @@ class Walk:
                 self._write(streams, method, f"0000-{number:03}", method.keep(self.source, name, tensor))
                 journal.saw(method.name, largest.value)
                 del tensor
-        if any(method.data for method in self.methods):
-            skeleton.embed(self.windows, streams.new(ORIGINAL, 0))
-        if any(method.targets for method in self.methods):
+        tuned, started = [method for method in self.share.of_block(self.methods, 0) if method.targets], time.perf_counter()
+        if tuned:
             with stage("sensitivity"):
                 gradients_at_blocks(self.source, self.windows, self.device, self._gradients, self.state)
+        for method in tuned:
+            journal.seconds[method.name] = time.perf_counter() - started
+        if any(method.data for method in self.methods):
+            skeleton.embed(self.windows, streams.new(ORIGINAL, 0))
         journal.kept = True
         streams.finish(-1, partial(journal.save, journal.text()))
 

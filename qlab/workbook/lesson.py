@@ -116,6 +116,8 @@ class Lesson:
         `artifact` then finds them. What each costs alone is not known from such a walk. Another lesson that walks over the model is waited
         for.
         """
+        if not recipes:
+            return
         folder = artifact_folder(recipes[0], self.source, self.work).parent
         arguments = (self.source, recipes, self.calibration, folder, None, self.device, self.calibration_reading.as_dicts(), (), True)
         with self.aside():

@@ -13,7 +13,7 @@ from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.models.texts.windows import read_windows
 from qlab.recipes import parse
-from qlab.walk.sensitivity import AT_ONCE, TOKENS, evenly, gradients_at_blocks, metric_of
+from qlab.walk.sensitivity import AT_ONCE, TOKENS, _of_predictions, evenly, gradients_at_blocks, metric_of
 from qlab.walk.state.activations import Activations
 
 
@@ -75,8 +75,6 @@ def test_gradients_are_led_back_as_the_whole_model_would(tiny: OpenedModel, tmp_
 
 
 def test_the_mean_of_what_is_drawn_is_the_fisher_matrix() -> None:
-    from qlab.walk.sensitivity import _of_predictions
-
     class Head:
         def logits(self, hidden: Tensor) -> Tensor:
             return hidden[0]

@@ -65,7 +65,7 @@ def test_one_walk_makes_every_format(name: str, artifacts: dict[str, Artifact], 
     quality = measure_quality(load(artifacts[name].source), windows, load(tiny))
     assert 1e-8 < quality.kl < 0.05
     assert parse(name).name == name
-    assert set(artifacts[name].manifest["inputs"]) == {"model", "recipe", "calibration", "versions", "device", "products"}
+    assert set(artifacts[name].manifest["inputs"]) == {"model", "recipe", "calibration", "versions", "device", "methods", "products"}
     assert len(artifacts[name].errors) == 14
 
 
