@@ -23,7 +23,7 @@ from qlab.formats.half import half_precision
 from qlab.support.errors import UserError
 
 BUFFER = 1 << 20
-COPIERS = 4  # threads that copy tensors: a disk, or the memory before it, takes more than one of them reads and writes
+COPIERS = 4  # threads that copy tensors: one reads and writes less in a second than a disk takes
 LENGTH = struct.Struct("<Q")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 METADATA = {"format": "pt"}  # without it transformers refuses the file
@@ -154,16 +154,17 @@ def write_shard(tensors: Sequence[Stored], file: Path) -> None:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     data = LENGTH.size + len(text)
+    starts = {tensor.out: data + header[tensor.out]["data_offsets"][0] for tensor in ordered}
     with file.open("wb") as target:
         target.write(LENGTH.pack(len(text)) + text)
         target.truncate(data + end)
         for tensor in ordered:
             if tensor.half:  # one in memory at a time
-                target.seek(data + header[tensor.out]["data_offsets"][0])
+                target.seek(starts[tensor.out])
                 target.write(halved(tensor, tensor.half))
     as_they_are = [tensor for tensor in ordered if not tensor.half]
     with ThreadPoolExecutor(COPIERS) as pool:
-        for _ in pool.map(lambda tensor: place(tensor, file, data + header[tensor.out]["data_offsets"][0]), as_they_are):
+        for _ in pool.map(lambda tensor: place(tensor, file, starts[tensor.out]), as_they_are):
             pass
 
 

@@ -27,7 +27,7 @@ from qlab.support.stages import stage
 from qlab.walk.block import Block, usual_batch
 from qlab.walk.grouping import Groups, find_groups
 from qlab.walk.routing import Routing, routed
-from qlab.walk.sensitivity import evenly, gradients_at_blocks, metric_of
+from qlab.walk.sensitivity import gradients_at_blocks, metric_of, sensed_windows
 from qlab.walk.skeleton import Skeleton
 from qlab.walk.span import Largest, watched
 from qlab.walk.state.activations import Activations
@@ -280,8 +280,8 @@ class Walk:
 
     def _gradients(self, index: int) -> Activations:
         """The gradients at the output of block `index`; they are forgotten with the block's inputs."""
-        count, length = evenly(self.windows).shape
-        return Activations(self.state / f"gradients-{index}.bin", (count, length, self._hidden()))
+        count, length = self.windows.shape
+        return Activations(self.state / f"gradients-{index}.bin", (sensed_windows(count, length), length, self._hidden()))
 
     def _write(self, streams: Streams, method: Method, number: str, tensors: dict[str, Tensor]) -> None:
         if tensors:

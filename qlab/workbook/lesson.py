@@ -111,7 +111,7 @@ class Lesson:
         return made
 
     def walk_together(self, recipes: Sequence[WalkedRecipe]) -> None:
-        """Make the artifacts of `recipes` that are not there in one walk, which reads and computes each block once for all of them.
+        """Make those artifacts of `recipes` that are not there in one walk, which reads and computes each block once for all of them.
 
         `artifact` then finds them. What each costs alone is not known from such a walk. Another lesson that walks over the model is waited
         for.
