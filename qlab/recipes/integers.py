@@ -71,6 +71,8 @@ class Integers(Walked):
     def __post_init__(self) -> None:
         if self.group_size != -1 and self.group_size < 1:
             raise UserError(f"groups of {self.group_size} weights: expected a group size of 1 or more, such as 128, or 'row'")
+        if self.steps < 1:
+            raise UserError(f"tuning for {self.steps} steps: expected 1 or more, such as {STEPS}")
         if self.method == "tuned" and not self.sequential:
             raise UserError("tuning follows the quantized blocks: a tuned recipe is always sequential")
 
