@@ -68,6 +68,10 @@ def quantize(
     ] = False,
 ) -> None:
     """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
+    from qlab.support.processes.starting import starting
+
+    if devices is not None and not dry_run:
+        starting()  # what the devices' processes are copies of imports, which takes seconds, while this one does
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
     from qlab.artifacts.room import budget_from

@@ -1,7 +1,7 @@
 """Several GPUs of one machine against one: seconds of `qlab quantize` and of a further block on a made-up model, and the bytes.
 
 `python -m tests.bench.devices --blocks 32 --counts 1 2 4`. A first walk, which compiles the kernels, is not counted. A further block is the
-difference to a model of a few blocks, so that what it takes to start the processes is left out.
+difference to a model of a few blocks, so that what it takes to start the processes is left out; all blocks are alike.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="qlab-bench-") as work:
         folder = Path(work)
         few = max(options.counts)
-        small, model = (make_checkpoint(folder / f"made-up-{count}", count, **SHAPES[options.shape][0]) for count in (few, options.blocks))
+        shape = SHAPES[options.shape][0]
+        small, model = (make_checkpoint(folder / f"made-up-{count}", count, alike=True, **shape) for count in (few, options.blocks))
         for recipes in [names.split("+") for names in options.recipes]:
             quantize(small, folder / "out", recipes, options, few)
             one, first = 0.0, dict[str, str]()
