@@ -75,7 +75,7 @@ def quantize(
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
     from qlab.artifacts.room import budget_from
-    from qlab.evaluate.damage import TYPES, choose_types, choose_widths, choosing_bytes, offered_types, types_in, widest
+    from qlab.evaluate.damage.choosing import TYPES, choose_types, choose_widths, choosing_bytes, offered_types, types_in, widest
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import already_rounded, check_length, found_device, found_devices, left_out, locate
     from qlab.models.texts.mixture import check_texts

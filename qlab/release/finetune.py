@@ -27,6 +27,7 @@ from qlab.support.disk.lock import locked
 from qlab.support.disk.room import room_for
 from qlab.support.disk.scratch import Scratch
 from qlab.support.errors import UserError
+from qlab.support.precision import quick_products
 from qlab.support.progress import counter
 
 PREFIX = "base_model.model."  # what peft puts before a layer's name
@@ -97,7 +98,8 @@ def train(source: OpenedModel, windows: Tensor, training: Training, device: str 
     with counter(training.steps, 0, "steps") as count:
         for _ in range(training.steps):
             batch = windows[next(batches)].to(device)
-            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+            with quick_products(batch.device):  # the paper's computing type, where the device has it
+                loss = model(input_ids=batch, labels=batch, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 0.3)  # the paper's
             optimizer.step()

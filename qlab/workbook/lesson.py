@@ -40,12 +40,12 @@ from qlab.workbook.held.changed import Change, changed_at_rest
 from qlab.workbook.held.statistics import KeptStatistics
 from qlab.workbook.judged import judged
 from qlab.workbook.language.spoken import gettext, say
+from qlab.workbook.parameters import by_size
 from qlab.workbook.record import record
 from qlab.workbook.refused import able, check_recipe
 
 GROUP_SIZE = 128  # the guide's
-WINDOWS, LARGE = 16, 100e6  # of evaluation text; weights of a model that gets half as many
-BLOCKS = 8  # that experiments layer by layer look at
+BLOCKS = 5  # that experiments layer by layer look at
 R = TypeVar("R", bound=Recipe | None)
 
 
@@ -88,6 +88,10 @@ class Lesson:
     def able(self, recipes: Mapping[str, R]) -> dict[str, R]:
         """Those of `recipes` that can take this model; of each other one a printed sentence says why it is left out."""
         return able(recipes, lambda recipe: check_recipe(recipe, self.source))
+
+    def by_size(self, name: str, given: int) -> int:
+        """A parameter of the lesson as it was `given`; where it is 0, less for a large model (qlab.workbook.parameters)."""
+        return by_size(name, given, self.source)
 
     @property
     def calibration(self) -> Tensor:
@@ -264,15 +268,7 @@ def open_lesson(
     tokenizer = load_tokenizer(source)
     rows = embedding_rows(source.config)
     calibration = read_windows(calibration_text, tokenizer, calibration_length, calibration_windows, rows)
-    if not evaluation_windows and (evaluation_windows := default_windows(source)) < WINDOWS:
-        counted = {"fewer": evaluation_windows, "millions": round(source.layout.weights / 1e6), "usual": WINDOWS}
-        print(
-            say(
-                "Quality is measured on {fewer} windows, as the model has {millions} million weights; {usual} take twice as long.",
-                **counted,
-            )
-        )
-    evaluation_windows = evaluation_windows or WINDOWS
+    evaluation_windows = by_size("evaluation_windows", evaluation_windows, source)
     evaluation = read_windows(evaluation_text, tokenizer, evaluation_length, evaluation_windows, rows)
     print(*map(say, [*calibration.lines(Sentence("calibration")), *evaluation.lines(Sentence("evaluation"))]), sep="\n")
     device = found_device(device)
@@ -307,12 +303,6 @@ def said_at_rest(whole: float, rests: float, holding: str) -> str:
         "In FP32 the model takes {whole:.2f} GB. It rests as it is stored, {rests:.2f} GB {where}, and computes in FP32: the same figures."
     )
     return say(text, whole=whole / 1e9, rests=rests / 1e9, where=where)
-
-
-def default_windows(source: OpenedModel) -> int:
-    """How many windows of text a lesson measures quality on. Dozens of models are measured, each on all windows, so a larger model gets
-    half as many."""
-    return WINDOWS if source.layout.weights <= LARGE else WINDOWS // 2
 
 
 def quiet() -> None:

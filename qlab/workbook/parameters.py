@@ -1,4 +1,4 @@
-"""A lesson's parameters: read from its tagged cell, and checked by name and type before anything runs.
+"""A lesson's parameters: read from its tagged cell, checked by name and type before anything runs, some less for a large model.
 
 papermill itself only warns of a misspelled name and passes any value on.
 """
@@ -22,8 +22,20 @@ from qlab.models.opening import OpenedModel, found_device
 from qlab.models.texts.mixture import check_texts, load_text
 from qlab.plan.pace import NONE, gpus
 from qlab.support.errors import UserError
+from qlab.workbook.language.spoken import say
 
 LARGEST = 10**7  # of a whole number; tokens, windows, seconds
+LARGE = 100e6  # weights
+USUAL = {  # a parameter's name: what it is for a model of at most LARGE weights, and for a larger one
+    "evaluation_windows": (16, 6),
+    "tuning_steps": (40, 20),
+    "training_steps": (8, 4),
+    "load_requests": (48, 24),
+    "load_users": (64, 16),
+    "generated_tokens": (16, 8),  # of lesson 7
+    "task_documents": (32, 16),
+    "agreement_prompts": (32, 16),
+}
 
 
 @dataclass(frozen=True)
@@ -49,8 +61,11 @@ class Parameter:
             value = None
         if kind is float and type(value) is int and abs(value) < LARGEST:
             value = float(value)
-        if kind is int and type(value) is int and not 1 <= value <= LARGEST:
-            raise UserError(f"parameter {self.name} is {text[:60]}: expected a whole number from 1 to {LARGEST:,}, such as {self.default}")
+        least = min(1, self.default) if kind is int else 1  # where the default is 0, that means a choice by the model's size
+        if kind is int and type(value) is int and not least <= value <= LARGEST:
+            raise UserError(
+                f"parameter {self.name} is {text[:60]}: expected a whole number from {least} to {LARGEST:,}, such as {self.default}"
+            )
         if type(value) is not kind or (kind is float and not math.isfinite(value)):
             raise UserError(f"parameter {self.name} is {text[:60]!r}: expected {_NAMES.get(kind, kind.__name__)}, such as {self.default!r}")
         return value
@@ -109,6 +124,24 @@ def check_values(chosen: Mapping[str, Any], source: OpenedModel) -> None:
     if tasks := names_in(chosen.get("tasks", "")):
         folder = Path(chosen["task_data"]) if chosen["task_data"] else None
         check_tasks(tasks, chosen["task_documents"], folder, load_text(chosen["evaluation_text"]))
+
+
+def usual(name: str, source: OpenedModel) -> int:
+    """What the parameter `name` is for a model where nobody gave it."""
+    return USUAL[name][source.layout.weights > LARGE]
+
+
+def by_size(name: str, given: int, source: OpenedModel) -> int:
+    """The parameter `name` as it was `given`, or the model's usual one where it is 0; where that is less than others get, a printed
+    sentence says so."""
+    if given:
+        return given
+    most, found = USUAL[name][0], usual(name, source)
+    if found < most:
+        values = {"name": name, "fewer": found, "millions": round(source.layout.weights / 1e6), "usual": most}
+        text = "{name} is {fewer}, as the model has {millions} million weights: all takes longer on it. Smaller models get {usual}."
+        print(say(text, **values))
+    return found
 
 
 def names_in(text: str) -> list[str]:

@@ -43,10 +43,10 @@ def test_a_larger_model_is_measured_on_half_the_windows_and_it_is_said(
         return len(open_lesson(str(tiny.path), "docstrings", 2, 32, "python-reference", windows, 32, str(tmp_path), "cpu").evaluation)
 
     assert opened(0) == 16
-    assert "windows, as the model" not in capsys.readouterr().out
-    monkeypatch.setattr("qlab.workbook.lesson.LARGE", 1e3)
-    assert opened(0) == 8
-    assert "measured on 8 windows" in capsys.readouterr().out
+    assert "evaluation_windows is" not in capsys.readouterr().out
+    monkeypatch.setattr("qlab.workbook.parameters.LARGE", 1e3)
+    assert opened(0) == 6
+    assert "evaluation_windows is 6" in capsys.readouterr().out
     assert opened(5) == 5
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qlab.models.opening import OpenedModel
 from qlab.support.errors import UserError
+from qlab.workbook import parameters
+from qlab.workbook.language.spoken import VARIABLE
 from qlab.workbook.parameters import Parameter, parameters_of, resolve
 from qlab.workbook.reader.about import NOTEBOOKS, lesson_names
+
+TOLD = re.compile(r"0: (\d+), or (\d+) for a model of more than 100 million weights")
 
 
 def test_every_lesson_has_explained_literals() -> None:
@@ -78,3 +84,33 @@ def test_unknown_names_are_refused_and_known_ones_reach_the_lessons_that_have_th
     assert resolve(known, {"x": "5"}) == {"a": {"x": 5}, "b": {"y": 2}}
     with pytest.raises(UserError, match="parameter 'bitz': expected one of x, y"):
         resolve(known, {"bitz": "4"})
+
+
+def test_a_large_model_gets_less_where_nobody_asked(
+    tiny: OpenedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(VARIABLE, "en")
+    assert [parameters.by_size("tuning_steps", given, tiny) for given in (0, 7)] == [40, 7]
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(parameters, "LARGE", 1e3)
+    assert [parameters.by_size("tuning_steps", given, tiny) for given in (0, 70)] == [20, 70]
+    assert capsys.readouterr().out.count("tuning_steps is 20") == 1
+
+
+def test_the_parameters_cells_tell_what_a_model_gets() -> None:
+    told = {}
+    for lesson in lesson_names():
+        for name, parameter in parameters_of(NOTEBOOKS / f"{lesson}.ipynb").items():
+            if found := TOLD.search(parameter.help):
+                assert parameter.default == 0
+                told[name] = tuple(map(int, found.groups()))
+    assert told == parameters.USUAL
+    assert parameters.LARGE == 100e6
+
+
+def test_nothing_is_a_value_only_where_it_is_the_default() -> None:
+    assert Parameter("x", 0, "").parse("0") == 0
+    with pytest.raises(UserError, match="from 1 to"):
+        Parameter("x", 4, "").parse("0")
+    with pytest.raises(UserError, match="from 0 to"):
+        Parameter("x", 0, "").parse("-1")

@@ -21,7 +21,8 @@ from qlab.models.resting import choosing, work
 from qlab.models.resting.choosing import WHOLE, Sizes, resting_bytes, sizes_of
 from qlab.plan.counted import read_by_a_token
 from qlab.support.errors import UserError
-from qlab.workbook.lesson import BLOCKS, default_windows
+from qlab.workbook.lesson import BLOCKS
+from qlab.workbook.parameters import usual
 
 EVALUATION = 1.5e-11  # seconds of a weight and a token, where a matrix product takes PRODUCT seconds a floating-point operation
 PRODUCT = 8e-12
@@ -94,7 +95,7 @@ def cost_of(
     every = layout.weights
     linear = sum(map(prod, layout.linear.values()))
     rows, width = layout.shapes[layout.embedding]
-    tokens = (parameters["evaluation_windows"] or default_windows(source)) * parameters["evaluation_length"]
+    tokens = (parameters["evaluation_windows"] or usual("evaluation_windows", source)) * parameters["evaluation_length"]
     logits = SINGLE * tokens * rows
     read = read_by_a_token(layout, source.experts_per_token or 1) + rows * width
     statistics = min(1.0, BLOCKS / layout.count) * sum(SINGLE * inputs**2 for _, inputs in layout.linear.values())

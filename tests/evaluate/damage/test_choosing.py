@@ -14,7 +14,7 @@ from qlab.artifacts.artifact import Artifact, quantize_model
 from qlab.artifacts.budget import predict
 from qlab.artifacts.room import of_bits
 from qlab.cli import call
-from qlab.evaluate.damage import choose_types, choose_widths, choosing_bytes, damage_of, types_in, widths_asked
+from qlab.evaluate.damage.choosing import choose_types, choose_widths, choosing_bytes, damage_of, types_in, widths_asked
 from qlab.evaluate.quality import measure_quality
 from qlab.methods.rtn import rtn
 from qlab.models.loading import load

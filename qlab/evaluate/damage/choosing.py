@@ -1,7 +1,7 @@
 """A budget of bits, spent by damage: how far the predictions move when one group of layers is rounded and nothing else. Spent on widths of
 integers, or on types of a GGUF file's tensors.
 
-The whole model is in memory, and runs the windows once for each group and width.
+The whole model is in memory, and runs the windows once for each group and width, from the group's block on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qlab.artifacts.budget import LIBRARIES
 from qlab.artifacts.room import Asked
+from qlab.evaluate.damage.resumed import FromBlock
 from qlab.evaluate.kept import IN_MEMORY, kept_logits
 from qlab.evaluate.quality import measure_quality
 from qlab.formats.gguf.encoding import gguf_names
@@ -54,15 +55,19 @@ def damage_of(
         UserError: as kept_logits and measure_quality.
     """
     expected = kept_logits(model, windows.split(1))
-    found: dict[str, dict[W, float]] = {}
-    for group, names in progress(list(groups.items()), "what each layer costs", leave=False):
+    resumed = FromBlock(model, (name for names in groups.values() for name in names), windows)
+    predicted = resumed if resumed.agrees(expected) else model
+    found: dict[str, dict[W, float]] = {group: {} for group in groups}
+    in_order = sorted(groups.items(), key=lambda group: resumed.block_of(group[1]))
+    for group, names in progress(in_order, "what each layer costs", leave=False):
         layers: list[Any] = [model.get_submodule(name) for name in names]
-        found[group] = {}
+        if predicted is resumed:
+            resumed.advance(resumed.block_of(names))
         for width in widths[group]:
             with ExitStack() as rounded:
                 for layer in layers:
                     rounded.enter_context(standing_in(layer, rounding(layer.weight.data, width)))
-                found[group][width] = max(measure_quality(model, windows, expected, group).kl or 0.0, 0.0)
+                found[group][width] = max(measure_quality(predicted, windows, expected, group).kl or 0.0, 0.0)
     return found
 
 

@@ -1,0 +1,1 @@
+"""What rounding single layers costs in predictions, and a budget of bits spent by that."""

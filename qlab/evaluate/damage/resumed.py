@@ -1,0 +1,93 @@
+"""Predictions of a model of which one block is changed: what lies before that block is not computed again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qlab.evaluate.kept import next_token_logits
+
+BLOCK = re.compile(r"^(.*?)\.(\d+)\.")  # the list of blocks and the number of one, in the name of a layer
+
+
+class FromBlock(Sequence[Tensor]):
+    """The next_token_logits of a model for each of `windows`, int64 [windows, length], computed from one block on: those before it answer
+    with what they made before."""
+
+    def __init__(self, model: nn.Module, layers: Iterable[str], windows: Tensor) -> None:
+        """`layers`: names of layers in the blocks that will be changed. Nothing is left out before `advance`."""
+        match = BLOCK.match(next(iter(layers), ""))
+        found = model.get_submodule(match[1]) if match else None
+        self._blocks = list(found) if isinstance(found, nn.ModuleList) else []
+        self.model, self.windows = model, windows
+        self.first, self._answers = 0, list[Any]()  # what block first − 1 made of each window
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        with self._answered(index):
+            return next_token_logits(self.model, self.windows[index : index + 1])
+
+    def block_of(self, layers: Iterable[str]) -> int:
+        """The number of the first block that has any of these layers."""
+        return min(int(match[2]) if self._blocks and (match := BLOCK.match(name)) else 0 for name in layers)
+
+    @torch.no_grad()
+    def advance(self, first: int) -> None:
+        """Have the blocks before number `first` computed once, as they are now, and not again."""
+        if first < self.first:
+            self.first = 0
+        if first > self.first:
+            self._answers = [self._made_by(first - 1, index) for index in range(len(self))]
+        self.first = first
+
+    @torch.no_grad()
+    def agrees(self, expected: Sequence[Tensor]) -> bool:
+        """Whether the last block alone gives the predictions that are `expected` of the whole model: a class whose blocks read more of
+        those before than hidden states cannot be computed so."""
+        if not self._blocks:
+            return False
+        try:
+            self.advance(len(self._blocks) - 1)
+            return all(torch.equal(self[index].cpu(), expected[index].cpu()) for index in range(len(self)))
+        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):  # of a class that misses what it reads
+            return False
+        finally:
+            self.advance(0)
+
+    def _made_by(self, block: int, index: int) -> Any:
+        found = list[Any]()
+
+        def note(_: nn.Module, __: Any, output: Any) -> None:
+            found.append(output)
+            raise _Seen
+
+        hook = self._blocks[block].register_forward_hook(note)
+        try:
+            with suppress(_Seen), self._answered(index):
+                next_token_logits(self.model, self.windows[index : index + 1])
+        finally:
+            hook.remove()
+        return found[0]
+
+    @contextmanager
+    def _answered(self, index: int) -> Iterator[None]:
+        """Within the context the blocks before `first` answer."""
+        before = self._blocks[: self.first]
+        for block in before:
+            block.forward = lambda *_, **__: self._answers[index]
+        try:
+            yield
+        finally:
+            for block in before:
+                del block.forward
+
+
+class _Seen(Exception):
+    """What a block made was seen: the rest of the model is not wanted."""
