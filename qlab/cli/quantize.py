@@ -75,7 +75,9 @@ def quantize(
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
     from qlab.artifacts.room import budget_from
-    from qlab.evaluate.damage.choosing import TYPES, choose_types, choose_widths, choosing_bytes, offered_types, types_in, widest
+    from qlab.evaluate.damage.cost import choosing_bytes
+    from qlab.evaluate.damage.gguf_types import TYPES, choose_types, offered_types, types_in
+    from qlab.evaluate.damage.widths import choose_widths, widest
     from qlab.models.loading import load_tokenizer
     from qlab.models.opening import already_rounded, check_length, found_device, found_devices, left_out, locate
     from qlab.models.texts.mixture import check_texts

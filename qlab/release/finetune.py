@@ -71,8 +71,9 @@ def finetune(source: OpenedModel, windows: Tensor, out: Path, training: Training
 
 
 def train(source: OpenedModel, windows: Tensor, training: Training, device: str = "cpu") -> tuple[Any, list[float]]:
-    """The peft model of `source` with trained adapters, and each step's loss. What is in NF4 stays so; a model of any other kind computes
-    with its plain or decoded weights in FP32. A large one is at rest (qlab.models.resting), and blocks are computed twice.
+    """The peft model of `source` with trained adapters, and each step's loss. What is in NF4 stays so; of a model of any other kind the
+    plain or decoded weights are there in FP32. Layers multiply in BF16 where the device can, as in the paper. A large model is at rest
+    (qlab.models.resting), and blocks are computed twice.
 
     Raises:
         UserError: as check_trainable, or the loss stops being a number.
@@ -98,7 +99,7 @@ def train(source: OpenedModel, windows: Tensor, training: Training, device: str 
     with counter(training.steps, 0, "steps") as count:
         for _ in range(training.steps):
             batch = windows[next(batches)].to(device)
-            with quick_products(batch.device):  # the paper's computing type, where the device has it
+            with quick_products(batch.device):
                 loss = model(input_ids=batch, labels=batch, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 0.3)  # the paper's

@@ -12,7 +12,7 @@ from qlab.artifacts.artifact import quantize_model
 from qlab.artifacts.block_shape import largest_block, waiting
 from qlab.artifacts.budget import predict
 from qlab.artifacts.room import of_bits
-from qlab.evaluate.damage.choosing import widest
+from qlab.evaluate.damage.widths import widest
 from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import GGUF, NF4, Integers, WalkedRecipe, parse
 from qlab.recipes.mixed import HALF, check_mixable, mixed

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from qlab.artifacts.artifact import Artifact, make_artifact, quantize_model
-from qlab.evaluate.quality import Quality, measure_quality, paired_difference
+from qlab.evaluate.quality import Quality, measure_quality
 from qlab.models.loading import load, load_tokenizer
 from qlab.models.opening import OpenedModel, locate
 from qlab.models.plain_copy import plain_copy
@@ -30,6 +30,7 @@ from qlab.workbook.lesson import able, quiet
 from tests.bench.kquants import against_llamacpp
 from tests.bench.large import LARGE, SHAPES, large
 from tests.bench.made_up import make_checkpoint
+from tests.bench.rows import change
 
 OWN = [
     "rtn-w4g128",
@@ -125,9 +126,7 @@ def quality_and_time(options: argparse.Namespace, work: str) -> None:
         return f"{first} against {second}: KL {(qa.kl or 0) / (qb.kl or 1):.2f}×, {b.seconds / a.seconds:.1f}× as fast"
 
     def in_pairs(first: str, second: str) -> str:
-        difference, error = paired_difference(*(found[name][1].kl_windows or [] for name in (first, second)))
-        mean = found[second][1].kl or 1
-        return f"{first} against {second}, window by window: KL {difference / mean:+.1%} ± {error / mean:.1%}"
+        return f"{first} against {second}, window by window: KL {change(found[first][1], found[second][1])}"
 
     for first, second in RATIOS:
         if first in found and second in found:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from torch import nn
 
-from qlab.evaluate.damage.choosing import choices_of
+from qlab.evaluate.damage.widths import choices_of
 from qlab.methods.widths import Choice, at_random, damage_in_all, least_damage, size_of, smallest
 from qlab.recipes import parse
 from qlab.recipes.fitting import layers_of

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qlab.evaluate.damage.choosing import choices_of
+from qlab.evaluate.damage.widths import choices_of
 from qlab.evaluate.quality import Quality, measure_quality
 from qlab.methods.rtn import rtn
 from qlab.methods.widths import Choice, at_random, damage_in_all, least_damage, size_of, uniform

@@ -1,45 +1,21 @@
-"""A budget of bits: what single layers cost, the widths chosen by that, and the command."""
+"""A budget of bits spent on widths of integers, and the command."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-import gguf
 import pytest
-import torch
 from torch import Tensor
 
-from qlab.artifacts.artifact import Artifact, quantize_model
-from qlab.artifacts.budget import predict
+from qlab.artifacts.artifact import Artifact
 from qlab.artifacts.room import of_bits
 from qlab.cli import call
-from qlab.evaluate.damage.choosing import choose_types, choose_widths, choosing_bytes, damage_of, types_in, widths_asked
-from qlab.evaluate.quality import measure_quality
-from qlab.methods.rtn import rtn
-from qlab.models.loading import load
+from qlab.evaluate.damage.widths import choose_widths, widths_asked
 from qlab.models.opening import OpenedModel
-from qlab.recipes import GGUF, parse
+from qlab.recipes import parse
 from qlab.recipes.fitting import layers_of
 from qlab.recipes.mixed import HALF, check_mixable
 from qlab.support.errors import UserError
-
-
-def rounding(weight: Tensor, width: int) -> Tensor:
-    return rtn(weight, width, 64, True).dequantize()
-
-
-def test_a_layer_costs_what_the_model_moves_by_when_it_alone_is_rounded(tiny: OpenedModel, calibration: Tensor) -> None:
-    model, other = load(tiny), load(tiny)
-    name = "model.layers.1.mlp.up_proj"
-    exact = {key: value.clone() for key, value in model.state_dict().items()}
-    groups = {"a": [name], "b": ["model.layers.0.self_attn.o_proj"]}
-    found = damage_of(model, groups, dict.fromkeys(groups, (2, 8)), calibration[:3], rounding)
-    assert all(torch.equal(value, exact[key]) for key, value in model.state_dict().items())
-    layer = other.get_submodule(name)
-    layer.weight.data = rounding(layer.weight.data, 2)  # type: ignore[arg-type, union-attr]
-    assert found["a"][2] == measure_quality(other, calibration[:3], model).kl
-    assert all(each[2] > 10 * each[8] for each in found.values())
 
 
 def test_the_budget_is_spent_and_what_was_asked_is_kept(tiny: OpenedModel, calibration: Tensor) -> None:
@@ -71,26 +47,6 @@ def test_groups_of_fewer_weights_are_a_way_to_spend_bits(tiny: OpenedModel, cali
     assert 4.57 < bits <= 4.75  # with groups of 128 alone it would be 4.57
     assert f"{bits:.3f} bits a weight" in told[0]
     assert any(line.startswith("  4 bits in groups of 32: ") or line.startswith("  4 bits in groups of 64: ") for line in told)
-
-
-def test_a_gguf_files_types_are_chosen_by_what_they_cost(tiny: OpenedModel, calibration: Tensor, tmp_path: Path) -> None:
-    recipe = GGUF("q4_k_m", "plain", (("ffn_gate", "Q8_0"),))
-    chosen, told = choose_types(tiny, recipe, 4.6, types_in("q6_k,Q3_K, Q4_K,q8_0"), calibration[:2], "cpu")
-    assert chosen.name == "q4_k_m-mixed4.6-plain"
-    assert chosen.tensor_types[0] == ("ffn_gate", "Q8_0")
-    (made,) = quantize_model(tiny, [chosen], calibration, tmp_path)
-    (file,) = made.path.glob("*.gguf")
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
-    assert tensors["blk.0.ffn_gate.weight"].tensor_type.name == "Q8_0"
-    free = [tensor for name, tensor in tensors.items() if name.startswith("blk.") and "norm" not in name and "ffn_gate" not in name]
-    bits = 8 * sum(int(tensor.n_bytes) for tensor in free) / sum(int(tensor.n_elements) for tensor in free)
-    assert 4.4 < bits <= 4.6
-    assert told[0] == f"{bits:.3f} bits a weight of the 12 tensors whose types are chosen:"
-    assert "one type" in told[-1]
-    with pytest.raises(UserError, match="the smallest widths take"):
-        choose_types(tiny, recipe, 3.0, types_in("Q4_K"), calibration[:2], "cpu")
-    with pytest.raises(UserError, match="'Q7_K' is no quantized type"):
-        types_in("Q7_K")
 
 
 def test_patterns_that_fit_nothing_are_refused() -> None:
@@ -167,15 +123,3 @@ def test_room_that_is_left_is_said_with_the_reason(tiny: OpenedModel, calibratio
     chosen, told = choose_widths(tiny, recipe, of_bits(12.0), (2, 4), {}, calibration[:2], "cpu")
     assert {chosen.width(name) for name in layers_of(tiny.layout)} == {4}
     assert any("MB are left: every layer has the widest code that was offered" in line for line in told)
-
-
-def test_the_model_that_widths_are_chosen_with_is_counted(tiny: OpenedModel) -> None:
-    weights = 4 * sum(math.prod(shape) for shape in tiny.layout.shapes.values())
-    found = choosing_bytes(tiny, 8, 64)
-    assert found > weights + 8 * 64 * 4096 * 4
-    assert choosing_bytes(tiny, 8, 128) - found == pytest.approx((8 + 2) * 64 * 4096 * 4)
-    plan = predict(tiny, [parse("rtn-w4g64-ct")], (8, 64), choosing=10e9)
-    assert plan.total == plan.start + 10e9
-    assert "to choose widths, the whole model is in memory: 10.00 GB" in plan.text()
-    with pytest.raises(UserError, match="to choose widths"):
-        predict(tiny, [parse("rtn-w4g64-ct")], (8, 64), 8e9, choosing=10e9)

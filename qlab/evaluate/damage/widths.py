@@ -1,84 +1,27 @@
-"""A budget of bits, spent by damage: how far the predictions move when one group of layers is rounded and nothing else. Spent on widths of
-integers, or on types of a GGUF file's tensors.
-
-The whole model is in memory, and runs the windows once for each group and width, from the group's block on.
-"""
+"""A budget of bits, spent by damage on widths of integers."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from qlab.artifacts.budget import LIBRARIES
 from qlab.artifacts.room import Asked
-from qlab.evaluate.damage.resumed import FromBlock
-from qlab.evaluate.kept import IN_MEMORY, kept_logits
-from qlab.evaluate.quality import measure_quality
-from qlab.formats.gguf.encoding import gguf_names
-from qlab.methods.kquants.blocks import encode
-from qlab.methods.kquants.kinds import KINDS
+from qlab.evaluate.damage.cost import controls, damage_of
 from qlab.methods.rtn import rtn
-from qlab.methods.widths import Choice, W, at_random, check_room, damage_in_all, least_damage, size_of, uniform
+from qlab.methods.widths import Choice, W, check_room, damage_in_all, least_damage, size_of
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
-from qlab.models.resting.layers import standing_in
-from qlab.recipes import GGUF
 from qlab.recipes.fitting import Layers, layers_of
 from qlab.recipes.integers import Integers
 from qlab.recipes.mixed import HALF, Mixed, Way, mixed, of_one_width, offered_ways, stored_bits, way_of
 from qlab.support.errors import UserError
-from qlab.support.progress import progress
 from qlab.support.wording import first_and_number
 
 FILLED = 0.99  # of the room is what was asked for
-TYPES = "Q3_K,IQ4_XS,Q4_K,Q5_K,Q6_K,Q8_0"  # that a GGUF file's tensors may have, unless others are offered
-AT_HAND, ROUNDED = 2.0, 5.0  # times the predictions of a window, and the largest layer, that are in memory while one is rounded
-Rounding = Callable[[Tensor, W], Tensor]
-"""(weight [out, in], width) → what it becomes in so many bits."""
-
-
-@torch.no_grad()
-def damage_of(
-    model: nn.Module, groups: Mapping[str, Sequence[str]], widths: Mapping[str, Sequence[W]], windows: Tensor, rounding: Rounding[W]
-) -> dict[str, dict[W, float]]:
-    """KL of the model from itself, nats a token, with the layers of each group rounded to each of its widths, over windows int64 [windows,
-    length].
-
-    Raises:
-        UserError: as kept_logits and measure_quality.
-    """
-    expected = kept_logits(model, windows.split(1))
-    resumed = FromBlock(model, (name for names in groups.values() for name in names), windows)
-    predicted = resumed if resumed.agrees(expected) else model
-    found: dict[str, dict[W, float]] = {group: {} for group in groups}
-    in_order = sorted(groups.items(), key=lambda group: resumed.block_of(group[1]))
-    for group, names in progress(in_order, "what each layer costs", leave=False):
-        layers: list[Any] = [model.get_submodule(name) for name in names]
-        if predicted is resumed:
-            resumed.advance(resumed.block_of(names))
-        for width in widths[group]:
-            with ExitStack() as rounded:
-                for layer in layers:
-                    rounded.enter_context(standing_in(layer, rounding(layer.weight.data, width)))
-                found[group][width] = max(measure_quality(predicted, windows, expected, group).kl or 0.0, 0.0)
-    return found
-
-
-def choosing_bytes(source: OpenedModel, windows: int, length: int) -> float:
-    """Bytes that choose_widths takes beside the process, for so many windows of so many tokens: the model in FP32, its predictions as they
-    are kept, those of the window at hand, and the layer that is rounded."""
-    shapes = source.layout.shapes
-    predictions = 4.0 * shapes[source.layout.embedding][0] * length
-    largest = 4.0 * max(math.prod(shape) for shape in source.layout.linear.values())
-    whole = 4.0 * source.layout.weights
-    return whole + min(windows * predictions, IN_MEMORY) + AT_HAND * predictions + ROUNDED * largest + LIBRARIES
 
 
 def choices_of(
@@ -198,89 +141,6 @@ def told(
         said.append(f"{(room - taken) / 8e6:.2f} MB are left: {why}; --widths offers others")
     beside = controls(choices, room, weights, ("one width", "widths at random"))
     return [*said, f"predicted KL, the sum over layers rounded to nearest: {damage_in_all(choices, chosen):.5f} nats a token; {beside}"]
-
-
-def controls(choices: Mapping[str, Choice[W]], room: float, weights: int, names: tuple[str, str]) -> str:
-    """What is predicted of one width for all and of widths at random, called by these `names`, each with its size."""
-    found = dict(zip(names, (uniform(choices, room), at_random(choices, room, seed=0))))
-    return ", ".join(
-        f"{name} {damage_in_all(choices, each):.5f} ({size_of(choices, each) / weights:.3f} bits)" for name, each in found.items()
-    )
-
-
-class Type(NamedTuple):
-    """A GGUF type, in the order of the bits a weight that it takes."""
-
-    bits: float
-    kind: str
-
-
-def types_in(text: str) -> list[Type]:
-    """Types of a GGUF file's tensors with commas between, such as Q4_K,Q6_K.
-
-    Raises:
-        UserError: one is none.
-    """
-    kinds = list(dict.fromkeys(word.strip().upper() for word in text.split(",")))
-    if wrong := [kind for kind in kinds if kind not in KINDS]:
-        raise UserError(f"{wrong[0]!r} is no quantized type of a tensor here: expected some of {', '.join(KINDS)}")
-    return sorted(Type(8 * KINDS[kind].bytes / KINDS[kind].block, kind) for kind in kinds)
-
-
-def choose_types(
-    source: OpenedModel, recipe: GGUF, bits: float, offered: Sequence[Type], windows: Tensor, device: str
-) -> tuple[GGUF, list[str]]:
-    """`recipe` with those of the types `offered` for the tensors of its blocks that cost least within so many `bits` a weight; and what was
-    chosen, in sentences. A tensor that the recipe has a type for keeps it; what no type divides the rows of is left to the mix. Tensors are
-    searched without importance for this.
-
-    Raises:
-        UserError: as damage_of and offered_types.
-    """
-    groups, sizes, room = offered_types(source, recipe, bits, offered)
-    weights = sum(math.prod(layers_of(source.layout)[name]) for target in sizes for name in groups[target])
-
-    def rounding(weight: Tensor, each: Type) -> Tensor:
-        return encode(weight.float(), each.kind).dequantize()
-
-    model = load(source, torch.float32, device, apart=True)
-    damage = damage_of(
-        model, {target: groups[target] for target in sizes}, {target: list(each) for target, each in sizes.items()}, windows, rounding
-    )
-    choices = {target: Choice(size, damage[target]) for target, size in sizes.items()}
-    chosen = least_damage(choices, room)
-    said = [f"{size_of(choices, chosen) / weights:.3f} bits a weight of the {len(chosen)} tensors whose types are chosen:"]
-    for each in sorted(set(chosen.values())):
-        names = [target for target, found in chosen.items() if found == each]
-        said.append(f"  {each.kind}: {len(names)} tensors ({first_and_number(names)})")
-    beside = controls(choices, room, weights, ("one type", "types at random"))
-    said.append(f"predicted KL, the sum over tensors encoded alone: {damage_in_all(choices, chosen):.5f} nats a token; {beside}")
-    types = tuple((f"^{re.escape(target)}$", each.kind) for target, each in chosen.items())
-    return replace(recipe, tensor_types=recipe.tensor_types + types, budget=f"{bits:g}"), said
-
-
-def offered_types(
-    source: OpenedModel, recipe: GGUF, bits: float, offered: Sequence[Type]
-) -> tuple[dict[str, list[str]], dict[str, dict[Type, float]], float]:
-    """The layers that each of the file's tensors is made of, the bits that a tensor takes in each type that it may have, and the bits that
-    there are for all.
-
-    Raises:
-        UserError: no tensor has a type to choose, or even the smallest types take more.
-    """
-    groups, layers = dict[str, list[str]](), layers_of(source.layout)
-    for name in layers:
-        targets = gguf_names(f"{name}.weight", source.text_config)
-        if len(targets) == 1 and not recipe.types.asked_type(targets[0], source.text_config):
-            groups.setdefault(targets[0], []).append(name)  # experts are one tensor
-    tried = {target: [each for each in offered if not layers[names[0]][1] % KINDS[each.kind].block] for target, names in groups.items()}
-    counts = {target: sum(math.prod(layers[name]) for name in groups[target]) for target, types in tried.items() if types}
-    if not counts:
-        raise UserError(f"{recipe.name}: no tensor of this model has a type to choose among {', '.join(each.kind for each in offered)}")
-    sizes = {target: {each: each.bits * count for each in tried[target]} for target, count in counts.items()}
-    room = bits * sum(counts.values())
-    check_room({target: Choice(size, {}) for target, size in sizes.items()}, room)
-    return groups, sizes, room
 
 
 def widths_asked(groups: Mapping[str, Sequence[str]], asked: Mapping[str, int]) -> dict[str, int]:
