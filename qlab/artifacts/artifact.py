@@ -35,7 +35,7 @@ from qlab.support.versions import version_of
 from qlab.walk.state.journal import Journal
 from qlab.walk.walk import encoded_parts
 
-METHODS = 2  # raised when a recipe makes other bytes than before, or takes another time: what was made before is made again
+METHODS = 3  # raised when a recipe makes other bytes than before, or takes another time: what was made before is made again
 LIBRARIES = ("qlab", "torch", "transformers", "autoawq", "auto-gptq", "bitsandbytes", "gguf", "xllamacpp")
 
 

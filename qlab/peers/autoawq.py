@@ -22,7 +22,9 @@ from qlab.models.loading import load_tokenizer
 from qlab.models.opening import OpenedModel
 from qlab.peers.families import check_family
 from qlab.peers.patching import patched, silent
+from qlab.support.precision import quick_products
 
+CPU = torch.device("cpu")
 # What `families` says, written down: `check` then needs no import of the library, which takes seconds.
 KNOWN = (
     "mpt", "llama", "opt", "RefinedWeb", "RefinedWebModel", "exaone", "falcon", "bloom", "gptj", "gpt_bigcode", "mistral", "mixtral",
@@ -41,13 +43,13 @@ def quantize(source: OpenedModel, windows: Tensor, out: Path, group_size: int) -
     check(source)
     with imported() as awq:
         AutoAWQForCausalLM = awq.AutoAWQForCausalLM
-    # Without a GPU the search runs in FP32: half-precision products are emulated on most CPUs, tens of times slower.
+    # Without a GPU weights and sums are in FP32: half-precision products are emulated on most CPUs, tens of times slower.
     dtype = torch.float16 if torch.cuda.is_available() else torch.float32
     model = AutoAWQForCausalLM.from_pretrained(
         str(source.path), safetensors=True, device_map=None, trust_remote_code=False, torch_dtype=dtype
     )
     tokenizer = load_tokenizer(source)
-    with weights_really_kept(), clipping_from_the_hessian():
+    with weights_really_kept(), clipping_from_the_hessian(), quick_trials():
         _quantize(model, tokenizer, windows, group_size)
     model.model.half()  # what stays unquantized is stored as it came: in FP16
     model.save_quantized(str(out), safetensors=True)
@@ -89,6 +91,21 @@ def weights_really_kept() -> Iterator[None]:
             return search(self, x, w_mean, x_mean, module, *rest)
 
     with patched((AwqQuantizer, "_compute_best_scale", kept)):
+        yield
+
+
+@contextmanager
+def quick_trials() -> Iterator[None]:
+    """Within the context, what AutoAWQ computes to try scales multiplies on a CPU as a walk of qlab's does (qlab.support.precision)."""
+    from awq.quantize.quantizer import AwqQuantizer
+
+    computed = AwqQuantizer._module_forward
+
+    def quick(quantizer: Any, x: Tensor, module: nn.Module, arguments: dict[str, Any]) -> Tensor:
+        with quick_products(CPU):
+            return computed(quantizer, x, module, arguments).to(x.dtype)
+
+    with patched((AwqQuantizer, "_module_forward", quick)):
         yield
 
 

@@ -27,7 +27,7 @@ from qlab.workbook.language.spoken import say
 LARGEST = 10**7  # of a whole number; tokens, windows, seconds
 LARGE = 100e6  # weights
 USUAL = {  # a parameter's name: what it is for a model of at most LARGE weights, and for a larger one
-    "evaluation_windows": (16, 6),
+    "evaluation_windows": (16, 5),
     "tuning_steps": (40, 20),
     "training_steps": (8, 4),
     "load_requests": (48, 24),

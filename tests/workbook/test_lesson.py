@@ -45,8 +45,8 @@ def test_a_larger_model_is_measured_on_half_the_windows_and_it_is_said(
     assert opened(0) == 16
     assert "evaluation_windows is" not in capsys.readouterr().out
     monkeypatch.setattr("qlab.workbook.parameters.LARGE", 1e3)
-    assert opened(0) == 6
-    assert "evaluation_windows is 6" in capsys.readouterr().out
+    assert opened(0) == 5
+    assert "evaluation_windows is 5" in capsys.readouterr().out
     assert opened(5) == 5
 
 

@@ -79,14 +79,16 @@ class FromBlock(Sequence[Tensor]):
     @contextmanager
     def _answered(self, index: int) -> Iterator[None]:
         """Within the context the blocks before `first` answer."""
-        before = self._blocks[: self.first]
-        for block in before:
+        before = [(block, vars(block).get("forward")) for block in self._blocks[: self.first]]
+        for block, _ in before:
             block.forward = lambda *_, **__: self._answers[index]
         try:
             yield
         finally:
-            for block in before:
+            for block, own in before:
                 del block.forward
+                if own:
+                    block.forward = own
 
 
 class _Seen(Exception):
