@@ -1,9 +1,9 @@
 """What a lesson takes: memory, disk and seconds, from the shapes of a model's weights, before anything starts.
 
 Seconds were fitted to one run of all lessons on the embedded model (11 M weights) and one on SmolLM2 (135 M), on two cores with nothing
-else to do; of lesson 6 less is sent under load since, which was taken off by arithmetic. Memory was fitted to earlier runs. On another
-machine seconds grow with the square root of what its matrix products take (qlab.artifacts.duration), since Python, small operations and
-other programs differ by less: with products of 8 and of 5 ps an operation, lesson 1 on SmolLM2 took 240 and 176 s.
+else to do, each with the parameters that a model of its size gets. Memory was fitted to earlier runs. On another machine seconds grow with
+the square root of what its matrix products take (qlab.artifacts.duration), since Python, small operations and other programs differ by
+less: with products of 8 and of 5 ps an operation, lesson 1 on SmolLM2 took 240 and 176 s, on twice as much text.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Cost:
 
 COSTS = {
     "01_principles": Cost(15, 13, 0.9, 4, 4.2, 3.5),
-    "02_awq": Cost(15, 12, 3.6, 8, 4.4, 3.5),
-    "03_gptq": Cost(24, 20, 4.0, 8, 4.4, 5.6),
-    "04_gguf": Cost(21, 7, 0.6, 6, 5.7, 2.5),
-    "05_nf4": Cost(21, 8, 1.3, 4, 2.2, 8.0),
-    "06_deployment": Cost(23, 0, 2.5, 0, 0.0, 1.4),
-    "07_benchmarks": Cost(45, 4, 5.5, 0, 0.0, 7.5),
+    "02_awq": Cost(15, 12, 3.0, 8, 4.4, 3.5),
+    "03_gptq": Cost(24, 20, 3.6, 8, 4.4, 5.6),
+    "04_gguf": Cost(21, 7, 0.95, 6, 5.7, 2.5),
+    "05_nf4": Cost(21, 8, 1.5, 4, 2.2, 8.0),
+    "06_deployment": Cost(23, 0, 2.2, 0, 0.0, 1.4),
+    "07_benchmarks": Cost(45, 4, 4.6, 0, 0.0, 7.5),
 }
 
 

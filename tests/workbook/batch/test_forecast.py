@@ -283,10 +283,10 @@ def test_bytes_are_said_in_the_unit_that_shows_them(monkeypatch: pytest.MonkeyPa
     assert [bytes_said(size) for size in (2.4e9, 99e6, 12_000)] == ["2.40\u00a0Go", "99.00\u00a0Mo", "12.0\u00a0Ko"]
 
 
-# Seconds of SmolLM2's lessons on two cores with nothing else to do. Lesson 6 took 522 s, 299 of them for 256 requests to each format
-# under load; it sends 112 since, and 165 s were taken off. PEAKS: the largest private memory of a lesson's processes in an earlier run, on
-# twice as many windows, of which as many logits are in memory.
-SECONDS = dict(zip(lesson_names(), (240, 602, 728, 157, 265, 357, 811)))
+# Seconds of SmolLM2's lessons on two cores with nothing else to do: 178, 410, 517, 157, 227, 268, 575, where products took 5.75 ps, in the
+# time of a machine where they take PRODUCT. PEAKS: the largest private memory of a lesson's processes in an earlier run, on three times as
+# many windows, of which as many logits are in memory.
+SECONDS = dict(zip(lesson_names(), (210, 484, 610, 185, 268, 316, 678)))
 PEAKS = {"02_awq": 3.65e9, "03_gptq": 4.85e9, "04_gguf": 3.11e9, "05_nf4": 6.05e9, "06_deployment": 2.51e9, "07_benchmarks": 5.85e9}
 EMBEDDED_SECONDS = 451  # of all lessons on the embedded model: 466, and 15 taken off
 
