@@ -70,8 +70,8 @@ def quantize(
     """Quantize a model by one or more recipes in one pass over its blocks. Interrupted, the same command goes on."""
     from qlab.support.processes.starting import starting
 
-    if devices is not None and not dry_run:
-        starting()  # what the devices' processes are copies of imports, which takes seconds, while this one does
+    if devices and ("," in devices or devices == "all") and not dry_run:
+        starting()  # the process that several devices' processes are copied from: it imports for seconds, while this one does too
     import qlab.artifacts.budget as budget
     from qlab.artifacts.artifact import fit, quantize_model
     from qlab.artifacts.room import budget_from

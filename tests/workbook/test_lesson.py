@@ -36,7 +36,7 @@ def test_a_table_of_quality_ends_with_the_noise_floor(tiny: OpenedModel, tmp_pat
     assert FLOOR in quality_table(quality).to_html().partition("itself")[2]
 
 
-def test_a_larger_model_is_measured_on_half_the_windows_and_it_is_said(
+def test_a_larger_model_is_measured_on_fewer_windows_and_it_is_said(
     tiny: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def opened(windows: int) -> int:

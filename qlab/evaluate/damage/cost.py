@@ -38,19 +38,17 @@ def damage_of(
         UserError: as kept_logits and measure_quality.
     """
     expected = kept_logits(model, windows.split(1))
-    resumed = FromBlock(model, (name for names in groups.values() for name in names), windows)
-    predicted = resumed if resumed.agrees(expected) else model
+    resumed = FromBlock(model, (name for names in groups.values() for name in names), windows, expected)
     found: dict[str, dict[W, float]] = {group: {} for group in groups}
     in_order = sorted(groups.items(), key=lambda group: resumed.block_of(group[1]))
     for group, names in progress(in_order, "what each layer costs", leave=False):
         layers: list[Any] = [model.get_submodule(name) for name in names]
-        if predicted is resumed:
-            resumed.advance(resumed.block_of(names))
+        resumed.advance(resumed.block_of(names))
         for width in widths[group]:
             with ExitStack() as rounded:
                 for layer in layers:
                     rounded.enter_context(standing_in(layer, rounding(layer.weight.data, width)))
-                found[group][width] = max(measure_quality(predicted, windows, expected, group).kl or 0.0, 0.0)
+                found[group][width] = max(measure_quality(resumed, windows, expected, group).kl or 0.0, 0.0)
     return found
 
 

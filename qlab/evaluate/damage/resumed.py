@@ -17,14 +17,15 @@ BLOCK = re.compile(r"^(.*?)\.(\d+)\.")  # the list of blocks and the number of o
 
 class FromBlock(Sequence[Tensor]):
     """The next_token_logits of a model for each of `windows`, int64 [windows, length], computed from one block on: those before it answer
-    with what they made before."""
+    with what they made before. A class whose blocks read more of those before than hidden states is computed whole."""
 
-    def __init__(self, model: nn.Module, layers: Iterable[str], windows: Tensor) -> None:
-        """`layers`: names of layers in the blocks that will be changed. Nothing is left out before `advance`."""
+    def __init__(self, model: nn.Module, layers: Iterable[str], windows: Tensor, expected: Sequence[Tensor]) -> None:
+        """`layers`: names of layers in the blocks that will be changed. `expected`: what the model predicts as it is. Every block is
+        computed until `advance` is called."""
         match = BLOCK.match(next(iter(layers), ""))
         found = model.get_submodule(match[1]) if match else None
         self._blocks = list(found) if isinstance(found, nn.ModuleList) else []
-        self.model, self.windows = model, windows
+        self.model, self.windows, self.expected = model, windows, expected
         self.first, self._answers = 0, list[Any]()  # what block first − 1 made of each window
 
     def __len__(self) -> int:
@@ -40,26 +41,22 @@ class FromBlock(Sequence[Tensor]):
 
     @torch.no_grad()
     def advance(self, first: int) -> None:
-        """Have the blocks before number `first` computed once, as they are now, and not again."""
+        """Have the blocks before number `first` computed once, as they are now, and not again: if the predictions are then the `expected`
+        ones, to the bit. If not, every block is computed from here on."""
+        if first == self.first or not self._blocks:
+            return
         if first < self.first:
             self.first = 0
-        if first > self.first:
-            self._answers = [self._made_by(first - 1, index) for index in range(len(self))]
-        self.first = first
-
-    @torch.no_grad()
-    def agrees(self, expected: Sequence[Tensor]) -> bool:
-        """Whether the last block alone gives the predictions that are `expected` of the whole model: a class whose blocks read more of
-        those before than hidden states cannot be computed so."""
-        if not self._blocks:
-            return False
         try:
-            self.advance(len(self._blocks) - 1)
-            return all(torch.equal(self[index].cpu(), expected[index].cpu()) for index in range(len(self)))
+            self._answers = [self._made_by(first - 1, index) for index in range(len(self))] if first else []
+            self.first = first
+            agrees = all(torch.equal(self[index].cpu(), self.expected[index].cpu()) for index in range(len(self)))
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):  # of a class that misses what it reads
-            return False
-        finally:
-            self.advance(0)
+            agrees = False
+        if not agrees:
+            self._blocks, self.first = [], 0
 
     def _made_by(self, block: int, index: int) -> Any:
         found = list[Any]()

@@ -60,7 +60,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.layer.weight.to(gradient.dtype), None  # in BF16, where the way there was
+        return gradient @ ctx.layer.weight.to(gradient.dtype), None  # autocast's BF16, if the forward pass had it
 
 
 class RestingLinear(nn.Linear):

@@ -3,7 +3,7 @@
 Seconds were fitted to one run of all lessons on the embedded model (11 M weights) and one on SmolLM2 (135 M), on two cores with nothing
 else to do, each with the parameters that a model of its size gets. Memory was fitted to earlier runs. On another machine seconds grow with
 the square root of what its matrix products take (qlab.artifacts.duration), since Python, small operations and other programs differ by
-less: with products of 8 and of 5 ps an operation, lesson 1 on SmolLM2 took 240 and 176 s, on twice as much text.
+less: with products of 8 and of 5 ps an operation, lesson 1 on SmolLM2 took 240 and 176 s, on eight windows.
 """
 
 from __future__ import annotations
