@@ -24,7 +24,6 @@ from qlab.methods.grid_search import REFIT_ROWS
 from qlab.methods.nf4 import CHUNK as NF4_BLOCKS
 from qlab.models.opening import OpenedModel
 from qlab.recipes import FP8, GGUF, NF4, Integers, WalkedRecipe
-from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.support.errors import UserError
 from qlab.support.processes.process import peak_bytes
 from qlab.support.wording import counted
@@ -197,7 +196,7 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
     )
     if recipe.method != "tuned":
         return rounding
-    graph = 4.0 * TUNED_WINDOWS * length * (8 * max(width for width, _ in groups) + 12 * groups[0][0])
+    graph = 4.0 * recipe.batch * length * (8 * max(width for width, _ in groups) + 12 * groups[0][0])
     return max(rounding, (TUNED + (HOLES if 4 * max(width for width, _ in groups) * groups[0][0] < OWN_PAGES else 0)) * 4 * weights + graph)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from qlab.artifacts.block_shape import BlockShape, Group
 from qlab.recipes import FP8, GGUF, NF4, Integers, WalkedRecipe
-from qlab.recipes.integers import TUNED_WINDOWS
 from qlab.support.threads import half_the_threads
 from qlab.walk.sensitivity import sensed_windows
 from qlab.walk.walk import observes_original
@@ -78,7 +77,7 @@ def operations(
         if isinstance(recipe, Integers) and recipe.method == "tuned":
             total += forward
             total += 3.0 * forward * sensed_windows(*windows) / windows[0]  # forward and back, for gradients of the predictions
-            total += recipe.steps * (3.0 * forward * TUNED_WINDOWS / windows[0] + sum(100.0 * width * out for width, out in groups))
+            total += recipe.steps * (3.0 * forward * min(1.0, recipe.batch / windows[0]) + sum(100.0 * width * out for width, out in groups))
     return total, passes, calls
 
 

@@ -76,8 +76,6 @@ def llm_compressor(request: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(request["model"], trust_remote_code=False)
     oneshot(model=model, tokenizer=tokenizer, dataset=text, recipe=recipe)
     model.to(dtype).save_pretrained(request["out"])
-    for file in Path(request["out"]).glob("*.py"):  # it copies what programs lie beside the model
-        file.unlink()
 
 
 LIBRARIES = {"AutoRound": ("auto_round", auto_round), "llm-compressor": ("llmcompressor", llm_compressor)}
@@ -106,6 +104,8 @@ def main() -> None:
     import_module(module)
     started = time.perf_counter()
     quantize(request)
+    for file in Path(request["out"]).glob("*.py"):  # both copy what programs lie beside the model
+        file.unlink()
     cost = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     (work / "cost.json").write_text(json.dumps(cost))
     sys.stdout.flush()

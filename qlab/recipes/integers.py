@@ -28,8 +28,7 @@ from qlab.walk.folding import divided, fold_before_experts, fold_scales
 from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
 
-TUNED_WINDOWS = 4  # windows a step of tuning
-STEPS = 160  # of tuning a block; more still gain, where there is calibration text for them
+STEPS, BATCH = 160, 4  # of tuning a block, and windows a step; more of both still gain, where there is calibration text for them
 RoundedPart = tuple[Block, dict[str, Statistics], Iterable[tuple[str, tuple[GroupedIntegers, Tensor]]]]
 """A part of a block, the statistics of its layers, and these by name: quantized, and beside it the weights float32 [out, in] rounded."""
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -42,7 +41,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 ORDER_NAMES = {"given": "inorder", "static": "static", "group": "grouporder", "scattered": "actorder"}
 PATTERN = re.compile(
     rf"({'|'.join(sorted(DEFAULTS, key=len, reverse=True))})-w([2-8])g(\d{{1,6}}|row)(-sym|-asym)?"
-    rf"((?:-(?:{'|'.join(ORDER_NAMES.values())}))?)(-search|-cover)?(-sequential)?(?:-steps(\d{{1,6}}))?(-ct)?"
+    rf"((?:-(?:{'|'.join(ORDER_NAMES.values())}))?)(-search|-cover)?(-sequential)?(?:-steps(\d{{1,6}}))?(?:-batch(\d{{1,4}}))?(-ct)?"
 )
 
 
@@ -54,6 +53,7 @@ class Integers(Walked):
     `order` and `search` as in qlab.methods.gptq; RTN and AWQ take `search` likewise. `sequential`: what a block sees is what the
     blocks quantized before it make, not what the original's do. Tuning needs that; for GPTQ it takes longer, and
     on models of four blocks changes KL by a few percent at most (`make bench-quantize` prints it), so it is a choice.
+    Tuning takes `steps` steps a block, of `batch` calibration windows each.
     4-bit asymmetric codes in consecutive groups are stored in AWQ's layout, all else in GPTQ's; `compressed` ones, whatever they are, in
     compressed-tensors, of which vLLM serves asymmetric grids of GPTQ too.
     """
@@ -66,6 +66,7 @@ class Integers(Walked):
     search: bool = True
     sequential: bool = False
     steps: int = STEPS
+    batch: int = BATCH
     compressed: bool = False
 
     def __post_init__(self) -> None:
@@ -73,6 +74,10 @@ class Integers(Walked):
             raise UserError(f"groups of {self.group_size} weights: expected a group size of 1 or more, such as 128, or 'row'")
         if self.steps < 1:
             raise UserError(f"tuning for {self.steps} steps: expected 1 or more, such as {STEPS}")
+        if self.batch < 1:
+            raise UserError(f"tuning on {self.batch} windows a step: expected 1 or more, such as {BATCH}")
+        if self.method != "tuned" and (self.steps, self.batch) != (STEPS, BATCH):
+            raise UserError(f"steps and windows a step are of tuning, such as tuned-w4g128-steps320-batch8: {self.method} takes none")
         if self.method == "tuned" and not self.sequential:
             raise UserError("tuning follows the quantized blocks: a tuned recipe is always sequential")
 
@@ -86,6 +91,7 @@ class Integers(Walked):
         parts += [] if self.search == default["search"] else ["search" if self.search else "cover"]
         parts += [] if self.sequential == default["sequential"] else ["sequential"]
         parts += [] if self.steps == STEPS else [f"steps{self.steps}"]
+        parts += [] if self.batch == BATCH else [f"batch{self.batch}"]
         parts += ["ct"] if self.compressed else []
         return "-".join(parts)
 
@@ -233,7 +239,7 @@ class Integers(Walked):
         }
         names = [name for name, _ in block.module.named_parameters() if name not in still]
         rest = {name: block.module.get_parameter(name).detach().clone() for name in names}
-        tune(block.functional, soft, rest, calibration.random_batches(TUNED_WINDOWS, block.device), self.steps, calibration.metric())
+        tune(block.functional, soft, rest, calibration.random_batches(self.batch, block.device), self.steps, calibration.metric())
         for name, tensor in rest.items():
             block.module.get_parameter(name).data.copy_(tensor)  # whether FP16 holds it, the end of the walk tells
         for part in block.parts():
@@ -259,11 +265,12 @@ def parse_integers(name: str) -> Integers | None:
     match = PATTERN.fullmatch(name)
     if match is None:
         return None
-    method, bits, size, signs, order, grids, sequential, steps, compressed = match.groups()
+    method, bits, size, signs, order, grids, sequential, steps, batch, compressed = match.groups()
     options: dict[str, Any] = {"symmetric": signs == "-sym"} if signs else {}
     options |= {"order": next(key for key, value in ORDER_NAMES.items() if order == f"-{value}")} if order else {}
     options |= {"search": grids == "-search"} if grids else {}
     options |= {"sequential": True} if sequential else {}
     options |= {"steps": int(steps)} if steps else {}
+    options |= {"batch": int(batch)} if batch else {}
     options |= {"compressed": True} if compressed else {}
     return Integers(method, int(bits), -1 if size == "row" else int(size), **(DEFAULTS[method] | options))

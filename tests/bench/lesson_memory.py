@@ -1,7 +1,8 @@
 """One lesson on a made-up model of 8B in shape, cell after cell in this process: what it holds of the device, predicted and measured.
 
 `python -m tests.bench.lesson_memory --device cuda --lesson 1`, on a machine with a GPU; `--blocks 8` where time is short, `--shape tiny
---device cpu` anywhere. Cells that need a library, a runtime or a cell that is not here are left out and named. `--room`: GB of the device
+--device cpu` anywhere. Cells that need a library, a runtime or a cell that is not here are left out and named; recipes of libraries that are
+not here, too. `--room`: GB of the device
 that are to be there at most. It needs no Jupyter: pictures are drawn, and shown to nobody. `--work` keeps model and artifacts for another
 call; an earlier lesson's artifacts are taken. `-p name=value` sets a lesson's parameter.
 """
@@ -38,7 +39,9 @@ SHAPES = {
 }
 PAUSE = 0.02  # seconds between two looks at the device
 END = re.compile(r"^## (Exercises|What was measured|Recap)", re.MULTILINE)  # what follows asks a reader
+LIBRARIES = {"AutoAWQ": "awq", "AutoGPTQ": "auto_gptq", "BitsAndBytes": "bitsandbytes", "LlamaCpp": "llama_cpp"}  # by their recipes
 UNASKED = re.compile(r"lesson\.artifact\(LlamaCpp\(\)\)")  # a library beside ours, which no list of recipes names
+BESIDE_IT = re.compile(r"\"llama\.cpp's q4_k_m\"\)")  # a cell that holds others against it
 LEFT_OUT = re.compile(r"\b(serving|serve_in_turn)\(|row\.figures")  # cells that start a runtime, or show how fast one was
 
 
@@ -122,9 +125,13 @@ class Watch:
         self._thread.join()
 
 
-def ours(things: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipes but for those of libraries beside ours."""
-    return {name: recipe for name, recipe in things.items() if type(recipe).__module__ != "qlab.peers.recipes"}
+def present(things: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipes but for those of libraries that are not here."""
+    return {name: recipe for name, recipe in things.items() if is_here(LIBRARIES.get(type(recipe).__name__, "qlab"))}
+
+
+def is_here(library: str) -> bool:
+    return find_spec(library) is not None
 
 
 @contextmanager
@@ -144,7 +151,7 @@ def in_a_room(device: str, room: float) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(min(1.0, room / whole), torch.device(device).index or 0)
     with ExitStack() as stack:
         stack.enter_context(patch.object(choosing, "free_on", free))
-        stack.enter_context(patch.object(Lesson, "able", lambda self, recipes: allowed(self, ours(recipes))))
+        stack.enter_context(patch.object(Lesson, "able", lambda self, recipes: allowed(self, present(recipes))))
         yield
 
 
@@ -179,11 +186,11 @@ def run(lesson: str, values: dict[str, Any], watch: Watch, budget: float) -> tup
             if time.monotonic() - started > budget:
                 print(f"cell {number:2}: not run, {budget:.0f} s are over: {title}", flush=True)
                 continue
-            if LEFT_OUT.search(source):
+            if LEFT_OUT.search(source) or (BESIDE_IT.search(source) and not is_here("llama_cpp")):
                 print(f"cell {number:2}: left out, of runtimes: {title}", flush=True)
                 exec(imports_of(source), names)  # later cells count on them
                 continue
-            if UNASKED.search(source):
+            if UNASKED.search(source) and not is_here("llama_cpp"):
                 source = "\n".join(line for line in source.splitlines() if not UNASKED.search(line))
             watch.start()
             begun, said = time.monotonic(), "done"

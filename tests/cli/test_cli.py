@@ -51,6 +51,8 @@ def test_papermills_way_of_giving_parameters() -> None:
         (["quantize", "--recipe", "gptq-w5g128"], "the GPTQ format holds 2, 3, 4, 8 bits, not 5"),
         (["quantize", "--recipe", "awq-w4g0", "--dry-run"], "groups of 0 weights: expected a group size of 1 or more"),
         (["quantize", "--recipe", "tuned-w4g128-steps0"], "tuning for 0 steps: expected 1 or more, such as 160"),
+        (["quantize", "--recipe", "tuned-w4g128-batch0"], "tuning on 0 windows a step: expected 1 or more, such as 4"),
+        (["quantize", "--recipe", "gptq-w4g128-steps320"], "steps and windows a step are of tuning, such as tuned-w4g128-steps320-batch8"),
         (["quantize", "--recipe", "awq-w4g100", "--dry-run", "--strict"], "which groups of 100 do not divide"),
         (["quantize", "--recipe", "nf4", "--length", "99999"], "--length is 99999: expected 2 to 1024, the longest context of"),
         (["finetune", "embedded", "--text", "python-reference", "--length", "1025"], "--length is 1025: expected 2 to 1024"),
