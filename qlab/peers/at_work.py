@@ -93,6 +93,7 @@ def end_with(parent: int) -> None:
     """End this process when its parent has gone."""
     while os.getppid() == parent:
         time.sleep(1)
+    print(f"the process {parent}, which waited for this one, has gone or is not its parent", file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,20 @@ def quantize(library: str, source: OpenedModel, windows: Tensor, out: Path, devi
 
     Raises:
         UserError: as `check`.
-        RuntimeError: the library failed; what it said is on standard error.
+        RuntimeError: the library failed, with the last line of what it said; all of it is on standard error.
     """
     check(library, source)
     with Scratch(out.parent) as work:
         request = {"library": library, "model": str(source.path), "windows": windows.tolist(), "out": str(out), "device": device, **options}
         (work / "request.json").write_text(json.dumps(request))
-        done = subprocess.run(command(work), env=os.environ | settings(work), cwd=work, stdin=subprocess.DEVNULL)
+        with (work / "said.txt").open("w+", errors="replace") as said:
+            done = subprocess.run(command(work), env=os.environ | settings(work), cwd=work, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            said.seek(0)
+            text = said.read()
+        sys.stderr.write(text)
         if done.returncode:
-            raise RuntimeError(f"{library} ended with exit code {done.returncode}")
+            last = next((line for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+            raise RuntimeError(f"{library} ended with exit code {done.returncode}: {last.strip()}")
         cost = json.loads((work / "cost.json").read_text())
     load_tokenizer(source).save_pretrained(out)
     return {"cost": cost}

@@ -85,7 +85,7 @@ class Calibration:
         generator = torch.Generator().manual_seed(0)
         while True:
             for chosen in torch.randperm(self.inputs.shape[0], generator=generator).split(size):
-                yield self.inputs.pick(chosen).to(device), self.targets.pick(chosen).to(device)
+                yield self.inputs.pick(chosen, device), self.targets.pick(chosen, device)
 
 
 class Method(Protocol):

@@ -22,7 +22,7 @@ from qlab.recipes.fitting import fitted_size, layers_of
 from qlab.workbook.lesson import GROUP_SIZE, quiet
 from tests.bench.rows import opened, subject_options
 
-TUNED = ["tuned-w4g{}", "tuned-w4g{}-steps320"]
+TUNED = ["tuned-w4g{}", "tuned-w4g{}-steps320", "tuned-w4g{}-steps320-batch8"]
 OWN = ["rtn-w4g{}", "awq-w4g{}", "gptq-w4g{}", "gptq-w4g{}-asym-actorder", "awq-gptq-w4g{}", "nf4", "q4_k_m", *TUNED]
 # A recipe of qlab's and what a library makes for the same use. Methods are the same but for what the names say (`awq-gptq` rounds by GPTQ
 # too) and for qlab's defaults: order of columns, grids and codes searched after. {} stands for the model's group size.

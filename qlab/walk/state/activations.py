@@ -39,9 +39,15 @@ class Activations:
                 found = self.some(first, min(size, self.shape[0] - first))
             yield found
 
-    def pick(self, windows: Tensor) -> Tensor:
-        """Some windows, in the order asked for: float32 [len(windows), length, hidden]."""
-        return torch.cat([self.some(int(index), 1) for index in windows])
+    def pick(self, windows: Tensor, device: str | torch.device = "cpu") -> Tensor:
+        """Some windows on `device`, in the order asked for: float32 [len(windows), length, hidden].
+
+        Each goes there by itself: gathered first, they would lie where a GPU does not copy from without the CPU.
+        """
+        found = torch.empty((len(windows), *self.shape[1:]), device=device)
+        for place, index in zip(found, windows.tolist(), strict=True):
+            place.copy_(self.some(index, 1)[0], non_blocking=True)
+        return found
 
     def some(self, first: int, count: int) -> Tensor:
         """The windows from `first` on: float32 [count, length, hidden]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,14 +91,33 @@ def test_a_weight_stands_in_for_a_layer_s_own(tiny: OpenedModel, holding: str, c
     assert torch.equal(logits(model, calibration[:1]), before)
 
 
-def test_gradients_of_what_lies_before_a_layer_are_the_whole_layer_s(tiny: OpenedModel) -> None:
+@pytest.mark.parametrize("quick", [False, True])
+def test_gradients_of_what_lies_before_a_layer_are_the_whole_layer_s(tiny: OpenedModel, quick: bool) -> None:
     found = []
     for holding in ("whole", ON_DEVICE):
         layer = load(tiny, apart=True, holding=holding).get_submodule("model.layers.1.mlp.down_proj")
         inputs = torch.linspace(-1, 1, 3 * 512).view(1, 3, 512).requires_grad_()
-        layer(inputs).square().sum().backward()
-        found.append(inputs.grad)
-    assert torch.equal(*found)
+        with torch.autocast("cpu", torch.bfloat16, enabled=quick):
+            outputs = layer(inputs)
+        outputs.float().square().sum().backward()
+        found.append((outputs, inputs.grad))
+    assert found[0][0].dtype == (torch.bfloat16 if quick else torch.float32)
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_what_multiplies_in_bf16_is_never_single_precision(tiny: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer: Any = load(tiny, apart=True, holding=ON_DEVICE).get_submodule("model.layers.1.mlp.down_proj")
+    made, widened = [], layer.widened
+
+    def watched(stored: Tensor, dtype: torch.dtype) -> Tensor:
+        made.append(dtype)
+        return widened(stored, dtype)
+
+    monkeypatch.setattr(layer, "widened", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.ones(1, 3, 512, requires_grad=True)).sum().backward()
+    assert made == [torch.bfloat16, torch.bfloat16]  # there and back
 
 
 def test_what_is_aside_is_there_again(tiny: OpenedModel, calibration: Tensor) -> None:
