@@ -134,7 +134,7 @@ def predict(
             f"{size_text(limit)} allowed; a recipe of one width needs one block at a time"
         )
     encoded = [waiting(recipe, block, source) for recipe in recipes]
-    work = max(working(recipe, groups, windows[1], device, block.weights) + size for recipe, size in zip(recipes, encoded)) + libraries
+    work = max(working(recipe, groups, windows, device, block.weights) + size for recipe, size in zip(recipes, encoded)) + libraries
     # A sequential recipe runs the block as quantized before its experts are written.
     beside = max((size for recipe, size in zip(recipes, encoded) if recipe.sequential), default=0.0)
     seconds = duration(block, recipes, windows, blocks, sum(outside) / 2, device, devices, source.experts_per_token)
@@ -167,9 +167,9 @@ def disk_needed(source: OpenedModel, recipes: Sequence[WalkedRecipe], windows: t
     return stored + (streams * windows[0] + sensed) * 4 * windows[1] * source.layout.hidden
 
 
-def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: str, weights: int) -> float:
+def working(recipe: WalkedRecipe, groups: Sequence[Group], windows: tuple[int, ...], device: str, weights: int) -> float:
     """Bytes that a recipe needs beside a block of so many `weights` and its statistics; `groups` are worked on one after the other, and
-    tuning runs windows of `length` tokens through the whole block."""
+    tuning runs some of the `windows` (their number, and the tokens of each) through the whole block."""
     largest = 4.0 * max(width * out for width, out in groups)
     if isinstance(recipe, NF4):
         return 16.0 * min(largest / 4, 64 * NF4_BLOCKS) + 1.5 * largest  # temporaries of the blocks that are rounded at once
@@ -196,7 +196,7 @@ def working(recipe: WalkedRecipe, groups: Sequence[Group], length: int, device: 
     )
     if recipe.method != "tuned":
         return rounding
-    graph = 4.0 * recipe.batch * length * (8 * max(width for width, _ in groups) + 12 * groups[0][0])
+    graph = 4.0 * min(recipe.batch, windows[0]) * windows[1] * (8 * max(width for width, _ in groups) + 12 * groups[0][0])
     return max(rounding, (TUNED + (HOLES if 4 * max(width for width, _ in groups) * groups[0][0] < OWN_PAGES else 0)) * 4 * weights + graph)
 
 

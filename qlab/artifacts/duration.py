@@ -77,7 +77,8 @@ def operations(
         if isinstance(recipe, Integers) and recipe.method == "tuned":
             total += forward
             total += 3.0 * forward * sensed_windows(*windows) / windows[0]  # forward and back, for gradients of the predictions
-            total += recipe.steps * (3.0 * forward * min(1.0, recipe.batch / windows[0]) + sum(100.0 * width * out for width, out in groups))
+            a_step = 3.0 * forward * min(1.0, recipe.batch / windows[0]) + sum(100.0 * width * out for width, out in groups)
+            total += recipe.steps * a_step
     return total, passes, calls
 
 

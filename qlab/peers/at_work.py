@@ -93,8 +93,10 @@ def end_with(parent: int) -> None:
     """End this process when its parent has gone."""
     while os.getppid() == parent:
         time.sleep(1)
-    print(f"the process {parent}, which waited for this one, has gone or is not its parent", file=sys.stderr, flush=True)
-    os._exit(1)
+    try:
+        print(f"the process {parent}, which waited for this one, has gone or is not its parent", file=sys.stderr, flush=True)
+    finally:
+        os._exit(1)
 
 
 def main() -> None:
@@ -105,9 +107,9 @@ def main() -> None:
     import_module(module)
     started = time.perf_counter()
     quantize(request)
+    cost = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     for file in Path(request["out"]).glob("*.py"):  # both copy what programs lie beside the model
         file.unlink()
-    cost = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     (work / "cost.json").write_text(json.dumps(cost))
     sys.stdout.flush()
     sys.stderr.flush()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import selectors
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ SCRIPT = Path(__file__).with_name("at_work.py")
 AUTO_ROUND, LLM_COMPRESSOR = "AutoRound", "llm-compressor"
 PACKAGES = {AUTO_ROUND: "auto-round", LLM_COMPRESSOR: "llmcompressor"}
 BESIDE = ("compressed-tensors", "torch", "transformers")  # what their bytes depend on, too
+PAUSE, TAIL = 0.2, 2000  # seconds between two looks at whether a library has ended; bytes of what it said that are kept
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
@@ -72,17 +74,41 @@ def quantize(library: str, source: OpenedModel, windows: Tensor, out: Path, devi
     with Scratch(out.parent) as work:
         request = {"library": library, "model": str(source.path), "windows": windows.tolist(), "out": str(out), "device": device, **options}
         (work / "request.json").write_text(json.dumps(request))
-        with (work / "said.txt").open("w+", errors="replace") as said:
-            done = subprocess.run(command(work), env=os.environ | settings(work), cwd=work, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-            said.seek(0)
-            text = said.read()
-        sys.stderr.write(text)
+        with subprocess.Popen(
+            command(work), env=os.environ | settings(work), cwd=work, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as done:
+            try:
+                last = passed_on(done)
+            except BaseException:
+                done.kill()
+                raise
         if done.returncode:
-            last = next((line for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
-            raise RuntimeError(f"{library} ended with exit code {done.returncode}: {last.strip()}")
+            raise RuntimeError(f"{library} ended with exit code {done.returncode}: {last}")
         cost = json.loads((work / "cost.json").read_text())
     load_tokenizer(source).save_pretrained(out)
     return {"cost": cost}
+
+
+def passed_on(program: subprocess.Popen[bytes]) -> str:
+    """Write to standard error what a program writes there, as it does so, until it ends; its last line, as the reason of a failure."""
+    assert program.stderr is not None
+    tail = b""
+    with selectors.DefaultSelector() as waiting, open(2, "wb", closefd=False) as ours:
+        waiting.register(program.stderr, selectors.EVENT_READ)
+        while True:
+            ended = program.poll() is not None  # what it started may go on, and hold the same pipe
+            if not waiting.select(0 if ended else PAUSE):
+                if ended:
+                    break
+                continue
+            part = os.read(program.stderr.fileno(), 1 << 16)
+            if not part:
+                break
+            ours.write(part)
+            ours.flush()
+            tail = (tail + part)[-TAIL:]
+    lines = [line.strip() for line in re.split(r"[\r\n]", tail.decode(errors="replace")) if line.strip()]
+    return lines[-1] if lines else "it said nothing"
 
 
 def command(work: Path) -> list[str]:

@@ -29,6 +29,7 @@ from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
 
 STEPS, BATCH = 160, 4  # of tuning a block, and windows a step; more of both still gain, where there is calibration text for them
+UNTUNED = "steps and windows a step are of tuning, such as tuned-w4g128-steps320-batch8: {} takes none"
 RoundedPart = tuple[Block, dict[str, Statistics], Iterable[tuple[str, tuple[GroupedIntegers, Tensor]]]]
 """A part of a block, the statistics of its layers, and these by name: quantized, and beside it the weights float32 [out, in] rounded."""
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -72,12 +73,12 @@ class Integers(Walked):
     def __post_init__(self) -> None:
         if self.group_size != -1 and self.group_size < 1:
             raise UserError(f"groups of {self.group_size} weights: expected a group size of 1 or more, such as 128, or 'row'")
+        if self.method != "tuned" and (self.steps, self.batch) != (STEPS, BATCH):
+            raise UserError(UNTUNED.format(self.method))
         if self.steps < 1:
             raise UserError(f"tuning for {self.steps} steps: expected 1 or more, such as {STEPS}")
         if self.batch < 1:
             raise UserError(f"tuning on {self.batch} windows a step: expected 1 or more, such as {BATCH}")
-        if self.method != "tuned" and (self.steps, self.batch) != (STEPS, BATCH):
-            raise UserError(f"steps and windows a step are of tuning, such as tuned-w4g128-steps320-batch8: {self.method} takes none")
         if self.method == "tuned" and not self.sequential:
             raise UserError("tuning follows the quantized blocks: a tuned recipe is always sequential")
 
@@ -261,7 +262,11 @@ class Integers(Walked):
 
 
 def parse_integers(name: str) -> Integers | None:
-    """The recipe of a short name such as gptq-w4g128-asym-actorder, if it is one of this family."""
+    """The recipe of a short name such as gptq-w4g128-asym-actorder, if it is one of this family.
+
+    Raises:
+        UserError: steps behind a method that takes none, or a number that none can have.
+    """
     match = PATTERN.fullmatch(name)
     if match is None:
         return None
@@ -270,6 +275,8 @@ def parse_integers(name: str) -> Integers | None:
     options |= {"order": next(key for key, value in ORDER_NAMES.items() if order == f"-{value}")} if order else {}
     options |= {"search": grids == "-search"} if grids else {}
     options |= {"sequential": True} if sequential else {}
+    if (steps or batch) and method != "tuned":
+        raise UserError(UNTUNED.format(method))
     options |= {"steps": int(steps)} if steps else {}
     options |= {"batch": int(batch)} if batch else {}
     options |= {"compressed": True} if compressed else {}

@@ -39,7 +39,7 @@ def test_memory_does_not_depend_on_the_number_of_blocks(tmp_path: Path) -> None:
 
 def test_factoring_and_fitting_scales_do_not_come_at_one_time() -> None:
     recipe = parse("gptq-w4g64")
-    narrow, wide = (budget.working(recipe, [(width, 8)], 512, "cpu", 8 * width) for width in (64, 4096))
+    narrow, wide = (budget.working(recipe, [(width, 8)], (8, 512), "cpu", 8 * width) for width in (64, 4096))
     assert wide == 15.0 * 4096**2
     assert narrow == 15.0 * 64**2
 
@@ -64,7 +64,7 @@ def peak_at_work(width: int, out: int) -> int:
 @pytest.mark.parametrize(("width", "out"), [(1536, 16), (1024, 2048)])
 def test_gptq_takes_what_is_predicted(width: int, out: int) -> None:
     """Where factoring H takes most, and where going over the codes again does."""
-    predicted = budget.working(parse("gptq-w4g128"), [(width, out)], 512, "cpu", width * out)
+    predicted = budget.working(parse("gptq-w4g128"), [(width, out)], (8, 512), "cpu", width * out)
     found = run_isolated(peak_at_work, width, out).value
     assert 0.9 * predicted < found < predicted + 0.3 * budget.LIBRARIES  # what does not grow with the matrix is counted there
 
@@ -112,3 +112,12 @@ def test_a_disk_that_is_too_small_is_said_in_figures_that_differ(
 @pytest.mark.parametrize(("size", "text"), [(2.4e9, "2.40 GB"), (1e8, "0.10 GB"), (85.3e6, "85.30 MB"), (12_000, "12.0 KB"), (0, "0.0 KB")])
 def test_sizes_are_said_in_a_unit_that_shows_them(size: float, text: str) -> None:
     assert budget.size_text(size) == text
+
+
+def test_larger_batches_take_more_up_to_all_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duration, "speeds", lambda _: STANDARD)
+    recipes = [parse(f"tuned-w4g64-batch{size}") for size in (4, 8, 16)]
+    memory = [budget.working(recipe, [(64, 64)], (8, 512), "cpu", 64 * 64) for recipe in recipes]
+    seconds = [duration.duration(BLOCK, [recipe], (8, 64), 1, 0.0, "cpu") for recipe in recipes]
+    assert memory[0] < memory[1] == memory[2]
+    assert seconds[0] < seconds[1] == seconds[2]

@@ -1,10 +1,9 @@
 """One lesson on a made-up model of 8B in shape, cell after cell in this process: what it holds of the device, predicted and measured.
 
 `python -m tests.bench.lesson_memory --device cuda --lesson 1`, on a machine with a GPU; `--blocks 8` where time is short, `--shape tiny
---device cpu` anywhere. Cells that need a library, a runtime or a cell that is not here are left out and named; recipes of libraries that are
-not here, too. `--room`: GB of the device
-that are to be there at most. It needs no Jupyter: pictures are drawn, and shown to nobody. `--work` keeps model and artifacts for another
-call; an earlier lesson's artifacts are taken. `-p name=value` sets a lesson's parameter.
+--device cpu` anywhere. Cells that need a library, a runtime or a cell that is not here are left out and named, as are recipes of libraries
+that are not here. `--room`: GB of the device that are to be there at most. It needs no Jupyter: pictures are drawn, and shown to nobody.
+`--work` keeps model and artifacts for another call; an earlier lesson's artifacts are taken. `-p name=value` sets a lesson's parameter.
 """
 
 from __future__ import annotations
@@ -39,7 +38,12 @@ SHAPES = {
 }
 PAUSE = 0.02  # seconds between two looks at the device
 END = re.compile(r"^## (Exercises|What was measured|Recap)", re.MULTILINE)  # what follows asks a reader
-LIBRARIES = {"AutoAWQ": "awq", "AutoGPTQ": "auto_gptq", "BitsAndBytes": "bitsandbytes", "LlamaCpp": "llama_cpp"}  # by their recipes
+LIBRARIES = {
+    "AutoAWQ": "awq",
+    "AutoGPTQ": "auto_gptq",
+    "BitsAndBytes": "bitsandbytes",
+    "LlamaCpp": "llama_cpp",
+}  # by their recipes; .venv-peers' say it themselves
 UNASKED = re.compile(r"lesson\.artifact\(LlamaCpp\(\)\)")  # a library beside ours, which no list of recipes names
 BESIDE_IT = re.compile(r"\"llama\.cpp's q4_k_m\"\)")  # a cell that holds others against it
 LEFT_OUT = re.compile(r"\b(serving|serve_in_turn)\(|row\.figures")  # cells that start a runtime, or show how fast one was
@@ -131,6 +135,7 @@ def present(things: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_here(library: str) -> bool:
+    """Whether a package can be imported here."""
     return find_spec(library) is not None
 
 

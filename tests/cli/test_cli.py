@@ -52,6 +52,10 @@ def test_papermills_way_of_giving_parameters() -> None:
         (["quantize", "--recipe", "awq-w4g0", "--dry-run"], "groups of 0 weights: expected a group size of 1 or more"),
         (["quantize", "--recipe", "tuned-w4g128-steps0"], "tuning for 0 steps: expected 1 or more, such as 160"),
         (["quantize", "--recipe", "tuned-w4g128-batch0"], "tuning on 0 windows a step: expected 1 or more, such as 4"),
+        (
+            ["quantize", "--recipe", "rtn-w4g128-batch4"],
+            "windows a step are of tuning, such as tuned-w4g128-steps320-batch8: rtn takes none",
+        ),
         (["quantize", "--recipe", "gptq-w4g128-steps320"], "steps and windows a step are of tuning, such as tuned-w4g128-steps320-batch8"),
         (["quantize", "--recipe", "awq-w4g100", "--dry-run", "--strict"], "which groups of 100 do not divide"),
         (["quantize", "--recipe", "nf4", "--length", "99999"], "--length is 99999: expected 2 to 1024, the longest context of"),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -38,6 +39,7 @@ assert script.endswith("at_work.py") and parent.isdecimal()
 work = pathlib.Path(work)
 request = json.loads((work / "request.json").read_text())
 if request.get("iterations") == 0:
+    print("loading: 100 %")  # written when the process ends, behind what it says there
     sys.exit("no steps")
 (pathlib.Path(request["out"]) / "seen.json").write_text(json.dumps(request))
 (work / "cost.json").write_text('{"seconds": 2.5, "peak_bytes": 7}')
@@ -114,6 +116,42 @@ def test_the_library_is_given_the_model_and_the_very_windows(
 def test_a_library_that_fails_is_a_failure(environment: Path, tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="AutoRound ended with exit code 1: no steps"):
         AutoRound(iterations=0).quantize(tiny, calibration, tmp_path, "cpu")
+
+
+def test_what_a_library_says_is_passed_on_and_nobody_waits_for_what_it_left_running(capfd: pytest.CaptureFixture[str]) -> None:
+    told = """
+import subprocess, sys
+left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+sys.stderr.write(f"1%\\r2%\\nleft: {left.pid}\\n\\n")
+"""
+    with subprocess.Popen([sys.executable, "-c", told], stderr=subprocess.PIPE) as program:
+        last = elsewhere.passed_on(program)
+    left = psutil.Process(int(last.removeprefix("left: ")))  # it has the same pipe, and runs on
+    left.kill()
+    assert capfd.readouterr().err == f"1%\r2%\n{last}\n\n"
+
+
+def test_programs_beside_the_model_are_no_part_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "request.json").write_text(json.dumps({"library": "AutoRound", "out": str(out)}))
+
+    def quantized(request: dict[str, Any]) -> None:
+        for name in ("train.py", "model.safetensors"):
+            (Path(request["out"]) / name).write_text("")
+
+    class Left(Exception):
+        """In place of the process's end."""
+
+    def leave(code: int) -> None:
+        raise Left(code)
+
+    monkeypatch.setattr(at_work, "LIBRARIES", {"AutoRound": ("json", quantized)})
+    monkeypatch.setattr(sys, "argv", ["at_work.py", str(tmp_path), str(os.getppid())])
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(Left):
+        at_work.main()
+    assert [path.name for path in out.iterdir()] == ["model.safetensors"]
 
 
 def test_an_artifact_depends_on_the_versions_there(environment: Path, tiny: OpenedModel, calibration: torch.Tensor) -> None:

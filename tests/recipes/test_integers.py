@@ -44,5 +44,5 @@ def test_tuning_takes_so_many_windows_a_step(monkeypatch: pytest.MonkeyPatch, tm
     for name in ("tuned-w4g64-steps1", "tuned-w4g64-steps2-batch5"):
         (tmp_path / name).mkdir()
         parse(name).quantize(source, windows, tmp_path / name, "cpu")
-    blocks = len(seen) // 2
+    blocks = source.layout.count
     assert seen == [(4, 4, 1)] * blocks + [(5, 5, 2)] * blocks

@@ -1,4 +1,5 @@
-"""Layers whose weights rest as they are stored, most in half precision, and are FP32 for as long as somebody computes with them.
+"""Layers whose weights rest as they are stored, most in half precision, and are FP32, or BF16 where layers multiply in it, for as long as
+somebody computes with them.
 
 Every number of BF16 or FP16 is one of FP32, so a model at rest computes what the whole model in FP32 does, to the bit. Its matrices take
 half the memory, and lie on the device or, where even that is too much, in the machine's memory, from where they come one at a time. What
@@ -38,7 +39,12 @@ class Resting:
         return self.weight_as(torch.float32)
 
     def weight_as(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out, in] in a precision that it is wanted in alone: BF16 made of FP16 has the bits that it has by way of FP32."""
+        """The weight [out, in] made in `dtype` at once: BF16 made of FP16 has the bits that it has by way of FP32. It is the stored tensor
+        itself where that has this dtype and lies on the device.
+
+        Raises:
+            RuntimeError: `instead` asks for what is not there.
+        """
         stored = self._parameters["weight"]
         found = self.widened(stored.data, dtype if self.instead is None else torch.float32)
         if self.instead is not None:
@@ -55,18 +61,17 @@ class Resting:
 
 
 class _Product(torch.autograd.Function):
-    """A linear layer without gradients of its own, whose weight is made once more on the way back: kept, it would be FP32 until then.
+    """A linear layer without gradients of its own, whose weight is made once more on the way back: kept, it would stay until then.
 
-    Where autocast multiplies in BF16, the weight is made in BF16: beside an FP32 copy of it, a head of 128,256 tokens would take half as
-    much again.
+    Where autocast multiplies in BF16, the weight is made in BF16: an FP32 copy beside it would be twice as large.
     """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, layer: Any) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, layer: RestingLinear) -> Tensor:
         ctx.layer = layer
         kind = inputs.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        return functional.linear(inputs, layer.weight_as(dtype), layer.bias)
+        return functional.linear(inputs, layer.weight_as(dtype), layer.bias)  # type: ignore[operator]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -44,7 +44,7 @@ class Activations:
 
         Each goes there by itself: gathered first, they would lie where a GPU does not copy from without the CPU.
         """
-        found = torch.empty((len(windows), *self.shape[1:]), device=device)
+        found = torch.empty((len(windows), *self.shape[1:]), dtype=torch.float32, device=device)
         for place, index in zip(found, windows.tolist(), strict=True):
             place.copy_(self.some(index, 1)[0], non_blocking=True)
         return found

@@ -106,6 +106,17 @@ def test_gradients_of_what_lies_before_a_layer_are_the_whole_layer_s(tiny: Opene
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_gradients_go_through_what_stands_in_for_a_weight(tiny: OpenedModel, quick: bool) -> None:
+    layer: Any = load(tiny, apart=True, holding=ON_DEVICE).get_submodule("model.layers.1.mlp.down_proj")
+    inputs, other = torch.linspace(-1, 1, 3 * 512).view(1, 3, 512).requires_grad_(), layer.weight.data / 2
+    with standing_in(layer, other), torch.autocast("cpu", torch.bfloat16, enabled=quick):
+        outputs = layer(inputs)
+        outputs.float().sum().backward()
+    dtype = torch.bfloat16 if quick else torch.float32
+    assert torch.equal(inputs.grad, (torch.ones_like(outputs) @ other.to(dtype)).float())  # type: ignore[arg-type]
+
+
 def test_what_multiplies_in_bf16_is_never_single_precision(tiny: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     layer: Any = load(tiny, apart=True, holding=ON_DEVICE).get_submodule("model.layers.1.mlp.down_proj")
     made, widened = [], layer.widened
