@@ -29,6 +29,7 @@ SHAPES = {  # a block, how many a model has, and how many are walked over
 def large(work: Path, options: argparse.Namespace) -> None:
     """A Llama of 8B or 70B in shape: walks of one block and of several, and the whole estimated from their difference."""
     shape, blocks, many = SHAPES[options.shape]
+    many = options.large_blocks or many
     models = {n: make_checkpoint(work / f"large-{n}", n, **shape) for n in (1, many)}
     device, windows = options.device, options.large_windows
     card = torch.cuda.get_device_name() if device != "cpu" else device

@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="of the part 'large'")
     parser.add_argument("--large-windows", type=int, default=128, help="calibration windows of the part 'large'")
     parser.add_argument("--large-length", type=int, default=512, help="their tokens")
+    parser.add_argument("--large-blocks", type=int, help="blocks of the larger of its two models; else 9, or 3 of 70B")
     parser.add_argument("--recipes", nargs="+", default=LARGE, help="of the part 'large'; those that + joins are made in one walk")
     parser.add_argument("--shape", choices=SHAPES, default="8B", help="of the part 'large'")
     parser.add_argument("--profile", action="store_true", help="print where the time of the part 'large' went")
