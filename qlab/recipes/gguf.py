@@ -56,6 +56,7 @@ class GGUF(Walked):
     embedding_type: str = ""
     imatrix: tuple[ImatrixFile, ...] = ()
     budget: str = ""
+    encodes_all = True  # a mix has types for embedding and head
 
     @property
     def name(self) -> str:

@@ -25,7 +25,7 @@ class Importance:
     """What the walk is fed to in place of a recipe: it quantizes nothing."""
 
     name = "imatrix"
-    data, sequential, targets = True, False, False
+    data, sequential, targets, encodes_all = True, False, False, False
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         """Sums of squares and counts of the block's tensors; of experts one below another."""

@@ -78,6 +78,7 @@ class Walked:
     data = True
     sequential = False
     targets = False
+    encodes_all = False
 
     def versions(self) -> dict[str, str]:
         """None: qlab's own methods depend on qlab's environment alone."""

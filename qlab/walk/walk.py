@@ -90,7 +90,8 @@ class Calibration:
 
 class Method(Protocol):
     """A recipe as the walk sees it. `data`: whether it wants activations; `sequential`: those behind the blocks it has quantized;
-    `targets`: beside them what the original block makes of the original's."""
+    `targets`: beside them what the original block makes of the original's. `encodes_all`: whether embedding and head are encoded too,
+    which takes a CPU many times as long as a GPU."""
 
     @property
     def name(self) -> str: ...
@@ -100,6 +101,8 @@ class Method(Protocol):
     def sequential(self) -> bool: ...
     @property
     def targets(self) -> bool: ...
+    @property
+    def encodes_all(self) -> bool: ...
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         """Quantize the block, which it may change; a sequential one leaves the quantized weights in it."""
@@ -205,7 +208,8 @@ class Walk:
             for method in self.methods:  # each in a part of its own: on a CPU embedding and head are never both in memory
                 tensor = skeleton.checkpoint.read(name)
                 largest.see(tensor)
-                self._write(streams, method, f"0000-{number:03}", method.keep(self.source, name, tensor))
+                place = self.device if method.encodes_all else tensor.device
+                self._write(streams, method, f"0000-{number:03}", method.keep(self.source, name, tensor.to(place)))
                 journal.saw(method.name, largest.value)
                 del tensor
         tuned, started = [method for method in self.share.of_block(self.methods, 0) if method.targets], time.perf_counter()

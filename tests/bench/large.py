@@ -21,8 +21,8 @@ from tests.bench.made_up import make_checkpoint
 
 LARGE = ["rtn-w4g128", "awq-w4g128", "gptq-w4g128", "tuned-w4g128", "nf4", "q4_k_m", "awq-w4g128+gptq-w4g128+nf4+q4_k_m"]
 SHAPES = {  # a block, how many a model has, and how many are walked over
-    "8B": ({"hidden": 4096, "mlp": 14336, "heads": 32, "kv_heads": 8}, 32, 9),
-    "70B": ({"hidden": 8192, "mlp": 28672, "heads": 64, "kv_heads": 8}, 80, 3),
+    "8B": ({"hidden": 4096, "mlp": 14336, "heads": 32, "kv_heads": 8, "rows": 128256}, 32, 9),
+    "70B": ({"hidden": 8192, "mlp": 28672, "heads": 64, "kv_heads": 8, "rows": 128256}, 80, 3),
 }
 
 
@@ -30,7 +30,7 @@ def large(work: Path, options: argparse.Namespace) -> None:
     """A Llama of 8B or 70B in shape: walks of one block and of several, and the whole estimated from their difference."""
     shape, blocks, many = SHAPES[options.shape]
     many = options.large_blocks or many
-    models = {n: make_checkpoint(work / f"large-{n}", n, **shape) for n in (1, many)}
+    models = {n: make_checkpoint(work / f"large-{n}", n, alike=True, **shape) for n in (1, many)}
     device, windows = options.device, options.large_windows
     card = torch.cuda.get_device_name() if device != "cpu" else device
     print(f"{options.shape} shape, {windows} × {options.large_length} calibration tokens, {card}")

@@ -21,6 +21,8 @@ EXPERTS = {  # what files call a mixture, and an expert's gate, down and up proj
     "qwen3_moe": ("mlp", "gate_proj", "down_proj", "up_proj"),
 }
 
+ROWS = 1 << 14  # more than a layer of a block has: of embedding and head these are repeated
+
 
 def make_checkpoint(
     folder: Path,
@@ -36,7 +38,7 @@ def make_checkpoint(
     alike: bool = False,
 ) -> Path:
     """Write it to `folder` in `dtype`, a shard a block; the embedded model's tokenizer and its vocabulary, or one of `rows` whose first it
-    is. All blocks are `alike` where time is short: drawing 8 billion numbers takes minutes.
+    is. All blocks are `alike` where time is short, and so are every ROWS rows of a matrix: drawing 8 billion numbers takes minutes.
 
     `kind` llama: embedding and head are one matrix; qwen2: they are two, and queries, keys and values have biases. mixtral, qwen3_moe: so
     many `experts` share an MLP of width `mlp`, in that family's layout; two or eight of them compute a token.
@@ -46,11 +48,12 @@ def make_checkpoint(
     generator = torch.Generator().manual_seed(0)
     shards: dict[str, str] = {}
 
+    def drawn(outputs: int, inputs: int) -> torch.Tensor:
+        some = min(outputs, ROWS) if alike else outputs
+        return (0.02 * torch.randn(some, inputs, generator=generator)).repeat(-(-outputs // some), 1)[:outputs]
+
     def save(file: str, shapes: dict[str, tuple[int, ...]]) -> None:
-        tensors = {
-            name: (torch.ones(shape) if len(shape) == 1 else 0.02 * torch.randn(shape, generator=generator)).to(dtype)
-            for name, shape in shapes.items()
-        }
+        tensors = {name: (torch.ones(shape) if len(shape) == 1 else drawn(*shape)).to(dtype) for name, shape in shapes.items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         shards.update(dict.fromkeys(shapes, file))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qlab.artifacts.artifact import Artifact, fit, quantize_model
+from qlab.formats.gguf import encoding
 from qlab.formats.imatrix import Entry, Imatrix, ImatrixFile, merged, write_imatrix
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
@@ -154,3 +155,21 @@ def test_each_expert_has_an_importance_of_its_own(calibration: Tensor, tmp_path:
     write_imatrix(tmp_path / "short.gguf", short)
     with pytest.raises(UserError, match="has 192 values: expected 256, of 64 input channels of 4 experts"):
         fit(source, [replace(recipe, imatrix=(ImatrixFile(tmp_path / "short.gguf"),))])
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_embedding_and_head_are_encoded_there(
+    tiny: OpenedModel, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU here")
+    seen, encode = dict[str, str](), encoding.encode_tensor
+
+    def watched(name: str, tensor: Tensor, *rest: Any) -> dict[str, Tensor]:
+        seen[name] = tensor.device.type
+        return encode(name, tensor, *rest)
+
+    monkeypatch.setattr(encoding, "encode_tensor", watched)
+    GGUF("q4_k_m", "plain").quantize(tiny, calibration, tmp_path, "cuda")
+    assert seen[tiny.layout.embedding] == "cuda"
+    assert set(seen.values()) == {"cuda"}

@@ -21,6 +21,7 @@ from qlab.methods.kquants.blocks import encode
 from qlab.methods.kquants.kinds import KINDS
 from qlab.methods.settle import settle_blocks
 from qlab.support.errors import UserError
+from qlab.support.finite import all_finite
 from qlab.support.stages import stage
 
 AT_ONCE, ON_DEVICE = 1 << 22, 1 << 26  # see weights_at_once: on a CPU and elsewhere
@@ -114,7 +115,7 @@ def weights_at_once(device: torch.device) -> int:
 def as_float(tensor: Tensor, kind: str) -> Tensor:
     """The tensor as the float type `kind`; raises UserError where that cannot hold it."""
     stored = tensor.to(TYPES[kind])
-    if not bool(stored.isfinite().all()):
+    if not all_finite(stored):
         raise UserError(f"holds NaN, infinite values or values beyond {kind}'s range; check the checkpoint")
     return stored.contiguous()
 
