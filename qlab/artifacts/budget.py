@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ from qlab.artifacts.block_shape import Group, largest_block, waiting
 from qlab.artifacts.duration import duration, time_text
 from qlab.formats.gguf.encoding import weights_at_once
 from qlab.methods.grid_search import REFIT_ROWS
+from qlab.methods.kquants.blocks import DEVICE_CHUNK
 from qlab.methods.nf4 import CHUNK as NF4_BLOCKS
 from qlab.models.opening import OpenedModel
 from qlab.recipes import FP8, GGUF, NF4, Integers, WalkedRecipe
@@ -120,6 +122,7 @@ def predict(
     outside = [checkpoint.bytes_of(name) for name in layout.rest]
     # Outside the blocks, the largest is read from a file that is mapped into memory, and then written: twice its size at both times.
     rest = 2.0 * max(outside, default=0) + LIBRARIES
+    rest += encoding(recipes, source, device)
     if any(recipe.targets for recipe in recipes):  # the head in FP32, and as it was read or in BF16; logits and what is drawn from them
         rows, width = layout.shapes[layout.head]
         rest = max(rest, 6.0 * rows * width + 24.0 * AT_ONCE * rows + LIBRARIES)
@@ -148,6 +151,16 @@ def predict(
         f"the walk needs {size_text(found.total)} even with one window at a time, more than the {size_text(limit or 0)} allowed: "
         f"{size_text(found.block)} a block, {size_text(found.statistics)} statistics, {size_text(found.recipe)} the recipe at work"
     )
+
+
+def encoding(recipes: Sequence[WalkedRecipe], source: OpenedModel, device: str) -> float:
+    """Bytes that a GPU has beside the largest tensor outside the blocks while that is encoded: what is computed of some of its weights at a
+    time, and the codes and bytes of some (qlab.methods.kquants.blocks.encode, qlab.formats.gguf.encoding.encode_rows)."""
+    outside = [name for name in source.layout.rest if any(recipe.encodes(source, name) for recipe in recipes)]
+    if device == "cpu" or not outside:
+        return 0.0
+    weights = max(prod(source.layout.shapes[name]) for name in outside)
+    return 24.0 * min(weights, DEVICE_CHUNK) + 2.0 * min(weights, weights_at_once(torch.device(device)))
 
 
 def uses_kernels(recipe: WalkedRecipe) -> bool:

@@ -79,6 +79,7 @@ def quantize(library: str, source: OpenedModel, windows: Tensor, out: Path, devi
         ) as done:
             try:
                 last = passed_on(done)
+                done.wait()
             except BaseException:
                 done.kill()
                 raise
@@ -90,7 +91,8 @@ def quantize(library: str, source: OpenedModel, windows: Tensor, out: Path, devi
 
 
 def passed_on(program: subprocess.Popen[bytes]) -> str:
-    """Write to standard error what a program writes there, as it does so, until it ends; its last line, as the reason of a failure."""
+    """Write to standard error what a program writes there, as it does so, until it ends or closes it. Its last line is returned, as the
+    reason of a failure, or that it said nothing."""
     assert program.stderr is not None
     tail = b""
     with selectors.DefaultSelector() as waiting, open(2, "wb", closefd=False) as ours:

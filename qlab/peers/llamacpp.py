@@ -46,7 +46,7 @@ def encode_rows(tensor: Tensor, kind: str, importance: Tensor | None = None) -> 
     """
     layout = layout_of(tensor, kind)
     rows, columns = tensor.shape
-    weights = tensor.float().cpu().contiguous()
+    weights = tensor.cpu().float().contiguous()
     check_range(weights)
     if importance is not None:
         channel_weights(importance, columns, layout.size)  # raises where it is no importance

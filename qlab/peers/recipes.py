@@ -156,5 +156,9 @@ class LlamaCpp(GGUF):
     def name(self) -> str:
         return f"llamacpp-{self.mix}{self.options}{'-importance' if self.search == 'importance' else ''}"
 
+    def encodes(self, source: OpenedModel, name: str) -> bool:
+        """Not where a GPU is: llama.cpp's quantizer computes on the CPU."""
+        return False
+
     def encoder(self, seen: Statistics | None) -> Encoder:
         return llamacpp.encode_rows

@@ -56,7 +56,6 @@ class GGUF(Walked):
     embedding_type: str = ""
     imatrix: tuple[ImatrixFile, ...] = ()
     budget: str = ""
-    encodes_all = True  # a mix has types for embedding and head
 
     @property
     def name(self) -> str:
@@ -179,6 +178,10 @@ class GGUF(Walked):
             elif seen:
                 held = {key: each.cpu() for key, each in coded.items()}
                 yield layer, decoders.submit(encoding.decode_plain, held, name, source.text_config), tensor, seen.hessian
+
+    def encodes(self, source: OpenedModel, name: str) -> bool:
+        """Embedding and head, unless all are floats."""
+        return (self.mix != "f16" or bool(self.types.asked)) and not source.layout.beside(name)
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         if source.layout.beside(name):

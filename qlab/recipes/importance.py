@@ -25,7 +25,7 @@ class Importance:
     """What the walk is fed to in place of a recipe: it quantizes nothing."""
 
     name = "imatrix"
-    data, sequential, targets, encodes_all = True, False, False, False
+    data, sequential, targets = True, False, False
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         """Sums of squares and counts of the block's tensors; of experts one below another."""
@@ -41,6 +41,10 @@ class Importance:
             stored[target + SUMS] = torch.stack([sums for sums, _ in matrices])
             stored[target + COUNTS] = torch.tensor([float(tokens) for _, tokens in matrices])
         return Quantized(stored)
+
+    def encodes(self, source: OpenedModel, name: str) -> bool:
+        """Nothing."""
+        return False
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Nothing: no calibration reaches embedding and output."""

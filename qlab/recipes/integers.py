@@ -28,7 +28,7 @@ from qlab.walk.folding import divided, fold_before_experts, fold_scales
 from qlab.walk.statistics import Statistics
 from qlab.walk.walk import Calibration, Quantized
 
-STEPS, BATCH = 160, 4  # of tuning a block, and windows a step; more of both still gain, where there is calibration text for them
+STEPS, BATCH = 160, 4  # of tuning a block, and windows a step; more of both mostly gain, where there is calibration text for them
 UNTUNED = "steps and windows a step are of tuning, such as tuned-w4g128-steps320-batch8: {} takes none"
 RoundedPart = tuple[Block, dict[str, Statistics], Iterable[tuple[str, tuple[GroupedIntegers, Tensor]]]]
 """A part of a block, the statistics of its layers, and these by name: quantized, and beside it the weights float32 [out, in] rounded."""
@@ -265,7 +265,7 @@ def parse_integers(name: str) -> Integers | None:
     """The recipe of a short name such as gptq-w4g128-asym-actorder, if it is one of this family.
 
     Raises:
-        UserError: steps behind a method that takes none, or a number that none can have.
+        UserError: steps or windows a step behind a method that takes none, or a number that none can have.
     """
     match = PATTERN.fullmatch(name)
     if match is None:

@@ -78,7 +78,6 @@ class Walked:
     data = True
     sequential = False
     targets = False
-    encodes_all = False
 
     def versions(self) -> dict[str, str]:
         """None: qlab's own methods depend on qlab's environment alone."""
@@ -94,6 +93,10 @@ class Walked:
     def remarks(self, source: OpenedModel) -> dict[str, str]:
         """None: most layouts hold every function."""
         return {}
+
+    def encodes(self, source: OpenedModel, name: str) -> bool:
+        """Nothing outside the blocks."""
+        return False
 
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """As it is: whether FP16 or BF16 holds it and what the model makes of it, only the whole walk tells (`finish`)."""

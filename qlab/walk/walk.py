@@ -90,8 +90,7 @@ class Calibration:
 
 class Method(Protocol):
     """A recipe as the walk sees it. `data`: whether it wants activations; `sequential`: those behind the blocks it has quantized;
-    `targets`: beside them what the original block makes of the original's. `encodes_all`: whether embedding and head are encoded too,
-    which takes a CPU many times as long as a GPU."""
+    `targets`: beside them what the original block makes of the original's."""
 
     @property
     def name(self) -> str: ...
@@ -101,14 +100,16 @@ class Method(Protocol):
     def sequential(self) -> bool: ...
     @property
     def targets(self) -> bool: ...
-    @property
-    def encodes_all(self) -> bool: ...
 
     def quantize_block(self, source: OpenedModel, block: Block, calibration: Calibration | None) -> Quantized:
         """Quantize the block, which it may change; a sequential one leaves the quantized weights in it."""
 
+    def encodes(self, source: OpenedModel, name: str) -> bool:
+        """Whether a tensor outside the blocks is encoded too, which takes a CPU many times as long as a GPU."""
+
     def keep(self, source: OpenedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """A tensor that is not quantized, as it lies in a part: the format may narrow it when it is assembled."""
+        """A tensor outside the blocks, or of a block but not of a layer, as it lies in a part: the format may narrow it when it is
+        assembled. It lies on the walk's device where it is encoded."""
 
     def assemble(self, source: OpenedModel, parts: Sequence[Path], out: Path, largest: float) -> None:
         """Make the checkpoint in the folder `out` of the parts, in their order; `largest`, of the model's weights and activations as far
@@ -208,7 +209,7 @@ class Walk:
             for method in self.methods:  # each in a part of its own: on a CPU embedding and head are never both in memory
                 tensor = skeleton.checkpoint.read(name)
                 largest.see(tensor)
-                place = self.device if method.encodes_all else tensor.device
+                place = self.device if method.encodes(self.source, name) else tensor.device
                 self._write(streams, method, f"0000-{number:03}", method.keep(self.source, name, tensor.to(place)))
                 journal.saw(method.name, largest.value)
                 del tensor

@@ -12,7 +12,7 @@ from qlab import EMBEDDED
 from qlab.artifacts import budget, duration
 from qlab.artifacts.block_shape import BlockShape
 from qlab.methods.gptq import compensated
-from qlab.models.opening import locate
+from qlab.models.opening import OpenedModel, locate
 from qlab.recipes import parse
 from qlab.support.errors import UserError
 from qlab.support.processes.process import peak_bytes, run_isolated, steady_heap
@@ -121,3 +121,10 @@ def test_larger_batches_take_more_up_to_all_windows(monkeypatch: pytest.MonkeyPa
     seconds = [duration.duration(BLOCK, [recipe], (8, 64), 1, 0.0, "cpu") for recipe in recipes]
     assert memory[0] < memory[1] == memory[2]
     assert seconds[0] < seconds[1] == seconds[2]
+
+
+def test_a_gpu_has_more_beside_an_embedding_that_it_encodes(tiny: OpenedModel) -> None:
+    weights = 4096 * 256
+    assert tiny.layout.shapes[tiny.layout.embedding] == (4096, 256)
+    assert budget.encoding([parse("q4_k_m"), parse("nf4")], tiny, "cuda") == 26.0 * weights
+    assert budget.encoding([parse("f16"), parse("nf4")], tiny, "cuda") == budget.encoding([parse("q4_k_m")], tiny, "cpu") == 0

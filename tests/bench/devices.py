@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", choices=SHAPES, default="8B")
     parser.add_argument("--blocks", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=128256, help="of the vocabulary")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--windows", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
@@ -55,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="qlab-bench-") as work:
         folder = Path(work)
         few = max(options.counts)
-        shape = SHAPES[options.shape][0]
+        shape = SHAPES[options.shape][0] | {"rows": options.rows}
         small, model = (make_checkpoint(folder / f"made-up-{count}", count, alike=True, **shape) for count in (few, options.blocks))
         for recipes in [names.split("+") for names in options.recipes]:
             quantize(small, folder / "out", recipes, options, few)

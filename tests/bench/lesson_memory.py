@@ -38,12 +38,8 @@ SHAPES = {
 }
 PAUSE = 0.02  # seconds between two looks at the device
 END = re.compile(r"^## (Exercises|What was measured|Recap)", re.MULTILINE)  # what follows asks a reader
-LIBRARIES = {
-    "AutoAWQ": "awq",
-    "AutoGPTQ": "auto_gptq",
-    "BitsAndBytes": "bitsandbytes",
-    "LlamaCpp": "llama_cpp",
-}  # by their recipes; .venv-peers' say it themselves
+# By the recipes that need them; those of .venv-peers say themselves that it is not there.
+LIBRARIES = {"AutoAWQ": "awq", "AutoGPTQ": "auto_gptq", "BitsAndBytes": "bitsandbytes", "LlamaCpp": "xllamacpp"}
 UNASKED = re.compile(r"lesson\.artifact\(LlamaCpp\(\)\)")  # a library beside ours, which no list of recipes names
 BESIDE_IT = re.compile(r"\"llama\.cpp's q4_k_m\"\)")  # a cell that holds others against it
 LEFT_OUT = re.compile(r"\b(serving|serve_in_turn)\(|row\.figures")  # cells that start a runtime, or show how fast one was
@@ -191,11 +187,11 @@ def run(lesson: str, values: dict[str, Any], watch: Watch, budget: float) -> tup
             if time.monotonic() - started > budget:
                 print(f"cell {number:2}: not run, {budget:.0f} s are over: {title}", flush=True)
                 continue
-            if LEFT_OUT.search(source) or (BESIDE_IT.search(source) and not is_here("llama_cpp")):
-                print(f"cell {number:2}: left out, of runtimes: {title}", flush=True)
+            if LEFT_OUT.search(source) or (BESIDE_IT.search(source) and not is_here(LIBRARIES["LlamaCpp"])):
+                print(f"cell {number:2}: left out, of a runtime or library: {title}", flush=True)
                 exec(imports_of(source), names)  # later cells count on them
                 continue
-            if UNASKED.search(source) and not is_here("llama_cpp"):
+            if UNASKED.search(source) and not is_here(LIBRARIES["LlamaCpp"]):
                 source = "\n".join(line for line in source.splitlines() if not UNASKED.search(line))
             watch.start()
             begun, said = time.monotonic(), "done"

@@ -21,7 +21,7 @@ EXPERTS = {  # what files call a mixture, and an expert's gate, down and up proj
     "qwen3_moe": ("mlp", "gate_proj", "down_proj", "up_proj"),
 }
 
-ROWS = 1 << 14  # more than a layer of a block has: of embedding and head these are repeated
+ROWS = 1 << 15  # more than a layer of 70B has: of embedding and head these are repeated
 
 
 def make_checkpoint(

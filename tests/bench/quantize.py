@@ -208,6 +208,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="8B", help="of the part 'large'")
     parser.add_argument("--profile", action="store_true", help="print where the time of the part 'large' went")
     options = parser.parse_args()
+    if options.large_blocks is not None and options.large_blocks < 2:
+        parser.error(f"--large-blocks is {options.large_blocks}: expected 2 or more, since one block is walked over before")
     quiet()
     with tempfile.TemporaryDirectory(prefix="qlab-bench-") as work:
         if "quality" in options.parts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -126,9 +127,32 @@ sys.stderr.write(f"1%\\r2%\\nleft: {left.pid}\\n\\n")
 """
     with subprocess.Popen([sys.executable, "-c", told], stderr=subprocess.PIPE) as program:
         last = elsewhere.passed_on(program)
-    left = psutil.Process(int(last.removeprefix("left: ")))  # it has the same pipe, and runs on
-    left.kill()
+    psutil.Process(int(last.removeprefix("left: "))).kill()  # it has the same pipe, and ran on
     assert capfd.readouterr().err == f"1%\r2%\n{last}\n\n"
+
+
+def test_all_that_a_library_said_before_its_end_is_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    told = "import os, sys; sys.stderr.write('x' * 60_000 + '\\nthe reason'); sys.stderr.close(); os.close(2)"
+    with subprocess.Popen([sys.executable, "-c", told], stderr=subprocess.PIPE) as program:
+        program.wait()  # less than a pipe holds
+        assert elsewhere.passed_on(program) == "the reason"
+    assert capfd.readouterr().err == "x" * 60_000 + "\nthe reason"
+
+
+def test_whoever_stops_waiting_ends_the_library(
+    environment: Path, tiny: OpenedModel, calibration: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def stopped(program: subprocess.Popen[bytes]) -> str:
+        started.append(program)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(elsewhere, "passed_on", stopped)
+    (environment / "standing_in.py").write_text("import time; time.sleep(600)")
+    with pytest.raises(KeyboardInterrupt):
+        AutoRound().quantize(tiny, calibration, tmp_path, "cpu")
+    assert started[0].returncode == -signal.SIGKILL
 
 
 def test_programs_beside_the_model_are_no_part_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from qlab.formats.imatrix import Entry, Imatrix, ImatrixFile, merged, write_imat
 from qlab.models.loading import load
 from qlab.models.opening import OpenedModel
 from qlab.peers.recipes import LlamaCpp
-from qlab.recipes import GGUF
+from qlab.recipes import GGUF, parse
 from qlab.recipes.importance import measure
 from qlab.support.errors import UserError
 from tests.walk.families import FAMILIES, make
@@ -173,3 +173,9 @@ def test_on_a_gpu_embedding_and_head_are_encoded_there(
     GGUF("q4_k_m", "plain").quantize(tiny, calibration, tmp_path, "cuda")
     assert seen[tiny.layout.embedding] == "cuda"
     assert set(seen.values()) == {"cuda"}
+
+
+def test_what_is_encoded_outside_the_blocks(tiny: OpenedModel) -> None:
+    embedding = tiny.layout.embedding
+    assert all(recipe.encodes(tiny, embedding) for recipe in (GGUF(), GGUF("q8_0"), GGUF("f16", "plain", output_type="Q8_0")))
+    assert not any(recipe.encodes(tiny, embedding) for recipe in (GGUF("f16"), LlamaCpp(), parse("gptq-w4g64"), parse("nf4")))

@@ -67,11 +67,11 @@ class _Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, layer: RestingLinear) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, layer: Any) -> Tensor:
         ctx.layer = layer
         kind = inputs.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        return functional.linear(inputs, layer.weight_as(dtype), layer.bias)  # type: ignore[operator]
+        return functional.linear(inputs, layer.weight_as(dtype), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
