@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
+import gguf
 import numpy as np
 import torch
 from torch import Tensor
 
 from qlab.methods.kquants.blocks import Superblocks
+
+AT_ONCE = 1 << 18  # weights that a thread decodes at a time: a processor's cache holds them with their temporaries
 
 
 def to_bytes(tensor: Superblocks) -> np.ndarray:
@@ -17,6 +22,26 @@ def to_bytes(tensor: Superblocks) -> np.ndarray:
 def byte_tensor(tensor: Superblocks) -> Tensor:
     """uint8 [out, bytes a row], where the tensor is."""
     return LAYOUTS[tensor.kind](tensor).view(tensor.shape[0], -1)
+
+
+def from_bytes(stored: Tensor, kind: str) -> Tensor:
+    """The weights float32 [..., in] of a type's bytes, uint8 [..., bytes a row] on the CPU, by as many threads as PyTorch has.
+
+    By gguf-py: its decoder is not ours, so it judges our encoder.
+    """
+    qtype = gguf.GGMLQuantizationType[kind]
+    weights, size = gguf.GGML_QUANT_SIZES[qtype]
+    rows = stored.numpy().reshape(-1, stored.shape[-1])
+    found = np.empty((len(rows), stored.shape[-1] // size * weights), np.float32)
+    step = max(1, AT_ONCE // found.shape[1])
+
+    def decode(first: int) -> None:
+        found[first : first + step] = gguf.quants.dequantize(rows[first : first + step], qtype)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for _ in threads.map(decode, range(0, len(rows), step)):
+            pass
+    return torch.from_numpy(found).view(*stored.shape[:-1], found.shape[1])
 
 
 def q8_0_bytes(tensor: Superblocks) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qlab.formats.gguf.architectures import ARCHITECTURES, standard
-from qlab.formats.gguf.block_bytes import byte_tensor
+from qlab.formats.gguf.block_bytes import byte_tensor, from_bytes
 from qlab.formats.gguf.forms import SAME, Form
 from qlab.formats.gguf.metadata import architecture
 from qlab.formats.gguf.mix import Mix, expert_count, tensor_type
@@ -216,15 +216,12 @@ def name_map(arch: gguf.MODEL_ARCH, layers: int) -> gguf.TensorNameMap:
 
 
 def decode(stored: dict[str, Tensor]) -> Tensor:
-    """The weights, float32, of one tensor that encode_tensors returned; in the form that it has there.
-
-    By gguf-py: its decoder is not ours, so it judges our encoder.
-    """
+    """The weights, float32, of one tensor that encode_tensors returned; in the form that it has there."""
     ((key, tensor),) = stored.items()
     kind = key.partition(":")[0]
     if tensor.is_floating_point():
         return tensor.float()
-    return torch.from_numpy(gguf.quants.dequantize(tensor.cpu().numpy(), gguf.GGMLQuantizationType[kind]))
+    return from_bytes(tensor.cpu(), kind)
 
 
 def decode_plain(stored: dict[str, Tensor], name: str, config: dict[str, Any]) -> Tensor:

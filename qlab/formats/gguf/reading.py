@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from qlab.formats.gguf.architectures import standard
+from qlab.formats.gguf.block_bytes import from_bytes
 from qlab.formats.gguf.configuration import model_config
 from qlab.formats.gguf.encoding import EXPERT, form_of, shapes_of
 from qlab.formats.gguf.forms import SAME
@@ -182,7 +183,7 @@ def check_kind(name: str, kind: str) -> None:
 
 def decode(tensor: Tensor, kind: str) -> Tensor:
     """The weights of a stored tensor: floats as they are, others float32."""
-    return tensor if kind in FLOATS else torch.from_numpy(gguf.quants.dequantize(tensor.numpy(), gguf.GGMLQuantizationType[kind]))
+    return tensor if kind in FLOATS else from_bytes(tensor, kind)
 
 
 def decode_form(parts: dict[str, Tensor], kinds: Sequence[str], name: str, config: dict[str, Any]) -> Tensor:
