@@ -156,10 +156,10 @@ def predict(
 def encoding(recipes: Sequence[WalkedRecipe], source: OpenedModel, device: str) -> float:
     """Bytes that a GPU has beside the largest tensor outside the blocks while that is encoded: what is computed of some of its weights at a
     time, and the codes and bytes of some (qlab.methods.kquants.blocks.encode, qlab.formats.gguf.encoding.encode_rows)."""
-    outside = [name for name in source.layout.rest if any(recipe.encodes(source, name) for recipe in recipes)]
-    if device == "cpu" or not outside:
+    shapes = [source.layout.shapes[name] for name in source.layout.rest if any(recipe.encodes(source, name) for recipe in recipes)]
+    if device == "cpu" or not shapes:
         return 0.0
-    weights = max(prod(source.layout.shapes[name]) for name in outside)
+    weights = max(map(prod, shapes))
     return 24.0 * min(weights, DEVICE_CHUNK) + 2.0 * min(weights, weights_at_once(torch.device(device)))
 
 

@@ -180,18 +180,18 @@ def run(lesson: str, values: dict[str, Any], watch: Watch, budget: float) -> tup
 
     names: dict[str, Any] = dict(values)
     own = everyone = 0
-    failed, started = list[str](), time.monotonic()
+    failed, started, llamacpp = list[str](), time.monotonic(), is_here(LIBRARIES["LlamaCpp"])
     with patch.object(widgets, "explore", first_only):
         for number, source in enumerate(cells_of(lesson), 1):
             title = next((line for line in source.splitlines() if line and not line.startswith(("from ", "import ", "#"))), "")[:60]
             if time.monotonic() - started > budget:
                 print(f"cell {number:2}: not run, {budget:.0f} s are over: {title}", flush=True)
                 continue
-            if LEFT_OUT.search(source) or (BESIDE_IT.search(source) and not is_here(LIBRARIES["LlamaCpp"])):
+            if LEFT_OUT.search(source) or (BESIDE_IT.search(source) and not llamacpp):
                 print(f"cell {number:2}: left out, of a runtime or library: {title}", flush=True)
                 exec(imports_of(source), names)  # later cells count on them
                 continue
-            if UNASKED.search(source) and not is_here(LIBRARIES["LlamaCpp"]):
+            if UNASKED.search(source) and not llamacpp:
                 source = "\n".join(line for line in source.splitlines() if not UNASKED.search(line))
             watch.start()
             begun, said = time.monotonic(), "done"

@@ -208,7 +208,7 @@ def test_an_8b_model_s_lessons_fit_a_card_of_24_gb(copy: Path) -> None:
 # Bytes of an H200 that a lesson's process held at its peak, of so many blocks in a room of 24 GB, on so many evaluation windows (0: as many
 # as a model of its size gets; tests.bench.lesson_memory). The factors were corrected by those of eight blocks; those of four were measured
 # since, those on two windows of all cells that need no runtime. Lesson 5's are of when training multiplied in FP32: in BF16 it held
-# 10.51 GB of four blocks, the head in both. It is made in BF16 at once now, measured on a CPU alone: half of what training then held.
+# 10.51 GB of four blocks, the head in both. It is made in BF16 at once now, which has not been measured on a GPU.
 ON_A_GPU = {
     ("01_principles", 8, 0): 10.51e9, ("03_gptq", 8, 0): 9.93e9, ("05_nf4", 8, 0): 12.72e9,
     ("02_awq", 4, 0): 7.83e9, ("03_gptq", 4, 0): 7.98e9, ("05_nf4", 4, 0): 9.18e9,
